@@ -1,0 +1,23 @@
+"""Transfer learning for images: extract features once, train heads in seconds, fine-tune the top blocks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.api import FeatureExtractor, Features, extract, load_features
+
+__all__ = ["FeatureExtractor", "Features", "extract", "load_features"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for only then: `tlpipe --help` needs none of it."""
+    if name in __all__:
+        from pipeline import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,5 @@
+"""`python -m pipeline` is `tlpipe`."""
+
+from pipeline.cli import main
+
+main()

@@ -1,0 +1,72 @@
+"""The graph of a functional Keras model: its order, and the single tensors that cut it in two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import keras
+
+__all__ = ["Node", "cuts", "nodes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One use of a layer (or of an operation) in a graph.
+
+    Attributes:
+        name: The layer's name.
+        layer: The layer.
+        outputs: Its output tensors.
+        parents: Positions, in the list of nodes, of those whose outputs it reads.
+    """
+
+    name: str
+    layer: Any
+    outputs: tuple[Any, ...]
+    parents: tuple[int, ...]
+
+
+def nodes(model: keras.Model) -> list[Node]:
+    """The uses of layers between a model's inputs and its outputs, each after those that it reads.
+
+    The order is Keras's own, which is by depth; layers that no output depends on are left out.
+    """
+    known: dict[int, int] = {}
+    found: list[Node] = []
+    depths = sorted(model._nodes_by_depth, reverse=True)
+    inputs = {id(tensor) for tensor in model.inputs}
+    for depth in depths:
+        for use in model._nodes_by_depth[depth]:
+            start = any(id(tensor) in inputs for tensor in use.output_tensors)
+            parents = () if start else tuple(sorted({known[id(tensor)] for tensor in use.input_tensors}))
+            for tensor in use.output_tensors:
+                known[id(tensor)] = len(found)
+            found.append(Node(use.operation.name, use.operation, tuple(use.output_tensors), parents))
+    return found
+
+
+def cuts(model: keras.Model) -> list[str]:
+    """Names of all layers whose output alone decides what lies above them, from the input upwards.
+
+    A layer is a cut if every path from the inputs to the outputs goes through its one output tensor: if no later
+    layer reads anything from before it. Any functional model will do; the outputs themselves are no cuts.
+    """
+    return [node.name for node in _cut_nodes(nodes(model))]
+
+
+def _cut_nodes(order: list[Node]) -> list[Node]:
+    # reach[i] is the last position that reads the output of node i; the world outside reads the model's outputs. A
+    # path around node p has an edge that starts before p and ends behind it; without one, all paths meet at p.
+    reach = [len(order)] * len(order)
+    for position, node in enumerate(order):
+        for parent in node.parents:
+            reach[parent] = position
+    furthest = max(position for position, node in enumerate(order) if not node.parents)
+    found = []
+    for position, node in enumerate(order):
+        if furthest <= position and reach[position] < len(order) and len(node.outputs) == 1:
+            found.append(node)
+        furthest = max(furthest, reach[position])
+    return found

@@ -1,0 +1,277 @@
+"""Backbones as Keras graphs: uint8 RGB in, preprocessing inside, features out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import runtime
+from pipeline.backbones.catalogue import Backbone, Block
+from pipeline.backbones.graph import Node, cuts, nodes
+from pipeline.config import POOLINGS, one_of
+from pipeline.errors import ConfigError, EndpointError, WeightsError
+
+if TYPE_CHECKING:
+    import keras
+
+__all__ = ["Network", "Unfrozen", "build_network", "check_image_size", "first_line", "load_network"]
+
+# Mean and standard deviation of ImageNet's RGB as shares of white, and the mean in BGR 0..255: the constants of
+# keras.applications.imagenet_utils.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_BGR_MEAN = (103.939, 116.779, 123.68)
+
+
+@dataclass(frozen=True, slots=True)
+class Unfrozen:
+    """Where frozen meets trainable.
+
+    Attributes:
+        cut: Layer whose output alone decides all that lies above it.
+        layers: Names of the layers above the cut that may be trained.
+    """
+
+    cut: str
+    layers: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A backbone as a graph from uint8 [n, height, width, 3] to its last feature map.
+
+    Attributes:
+        model: The functional model.
+        row: Its row in the table; None for a model of one's own, which has layers but no blocks.
+    """
+
+    model: keras.Model
+    row: Backbone | None
+
+    def features(self, endpoint: str, pooling: str) -> keras.Model:
+        """The part of the graph that computes features.
+
+        Args:
+            endpoint: Block or layer; several, joined by "+", are pooled each and concatenated.
+            pooling: "avg" or "max" over height and width, or "none".
+
+        Returns:
+            A model from uint8 [n, height, width, 3] to float32 [n, d], or [n, h, w, c] without pooling.
+
+        Raises:
+            EndpointError: If an endpoint is unknown, or several can't be joined.
+        """
+        keras = runtime.keras()
+        one_of("--pooling", pooling, POOLINGS)
+        parts = [self._tensor(name) for name in endpoint.split("+")]
+        if len(parts) > 1 and pooling == "none":
+            raise EndpointError(f"--endpoint {endpoint} joins several layers; that needs --pooling avg or max")
+        pool = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}.get(pooling)
+        if pool is not None:
+            # A layer without height and width, such as a dense one, is pooled already.
+            parts = [pool(name=f"pooled_{number}")(part) if len(part.shape) == 4 else part for number, part in enumerate(parts)]
+        joined = keras.layers.Concatenate(name="joined")(parts) if len(parts) > 1 else parts[0]
+        if joined.dtype != "float32":
+            joined = keras.layers.Activation("linear", dtype="float32", name="in_float32")(joined)
+        return keras.Model(self.model.inputs, joined, name="features")
+
+    def last_map(self) -> str:
+        """Name of the last layer with height and width; of the last layer if there is none."""
+        order = nodes(self.model)
+        maps = [node for node in order if len(node.outputs) == 1 and len(node.outputs[0].shape) == 4]
+        return (maps or order)[-1].name
+
+    def unfreeze(self, features: keras.Model, blocks: str) -> Unfrozen:
+        """Find the cut below a block: the last single tensor below its first layer.
+
+        Args:
+            features: What `features` gave.
+            blocks: A block or a layer; it and all above it may be trained.
+
+        Raises:
+            EndpointError: If there is no such block or layer, or nothing of the features lies above it.
+        """
+        order = nodes(features)
+        start = self._start(order, blocks)
+        below = cuts(features)
+        positions = {node.name: position for position, node in enumerate(order)}
+        cut = max((positions[name] for name in below if positions[name] < start), default=None)
+        if cut is None:
+            raise EndpointError(f"--blocks {blocks} leaves no layer below it that could stay frozen")
+        layers = frozenset(node.name for node in order[start:] if getattr(node.layer, "weights", ()))
+        return Unfrozen(order[cut].name, layers)
+
+    def _tensor(self, endpoint: str) -> Any:
+        order = nodes(self.model)
+        block = self.row.block(endpoint) if self.row else None
+        if block is None:
+            return self._layer(order, endpoint, "--endpoint").outputs[0]
+        if block.output:
+            return next(node for node in order if re.match(block.output, node.name)).outputs[0]
+        if self.row is not None and block is not self.row.blocks[-1]:
+            following = self.row.blocks[self.row.blocks.index(block) + 1]
+            start = self._start(order, following.name)
+            below = set(cuts(self.model))
+            return next(node for node in reversed(order[:start]) if node.name in below).outputs[0]
+        return self.model.outputs[0]
+
+    def _start(self, order: list[Node], name: str) -> int:
+        """Position of the first layer of a block, or of a layer."""
+        block = self.row.block(name) if self.row else None
+        if block is None:
+            return order.index(self._layer(order, name, "--blocks"))
+        position = self._block_start(order, block)
+        if position is None:
+            raise EndpointError(f"--blocks {name} lies above the endpoint of the features; train on features from above it")
+        return position
+
+    def _block_start(self, order: list[Node], block: Block) -> int | None:
+        names = [node.name for node in order]
+        if block.first:
+            return next((at for at, name in enumerate(names) if re.match(block.first, name)), None)
+        if block.after:
+            return next((at + 1 for at, name in enumerate(names) if re.match(block.after, name)), None)
+        output = next((at for at, name in enumerate(names) if re.match(block.output, name)), None)
+        if output is None:
+            return None
+        below = set(cuts(self.model))
+        return next(at + 1 for at in reversed(range(output)) if names[at] in below)
+
+    def _layer(self, order: list[Node], name: str, option: str) -> Node:
+        for node in order:
+            if node.name == name:
+                if len(node.outputs) > 1:
+                    raise EndpointError(f"{option} {name} has {len(node.outputs)} outputs; take a layer with one")
+                return node
+        blocks = [block.name for block in self.row.blocks] if self.row else []
+        near = get_close_matches(name, [*blocks, *(node.name for node in order)], n=3)
+        hint = f"Did you mean {' or '.join(near)}?" if near else ""
+        legal = f"Blocks are {', '.join(blocks)}; any layer's name will do too." if blocks else "Any layer's name will do."
+        raise EndpointError(f"{option}: there is no block or layer {name!r}. {hint or legal}")
+
+
+@contextmanager
+def fresh_names() -> Iterator[None]:
+    """Count the layers without a name of their own from the start, so that their names tell them in every process."""
+    runtime.keras()
+    from keras.src.backend.common import global_state
+
+    before = global_state.get_global_attribute("object_name_uids")
+    global_state.set_global_attribute("object_name_uids", None)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("object_name_uids", before)
+
+
+@contextmanager
+def _dtype_policy(policy: str) -> Iterator[None]:
+    keras = runtime.keras()
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def build_network(row: Backbone, image_size: tuple[int, int], policy: str = "float32") -> Network:
+    """Build a backbone of the table with weights as Keras draws them.
+
+    Args:
+        row: The backbone.
+        image_size: (height, width), pixels.
+        policy: Keras dtype policy: "float32", "mixed_float16" or "mixed_bfloat16".
+
+    Raises:
+        ConfigError: If the image is smaller than the backbone takes.
+    """
+    check_image_size(row, image_size)
+    keras = runtime.keras()
+    with fresh_names(), _dtype_policy(policy):
+        pixels = keras.Input((*image_size, 3), dtype="uint8", name="pixels")
+        inside = _preprocess(row, pixels)
+        function = getattr(keras.applications, row.function)
+        model = function(
+            weights=None, include_top=False, input_tensor=inside, input_shape=(*image_size, 3), **row.arguments
+        )
+    return Network(keras.Model(pixels, model.outputs[0], name=row.name), row)
+
+
+def check_image_size(row: Backbone, image_size: tuple[int, int]) -> None:
+    """Refuse images that a backbone can't take, before anything is loaded.
+
+    Raises:
+        ConfigError: If a side is too small.
+    """
+    if min(image_size) < row.least_size:
+        raise ConfigError(
+            f"--image-size {image_size[0]}x{image_size[1]} is too small for {row.name}, which takes "
+            f"{row.least_size} pixels or more; its native size is {row.native_size}"
+        )
+
+
+def _preprocess(row: Backbone, pixels: Any) -> Any:
+    """Apply keras.applications' `preprocess_input` as layers, which are saved with the model."""
+    rescaling = runtime.keras().layers.Rescaling
+    if row.preprocessing == "torch":
+        scale = [1 / (255 * std) for std in IMAGENET_STD]
+        offset = [-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
+        return rescaling(scale, offset, name="preprocessing")(pixels)
+    if row.preprocessing == "caffe":
+        rgb = rescaling(1.0, [-mean for mean in reversed(IMAGENET_BGR_MEAN)], name="preprocessing")(pixels)
+        return runtime.keras().ops.flip(rgb, axis=-1)
+    if row.preprocessing == "tf":
+        return rescaling(1 / 127.5, -1.0, name="preprocessing")(pixels)
+    if row.preprocessing == "efficientnet":
+        # Keras divides once more, by the root of the standard deviation, but only if it loads ImageNet itself. The
+        # same factor, before the network's own (x / 255 - mean) / root, is s * x + 255 * mean * (1 - s).
+        scale = [std**-0.5 for std in IMAGENET_STD]
+        offset = [255 * mean * (1 - factor) for mean, factor in zip(IMAGENET_MEAN, scale, strict=True)]
+        return rescaling(scale, offset, name="preprocessing")(pixels)
+    return rescaling(1.0, name="preprocessing")(pixels)
+
+
+def load_network(path: Path, image_size: tuple[int, int], policy: str = "float32") -> Network:
+    """Load a model of one's own from a `.keras` file, without running code from it.
+
+    Args:
+        path: The file; a functional or sequential model that takes RGB 0..255.
+        image_size: (height, width), pixels.
+        policy: Keras dtype policy.
+
+    Raises:
+        WeightsError: If it can't be loaded.
+        ConfigError: If it doesn't take images of this size.
+    """
+    keras = runtime.keras()
+    try:
+        loaded = keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises many kinds, for damaged files and for code it won't run
+        raise WeightsError(f"{path} can't be loaded as a Keras model: {first_line(error)}") from error
+    if not getattr(loaded, "inputs", None) or len(loaded.inputs) != 1 or len(loaded.inputs[0].shape) != 4:
+        raise ConfigError(f"{path} is no model with one input of images [n, height, width, 3]; such a one is needed")
+    expected = tuple(loaded.inputs[0].shape[1:])
+    if any(side not in (None, given) for side, given in zip(expected, (*image_size, 3), strict=True)):
+        sides = "x".join(str(side) for side in expected[:2])
+        raise ConfigError(
+            f"{path} takes images of {sides} with {expected[2]} channels, not {image_size[0]}x{image_size[1]} RGB; "
+            f"give --image-size {sides}"
+        )
+    with fresh_names(), _dtype_policy(policy):
+        pixels = keras.Input((*image_size, 3), dtype="uint8", name="pixels")
+        inside = keras.layers.Rescaling(1.0, name="preprocessing")(pixels)
+        flat = keras.models.clone_model(keras.Model(loaded.inputs, loaded.outputs[0]), input_tensors=inside)
+        model = keras.Model(pixels, flat.outputs[0], name=re.sub(r"\W", "_", path.stem))
+    model.set_weights(loaded.get_weights())
+    return Network(model, None)
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

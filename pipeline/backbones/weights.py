@@ -1,0 +1,209 @@
+"""Where a backbone's weights come from, and the digest of the arrays that were loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from os import environ
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline import runtime
+from pipeline.backbones.catalogue import Backbone, get_backbone
+from pipeline.backbones.network import Network, build_network, check_image_size, first_line, load_network
+from pipeline.errors import ConfigError, WeightsError
+from pipeline.memo import Memo, Stamp
+
+if TYPE_CHECKING:
+    import keras
+
+__all__ = ["Pretrained", "find_imagenet", "keras_file", "open_backbone", "weights_digest"]
+
+WEIGHTS_FOLDER = "TLPIPE_WEIGHTS"
+
+
+def keras_file(row: Backbone) -> Path:
+    """Where Keras keeps the ImageNet weights of a backbone once it has fetched them."""
+    return runtime.keras_home() / "models" / row.weights_file
+
+
+def find_imagenet(row: Backbone) -> Path | None:
+    """The file with ImageNet weights: in $TLPIPE_WEIGHTS, else in Keras's own cache, else None."""
+    candidates = [keras_file(row)]
+    if folder := environ.get(WEIGHTS_FOLDER):
+        candidates = [Path(folder) / row.weights_file, Path(folder) / f"{row.name}_imagenet_notop.h5", *candidates]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def fetch_imagenet(row: Backbone) -> Path:
+    """Let Keras fetch the ImageNet weights of a backbone, and check them.
+
+    Raises:
+        WeightsError: If they can't be fetched, with what to do instead.
+    """
+    function = getattr(runtime.keras().applications, row.function)
+    shape = (row.native_size, row.native_size, 3)
+    try:
+        with redirect_stdout(sys.stderr):  # Keras draws its progress on standard output
+            function(weights="imagenet", include_top=False, input_shape=shape, **row.arguments)
+    except Exception as error:  # Keras raises a bare Exception where the network fails
+        raise WeightsError(
+            f"The ImageNet weights of {row.name} are not here and can't be fetched: {first_line(error)}. "
+            f"Put {row.weights_file} from {row.weights_address} into the folder that ${WEIGHTS_FOLDER} names, "
+            "or go without: --weights random"
+        ) from error
+    return keras_file(row)
+
+
+def weights_digest(model: keras.Model) -> str:
+    """Digest of all weight arrays of a model, in its order: type, shape and bytes; 32 hexadecimal characters."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in model.get_weights():
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Let Keras draw the same weights each time, and put back the generators of Python and NumPy."""
+    states = random.getstate(), np.random.get_state()
+    runtime.keras().utils.set_random_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@dataclass
+class Pretrained:
+    """A backbone with its weights, loaded when they are needed.
+
+    Attributes:
+        name: Name in the table, or of a model file.
+        row: Row in the table; None for a model file.
+        source: "random", or the file of the weights or of the whole model.
+        seed: Seed of random weights.
+        image_size: (height, width), pixels.
+        memo: Where the digest is remembered, so that features are found again without loading a network.
+    """
+
+    name: str
+    row: Backbone | None
+    source: Path | str
+    seed: int
+    image_size: tuple[int, int]
+    memo: Memo | None = None
+    _networks: dict[str, Network] = field(default_factory=dict, repr=False)
+
+    @property
+    def label(self) -> str:
+        """Where the weights come from, in a word."""
+        return f"random (seed {self.seed})" if isinstance(self.source, str) else self.source.name
+
+    def digest(self) -> str:
+        """Digest of the weight arrays as loaded; of a model file, of its graph as well."""
+        kind = f"weights of {self.name} in keras {runtime.version('keras')}"
+        if isinstance(self.source, str):
+            kind += f", {self.source} {self.seed}"
+            known = self.memo.recall_text(kind) if self.memo else None
+        else:
+            stamp = Stamp.of(self.source)
+            known = self.memo.recall(kind, {self.source: stamp}).get(self.source) if self.memo else None
+        if known:
+            return known
+        model = self.network().model
+        digest = weights_digest(model)
+        if self.row is None:
+            digest = hashlib.blake2b((digest + model.to_json()).encode(), digest_size=16).hexdigest()
+        if self.memo and isinstance(self.source, str):
+            self.memo.remember_text(kind, digest)
+        elif self.memo and isinstance(self.source, Path):
+            self.memo.remember(kind, {self.source: (stamp, digest)})
+        return digest
+
+    def default_endpoint(self) -> str:
+        """Name of the last block, or of the last layer with height and width in a model of one's own."""
+        return self.row.default_endpoint if self.row else self.network().last_map()
+
+    def network(self, policy: str = "float32") -> Network:
+        """The backbone as a graph, with its weights.
+
+        Args:
+            policy: Keras dtype policy: "float32", "mixed_float16" or "mixed_bfloat16".
+
+        Raises:
+            WeightsError: If the file doesn't hold weights of this backbone.
+        """
+        if policy not in self._networks:
+            self._networks[policy] = self._load(policy)
+        return self._networks[policy]
+
+    def _load(self, policy: str) -> Network:
+        if self.row is None:
+            return load_network(Path(self.source), self.image_size, policy)
+        if isinstance(self.source, str):
+            with _seeded(self.seed):
+                return build_network(self.row, self.image_size, policy)
+        network = build_network(self.row, self.image_size, policy)
+        _load_file(network.model, self.source, self.name)
+        return network
+
+
+def _load_file(model: keras.Model, path: Path, name: str) -> None:
+    try:
+        if path.suffix == ".keras":
+            other = runtime.keras().models.load_model(path, compile=False, safe_mode=True)
+            # A model that was trained further has a head above the backbone's own arrays.
+            arrays = other.get_weights()[: len(model.get_weights())]
+            model.set_weights(arrays)
+        else:
+            model.load_weights(path)
+    except Exception as error:  # h5py, Keras and zipfile raise many kinds
+        raise WeightsError(
+            f"{path} doesn't hold weights of {name} without its classifier, or is damaged: {first_line(error)}"
+        ) from error
+
+
+def open_backbone(
+    name: str, weights: str, seed: int, image_size: tuple[int, int] | None, memo: Memo | None = None
+) -> Pretrained:
+    """Find a backbone and its weights; nothing heavy is loaded.
+
+    Args:
+        name: Name in the table, or the path of a `.keras` file.
+        weights: "imagenet", "random", or a file (`.h5`, `.weights.h5` or `.keras`).
+        seed: Seed of random weights.
+        image_size: (height, width), pixels; None for the native size.
+        memo: Where digests are remembered.
+
+    Raises:
+        UnknownBackboneError: If there is no such backbone.
+        ConfigError: If the image size is too small, or options don't fit each other.
+        WeightsError: If the weights aren't there and can't be fetched.
+    """
+    if name.endswith(".keras"):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise WeightsError(f"There is no model file {name}; give a .keras file, or a name from tlpipe backbones")
+        if weights != "imagenet":
+            raise ConfigError(f"--weights {weights} with --backbone {name}: a model file brings its own weights")
+        return Pretrained(path.stem, None, path, 0, image_size or (224, 224), memo)
+    row = get_backbone(name)
+    size = image_size or (row.native_size, row.native_size)
+    check_image_size(row, size)
+    if weights == "random":
+        return Pretrained(name, row, "random", seed, size, memo)
+    if weights == "imagenet":
+        return Pretrained(name, row, find_imagenet(row) or fetch_imagenet(row), 0, size, memo)
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise WeightsError(f"There is no weights file {weights}; --weights is imagenet, random, or a .h5 or .keras file")
+    return Pretrained(name, row, path, 0, size, memo)

@@ -1,0 +1,122 @@
+"""What all commands share: the options that stand everywhere, errors in plain words, and the answer as text or JSON."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from pipeline.errors import StoppedError, TlpipeError
+
+__all__ = ["Answer", "Common", "command"]
+
+log = logging.getLogger("tlpipe")
+
+Function = TypeVar("Function", bound=Callable[..., "Answer"])
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """Options that stand everywhere."""
+
+    cache: Path
+    reports: Path
+    seed: int
+    quiet: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command found.
+
+    Attributes:
+        value: For `--json`.
+        text: For people.
+        failed: Whether to exit with 1 all the same.
+    """
+
+    value: Any
+    text: str
+    failed: bool = False
+
+
+_COMMON = {
+    "as_json": Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")],
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and the answer only.")],
+    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Print what happens inside, too.")],
+    "seed": Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of all that is drawn.")],
+    "cache": Annotated[Path, typer.Option(help="Folder of features and datasets.", file_okay=False)],
+    "reports": Annotated[Path, typer.Option(help="Folder of runs.", file_okay=False)],
+}
+_DEFAULTS = {
+    "as_json": False,
+    "quiet": False,
+    "verbose": False,
+    "seed": 0,
+    "cache": Path("cache"),
+    "reports": Path("reports"),
+}
+
+
+def command(app: typer.Typer, name: str) -> Callable[[Function], Function]:
+    """Register a command that takes `common` first and gives an `Answer`; the common options are added to its own."""
+
+    def register(function: Function) -> Function:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        shared = [
+            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS[option], annotation=annotation)
+            for option, annotation in _COMMON.items()
+        ]
+
+        @functools.wraps(function)
+        def run(**options: Any) -> None:
+            given = {option: options.pop(option) for option in _COMMON}
+            _listen(quiet=given["quiet"], verbose=given["verbose"])
+            common = Common(given["cache"], given["reports"], given["seed"], given["quiet"])
+            _answer(functools.partial(function, common, **options), as_json=given["as_json"])
+
+        keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        run.__signature__ = inspect.Signature([*keyword_only, *shared])  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *shared]}
+        app.command(name)(run)
+        return function
+
+    return register
+
+
+def _listen(*, quiet: bool, verbose: bool) -> None:
+    """Send the log to standard error, as plain lines."""
+    log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    log.handlers = [logging.StreamHandler(sys.stderr)]
+    log.propagate = False
+
+
+def _answer(function: Callable[[], Answer], *, as_json: bool) -> None:
+    """Print a command's answer and exit: 0 done, 1 our error, 128 and the signal's number if stopped."""
+    try:
+        answer = function()
+    except StoppedError as error:
+        log.error("%s", error)
+        raise typer.Exit(128 + error.signal) from None
+    except KeyboardInterrupt:
+        log.error("Stopped; nothing that was published is lost, and the same command again goes on from there.")
+        raise typer.Exit(128 + signal.SIGINT) from None
+    except TlpipeError as error:
+        log.debug("", exc_info=True)
+        log.error("Error: %s", error)
+        raise typer.Exit(1) from None
+    if as_json:
+        print(json.dumps(answer.value, indent=2, ensure_ascii=False))
+    else:
+        print(answer.text)
+    if answer.failed:
+        raise typer.Exit(1)

@@ -1,0 +1,243 @@
+"""What a user can choose, checked once, and handed on unchanged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, Literal, get_args
+
+from pipeline.errors import ConfigError
+
+__all__ = [
+    "BACKBONE",
+    "ENGINE_NAMES",
+    "INTERPOLATIONS",
+    "POOLINGS",
+    "PRECISIONS",
+    "RESIZES",
+    "ExtractConfig",
+    "FeatureSpec",
+    "ImageConfig",
+    "SplitConfig",
+    "one_of",
+    "parse_image_size",
+]
+
+Pooling = Literal["avg", "max", "none"]
+Resize = Literal["stretch", "pad", "crop"]
+Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos"]
+StoredType = Literal["float32", "float16"]
+
+POOLINGS: tuple[str, ...] = get_args(Pooling)
+RESIZES: tuple[str, ...] = get_args(Resize)
+INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
+ENGINE_NAMES = ("auto", "tensorflow", "openvino")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+BACKBONE = "densenet121"
+"""The default backbone."""
+
+# Raised when the same options give other values than before (another resize, another preprocessing).
+SPEC_VERSION = 1
+
+
+def one_of(option: str, value: str, legal: tuple[str, ...]) -> str:
+    """Return `value` if it is legal.
+
+    Raises:
+        ConfigError: If not, with the legal values.
+    """
+    if value not in legal:
+        near = get_close_matches(value, legal, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{option} is {value!r}; it can be {', '.join(legal)}.{hint}")
+    return value
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """Parse `224` or `HEIGHTxWIDTH` into (height, width) in pixels."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and 0 < int(part) <= 4096 for part in parts):
+        raise ConfigError(f"--image-size is {text!r}; give pixels from 1 to 4096: 224, or 192x256 (height x width)")
+    return int(parts[0]), int(parts[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """How a file becomes pixels.
+
+    Attributes:
+        image_size: (height, width), pixels.
+        resize: "stretch", "pad" (white, centred) or "crop" (centred).
+        interpolation: "bicubic", "bilinear", "nearest" or "lanczos".
+        pixel_limit: Images of more pixels than this are refused.
+    """
+
+    image_size: tuple[int, int]
+    resize: str = "stretch"
+    interpolation: str = "bicubic"
+    pixel_limit: int = 200_000_000
+
+    def __post_init__(self) -> None:
+        one_of("--resize", self.resize, RESIZES)
+        one_of("--interpolation", self.interpolation, INTERPOLATIONS)
+        if self.pixel_limit < 1:
+            raise ConfigError(f"--pixel-limit is {self.pixel_limit}; give a number of pixels above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class SplitConfig:
+    """How splits are carved that the source doesn't have.
+
+    Attributes:
+        val_fraction: Share of the training images that becomes `val`.
+        test_fraction: Share of the images of `test_from` that becomes `test`.
+        test_from: "train" or "val".
+        seed: Another seed draws other images.
+    """
+
+    val_fraction: float = 0.15
+    test_fraction: float = 0.15
+    test_from: str = "train"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        one_of("--test-from", self.test_from, ("train", "val"))
+        for option, value in (("--val-fraction", self.val_fraction), ("--test-fraction", self.test_fraction)):
+            if not 0 <= value < 1:
+                raise ConfigError(f"{option} is {value:g}; give a share from 0 up to, but not including, 1")
+        if self.test_from == "train" and self.val_fraction + self.test_fraction >= 1:
+            raise ConfigError(
+                f"--val-fraction {self.val_fraction:g} and --test-fraction {self.test_fraction:g} leave nothing to "
+                "train on; together they must stay below 1"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractConfig:
+    """What to extract from what; the options of `tlpipe extract`.
+
+    Attributes:
+        data: A folder, a manifest, an array file, or a built-in name.
+        backbone: Name in the table of backbones, or a `.keras` file.
+        weights: "imagenet", "random", or a file.
+        image_size: (height, width), pixels; None for the backbone's native size.
+        endpoint: Block or layer, several joined by "+"; None for the last feature map.
+        pooling: "avg", "max" or "none".
+        resize: As in `ImageConfig`.
+        interpolation: As in `ImageConfig`.
+        pixel_limit: As in `ImageConfig`.
+        views: Number of augmented views beside the image itself.
+        augment: Operations that make a view, joined by commas; None where there are no views.
+        engine: "auto", "tensorflow" or "openvino".
+        precision: "auto", "float32", "bfloat16" or "float16".
+        dtype: Type of stored features; None for float32, or float16 without pooling.
+        splits: How missing splits are carved.
+        seed: Seed of random weights.
+    """
+
+    data: str = "digits"
+    backbone: str = BACKBONE
+    weights: str = "imagenet"
+    image_size: tuple[int, int] | None = None
+    endpoint: str | None = None
+    pooling: str = "avg"
+    resize: str = "stretch"
+    interpolation: str = "bicubic"
+    pixel_limit: int = 200_000_000
+    views: int = 0
+    augment: str | None = None
+    engine: str = "auto"
+    precision: str = "auto"
+    dtype: str | None = None
+    splits: SplitConfig = field(default_factory=SplitConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        one_of("--pooling", self.pooling, POOLINGS)
+        if self.views < 0:
+            raise ConfigError(f"--views is {self.views}; give 0 or more")
+        if self.augment and not self.views:
+            raise ConfigError(f"--augment {self.augment} needs --views: how many augmented versions of each image")
+        if self.views and not self.augment:
+            raise ConfigError(f"--views {self.views} needs --augment, such as --augment flip,crop")
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dictionary that JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> ExtractConfig:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ConfigError: If fields are missing, unknown, or of illegal values.
+        """
+        try:
+            size = value["image_size"]
+            return cls(
+                **{**value, "splits": SplitConfig(**value["splits"]), "image_size": tuple(size) if size else None}
+            )
+        except (TypeError, KeyError) as error:
+            raise ConfigError(f"These are not options of extract: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSpec:
+    """Everything that changes a feature value, and nothing else; its digest names the folder in the cache.
+
+    Attributes:
+        backbone: Name in the table of backbones, or of a model file.
+        weights_digest: Digest of the weight arrays as loaded.
+        endpoint: Block or layer whose output is taken; several are joined by "+".
+        pooling: "avg", "max" or "none", over height and width.
+        image_size: (height, width), pixels.
+        resize: As in `ImageConfig`.
+        interpolation: As in `ImageConfig`.
+        precision: "float32", which is the same on every engine, else engine and precision ("openvino-bfloat16").
+        dtype: Type on disk, "float32" or "float16".
+    """
+
+    backbone: str
+    weights_digest: str
+    endpoint: str
+    pooling: str
+    image_size: tuple[int, int]
+    resize: str
+    interpolation: str
+    precision: str
+    dtype: str
+
+    def digest(self) -> str:
+        """Hexadecimal digest over all fields, 32 characters."""
+        text = json.dumps({"version": SPEC_VERSION, **asdict(self)}, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dictionary that JSON can hold."""
+        return {**asdict(self), "image_size": list(self.image_size)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> FeatureSpec:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ConfigError: If fields are missing, unknown or of the wrong type.
+        """
+        names = {column.name for column in fields(cls)}
+        try:
+            spec = cls(**{**value, "image_size": tuple(value["image_size"])})
+        except (TypeError, KeyError) as error:
+            raise ConfigError(f"A feature spec has the fields {', '.join(sorted(names))}; {error}") from error
+        texts = [getattr(spec, name) for name in names - {"image_size"}]
+        size = spec.image_size
+        if not all(isinstance(text, str) for text in texts) or not all(type(side) is int for side in size):
+            raise ConfigError("A feature spec holds texts and an image size of two whole numbers; this one doesn't")
+        return spec
+
+    def differences(self, other: FeatureSpec) -> dict[str, tuple[Any, Any]]:
+        """Fields in which two specs differ, each with both values."""
+        mine, theirs = asdict(self), asdict(other)
+        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}

@@ -1,0 +1,215 @@
+"""Run folders: one training with all that is needed to repeat it."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import runtime
+from pipeline.errors import RunError
+from pipeline.files import published_folder, read_json
+
+__all__ = ["Predictions", "Run", "find_run", "runs", "save_run"]
+
+log = logging.getLogger("tlpipe")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What run.json holds.
+
+    Attributes:
+        id: Name of the folder.
+        stage: "train-head" or "finetune".
+        created: ISO 8601, UTC.
+        command: The command line.
+        head: The head's name.
+        features: Features id.
+        dataset: Id of the dataset.
+        data: What the user gave as DATA.
+        class_names: Sorted.
+        settings: All options of the stage, as resolved.
+        spec: The feature spec.
+        seed: Of everything drawn.
+        n_train: Training images.
+        n_val: Validation images.
+        n_test: Test images.
+        metrics: Of each split that has images.
+        baseline: Metrics before fine-tuning; None for a head.
+        seconds: Length of each part.
+        trainable_parameters: Numbers that were fitted.
+        versions: Of Python and the libraries.
+        notes: What a user should know.
+    """
+
+    id: str
+    stage: str
+    created: str
+    command: str
+    head: str
+    features: str
+    dataset: str
+    data: str
+    class_names: list[str]
+    settings: dict[str, Any]
+    spec: dict[str, Any]
+    seed: int
+    n_train: int
+    n_val: int
+    n_test: int
+    metrics: dict[str, Any]
+    seconds: dict[str, float]
+    trainable_parameters: int
+    baseline: dict[str, Any] | None = None
+    versions: dict[str, str] = field(default_factory=runtime.versions)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Probabilities of the images of one split.
+
+    Attributes:
+        split: "val" or "test".
+        keys: Image keys, shape [n].
+        labels: Class indices, shape [n].
+        probabilities: Shape [n, classes].
+    """
+
+    split: str
+    keys: NDArray[np.bytes_]
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.floating]
+
+
+def new_id(reports: Path, stage: str, head: str) -> str:
+    """A run id that sorts by time and isn't taken."""
+    stem = f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{stage}-{head}"
+    number = 1
+    while (reports / (name := stem if number == 1 else f"{stem}-{number}")).exists():
+        number += 1
+    return name
+
+
+def command_line() -> str:
+    """The command that runs now, as a user would type it."""
+    import shlex
+
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def save_run(
+    reports: Path,
+    run: Run,
+    history: Sequence[dict[str, float]],
+    predictions: Sequence[Predictions],
+    save_models: Callable[[Path], None],
+) -> Path:
+    """Publish a run folder, whole or not at all.
+
+    Args:
+        reports: The reports folder.
+        run: What run.json will hold.
+        history: A row for each epoch, or for each setting that was tried.
+        predictions: Probabilities of held-out images.
+        save_models: Writes the model files into a folder.
+
+    Raises:
+        RunError: If the folder can't be written.
+    """
+    folder = reports / run.id
+    try:
+        with published_folder(folder) as partial:
+            _write_json(partial / "run.json", asdict(run))
+            if history:
+                with (partial / "history.csv").open("w", newline="", encoding="utf-8") as file:
+                    writer = csv.DictWriter(file, fieldnames=list(history[0]))
+                    writer.writeheader()
+                    writer.writerows(history)
+            _write_predictions(partial / "predictions.h5", run.class_names, predictions)
+            save_models(partial)
+    except OSError as error:
+        raise RunError(f"{folder} can't be written: {error.strerror or error}; give another folder with --reports") from error
+    return folder
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    import json
+
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _write_predictions(path: Path, class_names: list[str], predictions: Sequence[Predictions]) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("class_names", data=class_names, dtype=h5py.string_dtype())
+        for part in predictions:
+            group = file.create_group(part.split)
+            group.create_dataset("key", data=part.keys)
+            group.create_dataset("label", data=part.labels)
+            group.create_dataset("probability", data=part.probabilities.astype(np.float32))
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder's run.json.
+
+    Raises:
+        RunError: If it is missing or not what `save_run` wrote.
+    """
+    try:
+        value = read_json(folder / "run.json")
+        run = Run(**value)
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{folder} is no run that can be read: {error}") from error
+    if run.id != folder.name or not isinstance(run.created, str):
+        raise RunError(f"{folder}/run.json belongs to the run {run.id!r}; was the folder renamed?")
+    return run
+
+
+def runs(reports: Path) -> list[Run]:
+    """All runs, the oldest first; folders that can't be read are left aside, with a warning."""
+    found = []
+    for path in reports.glob("*/run.json"):
+        if path.parent.name.startswith("."):
+            continue
+        try:
+            found.append(read_run(path.parent))
+        except RunError as error:
+            log.warning("%s", error)
+    return sorted(found, key=lambda run: (run.created, run.id))
+
+
+def find_run(reports: Path, reference: str | None, stage: str) -> Run:
+    """The run that a user means.
+
+    Args:
+        reports: The reports folder.
+        reference: A run id, the start of one, or the path of a run folder; None for the newest.
+        stage: The stage it must come from.
+
+    Raises:
+        RunError: If there is none, or several fit.
+    """
+    if reference is not None and os.sep in reference:
+        return read_run(Path(reference))
+    known = [run for run in runs(reports) if run.stage == stage]
+    if reference is None:
+        if not known:
+            raise RunError(f"There is no run of tlpipe {stage} in {reports} yet; make one with: tlpipe {stage}")
+        return known[-1]
+    fitting = [run for run in known if run.id == reference] or [run for run in known if run.id.startswith(reference)]
+    if len(fitting) == 1:
+        return fitting[0]
+    names = ", ".join(run.id for run in fitting or known) or "none"
+    what = "fits several" if fitting else "is not among the"
+    raise RunError(f"{reference!r} {what} runs of tlpipe {stage} in {reports}: {names}")

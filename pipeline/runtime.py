@@ -1,0 +1,181 @@
+"""The machine: processors, GPUs, libraries. Heavy libraries are imported here, quietly, and only when asked for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+__all__ = [
+    "Stopping",
+    "cpu_count",
+    "has_nvidia_gpu",
+    "installed",
+    "keras",
+    "keras_home",
+    "peak_memory",
+    "quiet_stderr",
+    "stopping",
+    "tensorflow",
+    "version",
+    "versions",
+]
+
+LIBRARIES = (
+    "tlpipe",
+    "tensorflow",
+    "keras",
+    "openvino",
+    "numpy",
+    "h5py",
+    "scikit-learn",
+    "joblib",
+    "pillow",
+    "pyarrow",
+    "typer",
+)
+
+log = logging.getLogger("tlpipe")
+
+
+def cpu_count() -> int:
+    """Processors this process may use, which in a container are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether the driver shows a GPU, found without importing TensorFlow; CUDA_VISIBLE_DEVICES may hide it."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    return Path("/dev/nvidia0").exists() or Path("/dev/dxg").exists()
+
+
+def installed(module: str) -> bool:
+    """Whether a module could be imported, without importing it."""
+    return module in sys.modules or importlib.util.find_spec(module) is not None
+
+
+def version(package: str) -> str | None:
+    """Version of an installed distribution, None where it is missing."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that are installed."""
+    found = {package: version(package) for package in LIBRARIES}
+    return {"python": sys.version.split()[0], **{name: text for name, text in found.items() if text}}
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Hold back what native code writes to standard error; show it if the block fails.
+
+    TensorFlow and XLA write a dozen lines at import before any setting of theirs is read.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        saved = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(saved, 2)
+            held.seek(0)
+            log.debug(held.read().decode(errors="replace"))
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+@cache
+def tensorflow() -> ModuleType:
+    """Import TensorFlow: quietly, and without it taking all memory of each GPU at once."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    with quiet_stderr():
+        import tensorflow as tf
+
+        for gpu in tf.config.list_physical_devices("GPU"):
+            try:
+                tf.config.experimental.set_memory_growth(gpu, True)
+            except RuntimeError:  # the caller's program has used the GPU already: its setting stands
+                log.debug("Memory growth of %s is left as it is", gpu.name)
+    return tf  # type: ignore[no-any-return]
+
+
+@cache
+def keras() -> ModuleType:
+    """Import Keras 3 on TensorFlow."""
+    tensorflow()
+    import keras as module
+
+    return module  # type: ignore[no-any-return]
+
+
+class Stopping:
+    """Whether Ctrl-C or SIGTERM has asked for an end.
+
+    Attributes:
+        signal: Number of the signal, None while there was none.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+
+@contextmanager
+def stopping() -> Iterator[Stopping]:
+    """Turn the first Ctrl-C or SIGTERM into a wish that the block can look at; a second one acts as ever.
+
+    Outside the main thread, where Python lets no signal be handled, the wish is never made.
+    """
+    wish = Stopping()
+    if threading.current_thread() is not threading.main_thread():
+        yield wish
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, _: object) -> None:
+        wish.signal = number
+        restore()
+        log.info("Stopping: saving what is done ...")
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield wish
+    finally:
+        restore()
+
+
+def keras_home() -> Path:
+    """The folder where Keras keeps what it downloads."""
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,105 @@
+"""Finetune: the top blocks of a backbone below a trained head."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.backbones import Pretrained, open_backbone
+from pipeline.errors import CacheMismatchError
+from pipeline.finetune import FinetuneConfig, assemble, fit
+from pipeline.heads import load_head
+from pipeline.memo import Memo
+from pipeline.metrics import evaluate
+from pipeline.runs import Predictions, Run, find_run, save_run
+from pipeline.stages.extract import extract
+from pipeline.stages.train_head import describe_run
+from pipeline.table import TableRecord, find_record, load_table
+
+__all__ = ["finetune"]
+
+log = logging.getLogger("tlpipe")
+
+
+def finetune(config: FinetuneConfig, cache: Path, reports: Path, head_run: str | None = None) -> Run:
+    """Fine-tune the top blocks below a trained head.
+
+    Args:
+        config: Which blocks, and how.
+        cache: The cache folder.
+        reports: Where the head's run lies, and where this run goes.
+        head_run: Run id of a head; None for the newest.
+
+    Raises:
+        RunError: If there is no such run.
+        EndpointError: If there are no such blocks.
+    """
+    start = time.perf_counter()
+    from_run = find_run(reports, head_run, "train-head")
+    log.info("Fine-tuning %s and all above it, from the head %s", config.blocks, from_run.id)
+    record = find_record(cache, from_run.features)
+    head = load_head(reports / from_run.id, from_run.settings)
+    pretrained = _same_backbone(record, cache)
+    features = pretrained.network().features(record.spec.endpoint, record.spec.pooling)
+    unfrozen = pretrained.network().unfreeze(features, config.blocks)
+    cut_config = replace(record.config, endpoint=unfrozen.cut, pooling="none", dtype="float16", views=0, augment=None)
+    log.info("Activations are cached at %s", unfrozen.cut)
+    cut = extract(cut_config, cache)
+    if cut.record.dataset != record.dataset:
+        raise CacheMismatchError(
+            f"{record.config.data} has changed since {record.id} was extracted, so the head {from_run.id} belongs to "
+            f"other images; run tlpipe extract {record.config.data} and tlpipe train-head again"
+        )
+    extracted = time.perf_counter()
+    table = load_table(cache, cut.record)
+    parts = {split: part for split in ("train", "val", "test") if len(part := table.part(split))}
+    models = assemble(features, unfrozen, head, len(table.class_names))
+    tuned = fit(models, parts, config)
+    predictions = [
+        Predictions(split, parts[split].keys, parts[split].labels, probabilities)
+        for split, probabilities in tuned.end.items()
+    ]
+    notes = [f"{len(unfrozen.layers)} layers above {unfrozen.cut}, BatchNormalization in inference mode"]
+    if tuned.best_epoch:
+        notes.append(f"Kept the weights of epoch {tuned.best_epoch} of {len(tuned.history) - 1}")
+    else:
+        notes.append("No epoch was better than the start on val; the start is kept. Use the head itself instead")
+    run = describe_run(
+        reports,
+        "finetune",
+        from_run.head,
+        table,
+        record,
+        settings={**config.to_json(), "head_run": from_run.id, "cut": unfrozen.cut},
+        seed=config.seed,
+        parts=parts,
+        predictions=predictions,
+        seconds={
+            "activations": extracted - start,
+            "fit": time.perf_counter() - extracted,
+            "total": time.perf_counter() - start,
+        },
+        trainable_parameters=models.trainable_parameters(),
+        notes=notes,
+        baseline={split: evaluate(part, parts[split].labels) for split, part in tuned.start.items()},
+    )
+    save_run(reports, run, tuned.history, predictions, lambda folder: models.serving().save(folder / "model.keras"))
+    return run
+
+
+def _same_backbone(record: TableRecord, cache: Path) -> Pretrained:
+    """The backbone of some features.
+
+    Raises:
+        CacheMismatchError: If its weights are no longer the same.
+    """
+    config = record.config
+    pretrained = open_backbone(config.backbone, config.weights, config.seed, record.spec.image_size, Memo(cache))
+    if pretrained.digest() != record.spec.weights_digest:
+        raise CacheMismatchError(
+            f"The weights of {record.spec.backbone} are not those that {record.id} was made with "
+            f"(digest {pretrained.digest()[:8]}, then {record.spec.weights_digest[:8]}); run tlpipe extract again"
+        )
+    return pretrained

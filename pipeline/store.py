@@ -1,0 +1,280 @@
+"""The features on disk: immutable shards, one folder for each feature spec.
+
+A shard is made whole in memory, written under a temporary name, flushed to disk, reopened and verified, and only
+then given its name. HDF5 promises nothing about a file that was open for writing when a process died, so HDF5 itself
+never writes to the disk here; and a shard that has its name is never opened for writing again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import logging
+import uuid
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import FeatureSpec
+from pipeline.errors import ConfigError, StoreError
+from pipeline.files import published, read_json, write_json
+from pipeline.runtime import cpu_count
+
+__all__ = ["Damage", "FeatureStore", "Quarantined", "Shard", "stores"]
+
+KEY_DTYPE = np.dtype("S32")
+DAMAGED_SUFFIX = ".damaged"
+
+log = logging.getLogger("tlpipe")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One immutable file of features.
+
+    Attributes:
+        path: The file.
+        keys: Row keys, shape [n]: image keys, or keys of their views.
+    """
+
+    path: Path
+    keys: NDArray[np.bytes_]
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A shard that doesn't hold what was written, and why."""
+
+    path: Path
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """An image that could not be read.
+
+    Attributes:
+        key: Image key.
+        location: Where it lay when it was tried.
+        cause: What was wrong with it.
+        reader: Library and limits that failed; others may not.
+    """
+
+    key: str
+    location: str
+    cause: str
+    reader: str
+
+
+def _checksum(array: NDArray[np.generic]) -> str:
+    """Digest of an array's type, shape and bytes."""
+    digest = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+class FeatureStore:
+    """All features of one spec in one cache."""
+
+    def __init__(self, cache: Path, spec: FeatureSpec) -> None:
+        self.cache = cache
+        self.spec = spec
+        self.digest = spec.digest()
+        self.folder = cache / "features" / self.digest
+        self.shards: list[Shard] = []
+        self._keys: NDArray[np.bytes_] = np.zeros(0, KEY_DTYPE)
+        self._places: NDArray[np.int64] = np.zeros((0, 2), np.int64)
+
+    # Reading
+
+    def open(self) -> list[Damage]:
+        """Look at all shards and verify them; damaged ones are set aside, so that their rows count as missing.
+
+        Returns:
+            The shards set aside by this call.
+        """
+        damaged: list[Damage] = []
+        self.shards = []
+        for path, found in self._verified():
+            if isinstance(found, Shard):
+                self.shards.append(found)
+            elif path.exists():  # otherwise another process set it aside, or removed it, at this very moment
+                path.replace(path.with_name(path.name + DAMAGED_SUFFIX))
+                damaged.append(Damage(path, found))
+        self._index()
+        return damaged
+
+    def verify(self) -> list[Damage]:
+        """Name the shards that don't hold what was written; nothing is moved."""
+        return [Damage(path, found) for path, found in self._verified() if isinstance(found, str)]
+
+    def _verified(self) -> Iterable[tuple[Path, Shard | str]]:
+        paths = sorted((self.folder / "shards").glob("*.h5"))
+        with ThreadPoolExecutor(cpu_count()) as pool:
+            return list(zip(paths, pool.map(self._check, paths), strict=True))
+
+    def _check(self, path: Path) -> Shard | str:
+        """Read a shard whole and compare its checksums; the cause if they differ."""
+        try:
+            with h5py.File(path, "r") as file:
+                keys, features = file["key"][:], file["features"][:]
+                expected = {name: file.attrs[name] for name in ("spec", "key_checksum", "features_checksum")}
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
+            return f"can't be read: {str(error).splitlines()[0]}"
+        if expected["spec"] != self.digest:
+            return "belongs to another spec"
+        if len(keys) != len(features):
+            return f"has {len(keys)} keys for {len(features)} rows"
+        if _checksum(keys) != expected["key_checksum"] or _checksum(features) != expected["features_checksum"]:
+            return "its checksum differs: bytes were changed after it was written"
+        return Shard(path, keys.astype(KEY_DTYPE))
+
+    def _index(self) -> None:
+        """Sort all row keys; the first shard that has a row wins, as all copies of a row are alike."""
+        if not self.shards:
+            self._keys, self._places = np.zeros(0, KEY_DTYPE), np.zeros((0, 2), np.int64)
+            return
+        keys = np.concatenate([shard.keys for shard in self.shards])
+        places = np.concatenate(
+            [
+                np.stack([np.full(len(shard.keys), number), np.arange(len(shard.keys))], axis=1)
+                for number, shard in enumerate(self.shards)
+            ]
+        )
+        self._keys, first = np.unique(keys, return_index=True)
+        self._places = places[first]
+
+    def __len__(self) -> int:
+        """Number of distinct rows."""
+        return len(self._keys)
+
+    def has(self, keys: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+        """Which row keys are stored, shape [n]."""
+        if not len(self._keys):
+            return np.zeros(len(keys), np.bool_)
+        positions = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return self._keys[positions] == keys
+
+    def read(self, keys: NDArray[np.bytes_]) -> NDArray[np.floating]:
+        """Features of stored rows, in the order of `keys`, shape [n, d] or [n, h, w, c], as on disk.
+
+        Raises:
+            StoreError: If a row is missing, or a shard went away.
+        """
+        if not self.has(keys).all():
+            raise StoreError(f"{int((~self.has(keys)).sum()):,} rows are not in {self.folder}; run tlpipe extract again")
+        places = self._places[np.searchsorted(self._keys, keys)]
+        features: NDArray[np.floating] | None = None
+        for number in np.unique(places[:, 0]):
+            rows = np.flatnonzero(places[:, 0] == number)
+            try:
+                with h5py.File(self.shards[number].path, "r") as file:
+                    part = file["features"][:]
+            except (OSError, KeyError) as error:
+                raise StoreError(f"{self.shards[number].path} can't be read: {error}; run tlpipe extract") from error
+            if features is None:
+                features = np.empty((len(keys), *part.shape[1:]), part.dtype)
+            features[rows] = part[places[rows, 1]]
+        if features is None:
+            raise StoreError(f"No rows were asked of {self.folder}")
+        return features
+
+    # Writing
+
+    def append(self, keys: Sequence[bytes], features: NDArray[np.floating]) -> Shard:
+        """Publish rows as a new shard.
+
+        Args:
+            keys: Row keys, length n.
+            features: Shape [n, d] or [n, h, w, c], of the spec's dtype.
+
+        Raises:
+            StoreError: If the disk is full or can't be written; nothing is left behind.
+        """
+        self._write_spec()
+        column = np.array(keys, KEY_DTYPE)
+        path = self.folder / "shards" / f"{uuid.uuid4().hex}.h5"
+        try:
+            with published(path) as partial:
+                partial.write_bytes(self._shard_bytes(column, features))
+                found = self._check(partial)
+                if isinstance(found, str):
+                    raise StoreError(f"{path} can't be verified after writing: {found}; is the disk failing?")
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreError(
+                    f"No space is left for a shard of {features.nbytes / 1e6:,.1f} MB in {self.cache}; "
+                    "make room (tlpipe cache gc), or give another folder with --cache"
+                ) from error
+            raise StoreError(f"{path} can't be written: {error.strerror}") from error
+        shard = Shard(path, column)
+        self.shards.append(shard)
+        return shard
+
+    def _shard_bytes(self, keys: NDArray[np.bytes_], features: NDArray[np.floating]) -> bytes:
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w") as file:
+            file.create_dataset("key", data=keys)
+            file.create_dataset("features", data=features)
+            file.attrs["spec"] = self.digest
+            file.attrs["key_checksum"] = _checksum(keys)
+            file.attrs["features_checksum"] = _checksum(features)
+        return buffer.getvalue()
+
+    def _write_spec(self) -> None:
+        """Say in a readable file what these features are."""
+        if not (self.folder / "spec.json").exists():
+            write_json(self.folder / "spec.json", self.spec.to_json())
+
+    # Quarantine
+
+    @property
+    def _quarantine_path(self) -> Path:
+        return self.folder / "quarantine.jsonl"
+
+    def quarantined(self) -> dict[bytes, Quarantined]:
+        """Images that could not be read, by image key."""
+        found = {}
+        with suppress(FileNotFoundError):
+            for line in self._quarantine_path.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    entry = Quarantined(**json.loads(line))
+                except (ValueError, TypeError):
+                    log.warning("A line of %s can't be read and is left aside", self._quarantine_path)
+                else:
+                    found[entry.key.encode()] = entry
+        return found
+
+    def quarantine(self, entries: Iterable[Quarantined]) -> None:
+        """Add to the list. Two processes may overwrite each other's lines, which costs a second look at an image."""
+        fresh = {entry.key.encode(): entry for entry in entries}
+        if not fresh:
+            return
+        self._write_spec()
+        lines = [json.dumps(asdict(entry), ensure_ascii=False) for entry in {**self.quarantined(), **fresh}.values()]
+        with published(self._quarantine_path) as partial:
+            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def stores(cache: Path) -> list[FeatureStore]:
+    """All feature stores of a cache whose spec can be read, not opened yet."""
+    found = []
+    for path in sorted((cache / "features").glob("*/spec.json")):
+        try:
+            store = FeatureStore(cache, FeatureSpec.from_json(read_json(path)))
+        except (OSError, ValueError, ConfigError) as error:
+            log.warning("%s can't be read and is left aside: %s", path, error)
+            continue
+        if store.folder == path.parent:
+            found.append(store)
+        else:
+            log.warning("%s describes other features than its folder's name says, and is left aside", path)
+    return found

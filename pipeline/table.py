@@ -1,0 +1,303 @@
+"""The feature table: a dataset joined with the stored features by key. Every head takes this, and nothing else.
+
+Beside it the records of what was extracted from what, so that later stages find the newest, and say which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.augment import Augment
+from pipeline.config import ExtractConfig, FeatureSpec
+from pipeline.datasets import KEY_DTYPE, Dataset, check_classes
+from pipeline.errors import ConfigError, StoreError
+from pipeline.files import published, read_json, write_json
+from pipeline.store import FeatureStore
+
+__all__ = [
+    "FeatureTable",
+    "Part",
+    "TableRecord",
+    "find_record",
+    "load_dataset",
+    "load_table",
+    "now",
+    "records",
+    "row_keys",
+    "save_dataset",
+    "save_record",
+    "table_id",
+]
+
+log = logging.getLogger("tlpipe")
+
+
+@dataclass(frozen=True, slots=True)
+class TableRecord:
+    """What was extracted from what, and how to do it again.
+
+    Attributes:
+        id: The features id that users see.
+        created: Time of the last extract that gave it, ISO 8601, UTC.
+        spec: The feature spec.
+        dataset: Id of the dataset.
+        name: Name of the dataset.
+        carved: The splits that the source doesn't have.
+        config: Options of that extract.
+    """
+
+    id: str
+    created: str
+    spec: FeatureSpec
+    dataset: str
+    name: str
+    carved: tuple[str, ...]
+    config: ExtractConfig
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dictionary that JSON can hold."""
+        return {
+            "id": self.id,
+            "created": self.created,
+            "spec": self.spec.to_json(),
+            "dataset": self.dataset,
+            "name": self.name,
+            "carved": list(self.carved),
+            "config": self.config.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> TableRecord:
+        """Read what `to_json` wrote."""
+        return cls(
+            str(value["id"]),
+            str(value["created"]),
+            FeatureSpec.from_json(value["spec"]),
+            str(value["dataset"]),
+            str(value["name"]),
+            tuple(value["carved"]),
+            ExtractConfig.from_json(value["config"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows of a table.
+
+    Attributes:
+        features: Shape [n, d] or [n, h, w, c].
+        labels: Class indices, shape [n].
+        keys: Image keys, shape [n].
+    """
+
+    features: NDArray[np.floating]
+    labels: NDArray[np.int64]
+    keys: NDArray[np.bytes_]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureTable:
+    """Features, labels and splits of a dataset; rows are images of view 0, then those of each further view.
+
+    Attributes:
+        id: The features id.
+        spec: What the features are.
+        dataset: Id of the dataset.
+        name: Name of the dataset.
+        class_names: Sorted.
+        features: Shape [n, d] or [n, h, w, c].
+        labels: Index into `class_names`, shape [n].
+        splits: "train", "val" or "test", shape [n].
+        views: Number of the view, shape [n].
+        keys: Image keys, shape [n].
+        locations: Where each image lies, shape [n].
+        missing: Images of the dataset that have no features because they can't be read.
+    """
+
+    id: str
+    spec: FeatureSpec
+    dataset: str
+    name: str
+    class_names: tuple[str, ...]
+    features: NDArray[np.floating]
+    labels: NDArray[np.int64]
+    splits: NDArray[np.str_]
+    views: NDArray[np.int64]
+    keys: NDArray[np.bytes_]
+    locations: tuple[str, ...]
+    missing: int
+
+    def part(self, split: str) -> Part:
+        """The rows of one split: of `train` all views, of `val` and `test` view 0 only."""
+        chosen = self.splits == split
+        if split != "train":
+            chosen &= self.views == 0
+        return Part(self.features[chosen], self.labels[chosen], self.keys[chosen])
+
+
+def row_keys(image_keys: NDArray[np.bytes_], augment: Augment | None, view: int) -> NDArray[np.bytes_]:
+    """Keys under which the features of one view of some images are stored, shape [n]."""
+    if view == 0 or augment is None:
+        return image_keys
+    return np.array([augment.row_key(key, view) for key in image_keys.tolist()], KEY_DTYPE)
+
+
+def table_id(name: str, spec: FeatureSpec, dataset: str, config: ExtractConfig) -> str:
+    """A name that people can read, with a digest of all that makes the table what it is."""
+    text = f"{spec.digest()}/{dataset}/{config.views}/{config.augment}"
+    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return f"{_plain(name)}-{_plain(spec.backbone)}-{digest}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")[:40] or "data"
+
+
+def save_dataset(cache: Path, dataset: Dataset) -> None:
+    """Publish a dataset's rows and class names under its id."""
+    text = h5py.string_dtype()
+    with published(cache / "datasets" / f"{dataset.id}.h5") as partial, h5py.File(partial, "w") as file:
+        file.create_dataset("key", data=dataset.keys.astype(KEY_DTYPE))
+        file.create_dataset("label", data=dataset.labels)
+        file.create_dataset("split", data=dataset.splits.astype("S5"))
+        file.create_dataset("location", data=list(dataset.locations), dtype=text)
+        file.create_dataset("class_name", data=list(dataset.class_names), dtype=text)
+        file.attrs["name"] = dataset.name
+
+
+def load_dataset(cache: Path, dataset_id: str) -> Dataset:
+    """Load a dataset's rows and class names.
+
+    Raises:
+        StoreError: If it is missing, or doesn't hold what its id says.
+    """
+    path = cache / "datasets" / f"{dataset_id}.h5"
+    try:
+        with h5py.File(path, "r") as file:
+            dataset = Dataset(
+                name=str(file.attrs["name"]),
+                keys=file["key"][:].astype(KEY_DTYPE),
+                labels=file["label"][:].astype(np.int64),
+                splits=file["split"][:].astype("U5"),
+                locations=tuple(file["location"].asstr()[:].tolist()),
+                class_names=tuple(file["class_name"].asstr()[:].tolist()),
+            )
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise StoreError(f"{path} can't be read: {error}; run tlpipe extract again") from error
+    if dataset.id != dataset_id:
+        raise StoreError(f"{path} was changed after it was written; run tlpipe extract again")
+    return dataset
+
+
+def save_record(cache: Path, record: TableRecord) -> None:
+    """Publish a record; it is now the newest."""
+    write_json(cache / "tables" / f"{record.id}.json", record.to_json())
+
+
+def now() -> str:
+    """The time, ISO 8601, UTC, to the microsecond, so that it sorts."""
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+
+
+def records(cache: Path) -> list[TableRecord]:
+    """All records of a cache, the oldest first; what can't be read is left aside, with a warning."""
+    found = []
+    for path in (cache / "tables").glob("*.json"):
+        try:
+            found.append(TableRecord.from_json(read_json(path)))
+        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+            log.warning("%s can't be read and is left aside: %s", path, error)
+    return sorted(found, key=lambda record: record.created)
+
+
+def find_record(cache: Path, reference: str | None, *, pooled: bool = False) -> TableRecord:
+    """The record that a user means.
+
+    Args:
+        cache: The cache folder.
+        reference: A features id, or the start of one; None for the newest.
+        pooled: Of the newest, leave out features that keep height and width.
+
+    Raises:
+        StoreError: If there is none, or several fit.
+    """
+    known = records(cache)
+    if reference is None:
+        fitting = [record for record in known if not pooled or record.spec.pooling != "none"][-1:]
+        if not fitting:
+            raise StoreError(f"There are no features in {cache} yet; make some with: tlpipe extract DATA")
+        return fitting[0]
+    fitting = [record for record in known if record.id == reference] or [
+        record for record in known if record.id.startswith(reference)
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    names = ", ".join(record.id for record in fitting or known) or "none"
+    what = "fits several" if fitting else "is not among the"
+    raise StoreError(f"{reference!r} {what} features of {cache}: {names}; list them with: tlpipe cache ls")
+
+
+def load_table(cache: Path, record: TableRecord, views: int | None = None) -> FeatureTable:
+    """Join a dataset with its features.
+
+    Args:
+        cache: The cache folder.
+        record: What to load.
+        views: Number of augmented views of the training images; None for all that were extracted.
+
+    Raises:
+        StoreError: If features are missing or damaged.
+    """
+    config = record.config
+    dataset = load_dataset(cache, record.dataset)
+    store = FeatureStore(cache, record.spec)
+    for damage in store.open():
+        log.warning("%s %s; it was set aside", damage.path, damage.cause)
+    wanted = config.views if views is None else views
+    if wanted > config.views:
+        raise ConfigError(f"--views {wanted}: {record.id} has {config.views}; run tlpipe extract with --views {wanted}")
+    augment = Augment.parse(config.augment) if config.augment else None
+    unreadable = store.quarantined()
+    images = np.arange(len(dataset))
+    columns = []
+    for view in range(wanted + 1):
+        rows = images if view == 0 else images[dataset.splits == "train"]
+        keys = row_keys(dataset.keys[rows], augment, view)
+        stored = store.has(keys)
+        lost = [key for key in dataset.keys[rows[~stored]].tolist() if key not in unreadable]
+        if lost:
+            raise StoreError(
+                f"Features of {len(lost):,} images of {record.id} are missing; compute them: tlpipe extract {config.data}"
+            )
+        columns.append((rows[stored], keys[stored], view))
+    rows = np.concatenate([part for part, _, _ in columns])
+    class_names = tuple(dataset.class_names[label] for label in np.unique(dataset.labels[rows]))
+    check_classes(dataset.name, class_names)
+    renumbered = np.searchsorted(np.unique(dataset.labels[rows]), dataset.labels[rows])
+    return FeatureTable(
+        id=record.id,
+        spec=record.spec,
+        dataset=record.dataset,
+        name=record.name,
+        class_names=class_names,
+        features=store.read(np.concatenate([keys for _, keys, _ in columns])),
+        labels=renumbered.astype(np.int64),
+        splits=dataset.splits[rows],
+        views=np.concatenate([np.full(len(part), view) for part, _, view in columns]),
+        keys=dataset.keys[rows],
+        locations=tuple(dataset.locations[row] for row in rows),
+        missing=len(dataset) - len(columns[0][0]),
+    )
