@@ -87,7 +87,7 @@ class ImageConfig:
             raise ConfigError(f"--pixel-limit is {self.pixel_limit}; give a number of pixels above 0")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SplitConfig:
     """How splits are carved that the source doesn't have.
 
@@ -115,7 +115,7 @@ class SplitConfig:
             )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ExtractConfig:
     """What to extract from what; the options of `tlpipe extract`.
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline import runtime
 from pipeline.backbones import Unfrozen
 from pipeline.errors import ConfigError, RunError
-from pipeline.heads import Head, n_logits, probabilities_of, sparse_loss
+from pipeline.heads import Head, accuracy_of_logits, n_logits, probabilities_of, sparse_loss
 from pipeline.table import Part
 
 if TYPE_CHECKING:
@@ -189,7 +189,11 @@ def fit(models: FinetuneModels, parts: dict[str, Part], config: FinetuneConfig) 
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, n_steps - warm_up), warmup_target=config.learning_rate, warmup_steps=warm_up
     )
-    models.upper.compile(keras.optimizers.AdamW(schedule), sparse_loss(models.n_classes), metrics=["accuracy"])
+    models.upper.compile(
+        keras.optimizers.AdamW(schedule),
+        sparse_loss(models.n_classes),
+        metrics=[accuracy_of_logits(models.n_classes)],
+    )
 
     def probabilities() -> dict[str, NDArray[np.float64]]:
         return {

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
@@ -35,7 +36,7 @@ QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 def reader_version() -> str:
     """What decides whether a file can be read; another version may read what this one can't."""
-    return f"pillow {Image.__version__}"
+    return f"pillow {PIL.__version__}"
 
 
 @contextmanager
@@ -158,10 +159,7 @@ def _eight_bits(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
     if not np.isfinite(values).all():
         raise ImageError("has pixels that are not finite numbers")
     low, high = float(values.min()), float(values.max())
-    if np.issubdtype(grey.dtype, np.floating):
-        white = 1.0 if high <= 1 else 255.0
-    else:
-        white = 65535.0
+    white = 65535.0 if np.issubdtype(grey.dtype, np.integer) else 255.0 if high > 1 else 1.0
     if low < 0 or high > white:
         values, white = values - low, max(high - low, 1e-12)
     return np.rint(values * (255.0 / white)).astype(np.uint8)

@@ -77,7 +77,9 @@ class Memo:
             return []
         try:
             with closing(self._open()) as database:
-                return database.execute("SELECT path, size, mtime_ns, value FROM memo WHERE kind = ?", (kind,)).fetchall()
+                return database.execute(
+                    "SELECT path, size, mtime_ns, value FROM memo WHERE kind = ?", (kind,)
+                ).fetchall()
         except sqlite3.DatabaseError:  # damaged, or busy for long
             return []
 

@@ -140,7 +140,9 @@ def save_run(
             _write_predictions(partial / "predictions.h5", run.class_names, predictions)
             save_models(partial)
     except OSError as error:
-        raise RunError(f"{folder} can't be written: {error.strerror or error}; give another folder with --reports") from error
+        raise RunError(
+            f"{folder} can't be written: {error.strerror or error}; give another folder with --reports"
+        ) from error
     return folder
 
 

@@ -161,7 +161,7 @@ class FeatureStore:
         if not len(self._keys):
             return np.zeros(len(keys), np.bool_)
         positions = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        return self._keys[positions] == keys
+        return np.equal(self._keys[positions], keys)
 
     def read(self, keys: NDArray[np.bytes_]) -> NDArray[np.floating]:
         """Features of stored rows, in the order of `keys`, shape [n, d] or [n, h, w, c], as on disk.
@@ -170,7 +170,9 @@ class FeatureStore:
             StoreError: If a row is missing, or a shard went away.
         """
         if not self.has(keys).all():
-            raise StoreError(f"{int((~self.has(keys)).sum()):,} rows are not in {self.folder}; run tlpipe extract again")
+            raise StoreError(
+                f"{int((~self.has(keys)).sum()):,} rows are not in {self.folder}; run tlpipe extract again"
+            )
         places = self._places[np.searchsorted(self._keys, keys)]
         features: NDArray[np.floating] | None = None
         for number in np.unique(places[:, 0]):

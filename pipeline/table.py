@@ -280,7 +280,8 @@ def load_table(cache: Path, record: TableRecord, views: int | None = None) -> Fe
         lost = [key for key in dataset.keys[rows[~stored]].tolist() if key not in unreadable]
         if lost:
             raise StoreError(
-                f"Features of {len(lost):,} images of {record.id} are missing; compute them: tlpipe extract {config.data}"
+                f"Features of {len(lost):,} images of {record.id} are missing; "
+                f"compute them: tlpipe extract {config.data}"
             )
         columns.append((rows[stored], keys[stored], view))
     rows = np.concatenate([part for part, _, _ in columns])

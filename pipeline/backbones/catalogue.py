@@ -184,8 +184,10 @@ def _rows() -> list[Backbone]:
     file = "inception_resnet_v2/inception_resnet_v2_weights_tf_dim_ordering_tf_kernels_notop.h5"
     rows.append(_row("InceptionResNetV2", 299, 75, "tf", 1536, _inception_resnet_v2_blocks(), file))
     for size, native, width, n_cells in (("Mobile", 224, 1056, 4), ("Large", 331, 4032, 6)):
-        row = _row(f"NASNet{size}", native, 32, "tf", width, _nasnet_blocks(n_cells), f"nasnet/NASNet-{size.lower()}-no-top.h5")
-        rows.append(_renamed_weights(row, f"nasnet_{size.lower()}_no_top.h5"))
+        file = f"nasnet/NASNet-{size.lower()}-no-top.h5"
+        row = _row(f"NASNet{size}", native, 32, "tf", width, _nasnet_blocks(n_cells), file)
+        # Keras keeps these files under another name than it fetches them by.
+        rows.append(replace(row, weights_file=f"nasnet_{size.lower()}_no_top.h5"))
     natives = (224, 240, 260, 300, 380, 456, 528, 600)
     widths = (1280, 1280, 1408, 1536, 1792, 2048, 2304, 2560)
     for number, (native, width) in enumerate(zip(natives, widths, strict=True)):
@@ -226,16 +228,7 @@ def _row(
     address = weights if weights.startswith("https:") else BUCKET + weights
     file = address.rpartition("/")[2]
     name = function.lower() + digits
-    return Backbone(
-        name, function, arguments, native_size, least_size, preprocessing, width, blocks, file, address
-    )
-
-
-def _renamed_weights(row: Backbone, file: str) -> Backbone:
-    """NASNet's files are kept under another name than they are fetched by."""
-    from dataclasses import replace
-
-    return replace(row, weights_file=file)
+    return Backbone(name, function, arguments, native_size, least_size, preprocessing, width, blocks, file, address)
 
 
 BACKBONES: dict[str, Backbone] = {row.name: row for row in _rows()}

@@ -74,7 +74,10 @@ class Network:
         pool = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}.get(pooling)
         if pool is not None:
             # A layer without height and width, such as a dense one, is pooled already.
-            parts = [pool(name=f"pooled_{number}")(part) if len(part.shape) == 4 else part for number, part in enumerate(parts)]
+            parts = [
+                pool(name=f"pooled_{number}")(part) if len(part.shape) == 4 else part
+                for number, part in enumerate(parts)
+            ]
         joined = keras.layers.Concatenate(name="joined")(parts) if len(parts) > 1 else parts[0]
         if joined.dtype != "float32":
             joined = keras.layers.Activation("linear", dtype="float32", name="in_float32")(joined)
@@ -127,7 +130,9 @@ class Network:
             return order.index(self._layer(order, name, "--blocks"))
         position = self._block_start(order, block)
         if position is None:
-            raise EndpointError(f"--blocks {name} lies above the endpoint of the features; train on features from above it")
+            raise EndpointError(
+                f"--blocks {name} lies above the endpoint of the features; train on features from above it"
+            )
         return position
 
     def _block_start(self, order: list[Node], block: Block) -> int | None:
@@ -151,7 +156,9 @@ class Network:
         blocks = [block.name for block in self.row.blocks] if self.row else []
         near = get_close_matches(name, [*blocks, *(node.name for node in order)], n=3)
         hint = f"Did you mean {' or '.join(near)}?" if near else ""
-        legal = f"Blocks are {', '.join(blocks)}; any layer's name will do too." if blocks else "Any layer's name will do."
+        legal = (
+            f"Blocks are {', '.join(blocks)}; any layer's name will do too." if blocks else "Any layer's name will do."
+        )
         raise EndpointError(f"{option}: there is no block or layer {name!r}. {hint or legal}")
 
 
@@ -273,5 +280,6 @@ def load_network(path: Path, image_size: tuple[int, int], policy: str = "float32
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error's text; its kind if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

@@ -205,5 +205,7 @@ def open_backbone(
         return Pretrained(name, row, find_imagenet(row) or fetch_imagenet(row), 0, size, memo)
     path = Path(weights).expanduser()
     if not path.is_file():
-        raise WeightsError(f"There is no weights file {weights}; --weights is imagenet, random, or a .h5 or .keras file")
+        raise WeightsError(
+            f"There is no weights file {weights}; --weights is imagenet, random, or a .h5 or .keras file"
+        )
     return Pretrained(name, row, path, 0, size, memo)

@@ -50,7 +50,9 @@ class Answer:
 
 
 _COMMON = {
-    "as_json": Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")],
+    "as_json": Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")
+    ],
     "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and the answer only.")],
     "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Print what happens inside, too.")],
     "seed": Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of all that is drawn.")],

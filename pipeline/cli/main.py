@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
+from pipeline.cli import cache, tools
 from pipeline.cli.common import Answer, Common, command
 
 __all__ = ["app", "main"]
@@ -36,31 +37,33 @@ def extract(
     backbone: Annotated[str, typer.Option(help="A name from `tlpipe backbones`, or a .keras file.")] = "densenet121",
     weights: Annotated[str, typer.Option(help="imagenet, random, or a .h5 or .keras file.")] = "imagenet",
     image_size: Annotated[
-        Optional[str], typer.Option(help="Pixels: 224, or 192x256 (height x width). [default: the backbone's own]")
+        str | None, typer.Option(help="Pixels: 224, or 192x256 (height x width). [default: the backbone's own]")
     ] = None,
     resize: Annotated[str, typer.Option(help="stretch, pad (white) or crop (centre).")] = "stretch",
     interpolation: Annotated[str, typer.Option(help="bicubic, bilinear, nearest or lanczos.")] = "bicubic",
     endpoint: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="Block or layer to take; several joined by +: conv4+conv5. [default: the last feature map]"),
     ] = None,
     pooling: Annotated[str, typer.Option(help="avg, max or none, over height and width.")] = "avg",
     views: Annotated[int, typer.Option(min=0, help="Augmented versions of each image to cache beside it.")] = 0,
     augment: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="How versions are made: flip, crop, rotate, zoom, brightness, contrast, joined by commas."),
     ] = None,
     engine: Annotated[str, typer.Option(help="auto, tensorflow or openvino.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     batch_size: Annotated[
-        Optional[int], typer.Option(min=1, help="Images in a batch; changes no feature. [default: what did best]")
+        int | None, typer.Option(min=1, help="Images in a batch; changes no feature. [default: what did best]")
     ] = None,
-    workers: Annotated[Optional[int], typer.Option(min=1, help="Decoding threads. [default: one a processor]")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Decoding threads. [default: one a processor]")] = None,
     val_fraction: Annotated[float, typer.Option(help="Share for val, if the data has none.")] = 0.15,
     test_fraction: Annotated[float, typer.Option(help="Share for test, if the data has none.")] = 0.15,
     test_from: Annotated[str, typer.Option(help="Split that test is taken from: train or val.")] = "train",
     pixel_limit: Annotated[int, typer.Option(help="Refuse images of more pixels.")] = 200_000_000,
-    rehash: Annotated[bool, typer.Option("--rehash", help="Read all files again, even if they look unchanged.")] = False,
+    rehash: Annotated[
+        bool, typer.Option("--rehash", help="Read all files again, even if they look unchanged.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if images can't be read.")] = False,
 ) -> Answer:
     """Run a frozen backbone once over the images and cache its features."""
@@ -85,9 +88,7 @@ def extract(
         splits=SplitConfig(val_fraction, test_fraction, test_from, common.seed),
         seed=common.seed,
     )
-    result = stages.extract(
-        config, common.cache, batch_size=batch_size, workers=workers, rehash=rehash, strict=strict
-    )
+    result = stages.extract(config, common.cache, batch_size=batch_size, workers=workers, rehash=rehash, strict=strict)
     return Answer(result.to_json(), extract_text(result))
 
 
@@ -95,15 +96,15 @@ def extract(
 def train_head(
     common: Common,
     features: Annotated[
-        Optional[str], typer.Argument(help="Features id, or the start of one. [default: the newest]", show_default=False)
+        str | None, typer.Argument(help="Features id, or the start of one. [default: the newest]", show_default=False)
     ] = None,
     head: Annotated[str, typer.Option(help="logreg, linear, or mlp and hidden widths: mlp512-128.")] = "logreg",
     views: Annotated[
-        Optional[int], typer.Option(min=0, help="Cached views to train on beside the images. [default: all]")
+        int | None, typer.Option(min=0, help="Cached views to train on beside the images. [default: all]")
     ] = None,
     epochs: Annotated[int, typer.Option(help="Most passes; linear and mlp.")] = 60,
     batch_size: Annotated[
-        Optional[int], typer.Option(help="Images in a step; linear and mlp. [default: 16 to 256, by data size]")
+        int | None, typer.Option(help="Images in a step; linear and mlp. [default: 16 to 256, by data size]")
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="Of Adam at the start; linear and mlp.")] = 1e-3,
     dropout: Annotated[float, typer.Option(help="After each hidden layer; mlp.")] = 0.5,
@@ -123,9 +124,7 @@ def train_head(
 def finetune(
     common: Common,
     blocks: Annotated[str, typer.Option(help="Block or layer; it and all above it are trained.")] = "conv5",
-    head_run: Annotated[
-        Optional[str], typer.Option(help="Run of train-head to start from. [default: the newest]")
-    ] = None,
+    head_run: Annotated[str | None, typer.Option(help="Run of train-head to start from. [default: the newest]")] = None,
     epochs: Annotated[int, typer.Option(help="Most passes over the training images.")] = 5,
     batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW at its highest, after warm-up.")] = 1e-4,
@@ -148,8 +147,10 @@ def _run_json(run: object) -> dict[str, object]:
     return {"run": value.pop("id"), **value}
 
 
+tools.add_commands(app)
+app.add_typer(cache.app, name="cache")
+
+
 def main() -> None:
     """Entry point of the command `tlpipe`."""
     app()
-
-

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["extract_text", "percent", "run_text", "size", "table"]
 
 
+SCORES = ("", "split", "images", "accuracy", "95 % interval", "log loss")
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table with aligned columns; figures to the right."""
     from rich.box import SIMPLE_HEAD
@@ -58,7 +61,7 @@ def extract_text(result: ExtractResult) -> str:
             f"{result.seconds['total']:.1f} s in all"
         )
     lines += [
-        f"Features   {result.record.id} ({spec.backbone}, {spec.endpoint}, {spec.image_size[0]}x{spec.image_size[1]} px)",
+        f"Features   {result.record.id} ({spec.backbone}, {spec.endpoint}, {'x'.join(map(str, spec.image_size))} px)",
         "Next       tlpipe train-head",
     ]
     return "\n".join(lines)
@@ -78,13 +81,17 @@ def run_text(run: Run, folder: str) -> str:
     """What a training gave."""
     rows = _scores("before", run.baseline or {}) + _scores("fine-tuned" if run.baseline else run.head, run.metrics)
     sizes = ", ".join(
-        f"{count:,} {split}" for split, count in (("train", run.n_train), ("val", run.n_val), ("test", run.n_test)) if count
+        f"{count:,} {split}"
+        for split, count in (("train", run.n_train), ("val", run.n_val), ("test", run.n_test))
+        if count
     )
     lines = [
         f"{run.head} on {run.features}: {sizes}; {run.trainable_parameters:,} trainable parameters",
         *run.notes,
         "",
-        table(["", "split", "images", "accuracy", "95 % interval", "log loss"], rows) if rows else "Nothing to test on.",
+        table(["", "split", "images", "accuracy", "95 % interval", "log loss"], rows)
+        if rows
+        else "Nothing to test on.",
         "",
         f"Run        {folder} ({run.seconds['total']:.1f} s)",
     ]

@@ -41,6 +41,7 @@ __all__ = [
     "Opened",
     "Unreadable",
     "array_key",
+    "check_classes",
     "file_key",
     "open_dataset",
     "read_bytes",

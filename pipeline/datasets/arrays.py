@@ -29,7 +29,9 @@ def read_npz(path: Path) -> Listing:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} can't be read: {error}; save it with numpy.savez and without Python objects") from error
+        raise DataError(
+            f"{path} can't be read: {error}; save it with numpy.savez and without Python objects"
+        ) from error
     if {"images", "labels"} <= set(arrays):
         parts: list[Part] = [("", "images", arrays["images"], arrays["labels"])]
     else:

@@ -79,7 +79,7 @@ class Unreadable:
 class ImageSource(Protocol):
     """Where the pixels of a listing's images come from, by position in the listing."""
 
-    def __len__(self) -> int: ...  # noqa: D105
+    def __len__(self) -> int: ...
 
     def keys(self, memo: Memo | None, *, rehash: bool) -> list[bytes | ImageError]:
         """Image key of every image, or the error that kept it from being read."""
@@ -153,7 +153,8 @@ class ArraySource:
         part = int(np.searchsorted(self.starts, position, side="right")) - 1
         array, factor = self.parts[part]
         image = array[position - self.starts[part]]
-        return image if image.dtype == np.uint8 else np.rint(image * factor).astype(np.uint8)
+        pixels: NDArray[np.uint8] = image if image.dtype == np.uint8 else np.rint(image * factor).astype(np.uint8)
+        return pixels
 
     def take(self, indices: list[int]) -> ArraySource:
         """Only these images."""

@@ -17,8 +17,10 @@ SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 # A suffix only says whether a file was meant as an image: what can't be read is then quarantined, with its cause.
 # Files without any suffix count as images, all others are left aside, and counted.
 IMAGE_SUFFIXES = frozenset(
-    ".apng .avif .avifs .bmp .dib .gif .heic .heif .icb .j2k .jfif .jif .jp2 .jpe .jpeg .jpf .jpg .jpx .jxl .mpo .pbm "
-    ".pcx .pfm .pgm .png .pnm .ppm .psd .qoi .ras .raw .sgi .svg .tga .tif .tiff .vda .vst .webp".split()
+    """
+    .apng .avif .avifs .bmp .dib .gif .heic .heif .icb .j2k .jfif .jif .jp2 .jpe .jpeg .jpf .jpg .jpx .jxl .mpo .pbm
+    .pcx .pfm .pgm .png .pnm .ppm .psd .qoi .ras .raw .sgi .svg .tga .tif .tiff .vda .vst .webp
+    """.split()  # noqa: SIM905
 )
 
 

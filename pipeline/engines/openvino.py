@@ -127,3 +127,24 @@ class OpenvinoEngine:
         finally:
             for _, request in waiting:
                 request.wait()
+
+
+def matrix_product(side: int, precision: str) -> Callable[[], Any]:
+    """A function that multiplies two square matrices on all cores once, for comparison with a network.
+
+    Args:
+        side: Rows and columns.
+        precision: "float32" or "bfloat16".
+    """
+    import openvino
+    from openvino import opset13 as op
+
+    left = op.parameter([side, side], np.float32)
+    right = op.constant(np.random.default_rng(0).standard_normal((side, side), np.float32))
+    model = openvino.Model([op.matmul(left, right, transpose_a=False, transpose_b=False)], [left])
+    threads = runtime.cpu_count()
+    settings = {"INFERENCE_PRECISION_HINT": HINTS[precision], "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
+    compiled = _core().compile_model(model, "CPU", settings)
+    request = compiled.create_infer_request()
+    request.set_input_tensor(openvino.Tensor(np.ones((side, side), np.float32)))
+    return lambda: request.infer()

@@ -74,7 +74,7 @@ class TensorflowEngine:
             return replica(batch)
         except tf.errors.ResourceExhaustedError as error:
             raise EngineError(
-                f"Out of memory with {self.batch_size} images in a batch; try --batch-size {max(1, self.batch_size // 2)}"
+                f"Out of memory with {self.batch_size} images in a batch; try --batch-size {self.batch_size // 2 or 1}"
             ) from error
 
     def stream(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:

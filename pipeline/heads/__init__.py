@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, RunError
-from pipeline.heads.base import FORMS, FitReport, Head, HeadConfig
-from pipeline.heads.dense import DenseHead, n_logits, probabilities_of, sparse_loss
+from pipeline.heads.base import FORMS, FitReport, Head, HeadConfig, probabilities_of
+from pipeline.heads.dense import DenseHead, accuracy_of_logits, n_logits, sparse_loss
 from pipeline.heads.logreg import LogregHead
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "FitReport",
     "Head",
     "HeadConfig",
+    "accuracy_of_logits",
     "load_head",
     "make_head",
     "n_logits",

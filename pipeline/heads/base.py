@@ -16,7 +16,7 @@ from pipeline.table import Part
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["FORMS", "FitReport", "Head", "HeadConfig"]
+__all__ = ["FORMS", "FitReport", "Head", "HeadConfig", "probabilities_of"]
 
 FORMS = "logreg, linear, mlp512-128 (any hidden widths, joined by -)"
 
@@ -113,3 +113,14 @@ class Head(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write the head's files into a run folder, without pickle."""
+
+
+def probabilities_of(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Probabilities [n, classes] of logits [n, classes], or of the one logit [n, 1] of the second of two classes."""
+    from scipy.special import softmax
+
+    wide = logits.astype(np.float64)
+    if wide.shape[1] == 1:
+        wide = np.concatenate([np.zeros_like(wide), wide], axis=1)
+    probabilities: NDArray[np.float64] = softmax(wide, axis=1)
+    return probabilities

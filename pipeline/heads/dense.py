@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from pipeline import runtime
 from pipeline.errors import RunError
-from pipeline.heads.base import FitReport, HeadConfig
+from pipeline.heads.base import FitReport, HeadConfig, probabilities_of
 from pipeline.table import Part
 
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["DenseHead", "n_logits", "probabilities_of", "sparse_loss"]
+__all__ = ["DenseHead", "accuracy_of_logits", "n_logits", "sparse_loss"]
 
 FILE = "head.keras"
 
@@ -34,16 +34,12 @@ def sparse_loss(n_classes: int) -> Any:
     return losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def probabilities_of(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Logits [n, 1] or [n, classes] to probabilities [n, classes]."""
-    from scipy.special import expit, softmax
-
-    wide = logits.astype(np.float64)
-    if wide.shape[1] == 1:
-        second = expit(wide)
-        return np.concatenate([1 - second, second], axis=1)
-    result: NDArray[np.float64] = softmax(wide, axis=1)
-    return result
+def accuracy_of_logits(n_classes: int) -> Any:
+    """Share of right predictions; Keras's own "accuracy" would take one logit for a probability."""
+    metrics = runtime.keras().metrics
+    if n_classes == 2:
+        return metrics.BinaryAccuracy(threshold=0.0, name="accuracy")
+    return metrics.SparseCategoricalAccuracy(name="accuracy")
 
 
 class DenseHead:
@@ -61,7 +57,9 @@ class DenseHead:
         features = train.features.astype(np.float32)
         self.model = self._build(features, n_classes)
         self.model.compile(
-            optimizer=keras.optimizers.Adam(self.config.learning_rate), loss=sparse_loss(n_classes), metrics=["accuracy"]
+            optimizer=keras.optimizers.Adam(self.config.learning_rate),
+            loss=sparse_loss(n_classes),
+            metrics=[accuracy_of_logits(n_classes)],
         )
         watched = "val_loss" if len(val) else "loss"
         callbacks = [
@@ -100,7 +98,9 @@ class DenseHead:
         variance = features.var(axis=0, dtype=np.float64)
         mean = features.mean(axis=0, dtype=np.float64)
         # A feature that never changes while training must not explode when it does later.
-        standardise = keras.layers.Normalization(mean=mean, variance=np.where(variance == 0, 1.0, variance), name="standardise")
+        standardise = keras.layers.Normalization(
+            mean=mean, variance=np.where(variance == 0, 1.0, variance), name="standardise"
+        )
         layers: list[Any] = [keras.Input((features.shape[1],)), standardise]
         for number, width in enumerate(self.config.widths or (), start=1):
             layers.append(keras.layers.Dense(width, activation="relu", name=f"hidden_{number}"))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline import runtime
 from pipeline.errors import RunError
-from pipeline.heads.base import FitReport, HeadConfig
+from pipeline.heads.base import FitReport, HeadConfig, probabilities_of
 from pipeline.metrics import evaluate
 from pipeline.table import Part
 
@@ -37,14 +37,7 @@ class _Linear:
     bias: NDArray[np.float64]
 
     def predict_proba(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        from scipy.special import expit, softmax
-
-        logits = ((features - self.mean) / self.scale) @ self.weights + self.bias
-        if logits.shape[1] == 1:
-            second = expit(logits)
-            return np.concatenate([1 - second, second], axis=1)
-        probabilities: NDArray[np.float64] = softmax(logits, axis=1)
-        return probabilities
+        return probabilities_of(((features - self.mean) / self.scale) @ self.weights + self.bias)
 
 
 class LogregHead:
@@ -156,9 +149,12 @@ def _path(part: Part, strengths: tuple[float, ...], seed: int, report: FitReport
             model.fit(features, part.labels)
         if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
             report.notes.append(f"C = {c:g} did not converge in {MAX_ITERATIONS} iterations")
-        yield c, _Linear(
-            scaler.mean_.astype(np.float64),
-            scaler.scale_.astype(np.float64),
-            np.ascontiguousarray(model.coef_.T, np.float64),
-            np.asarray(model.intercept_, np.float64),
+        yield (
+            c,
+            _Linear(
+                scaler.mean_.astype(np.float64),
+                scaler.scale_.astype(np.float64),
+                np.ascontiguousarray(model.coef_.T, np.float64),
+                np.asarray(model.intercept_, np.float64),
+            ),
         )

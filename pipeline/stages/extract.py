@@ -5,25 +5,27 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline import extraction
 from pipeline.augment import Augment
 from pipeline.backbones import Pretrained, open_backbone
 from pipeline.config import ExtractConfig, FeatureSpec, ImageConfig
-from pipeline.datasets import Opened, open_dataset, shortened
+from pipeline.datasets import KEY_DTYPE, ImageSource, Opened, open_dataset, shortened
 from pipeline.engines import Engine, EngineChoice, choose, open_engine
-from pipeline.errors import DataError, QuarantineError
+from pipeline.errors import DataError, ImageError, QuarantineError
 from pipeline.extraction import PassReport, Row
 from pipeline.memo import Memo
 from pipeline.store import FeatureStore
 from pipeline.table import TableRecord, now, row_keys, save_dataset, save_record, table_id
 
-__all__ = ["ExtractResult", "extract"]
+__all__ = ["ExtractResult", "extract", "features_of"]
 
 NAMED_AT_MOST = 10  # unreadable images named on the terminal; the answer of --json lists all
 
@@ -73,15 +75,41 @@ class ExtractResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
-    """An extract before its pass."""
+class _Plan:
+    """What the options come to on this machine."""
 
-    opened: Opened
+    cache: Path
     pretrained: Pretrained
     choice: EngineChoice
     spec: FeatureSpec
     images: ImageConfig
     augment: Augment | None
+    views: int
+
+    def engine(self, batch_size: int | None) -> Engine:
+        """Compile the graph, which depends on neither the resize nor the precision."""
+        spec = self.spec
+        graph = (spec.backbone, spec.weights_digest, spec.endpoint, spec.pooling, *spec.image_size)
+        name = hashlib.blake2b(repr(graph).encode(), digest_size=16).hexdigest()
+        folder = self.cache / "graphs" / name
+        return open_engine(self.choice, self.pretrained.network, spec.endpoint, spec.pooling, folder, batch_size)
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What it took to have all features of some images.
+
+    Attributes:
+        report: Of the pass.
+        refused: Why each image has no features that can't be read, by image key.
+        n_wanted: Rows: one for each distinct image and view.
+        started: When the engine was ready, by the performance counter.
+    """
+
+    report: PassReport
+    refused: dict[bytes, str]
+    n_wanted: int
+    started: float
 
 
 def extract(
@@ -109,49 +137,29 @@ def extract(
         StoppedError: After Ctrl-C or SIGTERM.
     """
     start = time.perf_counter()
-    prepared = _prepare(config, cache, rehash)
-    opened, spec = prepared.opened, prepared.spec
+    plan = _plan(config, cache)
+    opened = open_dataset(config.data, config.splits, memo=Memo(cache), rehash=rehash)
     for note in opened.notes:
         log.warning("%s", note)
-    store = FeatureStore(cache, spec)
-    for damage in store.open():
-        log.warning("%s %s; it was set aside, and its rows are computed again", damage.path, damage.cause)
-    rows, refused = _work(prepared, store, config.views)
-    n_wanted = len(set(opened.dataset.keys.tolist())) * (config.views + 1)
-
-    report = PassReport()
-    started = time.perf_counter()
-    if rows:
-        log.info(
-            "%s: %s of %s rows to compute with %s in %s",
-            opened.dataset.name,
-            f"{len(rows):,}",
-            f"{n_wanted:,}",
-            prepared.choice.engine,
-            prepared.choice.precision,
-        )
-        engine = _engine(prepared, cache, batch_size)
-        started = time.perf_counter()
-        report = extraction.compute(
-            store, opened.source, rows, prepared.images, prepared.augment, engine, workers=workers
-        )
-    record = _save_record(prepared, config, cache)
+    dataset = opened.dataset
+    store = FeatureStore(cache, plan.spec)
+    done = _complete(plan, store, dataset.keys, dataset.locations, opened.source, batch_size, workers)
+    record = _save_record(plan, opened, config)
     unreadable = {entry.location: entry.cause for entry in opened.unreadable}
-    refused |= {key: str(error) for key, (_, error) in report.unreadable.items()}
-    for key, location in zip(opened.dataset.keys.tolist(), opened.dataset.locations, strict=True):
-        if key in refused:
-            unreadable[location] = refused[key]
-    _check_readable(opened, refused, unreadable, strict)
-    n_refused_rows = len(refused) * (config.views + 1)
+    for key, location in zip(dataset.keys.tolist(), dataset.locations, strict=True):
+        if key in done.refused:
+            unreadable[location] = done.refused[key]
+    _check_readable(opened, done.refused, unreadable, strict)
+    report = done.report
     return ExtractResult(
         record=record,
-        n_images=len(opened.dataset) + len(opened.unreadable),
+        n_images=len(dataset) + len(opened.unreadable),
         n_computed=report.n_computed,
-        n_reused=n_wanted - n_refused_rows - report.n_computed,
+        n_reused=done.n_wanted - report.n_computed - len(done.refused) * (config.views + 1),
         unreadable=unreadable,
-        choice=prepared.choice,
+        choice=plan.choice,
         seconds={
-            "start": started - start,
+            "start": done.started - start,
             "read": report.read,
             "compute": report.compute,
             "write": report.write,
@@ -161,15 +169,39 @@ def extract(
     )
 
 
-def _prepare(config: ExtractConfig, cache: Path, rehash: bool) -> _Prepared:
+def features_of(source: ImageSource, config: ExtractConfig, cache: Path) -> NDArray[np.floating]:
+    """Features of images that belong to no dataset, in their order, shape [n, d].
+
+    Args:
+        source: The images.
+        config: What to extract; `data` and `splits` are not used.
+        cache: The cache folder.
+
+    Raises:
+        DataError: If an image can't be read.
+    """
+    keys = source.keys(Memo(cache), rehash=False)
+    for number, key in enumerate(keys):
+        if isinstance(key, ImageError):
+            raise DataError(f"Image {number} can't be read: {key}")
+    column = np.array(keys, KEY_DTYPE)
+    plan = _plan(config, cache)
+    store = FeatureStore(cache, plan.spec)
+    done = _complete(plan, store, column, [f"image {number}" for number in range(len(keys))], source, None, None)
+    for number, key in enumerate(column.tolist()):
+        if key in done.refused:
+            raise DataError(f"Image {number} can't be read: {done.refused[key]}")
+    store.open()
+    return store.read(column)
+
+
+def _plan(config: ExtractConfig, cache: Path) -> _Plan:
     """Resolve all options; nothing heavy is loaded if the memo knows the weights."""
     augment = Augment.parse(config.augment) if config.augment else None
     if augment:
         augment.check(config.views)
     choice = choose(config.engine, config.precision)
-    memo = Memo(cache)
-    opened = open_dataset(config.data, config.splits, memo=memo, rehash=rehash)
-    pretrained = open_backbone(config.backbone, config.weights, config.seed, config.image_size, memo)
+    pretrained = open_backbone(config.backbone, config.weights, config.seed, config.image_size, Memo(cache))
     spec = FeatureSpec(
         backbone=pretrained.name,
         weights_digest=pretrained.digest(),
@@ -182,39 +214,52 @@ def _prepare(config: ExtractConfig, cache: Path, rehash: bool) -> _Prepared:
         dtype=config.dtype or ("float16" if config.pooling == "none" else "float32"),
     )
     images = ImageConfig(spec.image_size, config.resize, config.interpolation, config.pixel_limit)
-    return _Prepared(opened, pretrained, choice, spec, images, augment)
+    return _Plan(cache, pretrained, choice, spec, images, augment, config.views)
 
 
-def _work(prepared: _Prepared, store: FeatureStore, views: int) -> tuple[list[Row], dict[bytes, str]]:
-    """Rows to compute, and the cause for each image that is known to be unreadable, by image key."""
-    dataset = prepared.opened.dataset
-    reader = extraction.reader_name(prepared.images)
-    known = {key: entry.cause for key, entry in store.quarantined().items() if entry.reader == reader}
-    _, first = np.unique(dataset.keys, return_index=True)
+def _complete(
+    plan: _Plan,
+    store: FeatureStore,
+    keys: NDArray[np.bytes_],
+    locations: Sequence[str],
+    source: ImageSource,
+    batch_size: int | None,
+    workers: int | None,
+) -> _Done:
+    """Compute what the store lacks of some images."""
+    for damage in store.open():
+        log.warning("%s %s; it was set aside, and its rows are computed again", damage.path, damage.cause)
+    _, first = np.unique(keys, return_index=True)
     first = np.sort(first)
-    refused = {key: known[key] for key in dataset.keys[first].tolist() if key in known}
+    n_wanted = len(first) * (plan.views + 1)
+    reader = extraction.reader_name(plan.images)
+    known = {key: entry.cause for key, entry in store.quarantined().items() if entry.reader == reader}
+    refused = {key: known[key] for key in keys[first].tolist() if key in known}
     rows = []
-    for view in range(views + 1):
-        keys = row_keys(dataset.keys[first], prepared.augment, view)
-        stored = store.has(keys)
-        for key, index, there in zip(keys.tolist(), first.tolist(), stored.tolist(), strict=True):
-            image_key = bytes(dataset.keys[index])
-            if not there and image_key not in refused:
-                rows.append(Row(key, image_key, view, index, dataset.locations[index]))
-    return rows, refused
+    for view in range(plan.views + 1):
+        view_keys = row_keys(keys[first], plan.augment, view)
+        for key, index, stored in zip(view_keys.tolist(), first.tolist(), store.has(view_keys).tolist(), strict=True):
+            image_key = bytes(keys[index])
+            if not stored and image_key not in refused:
+                rows.append(Row(key, image_key, view, index, locations[index]))
+    if not rows:
+        return _Done(PassReport(), refused, n_wanted, time.perf_counter())
+    log.info(
+        "%s of %s rows to compute with %s in %s",
+        f"{len(rows):,}",
+        f"{n_wanted:,}",
+        plan.choice.engine,
+        plan.choice.precision,
+    )
+    engine = plan.engine(batch_size)
+    started = time.perf_counter()
+    report = extraction.compute(store, source, rows, plan.images, plan.augment, engine, workers=workers)
+    refused |= {key: str(error) for key, (_, error) in report.unreadable.items()}
+    return _Done(report, refused, n_wanted, started)
 
 
-def _engine(prepared: _Prepared, cache: Path, batch_size: int | None) -> Engine:
-    spec = prepared.spec
-    # The graph that is compiled depends on neither the resize nor the precision.
-    graph = (spec.backbone, spec.weights_digest, spec.endpoint, spec.pooling, *spec.image_size)
-    name = hashlib.blake2b(repr(graph).encode(), digest_size=16).hexdigest()
-    folder = cache / "graphs" / name
-    return open_engine(prepared.choice, prepared.pretrained.network, spec.endpoint, spec.pooling, folder, batch_size)
-
-
-def _save_record(prepared: _Prepared, config: ExtractConfig, cache: Path) -> TableRecord:
-    dataset = prepared.opened.dataset
+def _save_record(plan: _Plan, opened: Opened, config: ExtractConfig) -> TableRecord:
+    dataset = opened.dataset
     config = replace(
         config,
         data=_absolute(config.data),
@@ -222,16 +267,16 @@ def _save_record(prepared: _Prepared, config: ExtractConfig, cache: Path) -> Tab
         weights=_absolute(config.weights),
     )
     record = TableRecord(
-        id=table_id(dataset.name, prepared.spec, dataset.id, config),
+        id=table_id(dataset.name, plan.spec, dataset.id, config),
         created=now(),
-        spec=prepared.spec,
+        spec=plan.spec,
         dataset=dataset.id,
         name=dataset.name,
-        carved=prepared.opened.carved,
+        carved=opened.carved,
         config=config,
     )
-    save_dataset(cache, dataset)
-    save_record(cache, record)
+    save_dataset(plan.cache, dataset)
+    save_record(plan.cache, record)
     return record
 
 

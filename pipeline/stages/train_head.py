@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import CacheMismatchError, DataError
 from pipeline.datasets import shortened
+from pipeline.errors import CacheMismatchError, DataError
 from pipeline.heads import HeadConfig, make_head
 from pipeline.metrics import evaluate
 from pipeline.runs import Predictions, Run, command_line, new_id, save_run
@@ -21,7 +21,9 @@ __all__ = ["describe_run", "train_head"]
 log = logging.getLogger("tlpipe")
 
 
-def train_head(config: HeadConfig, cache: Path, reports: Path, reference: str | None = None, views: int | None = None) -> Run:
+def train_head(
+    config: HeadConfig, cache: Path, reports: Path, reference: str | None = None, views: int | None = None
+) -> Run:
     """Train a head on cached features.
 
     Args:

@@ -1,0 +1,142 @@
+"""`tlpipe backbones`, `doctor`, `bench` and `demo`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.common import Answer, Common, command
+
+__all__ = ["add_commands"]
+
+
+def backbones(common: Common) -> Answer:
+    """List the backbones: sizes, widths, blocks, and whether their weights are here."""
+    from pipeline.backbones import BACKBONES, find_imagenet
+    from pipeline.cli import render
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": row.name,
+            "native_size": row.native_size,
+            "least_size": row.least_size,
+            "width": row.width,
+            "blocks": [block.name for block in row.blocks],
+            "weights": str(path) if (path := find_imagenet(row)) else None,
+        }
+        for row in BACKBONES.values()
+    ]
+    cells: list[list[Any]] = []
+    for row in rows:
+        names = row["blocks"]
+        short = names if len(names) <= 8 else [*names[:2], "...", *names[-2:]]
+        here = "here" if row["weights"] else ""
+        cells.append([row["name"], row["native_size"], row["least_size"], row["width"], here, " ".join(short)])
+    text = render.table(["name", "native px", "least px", "features", "weights", "blocks"], cells)
+    return Answer(rows, text + "\n\nA .keras file of your own will do too: tlpipe extract --backbone FILE.keras")
+
+
+def doctor(common: Common) -> Answer:
+    """Say what a bug report needs: versions, devices, engines, weights, folders."""
+    from pipeline.cli import render
+    from pipeline.doctor import examine
+
+    value = examine(common.cache, common.reports)
+    processor, weights = value["processor"], value["weights"]
+    memory = render.size(processor["memory_bytes"]) if processor["memory_bytes"] else "unknown memory"
+    lines = [f"{name:<14}{version}" for name, version in value["versions"].items()]
+    lines += [
+        "",
+        f"system        {value['system']['platform']}",
+        f"processor     {processor['name']}, {processor['usable']} usable, {memory}",
+        f"              {' '.join(processor['features']) or 'no vector extensions that are known here'}",
+    ]
+    for gpu in value["gpus"]:
+        lines.append(f"GPU           {gpu['name']}, {gpu['memory'] or 'unknown memory'}")
+    lines += ["GPU           none that TensorFlow can use"] if not value["gpus"] else []
+    lines += [f"engine        {name}: {text}" for name, text in value["engines"].items()]
+    lines += ["", f"weights       TLPIPE_WEIGHTS is {weights['TLPIPE_WEIGHTS'] or 'not set'}"]
+    lines += [f"              {name}: {path}" for name, path in weights["found"].items()]
+    if weights["missing_would_come_from"]:
+        lines.append(f"              would be fetched from {weights['missing_would_come_from']}")
+        lines.append(f"              and kept in {weights['and_go_to']}")
+    lines.append("")
+    for name, folder in value["folders"].items():
+        can = "can be written" if folder["writable"] else "CAN'T BE WRITTEN"
+        lines.append(f"{name:<14}{folder['path']}: {can}, {render.size(folder['free_bytes'])} free")
+    return Answer(value, "\n".join(lines))
+
+
+def bench(
+    common: Common,
+    backbone: Annotated[str, typer.Option(help="A name from `tlpipe backbones`.")] = "densenet121",
+    image_size: Annotated[str | None, typer.Option(help="Pixels. [default: the backbone's own]")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Least length of each of three turns.")] = 3.0,
+) -> Answer:
+    """Measure this machine: Keras's own predict against the engines, in turns, with random weights."""
+    from dataclasses import asdict
+
+    from pipeline import bench as module
+    from pipeline.cli import render
+    from pipeline.config import parse_image_size
+
+    result = module.bench(backbone, parse_image_size(image_size) if image_size else None, seconds)
+    cells = [
+        [
+            way.name,
+            way.precision,
+            way.batch_size,
+            f"{way.images_per_second:.1f}",
+            f"{way.times_predict:.2f}",
+            "-" if way.share_of_matrix_rate is None else render.percent(way.share_of_matrix_rate),
+        ]
+        for way in result.measured
+    ]
+    side = "x".join(map(str, result.image_size))
+    lines = [f"{result.backbone}, {side} px, {result.multiply_adds / 1e9:.2f} G multiply-adds an image"]
+    lines += [
+        f"One large matrix product in {name}: {rate / 1e9:,.0f} G operations/s"
+        for name, rate in result.matrix_rate.items()
+    ]
+    columns = ["engine", "precision", "batch", "images/s", "times predict", "of matrix rate"]
+    return Answer(asdict(result), "\n".join([*lines, "", render.table(columns, cells)]))
+
+
+def demo(common: Common) -> Answer:
+    """Run all three stages on the built-in digits, small, in about a minute."""
+    from pipeline.cli import render
+    from pipeline.demo import IMAGE_SIZE
+    from pipeline.demo import demo as run_demo
+
+    result = run_demo(common.cache, common.reports, common.seed)
+    cells = [["extract", "", "", f"{result.extracted.seconds['total']:.1f}"]]
+    for stage, run in (("train-head logreg", result.head), ("finetune conv5", result.tuned)):
+        scores = [render.percent(run.metrics[split]["accuracy"]) for split in ("val", "test")]
+        cells.append([stage, *scores, f"{run.seconds['total']:.1f}"])
+    side = "x".join(map(str, IMAGE_SIZE))
+    text = "\n".join(
+        [
+            "",
+            f"1,797 scans of digits, densenet121 with {result.weights} weights, {side} px",
+            "",
+            render.table(["stage", "val accuracy", "test accuracy", "seconds"], cells),
+            "",
+            f"Features   {common.cache / 'features' / result.extracted.record.spec.digest()}",
+            f"Head       {common.reports / result.head.id}",
+            f"Model      {common.reports / result.tuned.id / 'model.keras'}",
+        ]
+    )
+    value = {
+        "weights": result.weights,
+        "extract": result.extracted.to_json(),
+        "head": {"run": result.head.id, "metrics": result.head.metrics, "seconds": result.head.seconds},
+        "finetune": {"run": result.tuned.id, "metrics": result.tuned.metrics, "seconds": result.tuned.seconds},
+    }
+    return Answer(value, text)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    for function in (backbones, doctor, bench, demo):
+        command(app, function.__name__)(function)
