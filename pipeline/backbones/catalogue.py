@@ -5,7 +5,7 @@ Nothing here imports Keras. A contract test builds every row and compares it wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
