@@ -33,6 +33,7 @@ def nodes(model: keras.Model) -> list[Node]:
 
     The order is Keras's own, which is by depth; layers that no output depends on are left out.
     """
+    model = getattr(model, "_functional", None) or model  # what a sequential model holds inside
     known: dict[int, int] = {}
     found: list[Node] = []
     depths = sorted(model._nodes_by_depth, reverse=True)
@@ -53,20 +54,19 @@ def cuts(model: keras.Model) -> list[str]:
     A layer is a cut if every path from the inputs to the outputs goes through its one output tensor: if no later
     layer reads anything from before it. Any functional model will do; the outputs themselves are no cuts.
     """
-    return [node.name for node in _cut_nodes(nodes(model))]
-
-
-def _cut_nodes(order: list[Node]) -> list[Node]:
+    order = nodes(model)
+    outputs = {id(tensor) for tensor in model.outputs}
     # reach[i] is the last position that reads the output of node i; the world outside reads the model's outputs. A
     # path around node p has an edge that starts before p and ends behind it; without one, all paths meet at p.
-    reach = [len(order)] * len(order)
+    outside = len(order)
+    reach = [outside if any(id(tensor) in outputs for tensor in node.outputs) else 0 for node in order]
     for position, node in enumerate(order):
         for parent in node.parents:
-            reach[parent] = position
+            reach[parent] = max(reach[parent], position)
     furthest = max(position for position, node in enumerate(order) if not node.parents)
     found = []
     for position, node in enumerate(order):
-        if furthest <= position and reach[position] < len(order) and len(node.outputs) == 1:
-            found.append(node)
+        if furthest <= position and reach[position] < outside and len(node.outputs) == 1:
+            found.append(node.name)
         furthest = max(furthest, reach[position])
     return found

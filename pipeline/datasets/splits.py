@@ -72,9 +72,13 @@ def _move(
     classes: dict[int, list[int]] = defaultdict(list)
     for position, label in enumerate(labels[rows].tolist()):
         classes[label].append(position)
-    for members in classes.values():
-        if not drawn[members].any() and len({keys[rows[member]] for member in members}) >= LEAST:
+    sizes = {label: len(set(keys[rows[members]].tolist())) for label, members in classes.items()}
+    for label, members in classes.items():
+        if sizes[label] >= LEAST and not drawn[members].any():
             drawn |= numbers == numbers[members].min()
+    for label, members in classes.items():
+        if sizes[label] < LEAST:
+            drawn &= ~np.isin(numbers, numbers[members])
     splits[rows[drawn]] = target
 
 

@@ -1,0 +1,162 @@
+"""What the tests share: drawn images, an engine that needs no network, and the folders of real data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import extraction
+from pipeline.backbones import BACKBONES, Backbone
+from pipeline.config import FeatureSpec, ImageConfig
+from pipeline.datasets import ArraySource, array_key
+from pipeline.extraction import Row
+from pipeline.store import FeatureStore
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs real data or weights where there are none, with the reason."""
+    missing = {
+        "data": None if _folder("TLPIPE_TEST_DATA") else "no folder of real images in $TLPIPE_TEST_DATA",
+        "weights": None if _folder("TLPIPE_WEIGHTS") else "no folder of real weights in $TLPIPE_WEIGHTS",
+    }
+    for item in items:
+        for marker, reason in missing.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _folder(variable: str) -> Path | None:
+    path = Path(os.environ.get(variable) or "/nowhere")
+    return path if path.is_dir() else None
+
+
+@pytest.fixture
+def data() -> Path:
+    """The folder of real images; for tests marked `data`."""
+    folder = _folder("TLPIPE_TEST_DATA")
+    assert folder is not None
+    return folder
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def draw(random: np.random.Generator) -> Callable[..., Path]:
+    """Write a picture of one colour with noise on it, and give its path back."""
+
+    def write(path: Path, size: tuple[int, int] = (40, 30), colour: tuple[int, int, int] = (200, 40, 40)) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = random.integers(-30, 30, (size[1], size[0], 3))
+        Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def red_and_blue(tmp_path: Path, draw: Callable[..., Path]) -> Path:
+    """A folder of two classes that any features tell apart, 20 pictures each."""
+    folder = tmp_path / "colours"
+    for number in range(20):
+        draw(folder / "red" / f"{number}.png", colour=(200, 60, 60))
+        draw(folder / "blue" / f"{number}.png", colour=(60, 60, 200))
+    return folder
+
+
+class FakeEngine:
+    """Means of the four quarters of each channel: quick, deterministic, and different for different pictures."""
+
+    shape = (12,)
+
+    def __init__(self, batch_size: int = 4) -> None:
+        self.batch_size = batch_size
+        self.n_computed = 0
+
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for batch in batches:
+            assert 0 < len(batch) <= self.batch_size
+            self.n_computed += len(batch)
+            n, height, width, channels = batch.shape
+            quarters = batch.reshape(n, 2, height // 2, 2, width // 2, channels)
+            yield quarters.mean(axis=(2, 4)).reshape(n, -1).astype(np.float32)
+
+
+@dataclass
+class FakePretrained:
+    """A backbone that is never built."""
+
+    name: str = "densenet121"
+    row: Backbone = BACKBONES["densenet121"]
+    image_size: tuple[int, int] = (32, 32)
+
+    def digest(self) -> str:
+        return "0" * 32
+
+    def default_endpoint(self) -> str:
+        return "conv5"
+
+    def network(self, policy: str = "float32") -> None:
+        raise AssertionError("the network isn't needed here")
+
+
+@pytest.fixture
+def fake_engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """Let the stages run with an engine and a backbone that need no network."""
+    from pipeline.stages import extract
+
+    engine = FakeEngine()
+    monkeypatch.setattr(extract, "open_engine", lambda *_: engine)
+    monkeypatch.setattr(extract, "open_backbone", lambda *_: FakePretrained())
+    return engine
+
+
+@pytest.fixture
+def spec() -> FeatureSpec:
+    return FeatureSpec(
+        backbone="densenet121",
+        weights_digest="0" * 32,
+        endpoint="conv5",
+        pooling="avg",
+        image_size=(32, 32),
+        resize="stretch",
+        interpolation="bicubic",
+        precision="float32",
+        dtype="float32",
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path, spec: FeatureSpec) -> FeatureStore:
+    return FeatureStore(tmp_path / "cache", spec)
+
+
+@pytest.fixture
+def config() -> ImageConfig:
+    return ImageConfig((32, 32))
+
+
+def rows_of(images: np.ndarray) -> tuple[ArraySource, list[Row]]:
+    """A source and the rows of view 0 of images held in memory."""
+    source = ArraySource([(images, 1.0)])
+    keys = [array_key(image) for image in images]
+    return source, [Row(key, key, 0, index, f"image {index}") for index, key in enumerate(keys)]
+
+
+def compute_all(store: FeatureStore, images: np.ndarray, config: ImageConfig, engine: object) -> extraction.PassReport:
+    """Run the pass over those images that the store lacks."""
+    source, rows = rows_of(images)
+    store.open()
+    there = store.has(np.array([row.key for row in rows], "S32"))
+    missing = [row for row, stored in zip(rows, there, strict=True) if not stored]
+    return extraction.compute(store, source, missing, config, None, engine)  # type: ignore[arg-type]

@@ -1,0 +1,433 @@
+"""Readers: what DATA can be, and how bad input is refused."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config import SplitConfig
+from pipeline.datasets import Opened, file_key, open_dataset
+from pipeline.datasets.cifar import read_cifar
+from pipeline.errors import DataError
+from pipeline.memo import Memo
+
+Draw = Callable[..., Path]
+
+
+def opened(data: Path | str, **options: object) -> Opened:
+    return open_dataset(str(data), SplitConfig(**options))  # type: ignore[arg-type]
+
+
+def labelled(found: Opened) -> dict[str, str]:
+    names = found.dataset.class_names
+    return {
+        location: names[label]
+        for location, label in zip(found.dataset.locations, found.dataset.labels.tolist(), strict=True)
+    }
+
+
+class TestFolder:
+    def test_class_folders(self, tmp_path: Path, draw: Draw) -> None:
+        for name in ("zebra/1.png", "ant/a.JPG", "ant/deep/er/b.webp", "ant/c"):
+            path = tmp_path / name
+            draw(path if path.suffix else path.with_suffix(".png"))
+        (tmp_path / "ant/c.png").rename(tmp_path / "ant/c")
+        draw(tmp_path / "ant/.hidden.png")
+        draw(tmp_path / ".git/x.png")
+        found = opened(tmp_path)
+        assert found.dataset.class_names == ("ant", "zebra")
+        assert labelled(found) == {
+            "ant/a.JPG": "ant",
+            "ant/c": "ant",
+            "ant/deep/er/b.webp": "ant",
+            "zebra/1.png": "zebra",
+        }
+        assert found.carved == ("train", "val", "test")
+        assert found.source.read(0) == (tmp_path / "ant/a.JPG").read_bytes()
+
+    @pytest.mark.parametrize("val", ["val", "valid", "validation"])
+    def test_split_folders(self, tmp_path: Path, draw: Draw, val: str) -> None:
+        for split in ("train", val, "test"):
+            for name in ("a", "b"):
+                draw(tmp_path / split / name / f"{split}.png")
+        found = opened(tmp_path)
+        assert found.dataset.counts() == {"train": 2, "val": 2, "test": 2}
+        assert found.carved == ()
+
+    def test_a_class_may_be_called_train(self, tmp_path: Path, draw: Draw) -> None:
+        for name in ("train", "car"):
+            draw(tmp_path / name / "1.png")
+        assert opened(tmp_path).dataset.class_names == ("car", "train")
+
+    def test_whole_numbers_are_sorted_by_value(self, tmp_path: Path, draw: Draw) -> None:
+        for name in ("10", "9", "2"):
+            draw(tmp_path / name / "1.png")
+        assert opened(tmp_path).dataset.class_names == ("2", "9", "10")
+
+    def test_other_files_are_counted(self, tmp_path: Path, draw: Draw) -> None:
+        draw(tmp_path / "a/1.png")
+        draw(tmp_path / "b/1.png")
+        draw(tmp_path / "stray.png")
+        (tmp_path / "a/notes.txt").write_text("x")
+        assert opened(tmp_path).notes == [
+            "2 files left aside (no image suffix, or not inside a class folder): a/notes.txt, stray.png"
+        ]
+
+    def test_source_twins_are_reported(self, tmp_path: Path, draw: Draw) -> None:
+        for split in ("train", "val"):
+            for name in ("a", "b"):
+                draw(tmp_path / split / name / "1.png")
+        (tmp_path / "val/a/2.png").write_bytes((tmp_path / "train/a/1.png").read_bytes())
+        assert "train/a/1.png = val/a/2.png" in " ".join(opened(tmp_path).notes)
+
+    def test_link_to_a_folder_elsewhere_is_followed(self, tmp_path: Path, draw: Draw) -> None:
+        draw(tmp_path / "elsewhere/1.png")
+        draw(tmp_path / "data/b/1.png")
+        (tmp_path / "data/a").symlink_to(tmp_path / "elsewhere")
+        assert opened(tmp_path / "data").dataset.locations == ("a/1.png", "b/1.png")
+
+    def test_link_that_loops(self, tmp_path: Path, draw: Draw) -> None:
+        draw(tmp_path / "a/1.png")
+        draw(tmp_path / "b/1.png")
+        (tmp_path / "a/again").symlink_to(tmp_path / "a")
+        with pytest.raises(DataError, match="leads back"):
+            opened(tmp_path)
+
+    def test_dangling_link_is_unreadable(self, tmp_path: Path, draw: Draw) -> None:
+        draw(tmp_path / "a/1.png")
+        draw(tmp_path / "b/1.png")
+        (tmp_path / "b/2.png").symlink_to(tmp_path / "gone.png")
+        found = opened(tmp_path)
+        assert len(found.dataset) == 2
+        assert [(item.location, item.cause) for item in found.unreadable] == [("b/2.png", "No such file or directory")]
+
+    def test_unreadable_folder(self, tmp_path: Path, draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
+        draw(tmp_path / "a/1.png")
+        draw(tmp_path / "b/1.png")
+        scandir = os.scandir
+
+        def refuse(path: Path) -> object:
+            if Path(path).name == "b":
+                raise PermissionError(13, "Permission denied")
+            return scandir(path)
+
+        monkeypatch.setattr("pipeline.datasets.folder.os.scandir", refuse)
+        with pytest.raises(DataError, match="b can't be read: Permission denied"):
+            opened(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("files", "word"),
+        [
+            ([], "no class folders"),
+            (["a/1.png"], "only one class, 'a'"),
+            (["a/1.png", "b/notes.txt"], "b has no images"),
+            (["train/a/1.png", "train/b/1.png", "test/1.png"], "test has no class folders"),
+            (["train/a/1.png", "train/b/1.png", "val/a/1.png", "valid/a/1.png"], "several folders for the split 'val'"),
+        ],
+    )
+    def test_bad_folders(self, tmp_path: Path, draw: Draw, files: list[str], word: str) -> None:
+        for name in files:
+            if name.endswith("txt"):
+                (tmp_path / name).parent.mkdir(parents=True)
+                (tmp_path / name).write_text("x")
+            else:
+                draw(tmp_path / name)
+        with pytest.raises(DataError, match=word):
+            opened(tmp_path)
+
+
+class TestManifest:
+    @pytest.fixture
+    def folder(self, tmp_path: Path, draw: Draw) -> Path:
+        for name in ("a.png", "sub/b.png", "c.png"):
+            draw(tmp_path / name)
+        return tmp_path
+
+    @staticmethod
+    def write(folder: Path, rows: list[tuple[str, ...]], kind: str = ".csv") -> Path:
+        path = folder / f"list{kind}"
+        if kind == ".parquet":
+            import pyarrow
+            from pyarrow import parquet
+
+            columns = list(zip(*rows[1:], strict=True))
+            parquet.write_table(pyarrow.table(dict(zip(rows[0], map(list, columns), strict=True))), path)
+        else:
+            path.write_text("\n".join(("\t" if kind == ".tsv" else ",").join(row) for row in rows) + "\n")
+        return path
+
+    ROWS = (("path", "label", "split"), ("a.png", "x", "train"), ("sub/b.png", "y", "train"), ("c.png", "y", "valid"))
+
+    @pytest.mark.parametrize("kind", [".csv", ".tsv", ".parquet"])
+    def test_kinds(self, folder: Path, kind: str) -> None:
+        found = opened(self.write(folder, self.ROWS, kind), test_fraction=0)
+        assert labelled(found) == {"a.png": "x", "sub/b.png": "y", "c.png": "y"}
+        assert found.dataset.splits.tolist() == ["train", "train", "val"]
+        assert found.dataset.name == "list"
+
+    def test_repeated_rows_are_merged(self, folder: Path) -> None:
+        found = opened(self.write(folder, [*self.ROWS, self.ROWS[1]]))
+        assert len(found.dataset) == 3
+        assert found.notes == ["1 rows of list.csv repeat others and were merged"]
+
+    @pytest.mark.parametrize(
+        ("rows", "word"),
+        [
+            ([("file", "kind"), ("a.png", "x")], "lacks the column 'path'.*legal are path, label and split"),
+            ([("path", "label", "fold"), ("a.png", "x", "1")], "unknown column 'fold'"),
+            ([("path", "label")], "no rows"),
+            ([("path", "label"), ("a.png", "x"), ("a.png", "y")], r"1 paths twice.*a.png \(x and y\)"),
+            (
+                [("path", "label"), ("a.png", "x"), ("no.png", "y"), ("nor.png", "y")],
+                "2 files that aren't there.*no.png",
+            ),
+            ([("path", "label"), ("../secret.png", "x")], "leaves the folder"),
+            ([("path", "label"), ("/etc/passwd", "x")], "leaves the folder"),
+            ([("path", "label"), ("a.png", "")], "without label"),
+            ([("path", "label", "split"), ("a.png", "x", "dev")], "split is 'dev'"),
+            ([("path", "label"), ("a.png",)], "has 1 values"),
+            ([("path", "label"), ("a.png", "x"), ("c.png", "x")], "only one class"),
+            ([], "empty"),
+        ],
+    )
+    def test_bad_manifests(self, folder: Path, rows: list[tuple[str, ...]], word: str) -> None:
+        with pytest.raises(DataError, match=word):
+            opened(self.write(folder, rows))
+
+    def test_link_to_itself(self, folder: Path) -> None:
+        (folder / "loop.png").symlink_to(folder / "loop.png")
+        with pytest.raises(DataError, match="loop.png"):
+            opened(self.write(folder, [("path", "label"), ("loop.png", "x")]))
+
+    def test_no_table(self, folder: Path) -> None:
+        for kind in (".csv", ".parquet"):
+            (folder / f"bad{kind}").write_bytes(b"\xff\xfe\x00\x01" * 10)
+            with pytest.raises(DataError, match="can't be read"):
+                opened(folder / f"bad{kind}")
+
+
+class TestArrays:
+    def test_splits_and_class_names(self, tmp_path: Path, random: np.random.Generator) -> None:
+        images = random.integers(0, 256, (12, 4, 4, 3), np.uint8)
+        labels = np.arange(12) % 2
+        np.savez(
+            tmp_path / "set.npz",
+            x_train=images[:6],
+            y_train=labels[:6, None],
+            x_test=images[6:],
+            y_test=labels[6:],
+            class_names=["pear", "apple"],
+        )
+        found = opened(tmp_path / "set.npz", val_fraction=0)
+        assert found.dataset.class_names == ("apple", "pear")
+        assert found.dataset.labels.tolist() == [1, 0] * 6
+        assert found.dataset.counts() == {"train": 6, "test": 6}
+        assert found.dataset.locations[6] == "x_test[0]"
+        np.testing.assert_array_equal(found.source.read(7), images[7])
+
+    def test_images_and_text_labels(self, tmp_path: Path, random: np.random.Generator) -> None:
+        np.savez(tmp_path / "set.npz", images=random.integers(0, 256, (4, 5, 5), np.uint8), labels=["b", "a", "b", "a"])
+        assert opened(tmp_path / "set.npz").dataset.class_names == ("a", "b")
+
+    @pytest.mark.parametrize(
+        ("dtype", "scale"), [("uint8", 1), ("int64", 1), ("float32", 1), ("float32", 255), ("float64", 255)]
+    )
+    def test_value_ranges_give_the_same_pixels(
+        self, tmp_path: Path, random: np.random.Generator, dtype: str, scale: int
+    ) -> None:
+        images = random.integers(0, 256, (4, 5, 5, 3), np.uint8)
+        images[0, 0, 0, 0] = 255
+        folder = tmp_path / "lesson"
+        folder.mkdir()
+        np.save(folder / "train_images.npy", (images / scale).astype(dtype))
+        np.save(folder / "train_labels.npy", np.array([3, 7, 3, 7]))
+        found = opened(folder, val_fraction=0, test_fraction=0)
+        assert found.dataset.class_names == ("3", "7")
+        for index in range(4):
+            np.testing.assert_array_equal(found.source.read(index), images[index])
+
+    @pytest.mark.parametrize("split", ["val", "valid", "validation"])
+    def test_folder_of_arrays_with_splits(self, tmp_path: Path, split: str) -> None:
+        for name in ("train", split, "test"):
+            np.save(tmp_path / f"{name}_images.npy", np.full((2, 4, 4), len(name), np.uint8))
+            np.save(tmp_path / f"{name}_labels.npy", np.array(["x", "y"]))
+        assert opened(tmp_path).dataset.counts() == {"train": 2, "val": 2, "test": 2}
+
+    @pytest.mark.parametrize(
+        ("arrays", "word"),
+        [
+            ({"x_train": np.zeros((3, 4, 4), "u1"), "y_train": np.zeros(2, int)}, "3 images, but there are 2 labels"),
+            ({"x_train": np.zeros((2, 3, 8, 8), "u1"), "y_train": np.zeros(2, int)}, r"shape \[2, 3, 8, 8\]"),
+            ({"images": np.full((2, 4, 4), 300), "labels": [0, 1]}, "from 300 to 300"),
+            ({"images": np.full((2, 4, 4), -0.5), "labels": [0, 1]}, "from -0.5"),
+            ({"images": np.full((2, 4, 4), np.nan), "labels": [0, 1]}, "from nan"),
+            ({"images": np.zeros((2, 4, 4), "u1"), "labels": np.eye(2)}, "one label a row"),
+            ({"images": np.zeros((2, 4, 4), "u1"), "labels": [0.5, 1.5]}, "integers or texts"),
+            ({"images": np.zeros((2, 4, 4), "u1"), "labels": [0, 2], "class_names": ["a", "b"]}, "from 0 to 2"),
+            ({"images": np.zeros((2, 4, 4), "u1"), "labels": [0, 1], "class_names": ["a", "a"]}, "repeats"),
+            ({"images": np.zeros((0, 4, 4), "u1"), "labels": []}, "no images"),
+            ({"x_test": np.zeros((2, 4, 4), "u1"), "y_test": [0, 1]}, "needed are x_train"),
+            ({"images": np.array([["a"]]), "labels": [0]}, "needed is"),
+        ],
+    )
+    def test_bad_arrays(self, tmp_path: Path, arrays: dict[str, object], word: str) -> None:
+        np.savez(tmp_path / "bad.npz", **arrays)  # type: ignore[arg-type]
+        with pytest.raises(DataError, match=word):
+            opened(tmp_path / "bad.npz")
+
+    def test_python_objects_are_not_loaded(self, tmp_path: Path) -> None:
+        labels = np.array(["a", "b"], object)
+        np.savez(tmp_path / "set.npz", images=np.zeros((2, 4, 4), "u1"), labels=labels)
+        with pytest.raises(DataError, match="without Python objects"):
+            opened(tmp_path / "set.npz")
+
+    def test_labels_missing(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "train_images.npy", np.zeros((2, 4, 4), "u1"))
+        with pytest.raises(DataError, match="train_labels.npy isn't"):
+            opened(tmp_path)
+
+
+def python_2_pickle(entries: dict[str, object]) -> bytes:
+    """A dictionary of texts, lists and long strings, pickled as Python 2 pickled the original batches."""
+
+    def item(value: object) -> bytes:
+        if isinstance(value, bytes):
+            return b"T" + struct.pack("<i", len(value)) + value  # BINSTRING
+        if isinstance(value, str):
+            return b"U" + bytes([len(value)]) + value.encode()  # SHORT_BINSTRING
+        if isinstance(value, int):
+            return b"K" + bytes([value])  # BININT1
+        runs = [value[at : at + 1000] for at in range(0, len(value), 1000)]  # type: ignore[arg-type, index]
+        return b"]q\x01" + b"".join(b"(" + b"".join(map(item, run)) + b"e" for run in runs)
+
+    return b"\x80\x02}(" + b"".join(item(name) + item(value) for name, value in entries.items()) + b"u."
+
+
+class TestCifar:
+    @pytest.fixture
+    def images(self, random: np.random.Generator) -> np.ndarray:
+        return random.integers(0, 256, (6, 32, 32, 3), np.uint8)
+
+    @staticmethod
+    def flat(images: np.ndarray) -> bytes:
+        return images.transpose(0, 3, 1, 2).tobytes()
+
+    def python_batches(self, folder: Path, images: np.ndarray) -> Path:
+        folder.mkdir(parents=True)
+        for name, part in (("data_batch_1", slice(0, 2)), ("data_batch_2", slice(2, 4)), ("test_batch", slice(4, 6))):
+            entries = {"batch_label": name, "labels": [0, 1], "data": self.flat(images[part]), "filenames": ["a", "b"]}
+            (folder / name).write_bytes(python_2_pickle(entries))
+        meta = {"num_cases_per_batch": 2, "label_names": ["frog", "cat"], "num_vis": 32}
+        (folder / "batches.meta").write_bytes(python_2_pickle(meta))
+        return folder
+
+    def check(self, found: Opened, images: np.ndarray) -> None:
+        assert found.dataset.class_names == ("cat", "frog")
+        assert found.dataset.counts() == {"train": 4, "test": 2}
+        assert found.dataset.labels.tolist() == [1, 0] * 3
+        for index, image in enumerate(images):
+            np.testing.assert_array_equal(found.source.read(index), image)
+
+    def test_python_batches(self, tmp_path: Path, images: np.ndarray) -> None:
+        self.check(opened(self.python_batches(tmp_path / "batches", images), val_fraction=0), images)
+
+    def test_binary_batches(self, tmp_path: Path, images: np.ndarray) -> None:
+        for name, part in (("data_batch_1", (0, 1)), ("data_batch_2", (2, 3)), ("test_batch", (4, 5))):
+            rows = b"".join(bytes([row % 2]) + self.flat(images[row : row + 1]) for row in part)
+            (tmp_path / f"{name}.bin").write_bytes(rows)
+        (tmp_path / "batches.meta.txt").write_text("frog\ncat\n")
+        self.check(opened(tmp_path, val_fraction=0), images)
+
+    def test_hundred_classes(self, tmp_path: Path, images: np.ndarray) -> None:
+        for name, part in (("train", slice(0, 4)), ("test", slice(4, 6))):
+            n = len(images[part])
+            fine, coarse = ([0, 1] * n)[:n], [5] * n
+            data = self.flat(images[part])
+            (tmp_path / name).write_bytes(python_2_pickle({"data": data, "fine_labels": fine, "coarse_labels": coarse}))
+        meta = {"fine_label_names": ["frog", "cat"], "coarse_label_names": ["animal"]}
+        (tmp_path / "meta").write_bytes(python_2_pickle(meta))
+        self.check(opened(tmp_path, val_fraction=0), images)
+
+    def test_long_lists_come_in_runs(self, tmp_path: Path) -> None:
+        from pipeline.datasets.cifar import _after, _arguments
+
+        labels = [number % 10 for number in range(2500)]
+        (tmp_path / "batch").write_bytes(python_2_pickle({"labels": labels, "filenames": ["x"]}))
+        assert list(_after(list(_arguments(tmp_path / "batch")), "labels", int)) == labels
+
+    def test_nothing_in_a_pickle_is_run(self, tmp_path: Path, images: np.ndarray) -> None:
+        folder = self.python_batches(tmp_path / "batches", images)
+        (folder / "test_batch").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "run").encode() + b"'\ntR.")
+        with pytest.raises(DataError, match="fetch it again"):
+            opened(folder)
+        assert not (tmp_path / "run").exists()
+
+    def test_built_in_is_read_where_keras_keeps_it(
+        self, tmp_path: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+        self.python_batches(tmp_path / "datasets/cifar-10-batches-py-target/cifar-10-batches-py", images)
+        found = opened("cifar10", val_fraction=0)
+        self.check(found, images)
+        assert found.dataset.name == "cifar10"
+
+    def test_built_in_without_network(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from pipeline.datasets import cifar
+
+        monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+        monkeypatch.setitem(
+            cifar.DOWNLOADS, "cifar10", ("http://127.0.0.1:9/none.tar.gz", "0" * 64, "cifar-10-batches-py")
+        )
+        with pytest.raises(DataError, match="can't be fetched from http://127.0.0.1:9"):
+            read_cifar("cifar10")
+
+
+def test_digits() -> None:
+    found = opened("digits")
+    assert len(found.dataset) == 1797
+    assert found.dataset.class_names == tuple("0123456789")
+    assert set(found.dataset.counts()) == {"train", "val", "test"}
+    assert max(int(found.source.read(index).max()) for index in range(100)) == 255  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file.xyz"])
+def test_no_kind_of_data(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file.xyz").write_text("x")
+    with pytest.raises(DataError, match=r"\.csv, \.tsv, \.parquet"):
+        opened(tmp_path / name)
+
+
+def test_memo_saves_reading(red_and_blue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    past = 1_000_000_000
+    for path in red_and_blue.rglob("*.png"):
+        os.utime(path, ns=(past, past))
+    memo = Memo(tmp_path / "cache")
+    first = open_dataset(str(red_and_blue), SplitConfig(), memo=memo)
+    read: list[Path] = []
+    monkeypatch.setattr("pipeline.datasets.base.read_bytes", lambda path: read.append(path) or path.read_bytes())
+    again = open_dataset(str(red_and_blue), SplitConfig(), memo=memo)
+    assert read == []
+    np.testing.assert_array_equal(first.dataset.keys, again.dataset.keys)
+    changed = red_and_blue / "red/0.png"
+    changed.write_bytes(changed.read_bytes() + b"x")
+    os.utime(changed, ns=(past, past + 1))
+    third = open_dataset(str(red_and_blue), SplitConfig(), memo=memo)
+    assert read == [changed]
+    assert file_key(changed.read_bytes()) in third.dataset.keys.tolist()
+    open_dataset(str(red_and_blue), SplitConfig(), memo=memo, rehash=True)
+    assert len(read) == 41
+
+
+@pytest.mark.data
+def test_byte_identical_pairs_of_a_public_set(data: Path) -> None:
+    found = opened(data / "alien-predator")
+    assert len(found.dataset) == 894
+    assert len(set(found.dataset.keys.tolist())) == 890
+    note = " ".join(found.notes)
+    assert "train/predator/199.jpg = validation/predator/1.jpg" in note
+    assert "train/predator/247.jpg = validation/predator/58.jpg" in note

@@ -1,0 +1,62 @@
+"""The memo saves work and is never believed when a file has changed."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.memo import YOUNG, Memo, Stamp
+
+
+@pytest.fixture
+def old_file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_text("one")
+    past = time.time_ns() - 10 * YOUNG
+    os.utime(path, ns=(past, past))
+    return path
+
+
+def test_unchanged_file_is_recalled(tmp_path: Path, old_file: Path) -> None:
+    memo, stamp = Memo(tmp_path), Stamp.of(old_file)
+    assert memo.recall("image", {old_file: stamp}) == {}
+    memo.remember("image", {old_file: (stamp, "digest")})
+    assert Memo(tmp_path).recall("image", {old_file: Stamp.of(old_file)}) == {old_file: "digest"}
+    assert memo.recall("other", {old_file: stamp}) == {}
+
+
+@pytest.mark.parametrize("change", ["size", "time"])
+def test_changed_file_is_not_recalled(tmp_path: Path, old_file: Path, change: str) -> None:
+    memo, stamp = Memo(tmp_path), Stamp.of(old_file)
+    memo.remember("image", {old_file: (stamp, "digest")})
+    old_file.write_text("two" if change == "time" else "longer")
+    if change == "size":
+        os.utime(old_file, ns=(stamp.mtime_ns, stamp.mtime_ns))
+    assert memo.recall("image", {old_file: Stamp.of(old_file)}) == {}
+
+
+def test_file_of_this_moment_is_not_remembered(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("one")
+    memo = Memo(tmp_path)
+    memo.remember("image", {path: (Stamp.of(path), "digest")})
+    assert memo.recall("image", {path: Stamp.of(path)}) == {}
+
+
+def test_damaged_memo_is_started_anew(tmp_path: Path, old_file: Path) -> None:
+    memo, stamp = Memo(tmp_path), Stamp.of(old_file)
+    memo.path.write_bytes(b"no database" * 1000)
+    assert memo.recall("image", {old_file: stamp}) == {}
+    memo.remember("image", {old_file: (stamp, "digest")})
+    assert memo.recall("image", {old_file: stamp}) == {old_file: "digest"}
+
+
+def test_texts_under_a_name(tmp_path: Path) -> None:
+    memo = Memo(tmp_path)
+    assert memo.recall_text("random weights") is None
+    memo.remember_text("random weights", "one")
+    memo.remember_text("random weights", "two")
+    assert memo.recall_text("random weights") == "two"

@@ -1,0 +1,143 @@
+"""Shards: what was written is what is read, and damage is noticed."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import FeatureSpec
+from pipeline.errors import StoreError
+from pipeline.store import FeatureStore, Quarantined, stores
+
+
+def keys_of(*numbers: int) -> list[bytes]:
+    return [f"{number:032d}".encode() for number in numbers]
+
+
+def column(*numbers: int) -> np.ndarray:
+    return np.array(keys_of(*numbers), "S32")
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=10, unique=True), min_size=1, max_size=5), st.randoms()
+)
+@settings(max_examples=25, deadline=None)
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, shards: list[list[int]], shuffle: object) -> None:
+    spec = FeatureSpec("b", "w", "e", "avg", (1, 1), "stretch", "bicubic", "float32", "float32")
+    store = FeatureStore(tmp_path_factory.mktemp("cache"), spec)
+    for numbers in shards:
+        store.append(keys_of(*numbers), np.array([[number, number / 3] for number in numbers], np.float32))
+    reader = FeatureStore(store.cache, spec)
+    assert reader.open() == []
+    numbers = sorted({number for shard in shards for number in shard})
+    shuffle.shuffle(numbers)  # type: ignore[attr-defined]
+    assert len(reader) == len(numbers)
+    expected = np.array([[number, number / 3] for number in numbers], np.float32)
+    np.testing.assert_array_equal(reader.read(column(*numbers)), expected)
+    assert reader.has(column(*numbers, 99)).tolist() == [True] * len(numbers) + [False]
+
+
+def test_empty_store(store: FeatureStore) -> None:
+    assert store.open() == []
+    assert len(store) == 0
+    assert store.has(column(1)).tolist() == [False]
+    with pytest.raises(StoreError, match="1 rows are not in"):
+        store.read(column(1))
+
+
+def test_files_are_as_documented(store: FeatureStore) -> None:
+    shard = store.append(keys_of(1, 2), np.ones((2, 3, 3, 4), np.float32))
+    assert FeatureSpec.from_json(__import__("json").loads((store.folder / "spec.json").read_text())) == store.spec
+    with h5py.File(shard.path) as file:
+        assert file["features"].shape == (2, 3, 3, 4)
+        assert file["features"].chunks is None
+        assert file["key"][:].tolist() == keys_of(1, 2)
+        assert file.attrs["spec"] == store.digest
+    assert [path.name for path in (store.folder / "shards").iterdir()] == [shard.path.name]
+
+
+@pytest.mark.parametrize("damage", ["torn", "empty", "flipped", "text", "other spec", "other shape"])
+def test_damage_is_noticed_and_set_aside(store: FeatureStore, damage: str, random: np.random.Generator) -> None:
+    features = random.random((50, 20), np.float32)
+    good = store.append(keys_of(*range(100, 150)), features)
+    shard = store.append(keys_of(*range(50)), features)
+    content = bytearray(shard.path.read_bytes())
+    if damage == "torn":
+        content = content[: len(content) // 2]
+    elif damage == "empty":
+        content = bytearray()
+    elif damage == "flipped":
+        position = bytes(content).index(features.tobytes()) + 1234
+        content[position] ^= 1
+    elif damage == "text":
+        content = bytearray(b"no shard")
+    shard.path.write_bytes(content)
+    if damage.startswith("other"):
+        with h5py.File(shard.path, "r+") as file:
+            if damage == "other spec":
+                file.attrs["spec"] = "1" * 32
+            else:
+                del file["features"]
+                file["features"] = features.reshape(50, 4, 5)
+    reader = FeatureStore(store.cache, store.spec)
+    assert [item.path for item in reader.verify()] == [shard.path]
+    assert shard.path.exists()
+    assert [item.path for item in reader.open()] == [shard.path]
+    assert not shard.path.exists()
+    assert shard.path.with_name(shard.path.name + ".damaged").exists()
+    assert [item.path for item in reader.shards] == [good.path]
+    assert not reader.has(column(*range(50))).any()
+    assert reader.open() == []
+
+
+def test_every_flipped_bit_of_rows_is_noticed(store: FeatureStore, random: np.random.Generator) -> None:
+    features = random.random((4, 8), np.float32)
+    shard = store.append(keys_of(1, 2, 3, 4), features)
+    content = shard.path.read_bytes()
+    start = content.index(features.tobytes())
+    for offset in range(0, features.nbytes, 5):
+        changed = bytearray(content)
+        changed[start + offset] ^= 1 << (offset % 8)
+        shard.path.write_bytes(changed)
+        assert len(store.verify()) == 1
+
+
+def test_full_disk_leaves_nothing_behind(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.append(keys_of(1), np.ones((1, 4), np.float32))
+    before = sorted((store.folder / "shards").iterdir())
+
+    def full(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StoreError, match="No space is left.*--cache"):
+        store.append(keys_of(2), np.ones((1, 4), np.float32))
+    assert sorted((store.folder / "shards").iterdir()) == before
+
+
+def test_quarantine_round_trip(store: FeatureStore) -> None:
+    first = Quarantined("a" * 32, "x/1.jpg", "cut off", "pillow 1")
+    store.quarantine([first, Quarantined("b" * 32, "x/2.jpg", "no image", "pillow 1")])
+    store.quarantine([Quarantined("b" * 32, "y/2.jpg", "no image at all", "pillow 2")])
+    with (store.folder / "quarantine.jsonl").open("a") as file:
+        file.write("half a li")
+    found = FeatureStore(store.cache, store.spec).quarantined()
+    assert found[b"a" * 32] == first
+    assert found[b"b" * 32].cause == "no image at all"
+    assert len(found) == 2
+
+
+def test_stores_of_a_cache(store: FeatureStore) -> None:
+    store.append(keys_of(1), np.ones((1, 4), np.float32))
+    for name, text in (("bad", "no json"), ("0" * 32, (store.folder / "spec.json").read_text())):
+        (store.cache / "features" / name).mkdir()
+        (store.cache / "features" / name / "spec.json").write_text(text)
+    assert [found.digest for found in stores(store.cache)] == [store.digest]
