@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import runtime
-from pipeline.backbones import Unfrozen
+from pipeline.backbones import Unfrozen, tensor_of
 from pipeline.errors import ConfigError, RunError
 from pipeline.heads import Head, accuracy_of_logits, n_logits, probabilities_of, sparse_loss
 from pipeline.table import Part
@@ -94,7 +94,7 @@ class FinetuneModels:
         dense = keras.layers.Dense(self.n_classes, activation="softmax", name="probabilities", dtype="float32")
         outputs = dense(self.below_logits)
         dense.set_weights([kernel, bias])
-        return keras.Model(self.whole.inputs, outputs, name="classifier")
+        return keras.Model(self.whole.inputs[0], outputs, name="classifier")
 
     def trainable_parameters(self) -> int:
         """Numbers that are trained."""
@@ -139,8 +139,8 @@ def assemble(features: keras.Model, unfrozen: Unfrozen, head: Head, n_classes: i
     for layer in features.layers:
         frozen = layer.name not in unfrozen.layers or isinstance(layer, keras.layers.BatchNormalization)
         layer.trainable = not frozen
-    cut = features.get_layer(unfrozen.cut).output
-    return FinetuneModels(keras.Model(cut, logits), keras.Model(features.inputs, logits), below, n_classes)
+    cut = tensor_of(features, unfrozen.cut)
+    return FinetuneModels(keras.Model(cut, logits), keras.Model(features.inputs[0], logits), below, n_classes)
 
 
 def _batches(part: Part, batch_size: int, seed: int | None) -> Any:

@@ -176,7 +176,10 @@ def test_disk_that_fills_up_in_mid_work(
         def stream(self, batches: object) -> Iterator[np.ndarray]:
             for count, features in enumerate(super().stream(batches)):  # type: ignore[arg-type]
                 if count == 6:
-                    with (small_disk / "other").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+                    with (
+                        (small_disk / "other").open("wb", buffering=0) as file,
+                        pytest.raises(OSError, match="No space"),
+                    ):
                         while True:
                             file.write(bytes(4096))
                 yield features

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["Node", "cuts", "nodes"]
+__all__ = ["Node", "apply", "cuts", "nodes", "tensor_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,30 @@ class Node:
     parents: tuple[int, ...]
 
 
+def apply(model: keras.Model, tensor: Any) -> Any:
+    """The first output of a model with one input, on another tensor: its layers one by one, not as one nested layer."""
+    model = getattr(model, "_functional", None) or model
+    known = {id(model.inputs[0]): tensor}
+    for use in _uses(model):
+        if not use.is_input:
+            arguments, keywords = use.arguments.fill_in(known)
+            results = use.operation(*arguments, **keywords)
+            results = results if isinstance(results, (list, tuple)) else [results]
+            known.update({id(old): new for old, new in zip(use.output_tensors, results, strict=True)})
+    return known[id(model.outputs[0])]
+
+
+def tensor_of(model: keras.Model, name: str) -> Any:
+    """Output of a layer in a model; `layer.output` can't tell which where other models use the layer as well."""
+    return next(node.outputs[0] for node in nodes(model) if node.name == name)
+
+
+def _uses(model: Any) -> list[Any]:
+    """Keras's own record of the uses of layers in a functional model, each after those that it reads."""
+    by_depth = model._nodes_by_depth
+    return [use for depth in sorted(by_depth, reverse=True) for use in by_depth[depth]]
+
+
 def nodes(model: keras.Model) -> list[Node]:
     """The uses of layers between a model's inputs and its outputs, each after those that it reads.
 
@@ -36,15 +60,10 @@ def nodes(model: keras.Model) -> list[Node]:
     model = getattr(model, "_functional", None) or model  # what a sequential model holds inside
     known: dict[int, int] = {}
     found: list[Node] = []
-    depths = sorted(model._nodes_by_depth, reverse=True)
-    inputs = {id(tensor) for tensor in model.inputs}
-    for depth in depths:
-        for use in model._nodes_by_depth[depth]:
-            start = any(id(tensor) in inputs for tensor in use.output_tensors)
-            parents = () if start else tuple(sorted({known[id(tensor)] for tensor in use.input_tensors}))
-            for tensor in use.output_tensors:
-                known[id(tensor)] = len(found)
-            found.append(Node(use.operation.name, use.operation, tuple(use.output_tensors), parents))
+    for use in _uses(model):
+        parents = tuple(sorted({known[id(tensor)] for tensor in use.input_tensors}))
+        known.update(dict.fromkeys(map(id, use.output_tensors), len(found)))
+        found.append(Node(use.operation.name, use.operation, tuple(use.output_tensors), parents))
     return found
 
 

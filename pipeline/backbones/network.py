@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import runtime
 from pipeline.backbones.catalogue import Backbone, Block
-from pipeline.backbones.graph import Node, cuts, nodes
+from pipeline.backbones.graph import Node, apply, cuts, nodes
 from pipeline.config import POOLINGS, one_of
 from pipeline.errors import ConfigError, EndpointError, WeightsError
 
@@ -81,7 +81,7 @@ class Network:
         joined = keras.layers.Concatenate(name="joined")(parts) if len(parts) > 1 else parts[0]
         if joined.dtype != "float32":
             joined = keras.layers.Activation("linear", dtype="float32", name="in_float32")(joined)
-        return keras.Model(self.model.inputs, joined, name="features")
+        return keras.Model(self.model.inputs[0], joined, name="features")
 
     def last_map(self) -> str:
         """Name of the last layer with height and width; of the last layer if there is none."""
@@ -273,8 +273,11 @@ def load_network(path: Path, image_size: tuple[int, int], policy: str = "float32
     with fresh_names(), _dtype_policy(policy):
         pixels = keras.Input((*image_size, 3), dtype="uint8", name="pixels")
         inside = keras.layers.Rescaling(1.0, name="preprocessing")(pixels)
-        flat = keras.models.clone_model(keras.Model(loaded.inputs, loaded.outputs[0]), input_tensors=inside)
-        model = keras.Model(pixels, flat.outputs[0], name=re.sub(r"\W", "_", path.stem))
+        # Cloned for the policy: a loaded layer keeps the one it was saved with.
+        copy = keras.models.clone_model(
+            loaded, clone_function=lambda layer: type(layer).from_config({**layer.get_config(), "dtype": policy})
+        )
+        model = keras.Model(pixels, apply(copy, inside), name=re.sub(r"\W", "_", path.stem))
     model.set_weights(loaded.get_weights())
     return Network(model, None)
 

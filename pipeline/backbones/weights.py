@@ -50,6 +50,8 @@ def fetch_imagenet(row: Backbone) -> Path:
     function = getattr(runtime.keras().applications, row.function)
     shape = (row.native_size, row.native_size, 3)
     try:
+        # Where the folder isn't there yet, Keras would quietly take another one.
+        runtime.keras_home().mkdir(parents=True, exist_ok=True)
         with redirect_stdout(sys.stderr):  # Keras draws its progress on standard output
             function(weights="imagenet", include_top=False, input_shape=shape, **row.arguments)
     except Exception as error:  # Keras raises a bare Exception where the network fails

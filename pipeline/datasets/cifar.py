@@ -59,6 +59,8 @@ def read_cifar(name: str) -> Listing:
     if not folder.is_dir():
         get_file = runtime.keras().utils.get_file
         try:
+            # Where the folder isn't there yet, Keras would quietly take another one.
+            runtime.keras_home().mkdir(parents=True, exist_ok=True)
             with redirect_stdout(sys.stderr):  # Keras draws its progress on standard output
                 get_file(f"{folder_name}-target", origin=address, extract=True, file_hash=digest)
         except Exception as error:  # Keras raises a bare Exception where the network fails

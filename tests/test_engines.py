@@ -1,0 +1,253 @@
+"""Engines: the same features whatever runs beside an image, and near each other across engines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import runtime
+from pipeline.backbones import Pretrained, open_backbone
+from pipeline.config import ImageConfig
+from pipeline.engines import EngineChoice, call, choose, open_engine
+from pipeline.engines.tensorflow import TensorflowEngine
+from pipeline.errors import ConfigError, EngineError
+from pipeline.images import decode, from_array, reading, resize
+
+needs_openvino = pytest.mark.skipif(not runtime.installed("openvino"), reason="OpenVINO is not installed")
+
+CHOICES = [
+    pytest.param(EngineChoice("tensorflow", "float32"), id="tensorflow"),
+    pytest.param(EngineChoice("openvino", "float32"), id="openvino", marks=needs_openvino),
+]
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> Pretrained:
+    return open_backbone("mobilenet025", "random", 0, (64, 64))
+
+
+@pytest.fixture
+def images(random: np.random.Generator) -> np.ndarray:
+    return random.integers(0, 256, (21, 64, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+class TestEveryEngine:
+    def test_batch_size_and_neighbours_change_no_bit(
+        self, choice: EngineChoice, pretrained: Pretrained, images: np.ndarray, tmp_path: Path
+    ) -> None:
+        def features(batch_size: int, some: np.ndarray) -> np.ndarray:
+            return call(open_engine(choice, pretrained.network, "block13", "avg", tmp_path / "g", batch_size), some)
+
+        reference = features(8, images)
+        assert reference.dtype == np.float32
+        assert reference.std(axis=0).mean() > 0
+        for batch_size in (1, 3, 16):
+            np.testing.assert_array_equal(features(batch_size, images), reference)
+        engine = open_engine(choice, pretrained.network, "block13", "avg", tmp_path / "g", 8)
+        alone = np.concatenate([call(engine, image[None]) for image in images[:5]])
+        np.testing.assert_array_equal(alone, reference[:5])
+        np.testing.assert_array_equal(call(engine, images[::-1])[::-1], reference)
+
+    def test_shape_is_declared(self, choice: EngineChoice, pretrained: Pretrained, tmp_path: Path) -> None:
+        for pooling, shape in (("avg", (128,)), ("none", (4, 4, 128))):
+            engine = open_engine(choice, pretrained.network, "block11", pooling, tmp_path / pooling, 2)
+            assert engine.shape == shape
+            assert call(engine, np.zeros((3, 64, 64, 3), np.uint8)).shape == (3, *shape)
+
+    def test_features_are_those_of_keras(
+        self, choice: EngineChoice, pretrained: Pretrained, images: np.ndarray, tmp_path: Path
+    ) -> None:
+        engine = open_engine(choice, pretrained.network, "block13", "max", tmp_path / "g")
+        expected = np.asarray(pretrained.network().features("block13", "max")(images, training=False))
+        found = call(engine, images)
+        assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
+
+    def test_results_come_in_order_while_batches_are_drawn(
+        self, choice: EngineChoice, pretrained: Pretrained, images: np.ndarray, tmp_path: Path
+    ) -> None:
+        engine = open_engine(choice, pretrained.network, "block13", "avg", tmp_path / "g", 4)
+        expected = call(engine, images)
+        sizes = (1, 4, 2, 4, 4, 3, 3)
+        starts = np.cumsum((0, *sizes))
+        batches = (images[start : start + size] for start, size in zip(starts, sizes, strict=False))
+        results = list(engine.stream(batches))
+        assert [len(result) for result in results] == list(sizes)
+        np.testing.assert_array_equal(np.concatenate(results), expected)
+
+    def test_error_in_the_input_comes_through(
+        self, choice: EngineChoice, pretrained: Pretrained, images: np.ndarray, tmp_path: Path
+    ) -> None:
+        def batches() -> object:
+            yield images[:2]
+            raise RuntimeError("no more")
+
+        engine = open_engine(choice, pretrained.network, "block13", "avg", tmp_path / "g", 2)
+        with pytest.raises(RuntimeError, match="no more"):
+            list(engine.stream(batches()))  # type: ignore[arg-type]
+        assert len(call(engine, images)) == 21
+
+
+def test_tensorflow_traces_once(pretrained: Pretrained, images: np.ndarray) -> None:
+    engine = TensorflowEngine(pretrained.network().features("block13", "avg"), 4)
+    for n in (1, 2, 3, 4, 5, 21):
+        call(engine, images[:n])
+    assert engine.traces == 1
+
+
+def test_several_devices_share_the_work() -> None:
+    """Two logical processors stand for two GPUs; in a process of their own, as devices are set once."""
+    import subprocess
+    import sys
+
+    code = """
+import numpy as np
+from pipeline import runtime
+tf = runtime.tensorflow()
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from pipeline.backbones import open_backbone
+from pipeline.engines import call
+from pipeline.engines.tensorflow import TensorflowEngine
+model = open_backbone("mobilenet025", "random", 0, (32, 32)).network().features("block13", "avg")
+images = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), np.uint8)
+both = TensorflowEngine(model, 8, ["/CPU:0", "/CPU:1"])
+assert both.traces == 2
+np.testing.assert_array_equal(call(both, images), call(TensorflowEngine(model, 8, ["/CPU:0"]), images))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_mixed_precision_gives_float32_features(pretrained: Pretrained, images: np.ndarray, tmp_path: Path) -> None:
+    choice = EngineChoice("tensorflow", "bfloat16")
+    found = call(open_engine(choice, pretrained.network, "block11", "avg", tmp_path), images)
+    expected = call(
+        open_engine(EngineChoice("tensorflow", "float32"), pretrained.network, "block11", "avg", tmp_path), images
+    )
+    assert found.dtype == np.float32
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    assert 0 < error < 0.1
+
+
+@needs_openvino
+def test_converted_graph_is_kept_and_found_again(pretrained: Pretrained, images: np.ndarray, tmp_path: Path) -> None:
+    choice = EngineChoice("openvino", "float32")
+    folder = tmp_path / "graphs" / "one"
+    expected = call(open_engine(choice, pretrained.network, "block13", "avg", folder), images)
+    assert {path.name for path in folder.iterdir()} == {"model.bin", "model.xml"}
+
+    def not_needed(_: str) -> object:
+        raise AssertionError("the graph is there")
+
+    again = open_engine(choice, not_needed, "block13", "avg", folder)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(call(again, images), expected)
+    (folder / "model.xml").write_text("damaged")
+    mended = open_engine(choice, pretrained.network, "block13", "avg", folder)
+    np.testing.assert_array_equal(call(mended, images), expected)
+
+
+class TestChoice:
+    def test_processor(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(runtime, "has_nvidia_gpu", lambda: False)
+        assert choose("tensorflow", "auto") == EngineChoice("tensorflow", "float32")
+        assert choose("auto", "float32").engine == ("openvino" if runtime.installed("openvino") else "tensorflow")
+
+    def test_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(runtime, "has_nvidia_gpu", lambda: True)
+        assert choose("auto", "auto") == EngineChoice("tensorflow", "float16")
+        assert choose("auto", "auto").spec_precision == "tensorflow-float16"
+
+    def test_float32_is_shared_between_engines(self) -> None:
+        assert {EngineChoice(name, "float32").spec_precision for name in ("tensorflow", "openvino")} == {"float32"}
+
+    def test_openvino_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(runtime, "installed", lambda _: False)
+        monkeypatch.setattr(runtime, "has_nvidia_gpu", lambda: False)
+        assert choose("auto", "auto") == EngineChoice("tensorflow", "float32")
+        with pytest.raises(EngineError, match=r"tlpipe\[cpu\]"):
+            choose("openvino", "auto")
+
+    def test_unknown_names(self) -> None:
+        with pytest.raises(ConfigError, match="auto, tensorflow, openvino"):
+            choose("onnx", "auto")
+        with pytest.raises(ConfigError, match="bfloat16"):
+            choose("auto", "int8")
+
+    @needs_openvino
+    def test_precision_the_processor_lacks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pipeline.engines.openvino.supports", lambda precision: precision == "float32")
+        assert choose("openvino", "auto").precision == "float32"
+        with pytest.raises(EngineError, match="doesn't compute in bfloat16"):
+            choose("openvino", "bfloat16")
+
+
+@pytest.fixture(scope="module")
+def files() -> list[bytes]:
+    folder = Path(os.environ["TLPIPE_TEST_DATA"]) / "alien-predator" / "validation"
+    return [(folder / name / f"{n}.jpg").read_bytes() for name in ("alien", "predator") for n in range(1, 13)]
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., np.ndarray]:
+    graphs = tmp_path_factory.mktemp("graphs")
+
+    def compute(images: list[np.ndarray], engine: str, precision: str) -> np.ndarray:
+        height, width = images[0].shape[:2]
+        pretrained = open_backbone("densenet121", "imagenet", 0, (height, width))
+        choice, folder = EngineChoice(engine, precision), graphs / f"{height}x{width}"
+        return call(open_engine(choice, pretrained.network, "conv5", "avg", folder), np.stack(images))
+
+    return compute
+
+
+@pytest.mark.weights
+@pytest.mark.data
+class TestRealFeatures:
+    """Bounds on what engines, precisions and JPEG's own shrinking change, with real weights and pictures."""
+
+    CONFIG = ImageConfig((224, 224))
+
+    @staticmethod
+    def compare(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+        """Relative error, and mean cosine."""
+        products = (found * expected).sum(axis=1)
+        cosines = products / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+        return float(np.linalg.norm(found - expected) / np.linalg.norm(expected)), float(cosines.mean())
+
+    @needs_openvino
+    def test_engines_and_precisions(self, files: list[bytes], features: Callable[..., np.ndarray]) -> None:
+        with reading(self.CONFIG.pixel_limit):
+            images = [resize(decode(data, self.CONFIG), self.CONFIG) for data in files]
+        reference = features(images, "tensorflow", "float32")
+        error, _ = self.compare(features(images, "openvino", "float32"), reference)
+        assert error < 1e-4
+        if choose("openvino", "auto").precision == "bfloat16":
+            error, cosine = self.compare(features(images, "openvino", "bfloat16"), reference)
+            assert error < 0.06
+            assert cosine > 0.999
+
+    def test_shrinking_while_decoding(self, files: list[bytes], features: Callable[..., np.ndarray]) -> None:
+        """On those pictures that are at least twice as large as needed."""
+        import io
+
+        from PIL import Image
+
+        config = ImageConfig((96, 96))
+        shrunk, whole = [], []
+        for data in files:
+            with reading(config.pixel_limit):
+                small = decode(data, config)
+            full = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+            if small.size[0] < full.shape[1]:
+                shrunk.append(resize(small, config))
+                whole.append(resize(from_array(full), config))
+        assert len(shrunk) >= 4
+        error, cosine = self.compare(
+            features(shrunk, "tensorflow", "float32"), features(whole, "tensorflow", "float32")
+        )
+        assert error < 0.2
+        assert cosine > 0.98
