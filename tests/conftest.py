@@ -113,11 +113,11 @@ class FakePretrained:
 @pytest.fixture
 def fake_engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """Let the stages run with an engine and a backbone that need no network."""
-    from pipeline.stages import extract
+    from pipeline.stages import features
 
     engine = FakeEngine()
-    monkeypatch.setattr(extract, "open_engine", lambda *_: engine)
-    monkeypatch.setattr(extract, "open_backbone", lambda *_: FakePretrained())
+    monkeypatch.setattr(features, "open_engine", lambda *_: engine)
+    monkeypatch.setattr(features, "open_backbone", lambda *_: FakePretrained())
     return engine
 
 

@@ -16,8 +16,9 @@ from pipeline.table import Part
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["FORMS", "FitReport", "Head", "HeadConfig", "probabilities_of"]
+__all__ = ["FORMS", "FitReport", "Head", "HeadConfig", "probabilities_of", "standard_scale"]
 
+LEAST_DEVIATION = 1e-6
 FORMS = "logreg, linear, mlp512-128 (any hidden widths, joined by -)"
 
 
@@ -113,6 +114,14 @@ class Head(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write the head's files into a run folder, without pickle."""
+
+
+def standard_scale(deviations: NDArray[np.floating]) -> NDArray[np.float64]:
+    """What features are divided by: their standard deviations, but 1 for those that hardly ever change.
+
+    Otherwise a feature that is still while training would explode when it moves.
+    """
+    return np.where(deviations < LEAST_DEVIATION, 1.0, deviations).astype(np.float64)
 
 
 def probabilities_of(logits: NDArray[np.floating]) -> NDArray[np.float64]:

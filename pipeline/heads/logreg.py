@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline import runtime
 from pipeline.errors import RunError
-from pipeline.heads.base import FitReport, HeadConfig, probabilities_of
+from pipeline.heads.base import FitReport, HeadConfig, probabilities_of, standard_scale
 from pipeline.metrics import evaluate
 from pipeline.table import Part
 
@@ -140,6 +140,7 @@ def _path(part: Part, strengths: tuple[float, ...], seed: int, report: FitReport
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(part.features)
+    scaler.scale_ = standard_scale(np.sqrt(scaler.var_))
     features = scaler.transform(part.features)
     model = LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True, random_state=seed)
     for c in strengths:
@@ -153,7 +154,7 @@ def _path(part: Part, strengths: tuple[float, ...], seed: int, report: FitReport
             c,
             _Linear(
                 scaler.mean_.astype(np.float64),
-                scaler.scale_.astype(np.float64),
+                scaler.scale_,
                 np.ascontiguousarray(model.coef_.T, np.float64),
                 np.asarray(model.intercept_, np.float64),
             ),

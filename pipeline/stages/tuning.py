@@ -14,8 +14,8 @@ from pipeline.heads import load_head
 from pipeline.memo import Memo
 from pipeline.metrics import evaluate
 from pipeline.runs import Predictions, Run, find_run, save_run
-from pipeline.stages.extract import extract
-from pipeline.stages.train_head import describe_run
+from pipeline.stages.features import extract
+from pipeline.stages.training import describe_run
 from pipeline.table import TableRecord, find_record, load_table
 
 __all__ = ["finetune"]

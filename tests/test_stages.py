@@ -1,0 +1,354 @@
+"""The chain: what is computed, what is reused, and what is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import FakeEngine
+
+from pipeline import caretaker, stages
+from pipeline.config import ExtractConfig, SplitConfig
+from pipeline.errors import CacheMismatchError, ConfigError, DataError, QuarantineError, RunError, StoreError
+from pipeline.heads import HeadConfig
+from pipeline.runs import find_run, runs
+from pipeline.store import FeatureStore
+from pipeline.table import find_record, load_table, records
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Path:
+    return tmp_path / "reports"
+
+
+@pytest.mark.usefixtures("fake_engine")
+class TestIncremental:
+    def extract(self, data: Path, cache: Path, **options: object) -> stages.ExtractResult:
+        return stages.extract(ExtractConfig(str(data), **options), cache)  # type: ignore[arg-type]
+
+    def test_again_nothing_is_computed(self, red_and_blue: Path, cache: Path) -> None:
+        first, again = (self.extract(red_and_blue, cache) for _ in range(2))
+        assert (first.n_images, first.n_computed, first.n_reused) == (40, 40, 0)
+        assert (again.n_images, again.n_computed, again.n_reused) == (40, 0, 40)
+        assert again.record.id == first.record.id
+
+    def test_new_images_only(self, red_and_blue: Path, cache: Path, draw: Callable[..., Path]) -> None:
+        self.extract(red_and_blue, cache)
+        for number in range(10):
+            draw(red_and_blue / "red" / f"new {number}.png")
+        result = self.extract(red_and_blue, cache)
+        assert (result.n_images, result.n_computed, result.n_reused) == (50, 10, 40)
+
+    @pytest.mark.parametrize(
+        "change", ["class renamed", "files renamed", "relabelled", "split again", "moved", "subset"]
+    )
+    def test_nothing_for_what_is_known(self, red_and_blue: Path, cache: Path, change: str) -> None:
+        before = self.extract(red_and_blue, cache)
+        options: dict[str, object] = {}
+        data = red_and_blue
+        if change == "class renamed":
+            (data / "red").rename(data / "rouge")
+        elif change == "files renamed":
+            for path in list(data.rglob("*.png")):
+                path.rename(path.with_name(f"renamed {path.name}"))
+        elif change == "relabelled":
+            (data / "red" / "0.png").rename(data / "blue" / "100.png")
+        elif change == "split again":
+            options["splits"] = SplitConfig(0.3, 0.3, seed=5)
+        elif change == "moved":
+            data = data.rename(data.with_name("elsewhere"))
+        else:
+            for number in range(10):
+                (data / "red" / f"{number}.png").unlink()
+        after = self.extract(data, cache, **options)
+        assert after.n_computed == 0
+        assert after.record.spec == before.record.spec
+
+    def test_other_options_are_computed_anew(self, red_and_blue: Path, cache: Path) -> None:
+        self.extract(red_and_blue, cache)
+        assert self.extract(red_and_blue, cache, resize="pad").n_computed == 40
+        assert self.extract(red_and_blue, cache, interpolation="nearest").n_computed == 40
+
+    def test_twins_are_computed_once(self, red_and_blue: Path, cache: Path) -> None:
+        shutil.copy(red_and_blue / "red" / "0.png", red_and_blue / "red" / "twin.png")
+        result = self.extract(red_and_blue, cache)
+        assert (result.n_images, result.n_computed) == (41, 40)
+        assert len(load_table(cache, result.record).labels) == 41
+
+    def test_views(self, red_and_blue: Path, cache: Path) -> None:
+        self.extract(red_and_blue, cache)
+        result = self.extract(red_and_blue, cache, views=2, augment="flip,crop")
+        assert (result.n_computed, result.n_reused) == (80, 40)
+        table = load_table(cache, result.record)
+        n_train = int((load_table(cache, result.record, 0).splits == "train").sum())
+        assert len(table.part("train")) == 3 * n_train
+        for split in ("val", "test"):
+            assert len(table.part(split)) == int((table.splits == split).sum())
+        for key in set(table.keys.tolist()):
+            assert len(set(table.splits[table.keys == key].tolist())) == 1
+        with pytest.raises(ConfigError, match="--views 3"):
+            load_table(cache, result.record, 3)
+
+    def test_flipped_byte_is_repaired(self, red_and_blue: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+        first = self.extract(red_and_blue, cache)
+        before = load_table(cache, first.record).features
+        shard = next((cache / "features").rglob("*.h5"))
+        content = bytearray(shard.read_bytes())
+        content[bytes(content).index(before[0].tobytes()) + 5] ^= 4
+        shard.write_bytes(content)
+        again = self.extract(red_and_blue, cache)
+        assert again.n_computed == 40
+        assert "set aside, and its rows are computed again" in caplog.text
+        np.testing.assert_array_equal(load_table(cache, first.record).features, before)
+
+
+class TestQuarantine:
+    @pytest.fixture
+    def with_bad_files(self, red_and_blue: Path) -> Path:
+        (red_and_blue / "red" / "bad.png").write_bytes(b"no image")
+        (red_and_blue / "blue" / "gone.png").symlink_to("nowhere.png")
+        return red_and_blue
+
+    def test_named_counted_and_left_out(
+        self, with_bad_files: Path, cache: Path, fake_engine: FakeEngine, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        config = ExtractConfig(str(with_bad_files))
+        for n_computed in (40, 0):
+            result = stages.extract(config, cache)
+            assert result.n_images == 42
+            assert result.n_computed == n_computed
+            assert result.unreadable == {
+                "blue/gone.png": "No such file or directory",
+                "red/bad.png": "not an image in a format that can be read",
+            }
+            assert result.to_json()["n_quarantined"] == 2
+        assert "red/bad.png: not an image" in caplog.text
+        assert load_table(cache, result.record).missing == 1
+
+    def test_strict_fails_after_saving(self, with_bad_files: Path, cache: Path, fake_engine: FakeEngine) -> None:
+        with pytest.raises(QuarantineError, match="2 of 42 images"):
+            stages.extract(ExtractConfig(str(with_bad_files)), cache, strict=True)
+        assert stages.extract(ExtractConfig(str(with_bad_files)), cache).n_computed == 0
+
+    def test_class_without_a_readable_image(self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine) -> None:
+        for path in (red_and_blue / "red").iterdir():
+            path.write_bytes(path.name.encode())
+        with pytest.raises(DataError, match="No image of the class red can be read"):
+            stages.extract(ExtractConfig(str(red_and_blue)), cache)
+
+    def test_larger_pixel_limit_tries_again(self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine) -> None:
+        with pytest.raises(DataError):
+            stages.extract(ExtractConfig(str(red_and_blue), pixel_limit=1000), cache)
+        assert stages.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 40
+
+
+class TestTrainHead:
+    @pytest.fixture
+    def extracted(self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine) -> stages.ExtractResult:
+        return stages.extract(ExtractConfig(str(red_and_blue)), cache)
+
+    def test_run_folder(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
+        run = stages.train_head(HeadConfig("logreg"), cache, reports)
+        assert run.metrics["val"]["accuracy"] == run.metrics["test"]["accuracy"] == 1.0
+        assert run.n_train + run.n_val + run.n_test == 40
+        assert run.features == extracted.record.id
+        folder = reports / run.id
+        assert {path.name for path in folder.iterdir()} == {"run.json", "history.csv", "predictions.h5", "head.npz"}
+        value = json.loads((folder / "run.json").read_text())
+        assert value["spec"] == extracted.record.spec.to_json()
+        assert value["class_names"] == ["blue", "red"]
+        with h5py.File(folder / "predictions.h5") as file:
+            assert file["test/probability"].shape == (run.n_test, 2)
+            right = file["test/probability"][:].argmax(axis=1) == file["test/label"][:]
+            assert right.all()
+            keys = load_table(cache, extracted.record).part("test").keys
+            assert file["test/key"][:].tolist() == keys.tolist()
+
+    def test_views_are_trained_on(
+        self, red_and_blue: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        stages.extract(ExtractConfig(str(red_and_blue), views=1, augment="flip"), cache)
+        run = stages.train_head(HeadConfig("logreg"), cache, reports)
+        assert run.n_train + run.n_val + run.n_test == 40
+        assert run.metrics["test"]["accuracy"] == 1.0
+
+    def test_newest_features_are_taken(
+        self, extracted: stages.ExtractResult, red_and_blue: Path, cache: Path, reports: Path
+    ) -> None:
+        other = stages.extract(ExtractConfig(str(red_and_blue), resize="pad"), cache)
+        assert stages.train_head(HeadConfig(), cache, reports).features == other.record.id
+        stages.extract(ExtractConfig(str(red_and_blue)), cache)
+        assert stages.train_head(HeadConfig(), cache, reports).features == extracted.record.id
+        assert stages.train_head(HeadConfig(), cache, reports, other.record.id).features == other.record.id
+
+    def test_no_features(self, cache: Path, reports: Path) -> None:
+        with pytest.raises(StoreError, match="tlpipe extract DATA"):
+            stages.train_head(HeadConfig(), cache, reports)
+
+    def test_unknown_features(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
+        with pytest.raises(StoreError, match=extracted.record.id):
+            stages.train_head(HeadConfig(), cache, reports, "others")
+
+    def test_maps_are_refused(self, cache: Path, reports: Path, spec: object) -> None:
+        record = find_record_of_maps(cache, spec)
+        with pytest.raises(CacheMismatchError, match=r"\[8, 2, 2, 3\].*--pooling avg"):
+            stages.train_head(HeadConfig(), cache, reports, record)
+
+    def test_class_missing_from_train(
+        self, tmp_path: Path, cache: Path, reports: Path, draw: Callable[..., Path], fake_engine: FakeEngine
+    ) -> None:
+        for name in ("train/a", "train/b", "val/a", "val/b", "val/c", "test/a"):
+            draw(tmp_path / "data" / name / "1.png")
+        stages.extract(ExtractConfig(str(tmp_path / "data")), cache)
+        with pytest.raises(DataError, match="no training images of the class c"):
+            stages.train_head(HeadConfig(), cache, reports)
+
+    def test_lost_shard_is_noticed(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
+        next((cache / "features").rglob("*.h5")).unlink()
+        with pytest.raises(StoreError, match="Features of 40 images .* are missing; compute them: tlpipe extract"):
+            stages.train_head(HeadConfig(), cache, reports)
+
+    def test_changed_dataset_file_is_noticed(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
+        with h5py.File(cache / "datasets" / f"{extracted.record.dataset}.h5", "r+") as file:
+            file["label"][0] = 1 - file["label"][0]
+        with pytest.raises(StoreError, match="was changed after it was written"):
+            stages.train_head(HeadConfig(), cache, reports)
+
+
+def find_record_of_maps(cache: Path, spec: object) -> str:
+    """A table of features that keep height and width."""
+    from pipeline.datasets import Dataset
+    from pipeline.table import TableRecord, now, save_dataset, save_record
+
+    keys = np.array([f"{n:032d}" for n in range(8)], "S32")
+    labels, splits = np.arange(8) % 2, np.array(["train"] * 8)
+    dataset = Dataset("maps", keys, labels, splits, tuple("abcdefgh"), ("x", "y"))
+    maps = replace(spec, pooling="none")  # type: ignore[type-var]
+    FeatureStore(cache, maps).append(keys.tolist(), np.ones((8, 2, 2, 3), np.float32))
+    save_dataset(cache, dataset)
+    save_record(cache, TableRecord("maps-1", now(), maps, dataset.id, "maps", ("val",), ExtractConfig("maps")))
+    return "maps-1"
+
+
+class TestRecordsAndRuns:
+    def test_damaged_ones_are_left_aside(
+        self, red_and_blue: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        result = stages.extract(ExtractConfig(str(red_and_blue)), cache)
+        run = stages.train_head(HeadConfig(), cache, reports)
+        (cache / "tables" / "bad.json").write_text("{")
+        for name, text in (("bad", "{}"), ("evil", json.dumps({"id": "evil", "created": "9999"}))):
+            (reports / name).mkdir()
+            (reports / name / "run.json").write_text(text)
+        assert [record.id for record in records(cache)] == [result.record.id]
+        assert [known.id for known in runs(reports)] == [run.id]
+        assert find_run(reports, None, "train-head").id == run.id
+        with pytest.raises(RunError, match="no run of tlpipe finetune"):
+            find_run(reports, None, "finetune")
+        with pytest.raises(RunError, match=run.id):
+            find_run(reports, "nothing", "train-head")
+
+    def test_start_of_an_id_will_do(self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine) -> None:
+        result = stages.extract(ExtractConfig(str(red_and_blue)), cache)
+        assert find_record(cache, "colours-").id == result.record.id
+        stages.extract(ExtractConfig(str(red_and_blue), resize="pad"), cache)
+        with pytest.raises(StoreError, match="fits several"):
+            find_record(cache, "colours-")
+
+
+class TestCaretaker:
+    @pytest.fixture
+    def extracted(self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine) -> stages.ExtractResult:
+        return stages.extract(ExtractConfig(str(red_and_blue)), cache)
+
+    def test_describe(self, extracted: stages.ExtractResult, cache: Path, red_and_blue: Path) -> None:
+        (row,) = caretaker.describe(cache)
+        assert row["features_id"] == extracted.record.id
+        assert row["images"] == 40
+        assert row["data"] == str(red_and_blue)
+        assert row["bytes"] > 40 * 12 * 4
+
+    def test_verify(self, extracted: stages.ExtractResult, cache: Path) -> None:
+        assert caretaker.verify(cache) == (2, [])
+        shard = next((cache / "features").rglob("*.h5"))
+        shard.write_bytes(shard.read_bytes()[:-20])
+        (cache / "datasets" / f"{extracted.record.dataset}.h5").write_bytes(b"")
+        n_files, damaged = caretaker.verify(cache)
+        assert n_files == 2
+        assert len(damaged) == 2
+
+    def test_nothing_needed_is_collected(
+        self, extracted: stages.ExtractResult, cache: Path, reports: Path, red_and_blue: Path, draw: Callable[..., Path]
+    ) -> None:
+        assert caretaker.collect(cache, reports) == []
+        run = stages.train_head(HeadConfig(), cache, reports)
+        draw(red_and_blue / "red" / "new.png")
+        for path in list((red_and_blue / "blue").iterdir())[:5]:
+            path.unlink()
+        stages.extract(ExtractConfig(str(red_and_blue)), cache)
+        assert caretaker.collect(cache, reports) == [], "the run needs the older table"
+        shutil.rmtree(reports / run.id)
+        found = caretaker.collect(cache, reports)
+        assert {item.path.parent.name for item in found} == {"tables", "datasets"}
+        caretaker.remove(found)
+        assert caretaker.collect(cache, reports) == []
+        assert stages.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 0
+
+    def test_needless_shards_stores_and_leftovers(
+        self, extracted: stages.ExtractResult, cache: Path, reports: Path, red_and_blue: Path
+    ) -> None:
+        import os
+
+        store = FeatureStore(cache, extracted.record.spec)
+        store.append([f"{n:032d}".encode() for n in range(3)], np.ones((3, 12), np.float32))  # of no dataset
+        store.open()
+        twin = next(shard for shard in store.shards if len(shard.keys) == 40)
+        store.append(twin.keys.tolist(), store.read(twin.keys).astype(np.float32))  # computed twice
+        orphan = FeatureStore(cache, replace(extracted.record.spec, endpoint="conv1"))
+        orphan.append([b"0" * 32], np.ones((1, 4), np.float32))
+        leftover = store.folder / "shards" / ".x.h5.1-2.partial"
+        leftover.write_bytes(b"half")
+        os.utime(leftover, (0, 0))
+        fresh = store.folder / "shards" / ".y.h5.1-2.partial"
+        fresh.write_bytes(b"being written")
+        found = caretaker.collect(cache, reports)
+        assert len(found) == 4
+        assert {leftover, orphan.folder} <= {item.path for item in found}
+        caretaker.remove(found)
+        assert fresh.exists()
+        assert stages.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 0
+        assert caretaker.verify(cache)[1] == []
+
+    @pytest.mark.parametrize("suffix", [".h5", ".npz"])
+    def test_export(self, extracted: stages.ExtractResult, cache: Path, tmp_path: Path, suffix: str) -> None:
+        target = tmp_path / f"out{suffix}"
+        caretaker.export(cache, None, target)
+        table = load_table(cache, extracted.record)
+        if suffix == ".npz":
+            found = dict(np.load(target))
+        else:
+            with h5py.File(target) as file:
+                found = {
+                    name: file[name].asstr()[:] if file[name].dtype.kind == "O" else file[name][:] for name in file
+                }
+        assert set(found) == {"features", "labels", "split", "paths", "class_names"}
+        np.testing.assert_array_equal(found["features"], table.features)
+        np.testing.assert_array_equal(found["labels"], table.labels)
+        assert found["class_names"].tolist() == ["blue", "red"]
+        assert found["paths"].tolist() == list(table.locations)
+        assert found["split"].tolist() == table.splits.tolist()
+        with pytest.raises(ConfigError, match="is there already"):
+            caretaker.export(cache, None, target)
+        with pytest.raises(ConfigError, match=r"\.h5 or \.npz"):
+            caretaker.export(cache, None, tmp_path / "out.csv")
