@@ -323,7 +323,7 @@ class TestWeights:
         monkeypatch.setenv("KERAS_HOME", str(tmp_path))
         monkeypatch.setattr(mobilenet, "BASE_WEIGHT_PATH", "http://127.0.0.1:9/")
         with pytest.raises(WeightsError) as caught:
-            open_backbone("mobilenet025", "imagenet", 0, (32, 32))
+            open_backbone("mobilenet025", "imagenet", 0, (32, 32)).digest()
         message = str(caught.value)
         for word in ("mobilenet_2_5_224_tf_no_top.h5", BACKBONES["mobilenet025"].weights_address, "$TLPIPE_WEIGHTS"):
             assert word in message
@@ -357,6 +357,7 @@ class TestWeights:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             monkeypatch.setattr(mobilenet, "BASE_WEIGHT_PATH", f"http://127.0.0.1:{server.server_port}/")
             pretrained = open_backbone("mobilenet025", "imagenet", 0, (32, 32))
+            pretrained.digest()
             server.shutdown()
         assert pretrained.source == home / "models" / "mobilenet_2_5_224_tf_no_top.h5"
         assert (home / "models" / "mobilenet_2_5_224_tf_no_top.h5").is_file()

@@ -91,7 +91,7 @@ class Pretrained:
     Attributes:
         name: Name in the table, or of a model file.
         row: Row in the table; None for a model file.
-        source: "random", or the file of the weights or of the whole model.
+        source: The file of the weights or of the whole model; "random", or "imagenet" if that is still to be fetched.
         seed: Seed of random weights.
         image_size: (height, width), pixels.
         memo: Where the digest is remembered, so that features are found again without loading a network.
@@ -111,7 +111,12 @@ class Pretrained:
         return f"random (seed {self.seed})" if isinstance(self.source, str) else self.source.name
 
     def digest(self) -> str:
-        """Digest of the weight arrays as loaded; of a model file, of its graph as well."""
+        """Digest of the weight arrays as loaded; of a model file, of its graph as well.
+
+        Raises:
+            WeightsError: If the weights can't be fetched or loaded.
+        """
+        self._fetch()
         kind = f"weights of {self.name} in keras {runtime.version('keras')}"
         if isinstance(self.source, str):
             kind += f", {self.source} {self.seed}"
@@ -148,7 +153,12 @@ class Pretrained:
             self._networks[policy] = self._load(policy)
         return self._networks[policy]
 
+    def _fetch(self) -> None:
+        if self.source == "imagenet" and self.row:
+            self.source = fetch_imagenet(self.row)
+
     def _load(self, policy: str) -> Network:
+        self._fetch()
         if self.row is None:
             return load_network(Path(self.source), self.image_size, policy)
         if isinstance(self.source, str):
@@ -189,7 +199,7 @@ def open_backbone(
     Raises:
         UnknownBackboneError: If there is no such backbone.
         ConfigError: If the image size is too small, or options don't fit each other.
-        WeightsError: If the weights aren't there and can't be fetched.
+        WeightsError: If a file isn't there. ImageNet weights are fetched later, when they are needed.
     """
     if name.endswith(".keras"):
         path = Path(name).expanduser()
@@ -204,7 +214,7 @@ def open_backbone(
     if weights == "random":
         return Pretrained(name, row, "random", seed, size, memo)
     if weights == "imagenet":
-        return Pretrained(name, row, find_imagenet(row) or fetch_imagenet(row), 0, size, memo)
+        return Pretrained(name, row, find_imagenet(row) or "imagenet", 0, size, memo)
     path = Path(weights).expanduser()
     if not path.is_file():
         raise WeightsError(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline import runtime
 from pipeline.errors import RunError
-from pipeline.heads.base import FitReport, HeadConfig, probabilities_of
+from pipeline.heads.base import FitReport, HeadConfig, probabilities_of, standard_scale
 from pipeline.table import Part
 
 if TYPE_CHECKING:
@@ -95,12 +95,9 @@ class DenseHead:
 
     def _build(self, features: NDArray[np.float32], n_classes: int) -> keras.Model:
         keras = runtime.keras()
-        variance = features.var(axis=0, dtype=np.float64)
         mean = features.mean(axis=0, dtype=np.float64)
-        # A feature that never changes while training must not explode when it does later.
-        standardise = keras.layers.Normalization(
-            mean=mean, variance=np.where(variance == 0, 1.0, variance), name="standardise"
-        )
+        variance = standard_scale(features.std(axis=0, dtype=np.float64)) ** 2
+        standardise = keras.layers.Normalization(mean=mean, variance=variance, name="standardise")
         layers: list[Any] = [keras.Input((features.shape[1],)), standardise]
         for number, width in enumerate(self.config.widths or (), start=1):
             layers.append(keras.layers.Dense(width, activation="relu", name=f"hidden_{number}"))

@@ -137,10 +137,11 @@ def extract(
         StoppedError: After Ctrl-C or SIGTERM.
     """
     start = time.perf_counter()
-    plan = _plan(config, cache)
+    pretrained = _backbone(config, cache)
     opened = open_dataset(config.data, config.splits, memo=Memo(cache), rehash=rehash)
     for note in opened.notes:
         log.warning("%s", note)
+    plan = _plan(config, cache, pretrained)
     dataset = opened.dataset
     store = FeatureStore(cache, plan.spec)
     done = _complete(plan, store, dataset.keys, dataset.locations, opened.source, batch_size, workers)
@@ -185,7 +186,7 @@ def features_of(source: ImageSource, config: ExtractConfig, cache: Path) -> NDAr
         if isinstance(key, ImageError):
             raise DataError(f"Image {number} can't be read: {key}")
     column = np.array(keys, KEY_DTYPE)
-    plan = _plan(config, cache)
+    plan = _plan(config, cache, _backbone(config, cache))
     store = FeatureStore(cache, plan.spec)
     done = _complete(plan, store, column, [f"image {number}" for number in range(len(keys))], source, None, None)
     for number, key in enumerate(column.tolist()):
@@ -195,13 +196,16 @@ def features_of(source: ImageSource, config: ExtractConfig, cache: Path) -> NDAr
     return store.read(column)
 
 
-def _plan(config: ExtractConfig, cache: Path) -> _Plan:
+def _backbone(config: ExtractConfig, cache: Path) -> Pretrained:
+    return open_backbone(config.backbone, config.weights, config.seed, config.image_size, Memo(cache))
+
+
+def _plan(config: ExtractConfig, cache: Path, pretrained: Pretrained) -> _Plan:
     """Resolve all options; nothing heavy is loaded if the memo knows the weights."""
     augment = Augment.parse(config.augment) if config.augment else None
     if augment:
         augment.check(config.views)
     choice = choose(config.engine, config.precision)
-    pretrained = open_backbone(config.backbone, config.weights, config.seed, config.image_size, Memo(cache))
     spec = FeatureSpec(
         backbone=pretrained.name,
         weights_digest=pretrained.digest(),

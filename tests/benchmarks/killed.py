@@ -1,0 +1,64 @@
+"""`extract` killed with SIGKILL at 20 random moments and started again each time; then two at once."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from common import finish, small_set, tlpipe, verdict
+
+from pipeline import load_features
+from pipeline.store import stores
+
+KILLS = 20
+N = 5000
+SMALL = ("--backbone", "mobilenet025", "--weights", "random")
+
+
+def stored_rows(cache: Path) -> int:
+    """Rows in all shards, those that are there twice counted twice."""
+    total = 0
+    for store in stores(cache):
+        store.open()
+        total += sum(len(shard.keys) for shard in store.shards)
+    return total
+
+
+def main() -> None:
+    draw = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = small_set(folder / "small.npz", N)
+        whole = tlpipe("extract", data, *SMALL, "--cache", folder / "whole")
+        length = whole["wall"]
+        command = [sys.executable, "-m", "pipeline", "extract", str(data), *SMALL, "--quiet", "--cache"]
+        kept = []
+        for number in range(KILLS):
+            process = subprocess.Popen([*command, str(folder / "killed")], stdout=subprocess.DEVNULL)
+            # Most kills in the pass, some before it.
+            time.sleep(draw.uniform(0.3, length * (0.4 if number < 3 else 0.9)))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kept.append(stored_rows(folder / "killed"))
+        last = tlpipe("extract", data, *SMALL, "--cache", folder / "killed")
+        print(f"rows kept after each kill: {kept}; computed in the end: {last['n_computed']}")
+        verdict("rows never got fewer", kept == sorted(kept))
+        verdict("no row is stored twice", stored_rows(folder / "killed") == N)
+        features = [load_features(cache=folder / cache) for cache in ("whole", "killed")]
+        same = all(
+            np.array_equal(getattr(features[0], part), getattr(features[1], part)) for part in ("X", "y", "split")
+        )
+        verdict("after 20 kills: bit for bit the features of an undisturbed run", same)
+        pair = [subprocess.Popen([*command, str(folder / "pair")], stdout=subprocess.DEVNULL) for _ in range(2)]
+        verdict("two at once: both end well", [process.wait() for process in pair] == [0, 0])
+        verdict("and the result is right", np.array_equal(load_features(cache=folder / "pair").X, features[0].X))
+    finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""The command line, from outside: answers, errors, exit codes, and what is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMALL = ("--backbone", "mobilenet025", "--image-size", "32", "--weights", "random", "--precision", "float32")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Any:
+    """Run `tlpipe` in an empty folder."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    environment = {**os.environ, "KERAS_HOME": str(tmp_path / "keras")}
+    environment.pop("TLPIPE_WEIGHTS", None)
+
+    def call(*arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=folder, env={**environment, **more}, check=False
+        )
+
+    call.folder = folder  # type: ignore[attr-defined]
+    return call
+
+
+def answer(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_whole_chain_on_drawn_pictures(run: Any, red_and_blue: Path) -> None:
+    first = answer(run("extract", red_and_blue, *SMALL, "--json"))
+    keys = "features_id spec n_images n_computed n_reused n_quarantined engine precision seconds images_per_second"
+    assert set(keys.split()) <= set(first)
+    assert (first["n_images"], first["n_computed"], first["n_quarantined"]) == (40, 40, 0)
+    assert set(first["seconds"]) == {"start", "read", "compute", "write", "total"}
+    assert first["images_per_second"] > 0
+    again = answer(run("extract", red_and_blue, *SMALL, "--json"))
+    assert (again["features_id"], again["n_computed"], again["n_reused"]) == (first["features_id"], 0, 40)
+
+    head = answer(run("train-head", "--head", "logreg", "--json"))
+    keys = "run head n_train n_val n_test metrics seconds trainable_parameters"
+    assert set(keys.split()) <= set(head)
+    assert head["features"] == first["features_id"]
+    assert head["command"].endswith("train-head --head logreg --json")
+
+    tuned = answer(run("finetune", "--blocks", "block13", "--epochs", "1", "--json"))
+    assert {*keys.split(), "baseline"} <= set(tuned)
+    assert tuned["settings"]["head_run"] == head["run"]
+    assert tuned["settings"]["cut"] == "conv_pw_12_relu"
+    assert tuned["metrics"]["val"]["accuracy"] >= tuned["baseline"]["val"]["accuracy"]
+    assert (run.folder / "reports" / tuned["run"] / "model.keras").is_file()
+
+    listed = answer(run("cache", "ls", "--json"))
+    assert listed[0]["features_id"] == first["features_id"]
+    assert answer(run("cache", "verify", "--json"))["damaged"] == []
+    assert answer(run("cache", "gc", "--json"))["items"] == []
+    target = run.folder / "out.h5"
+    assert answer(run("cache", "export", target, first["features_id"], "--json"))["path"] == str(target)
+    assert target.is_file()
+    text = run("extract", red_and_blue, *SMALL).stdout
+    assert "40 images: 0 rows computed, 40 reused, 0 images quarantined" in text
+    assert "tlpipe train-head" in text
+
+
+def test_second_extract_needs_no_tensorflow(run: Any, red_and_blue: Path) -> None:
+    run("extract", red_and_blue, *SMALL)
+    code = (
+        "import sys\nfrom pipeline.cli.main import app\n"
+        f"sys.argv = ['tlpipe', 'extract', {str(red_and_blue)!r}, *{SMALL!r}]\n"
+        "try:\n    app()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert not {'tensorflow', 'keras', 'sklearn'} & set(sys.modules), 'imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=run.folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ["pipeline", "pipeline.cli"])
+def test_import_loads_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in sys.modules if m in {{'tensorflow', 'keras', 'sklearn', 'openvino', 'numpy', 'h5py'}}])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["extract", "nowhere"], 1, "'nowhere'"),
+        (["extract", "--backbone", "densenet112"], 1, "Did you mean densenet121"),
+        (["extract", "--backbone", "resnet50"], 1, "--weights random"),
+        (["extract", "--weights", "missing.h5"], 1, "missing.h5"),
+        (["extract", "--image-size", "8"], 1, "32 pixels or more"),
+        (["extract", "--image-size", "big"], 1, "--image-size"),
+        (["extract", "--engine", "onnx", "--weights", "random"], 1, "auto, tensorflow, openvino"),
+        (["extract", *SMALL, "--endpoint", "conv99"], 1, "no block or layer 'conv99'"),
+        (["extract", "--views", "1"], 1, "needs --augment"),
+        (["train-head"], 1, "tlpipe extract DATA"),
+        (["train-head", "--head", "mlp12x"], 1, "logreg, linear, mlp512-128"),
+        (["finetune"], 1, "tlpipe train-head"),
+        (["cache", "export", "x.h5"], 1, "no features"),
+        (["extract", "--no-such-option"], 2, "No such option"),
+        (["extract", "--views", "many"], 2, "--views"),
+        (["nonsense"], 2, "nonsense"),
+    ],
+)
+def test_errors_in_plain_words(run: Any, arguments: list[str], code: int, word: str) -> None:
+    (run.folder / "keras").mkdir()
+    done = run(*arguments, KERAS_HOME=str(run.folder / "keras"), no_proxy="*", https_proxy="http://127.0.0.1:9")
+    assert done.returncode == code, done.stderr
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert len([line for line in done.stderr.splitlines() if line.strip()]) <= 6
+    if code == 1:
+        assert done.stderr.splitlines()[-1].startswith("Error: ")
+
+
+def test_json_is_alone_on_standard_output(run: Any, red_and_blue: Path) -> None:
+    (red_and_blue / "red" / "bad.png").write_bytes(b"no image")
+    done = run("extract", red_and_blue, *SMALL, "--json")
+    assert answer(done)["quarantined"] == {"red/bad.png": "not an image in a format that can be read"}
+    assert "red/bad.png" in done.stderr
+    quiet = run("extract", red_and_blue, *SMALL, "--json", "--quiet")
+    assert "rows to compute" not in quiet.stderr
+    strict = run("extract", red_and_blue, *SMALL, "--strict")
+    assert strict.returncode == 1
+    assert "--strict: 1 of 41 images" in strict.stderr
+
+
+def test_terminal_shows_a_bar_and_ctrl_c_says_how_to_go_on(run: Any, tmp_path: Path) -> None:
+    """On a pseudo-terminal, as a person would press it; then the same command goes on."""
+    command = [sys.executable, "-m", "pipeline", "extract", "digits", *SMALL, "--image-size", "224"]
+    master, slave = pty.openpty()
+    process = subprocess.Popen(command, cwd=run.folder, stderr=slave, stdout=slave, stdin=slave)
+    os.close(slave)
+    seen = b""
+    pressed = False
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            seen += os.read(master, 65536)
+        except OSError:
+            break
+        if not pressed and b"images/s" in seen:
+            process.send_signal(signal.SIGINT)
+            pressed = True
+    os.close(master)
+    assert process.wait() == 130, seen.decode()
+    text = seen.decode()
+    assert "Extracting" in text
+    assert "The same command again goes on from there." in text.replace("\r", "")
+    kept = int(text.split("Stopped; ")[1].split(" of ")[0].replace(",", ""))
+    again = answer(run("extract", "digits", *SMALL, "--image-size", "224", "--json"))
+    assert again["n_reused"] == kept
+    assert again["n_computed"] == 1797 - kept
+
+
+def test_doctor(run: Any) -> None:
+    value = answer(run("doctor", "--json"))
+    assert set(value) == {"versions", "system", "processor", "gpus", "engines", "weights", "folders"}
+    assert value["versions"]["tensorflow"]
+    assert value["folders"]["cache"]["writable"]
+    assert value["weights"]["missing_would_come_from"].startswith("https://")
+    text = run("doctor").stdout
+    assert "TLPIPE_WEIGHTS is not set" in text
+    assert "can be written" in text
+
+
+def test_backbones(run: Any) -> None:
+    rows = {row["name"]: row for row in answer(run("backbones", "--json"))}
+    assert rows["densenet121"]["width"] == 1024
+    assert "mobilenetv2035" in rows
+    assert "densenet121" in run("backbones").stdout
+
+
+def test_bench(run: Any) -> None:
+    value = answer(run("bench", "--backbone", "mobilenet025", "--image-size", "64", "--seconds", "0.1", "--json"))
+    assert value["measured"][0]["name"] == "keras predict"
+    assert value["measured"][0]["times_predict"] == 1.0
+    # Howard et al. 2017 (arXiv:1704.04861), table 6 gives 41 million at 224 px; 64 px are a twelfth of it.
+    assert value["multiply_adds"] == pytest.approx(41e6 * (64 / 224) ** 2, rel=0.05)
+    assert all(way["images_per_second"] > 0 for way in value["measured"])
+
+
+@pytest.mark.slow
+def test_demo_without_weights(run: Any) -> None:
+    done = run("demo", no_proxy="*", https_proxy="http://127.0.0.1:9")
+    assert done.returncode == 0, done.stderr
+    assert "RANDOM WEIGHTS" in done.stderr
+    assert "finetune conv5" in done.stdout
+    shutil.rmtree(run.folder / "cache")
+
+
+@pytest.mark.weights
+def test_demo(run: Any) -> None:
+    value = answer(run("demo", "--json", TLPIPE_WEIGHTS=os.environ["TLPIPE_WEIGHTS"]))
+    assert value["weights"] == "imagenet"
+    assert value["head"]["metrics"]["test"]["accuracy"] > 0.9
+    assert value["finetune"]["metrics"]["val"]["accuracy"] >= value["head"]["metrics"]["val"]["accuracy"] - 0.02
+
+
+@pytest.mark.weights
+@pytest.mark.data
+@pytest.mark.slow
+def test_promises(run: Any, data: Path) -> None:
+    """The script that checks the promised interface from outside, where it lies beside the data."""
+    script = data.parent / "checks" / "contract.py"
+    if not script.is_file():
+        pytest.skip("there is no checks/contract.py beside the data")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for part in ("stage one", "heads", "finetune"):
+        done = subprocess.run(
+            [sys.executable, str(script), part],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PATH": path},
+            check=False,
+        )
+        assert done.stdout.splitlines()[-1] == "all promises kept", done.stdout + done.stderr
