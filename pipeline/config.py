@@ -191,6 +191,7 @@ class FeatureSpec:
     Attributes:
         backbone: Name in the table of backbones, or of a model file.
         weights_digest: Digest of the weight arrays as loaded.
+        weights_seed: Seed of random weights; None for trained ones.
         endpoint: Block or layer whose output is taken; several are joined by "+".
         pooling: "avg", "max" or "none", over height and width.
         image_size: (height, width), pixels.
@@ -202,6 +203,7 @@ class FeatureSpec:
 
     backbone: str
     weights_digest: str
+    weights_seed: int | None
     endpoint: str
     pooling: str
     image_size: tuple[int, int]
@@ -231,10 +233,10 @@ class FeatureSpec:
             spec = cls(**{**value, "image_size": tuple(value["image_size"])})
         except (TypeError, KeyError) as error:
             raise ConfigError(f"A feature spec has the fields {', '.join(sorted(names))}; {error}") from error
-        texts = [getattr(spec, name) for name in names - {"image_size"}]
-        size = spec.image_size
-        if not all(isinstance(text, str) for text in texts) or not all(type(side) is int for side in size):
-            raise ConfigError("A feature spec holds texts and an image size of two whole numbers; this one doesn't")
+        texts = [getattr(spec, name) for name in names - {"image_size", "weights_seed"}]
+        numbers = [*spec.image_size, spec.weights_seed or 0]
+        if not all(isinstance(text, str) for text in texts) or [type(number) for number in numbers] != [int] * 3:
+            raise ConfigError("A feature spec holds texts, an image size of two numbers and perhaps a seed; not this one")
         return spec
 
     def differences(self, other: FeatureSpec) -> dict[str, tuple[Any, Any]]:

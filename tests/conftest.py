@@ -99,6 +99,7 @@ class FakePretrained:
     name: str = "densenet121"
     row: Backbone = BACKBONES["densenet121"]
     image_size: tuple[int, int] = (32, 32)
+    seed: int = 0
 
     def digest(self) -> str:
         return "0" * 32
@@ -126,6 +127,7 @@ def spec() -> FeatureSpec:
     return FeatureSpec(
         backbone="densenet121",
         weights_digest="0" * 32,
+        weights_seed=None,
         endpoint="conv5",
         pooling="avg",
         image_size=(32, 32),

@@ -161,6 +161,12 @@ class TestChoice:
         assert choose("auto", "auto") == EngineChoice("tensorflow", "float16")
         assert choose("auto", "auto").spec_precision == "tensorflow-float16"
 
+    def test_gpu_that_tensorflow_cannot_use(self, pretrained: Pretrained, tmp_path: Path) -> None:
+        if runtime.tensorflow().config.list_physical_devices("GPU"):
+            pytest.skip("there is a GPU")
+        with pytest.raises(EngineError, match=r"tlpipe\[gpu\]"):
+            open_engine(EngineChoice("tensorflow", "float16"), pretrained.network, "block13", "avg", tmp_path)
+
     def test_float32_is_shared_between_engines(self) -> None:
         assert {EngineChoice(name, "float32").spec_precision for name in ("tensorflow", "openvino")} == {"float32"}
 

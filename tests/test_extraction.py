@@ -216,7 +216,7 @@ class Slow(FakeEngine):
             time.sleep(0.01)
             yield features
 
-spec = FeatureSpec("b", "w", "e", "avg", (32, 32), "stretch", "bicubic", "float32", "float32")
+spec = FeatureSpec("b", "w", None, "e", "avg", (32, 32), "stretch", "bicubic", "float32", "float32")
 images = np.random.default_rng(0).integers(0, 256, ({n}, 32, 32, 3), np.uint8)
 store = FeatureStore(Path({cache!r}), spec)
 print("ready", flush=True)
@@ -232,7 +232,7 @@ def start_worker(cache: Path, log: Path, n: int) -> subprocess.Popen[str]:
 def check_worker_result(cache: Path, n: int) -> None:
     from pipeline.config import FeatureSpec
 
-    spec = FeatureSpec("b", "w", "e", "avg", (32, 32), "stretch", "bicubic", "float32", "float32")
+    spec = FeatureSpec("b", "w", None, "e", "avg", (32, 32), "stretch", "bicubic", "float32", "float32")
     images = np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), np.uint8)
     store = FeatureStore(cache, spec)
     assert store.verify() == []

@@ -29,7 +29,7 @@ def column(*numbers: int) -> np.ndarray:
 )
 @settings(max_examples=25, deadline=None)
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, shards: list[list[int]], shuffle: object) -> None:
-    spec = FeatureSpec("b", "w", "e", "avg", (1, 1), "stretch", "bicubic", "float32", "float32")
+    spec = FeatureSpec("b", "w", None, "e", "avg", (1, 1), "stretch", "bicubic", "float32", "float32")
     store = FeatureStore(tmp_path_factory.mktemp("cache"), spec)
     for numbers in shards:
         store.append(keys_of(*numbers), np.array([[number, number / 3] for number in numbers], np.float32))

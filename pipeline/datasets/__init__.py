@@ -117,7 +117,7 @@ def _read(data: str) -> Listing:
     path = Path(data).expanduser()
     if data == "digits":
         return _digits()
-    if data in BUILT_IN and not path.exists():
+    if data in BUILT_IN:  # a folder of this name is ./NAME
         return read_cifar(data)
     if path.is_dir():
         if is_array_folder(path):

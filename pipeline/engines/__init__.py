@@ -64,6 +64,9 @@ def open_engine(
         pooling: As in the feature spec.
         graph_folder: Where a converted graph is kept, named by a digest of all it depends on.
         batch_size: Images in a batch; by default what did best. On the processor TensorFlow always takes the same.
+
+    Raises:
+        EngineError: If the engine can't run the graph, or not in this precision.
     """
     if choice.engine == "openvino":
         from pipeline.engines import openvino
@@ -72,5 +75,10 @@ def open_engine(
         return openvino.OpenvinoEngine(graph, choice.precision, batch_size or OPENVINO_BATCH_SIZE)
     from pipeline.engines import tensorflow
 
+    if choice.precision == "float16" and not runtime.tensorflow().config.list_physical_devices("GPU"):
+        raise EngineError(
+            "float16 needs a GPU, and TensorFlow can use none here; install its libraries with "
+            "pip install 'tlpipe[gpu]', or use --engine openvino, or --precision float32"
+        )
     model = network(tensorflow.POLICIES[choice.precision]).features(endpoint, pooling)
     return tensorflow.TensorflowEngine(model, batch_size or GPU_BATCH_SIZE)

@@ -209,6 +209,7 @@ def _plan(config: ExtractConfig, cache: Path, pretrained: Pretrained) -> _Plan:
     spec = FeatureSpec(
         backbone=pretrained.name,
         weights_digest=pretrained.digest(),
+        weights_seed=pretrained.seed if config.weights == "random" else None,
         endpoint=config.endpoint or pretrained.default_endpoint(),
         pooling=config.pooling,
         image_size=pretrained.image_size,
