@@ -27,9 +27,7 @@ OTHER: dict[str, Any] = {
 
 text = st.text(min_size=1, max_size=8)
 sizes = st.tuples(st.integers(1), st.integers(1))
-specs = st.builds(
-    FeatureSpec, text, text, st.none() | st.integers(0), text, text, sizes, text, text, text, text
-)
+specs = st.builds(FeatureSpec, text, text, st.none() | st.integers(0), text, text, sizes, text, text, text, text)
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(FeatureSpec)])

@@ -16,7 +16,8 @@ from pipeline import load_features
 from pipeline.store import stores
 
 KILLS = 20
-N = 5000
+N = 20_000
+LONGEST = 3.0  # seconds until a kill: about one to three shards
 SMALL = ("--backbone", "mobilenet025", "--weights", "random")
 
 
@@ -34,14 +35,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = small_set(folder / "small.npz", N)
-        whole = tlpipe("extract", data, *SMALL, "--cache", folder / "whole")
-        length = whole["wall"]
+        tlpipe("extract", data, *SMALL, "--cache", folder / "whole")
         command = [sys.executable, "-m", "pipeline", "extract", str(data), *SMALL, "--quiet", "--cache"]
         kept = []
-        for number in range(KILLS):
+        for _ in range(KILLS):
             process = subprocess.Popen([*command, str(folder / "killed")], stdout=subprocess.DEVNULL)
-            # Most kills in the pass, some before it.
-            time.sleep(draw.uniform(0.3, length * (0.4 if number < 3 else 0.9)))
+            time.sleep(draw.uniform(0.3, LONGEST))
             process.send_signal(signal.SIGKILL)
             process.wait()
             kept.append(stored_rows(folder / "killed"))
