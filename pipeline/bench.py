@@ -124,11 +124,16 @@ def bench(backbone: str, image_size: tuple[int, int] | None, seconds: float) -> 
             batch_size,
             rates[name, precision, batch_size],
             rates[name, precision, batch_size] / predict,
-            rates[name, precision, batch_size] * operations / matrix_rate[precision] if matrix_rate else None,
+            _share(rates[name, precision, batch_size] * operations, matrix_rate.get(precision)),
         )
         for name, precision, batch_size in ways
     ]
     return BenchResult(row.name if row else backbone, pretrained.image_size, operations // 2, matrix_rate, measured)
+
+
+def _share(operations: float, matrix_rate: float | None) -> float | None:
+    # The matrix product runs on the processor, with which a GPU can't be compared.
+    return None if matrix_rate is None or runtime.has_nvidia_gpu() else operations / matrix_rate
 
 
 def _choices() -> list[tuple[EngineChoice, int | None]]:

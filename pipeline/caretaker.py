@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from pipeline.augment import Augment
+from pipeline.engines import graph_folder
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import PARTIAL_SUFFIX, folder_size, published
 from pipeline.runs import runs
@@ -72,7 +73,7 @@ def verify(cache: Path) -> tuple[int, list[Damage]]:
     for path in sorted((cache / "datasets").glob("*.h5")):
         n_files += 1
         try:
-            load_dataset(cache, path.stem)
+            load_dataset(cache, path.stem.partition("-")[0])
         except StoreError as error:
             damaged.append(Damage(path, str(error)))
     return n_files, damaged
@@ -91,7 +92,8 @@ def collect(cache: Path, reports: Path) -> list[Needless]:
     """Find what no dataset and no run needs; nothing is removed.
 
     A table is needed if it is the newest of its data under its spec, or if a run was trained on it; a dataset, shard
-    or graph is needed if a needed table uses it.
+    or graph is needed if a needed table uses it. Shards and graphs younger than a day are kept in any case: a process
+    may be using them.
     """
     known = records(cache)
     in_use = {run.features for run in runs(reports)}
@@ -104,12 +106,22 @@ def collect(cache: Path, reports: Path) -> list[Needless]:
             found.append(_needless(path, "a newer extract of the same data took its place"))
     datasets = {record.dataset for record in needed}
     for path in sorted((cache / "datasets").glob("*.h5")):
-        if path.stem not in datasets:
+        if path.stem.partition("-")[0] not in datasets:
             found.append(_needless(path, "no features belong to it any more"))
     for store in stores(cache):
         found += _needless_of_store(cache, store, [record for record in needed if record.spec == store.spec])
-    found += _abandoned(cache)
-    return found
+    graphs = {graph_folder(cache, record.spec) for record in needed}
+    for path in sorted((cache / "graphs").glob("[!.]*")):
+        if path not in graphs:
+            found.append(_needless(path, "no features that are needed were computed with it"))
+    return [item for item in found if not _young(item.path)] + _abandoned(cache)
+
+
+def _young(path: Path) -> bool:
+    """Whether a shard, a store or a graph was written within a day."""
+    files = [path, *path.rglob("*")] if path.is_dir() else [path]
+    in_question = (path.suffix == ".h5" and path.parent.name == "shards") or path.is_dir()
+    return in_question and max(file.stat().st_mtime for file in files) > time.time() - ABANDONED
 
 
 def _needless_of_store(cache: Path, store: FeatureStore, needed: list[TableRecord]) -> list[Needless]:
@@ -125,7 +137,7 @@ def _needless_of_store(cache: Path, store: FeatureStore, needed: list[TableRecor
         augment = Augment.parse(record.config.augment) if record.config.augment else None
         for view in range(record.config.views + 1):
             wanted.update(row_keys(keys, augment, view).tolist())
-    store.open()
+    store.open(set_aside=False)
     found = []
     for shard in store.shards:
         # A row may lie in several shards, if processes computed it at the same time; one of them is enough.
@@ -187,18 +199,15 @@ def export(cache: Path, reference: str | None, target: Path) -> TableRecord:
     if table.views.any():
         columns["view"] = table.views
     texts = {"split": table.splits.tolist(), "paths": list(table.locations), "class_names": list(table.class_names)}
-    try:
-        with published(target) as partial:
-            if suffix == ".npz":
-                with partial.open("wb") as file:
-                    columns |= {name: np.array(values) for name, values in texts.items()}
-                    np.savez(file, **columns)
-            else:
-                with h5py.File(partial, "w") as file:
-                    for name, array in columns.items():
-                        file.create_dataset(name, data=array)
-                    for name, values in texts.items():
-                        file.create_dataset(name, data=values, dtype=h5py.string_dtype())
-    except OSError as error:
-        raise StoreError(f"{target} can't be written: {error.strerror or error}") from error
+    with published(target) as partial:
+        if suffix == ".npz":
+            with partial.open("wb") as file:
+                columns |= {name: np.array(values) for name, values in texts.items()}
+                np.savez(file, **columns)
+        else:
+            with h5py.File(partial, "w") as file:
+                for name, array in columns.items():
+                    file.create_dataset(name, data=array)
+                for name, values in texts.items():
+                    file.create_dataset(name, data=values, dtype=h5py.string_dtype())
     return record

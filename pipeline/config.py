@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
@@ -17,6 +18,7 @@ __all__ = [
     "POOLINGS",
     "PRECISIONS",
     "RESIZES",
+    "SPEC_VERSION",
     "ExtractConfig",
     "FeatureSpec",
     "ImageConfig",
@@ -164,6 +166,18 @@ class ExtractConfig:
         if self.views and not self.augment:
             raise ConfigError(f"--views {self.views} needs --augment, such as --augment flip,crop")
 
+    def command(self, **other: str) -> str:
+        """The command line that extracts this, with some options changed."""
+        words = ["tlpipe", "extract", self.data]
+        values = {**asdict(self), **{f"splits.{name}": value for name, value in asdict(self.splits).items()}}
+        defaults = {**asdict(ExtractConfig()), **{f"splits.{n}": v for n, v in asdict(SplitConfig()).items()}}
+        for name, value in {**values, **other}.items():
+            if name in ("data", "splits", "dtype", "splits.seed") or value == defaults[name]:
+                continue
+            text = "x".join(map(str, value)) if name == "image_size" else str(value)
+            words += ["--" + name.removeprefix("splits.").replace("_", "-"), text]
+        return shlex.join(words)
+
     def to_json(self) -> dict[str, Any]:
         """As a dictionary that JSON can hold."""
         return asdict(self)
@@ -236,7 +250,9 @@ class FeatureSpec:
         texts = [getattr(spec, name) for name in names - {"image_size", "weights_seed"}]
         numbers = [*spec.image_size, spec.weights_seed or 0]
         if not all(isinstance(text, str) for text in texts) or [type(number) for number in numbers] != [int] * 3:
-            raise ConfigError("A feature spec holds texts, an image size of two numbers and perhaps a seed; not this one")
+            raise ConfigError(
+                "A feature spec holds texts, an image size of two numbers and perhaps a seed; not this one"
+            )
         return spec
 
     def differences(self, other: FeatureSpec) -> dict[str, tuple[Any, Any]]:

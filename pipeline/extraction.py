@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -69,6 +68,11 @@ class PassReport:
     read: float = 0.0
     compute: float = 0.0
     write: float = 0.0
+
+    @property
+    def passing(self) -> set[bytes]:
+        """Keys of the unreadable images that may be readable another time."""
+        return {key for key, (_, error) in self.unreadable.items() if not error.lasting}
 
     @property
     def seconds(self) -> float:
@@ -171,8 +175,7 @@ class _ShardWriter:
     def check_space(self) -> None:
         """Refuse what the disk can't hold, before hours are spent on it; tell of what is large."""
         folder = self.store.cache
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
+        free = self.store.free_space()
         if self.total_bytes > free:
             raise StoreError(
                 f"The features will take {self.total_bytes / 1e9:,.2f} GB, {folder} has {free / 1e9:,.2f} GB free; "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import shutil
@@ -11,7 +13,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PARTIAL_SUFFIX", "flush_to_disk", "folder_size", "published", "published_folder", "read_json", "write_json"]
+from pipeline.errors import StoreError
+
+__all__ = [
+    "PARTIAL_SUFFIX",
+    "digest_of",
+    "flush_to_disk",
+    "folder_size",
+    "publish_checked",
+    "published",
+    "published_folder",
+    "read_checked",
+    "read_json",
+    "write_json",
+]
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -30,35 +45,95 @@ def _partial_name(path: Path) -> Path:
 
 
 @contextmanager
-def published(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes `path`, whole and on disk, only if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial_name(path)
+def _writing(path: Path) -> Iterator[None]:
+    """Say in plain words that a disk is full or can't be written.
+
+    Raises:
+        StoreError: In place of any OSError.
+    """
     try:
-        yield partial
-        flush_to_disk(partial)
-        partial.replace(path)
-        flush_to_disk(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(
+                f"No space is left for {path.name} in {path.parent}; make room (tlpipe cache gc), "
+                "or give another folder with --cache or --reports"
+            ) from error
+        cause = error.strerror or str(error)
+        raise StoreError(f"{path} can't be written: {cause}; give another folder with --cache or --reports") from error
+
+
+@contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `path`, whole and on disk, only if the block succeeds.
+
+    Raises:
+        StoreError: If the disk is full or can't be written; nothing is left behind.
+    """
+    partial = _partial_name(path)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            flush_to_disk(partial)
+            partial.replace(path)
+            flush_to_disk(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def published_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path`, with all its files on disk, only if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary folder that becomes `path`, with all its files on disk, only if the block succeeds.
+
+    Raises:
+        StoreError: If the disk is full or can't be written; nothing is left behind.
+    """
     partial = _partial_name(path)
-    partial.mkdir()
-    try:
-        yield partial
-        for file in partial.rglob("*"):
-            flush_to_disk(file)
-        flush_to_disk(partial)
-        partial.replace(path)
-        flush_to_disk(path.parent)
-    finally:
-        if partial.exists():
-            shutil.rmtree(partial)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        try:
+            yield partial
+            for file in partial.rglob("*"):
+                flush_to_disk(file)
+            flush_to_disk(partial)
+            partial.replace(path)
+            flush_to_disk(path.parent)
+        finally:
+            if partial.exists():
+                shutil.rmtree(partial)
+
+
+def digest_of(data: bytes) -> str:
+    """Digest by which a file's bytes are known: BLAKE2b (RFC 7693), 32 hexadecimal characters."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def publish_checked(folder: Path, data: bytes, suffix: str, prefix: str = "") -> Path:
+    """Publish bytes under a name that ends in their digest, so that `read_checked` can tell whether they are sound.
+
+    Raises:
+        StoreError: If the disk is full or can't be written, or gives back other bytes.
+    """
+    path = folder / f"{prefix}{digest_of(data)}{suffix}"
+    with published(path) as partial:
+        partial.write_bytes(data)
+        if digest_of(partial.read_bytes()) != digest_of(data):
+            raise StoreError(f"{path} reads otherwise than it was written; is the disk failing?")
+    return path
+
+
+def read_checked(path: Path) -> bytes | None:
+    """The bytes that `publish_checked` wrote; None if a single one has changed.
+
+    A parser must not see damaged bytes: HDF5 may hang or crash on them.
+
+    Raises:
+        OSError: If the file can't be read.
+    """
+    data = path.read_bytes()
+    return data if path.stem.endswith(digest_of(data)) else None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -18,6 +18,7 @@ from pipeline import runtime
 from pipeline.backbones import Unfrozen, tensor_of
 from pipeline.errors import ConfigError, RunError
 from pipeline.heads import Head, accuracy_of_logits, n_logits, probabilities_of, sparse_loss
+from pipeline.progress import progress
 from pipeline.table import Part
 
 if TYPE_CHECKING:
@@ -204,13 +205,15 @@ def fit(models: FinetuneModels, parts: dict[str, Part], config: FinetuneConfig) 
 
     start = probabilities()
     best = _KeepBest(models.upper, val, config.patience)
-    fitted = models.upper.fit(
-        _batches(train, config.batch_size, config.seed),
-        epochs=config.epochs,
-        validation_data=_batches(val, 256, None) if val else None,
-        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=best.on_epoch_end), keras.callbacks.TerminateOnNaN()],
-        verbose=0,
-    )
+    with progress("Fine-tuning", n_steps, "steps") as advance:
+        shown = keras.callbacks.LambdaCallback(on_epoch_end=best.on_epoch_end, on_train_batch_end=lambda *_, **__: advance(1))
+        fitted = models.upper.fit(
+            _batches(train, config.batch_size, config.seed),
+            epochs=config.epochs,
+            validation_data=_batches(val, 256, None) if val else None,
+            callbacks=[shown, keras.callbacks.TerminateOnNaN()],
+            verbose=0,
+        )
     if not np.isfinite(fitted.history["loss"][0]):
         raise RunError(f"The loss diverged in the first epoch; lower --learning-rate {config.learning_rate:g}")
     models.upper.set_weights(best.weights)

@@ -11,6 +11,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import PIL
@@ -32,6 +33,13 @@ RESAMPLING = {
 }
 
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+
+
+@cache
+def _formats() -> list[str]:
+    """All formats but those that Pillow hands to another program, or only a plugin of someone else can read."""
+    Image.init()
+    return [name for name in Image.OPEN if name not in ("EPS", "WMF", "BUFR", "GRIB", "HDF5")]
 
 
 def reader_version() -> str:
@@ -72,7 +80,7 @@ def decode(data: bytes, config: ImageConfig, *, enlarge: int = 1) -> Image.Image
         ImageError: If the bytes are no picture that can be shown as RGB.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_formats())
         if image.width * image.height > config.pixel_limit:
             raise ImageError(f"{image.width:,} x {image.height:,} pixels, over the limit of {config.pixel_limit:,}")
         _draft(image, config, enlarge)
@@ -80,6 +88,8 @@ def decode(data: bytes, config: ImageConfig, *, enlarge: int = 1) -> Image.Image
         return _rgb(_upright(image))
     except ImageError:
         raise
+    except MemoryError:  # the machine's fault, not the file's
+        raise ImageError("there is too little memory to decode it", lasting=False) from None
     except UnidentifiedImageError:
         raise ImageError("not an image in a format that can be read") from None
     # Pillow's plugins let whatever goes wrong inside them escape: struct.error, SyntaxError, IndexError and others.
@@ -122,7 +132,7 @@ def _draft(image: Image.Image, config: ImageConfig, enlarge: int) -> None:
     # Padding needs the picture to fit into the size; cropping and stretching need it to cover the size.
     ratio = min(ratios) if config.resize == "pad" else max(ratios)
     if ratio <= 0.5:
-        image.draft(None, (round(image.width * ratio), round(image.height * ratio)))
+        image.draft(None, (max(1, round(image.width * ratio)), max(1, round(image.height * ratio))))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import time
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +16,11 @@ __all__ = ["Memo", "Stamp"]
 
 # A file changed twice within one tick of the file system's clock looks unchanged, so young files are not remembered.
 YOUNG = 2_000_000_000  # nanoseconds
+
+
+def _name(path: Path) -> str:
+    # Resolving links would be slow, and is not wanted. A name that is no UTF-8 must not stop SQLite.
+    return os.path.abspath(path).encode("utf-8", "backslashreplace").decode()  # noqa: PTH100
 
 
 class Stamp(NamedTuple):
@@ -48,20 +52,22 @@ class Memo:
         known = {path: (Stamp(size, mtime), value) for path, size, mtime, value in self._rows(kind)}
         found = {}
         for path, stamp in files.items():
-            row = known.get(os.path.abspath(path))  # noqa: PTH100  # resolving links is slow, and not wanted
+            row = known.get(_name(path))
             if row and row[0] == stamp:
                 found[path] = row[1]
         return found
 
-    def remember(self, kind: str, texts: Mapping[Path, tuple[Stamp, str]]) -> None:
-        """Remember a text for each file, except for files that were changed a moment ago."""
-        latest = time.time_ns() - YOUNG
+    def remember(self, kind: str, texts: Mapping[Path, tuple[Stamp, str]], stamped: int) -> None:
+        """Remember a text for each file, except for files that had been changed a moment before.
+
+        Args:
+            kind: What the texts are.
+            texts: Stamp and text of each file.
+            stamped: When the stamps were taken, nanoseconds of the wall clock; that is, before the files were read.
+        """
+        latest = stamped - YOUNG
         self._write(
-            [
-                (kind, os.path.abspath(path), *stamp, text)  # noqa: PTH100
-                for path, (stamp, text) in texts.items()
-                if stamp.mtime_ns < latest
-            ]
+            [(kind, _name(path), *stamp, text) for path, (stamp, text) in texts.items() if stamp.mtime_ns < latest]
         )
 
     def recall_text(self, name: str) -> str | None:
@@ -87,10 +93,10 @@ class Memo:
         """Add rows; a damaged memo is started anew."""
         if not rows:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._insert(rows)
-        except sqlite3.OperationalError:  # busy, or the disk is full: the digests are only computed again
+        except (OSError, sqlite3.OperationalError):  # busy, or a full disk: the digests are only computed again
             return
         except sqlite3.DatabaseError:
             self.path.unlink(missing_ok=True)

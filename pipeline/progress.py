@@ -59,7 +59,7 @@ def _bar(what: str, total: int, unit: str) -> Iterator[Advance]:
             bar.advance(task, count)
             speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
             if speed:
-                bar.update(task, rate=f"{speed:,.0f} {unit}/s")
+                bar.update(task, rate=f"{speed:,.1f} {unit}/s" if speed < 10 else f"{speed:,.0f} {unit}/s")
 
         yield advance
 
@@ -76,7 +76,7 @@ def _lines(what: str, total: int, unit: str) -> Advance:
             last = now
             rate = done / (now - start)
             log.info(
-                "%s: %s of %s %s, %.0f/s, about %.0f s left",
+                "%s: %s of %s %s, %.3g/s, about %.0f s left",
                 what,
                 f"{done:,}",
                 f"{total:,}",

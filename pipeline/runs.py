@@ -6,6 +6,7 @@ import csv
 import logging
 import os
 import sys
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -93,13 +94,10 @@ class Predictions:
     probabilities: NDArray[np.floating]
 
 
-def new_id(reports: Path, stage: str, head: str) -> str:
-    """A run id that sorts by time and isn't taken."""
-    stem = f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{stage}-{head}"
-    number = 1
-    while (reports / (name := stem if number == 1 else f"{stem}-{number}")).exists():
-        number += 1
-    return name
+def new_id(stage: str, head: str) -> str:
+    """A run id that sorts by time and is taken by no other run."""
+    # Two runs may end in the same second.
+    return f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{stage}-{head}-{uuid.uuid4().hex[:4]}"
 
 
 def command_line() -> str:
@@ -126,23 +124,18 @@ def save_run(
         save_models: Writes the model files into a folder.
 
     Raises:
-        RunError: If the folder can't be written.
+        StoreError: If the folder can't be written.
     """
     folder = reports / run.id
-    try:
-        with published_folder(folder) as partial:
-            _write_json(partial / "run.json", asdict(run))
-            if history:
-                with (partial / "history.csv").open("w", newline="", encoding="utf-8") as file:
-                    writer = csv.DictWriter(file, fieldnames=list(history[0]))
-                    writer.writeheader()
-                    writer.writerows(history)
-            _write_predictions(partial / "predictions.h5", run.class_names, predictions)
-            save_models(partial)
-    except OSError as error:
-        raise RunError(
-            f"{folder} can't be written: {error.strerror or error}; give another folder with --reports"
-        ) from error
+    with published_folder(folder) as partial:
+        _write_json(partial / "run.json", asdict(run))
+        if history:
+            with (partial / "history.csv").open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, fieldnames=list(history[0]))
+                writer.writeheader()
+                writer.writerows(history)
+        _write_predictions(partial / "predictions.h5", run.class_names, predictions)
+        save_models(partial)
     return folder
 
 
@@ -191,8 +184,8 @@ def runs(reports: Path) -> list[Run]:
     return sorted(found, key=lambda run: (run.created, run.id))
 
 
-def find_run(reports: Path, reference: str | None, stage: str) -> Run:
-    """The run that a user means.
+def find_run(reports: Path, reference: str | None, stage: str) -> tuple[Run, Path]:
+    """The run that a user means, and its folder.
 
     Args:
         reports: The reports folder.
@@ -203,15 +196,18 @@ def find_run(reports: Path, reference: str | None, stage: str) -> Run:
         RunError: If there is none, or several fit.
     """
     if reference is not None and os.sep in reference:
-        return read_run(Path(reference))
+        run = read_run(Path(reference))
+        if run.stage != stage:
+            raise RunError(f"{reference} is a run of tlpipe {run.stage}; one of tlpipe {stage} is needed")
+        return run, Path(reference)
     known = [run for run in runs(reports) if run.stage == stage]
     if reference is None:
         if not known:
             raise RunError(f"There is no run of tlpipe {stage} in {reports} yet; make one with: tlpipe {stage}")
-        return known[-1]
+        return known[-1], reports / known[-1].id
     fitting = [run for run in known if run.id == reference] or [run for run in known if run.id.startswith(reference)]
     if len(fitting) == 1:
-        return fitting[0]
+        return fitting[0], reports / fitting[0].id
     names = ", ".join(run.id for run in fitting or known) or "none"
     what = "fits several" if fitting else "is not among the"
     raise RunError(f"{reference!r} {what} runs of tlpipe {stage} in {reports}: {names}")

@@ -59,7 +59,7 @@ def has_nvidia_gpu() -> bool:
     """Whether the driver shows a GPU, found without importing TensorFlow; CUDA_VISIBLE_DEVICES may hide it."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
-    return Path("/dev/nvidia0").exists() or Path("/dev/dxg").exists()
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
 
 def installed(module: str) -> bool:
@@ -111,6 +111,8 @@ def tensorflow() -> ModuleType:
     with quiet_stderr():
         import tensorflow as tf
 
+        # Features in float32 are shared between machines, so float32 has to mean float32 on recent GPUs as well.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
         for gpu in tf.config.list_physical_devices("GPU"):
             try:
                 tf.config.experimental.set_memory_growth(gpu, True)

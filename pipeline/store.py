@@ -7,12 +7,10 @@ never writes to the disk here; and a shard that has its name is never opened for
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import io
 import json
 import logging
-import uuid
+import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,7 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import FeatureSpec
 from pipeline.errors import ConfigError, StoreError
-from pipeline.files import published, read_json, write_json
+from pipeline.files import publish_checked, published, read_checked, read_json, write_json
 from pipeline.runtime import cpu_count
 
 __all__ = ["Damage", "FeatureStore", "Quarantined", "Shard", "stores"]
@@ -74,13 +72,6 @@ class Quarantined:
     reader: str
 
 
-def _checksum(array: NDArray[np.generic]) -> str:
-    """Digest of an array's type, shape and bytes."""
-    digest = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
 class FeatureStore:
     """All features of one spec in one cache."""
 
@@ -95,20 +86,25 @@ class FeatureStore:
 
     # Reading
 
-    def open(self) -> list[Damage]:
-        """Look at all shards and verify them; damaged ones are set aside, so that their rows count as missing.
+    def open(self, *, set_aside: bool = True) -> list[Damage]:
+        """Look at all shards and verify them; rows of damaged ones count as missing.
+
+        Args:
+            set_aside: Rename damaged shards, so that they are not looked at again.
 
         Returns:
-            The shards set aside by this call.
+            The damaged shards.
         """
         damaged: list[Damage] = []
         self.shards = []
         for path, found in self._verified():
             if isinstance(found, Shard):
                 self.shards.append(found)
-            elif path.exists():  # otherwise another process set it aside, or removed it, at this very moment
-                path.replace(path.with_name(path.name + DAMAGED_SUFFIX))
+            else:
                 damaged.append(Damage(path, found))
+                if set_aside:
+                    with suppress(FileNotFoundError):  # another process was faster
+                        path.replace(path.with_name(path.name + DAMAGED_SUFFIX))
         self._index()
         return damaged
 
@@ -122,19 +118,20 @@ class FeatureStore:
             return list(zip(paths, pool.map(self._check, paths), strict=True))
 
     def _check(self, path: Path) -> Shard | str:
-        """Read a shard whole and compare its checksums; the cause if they differ."""
+        """Read a shard's keys; the cause if it doesn't hold what was written."""
         try:
-            with h5py.File(path, "r") as file:
-                keys, features = file["key"][:], file["features"][:]
-                expected = {name: file.attrs[name] for name in ("spec", "key_checksum", "features_checksum")}
+            data = read_checked(path)
+            if data is None:
+                return "differs from its checksum: bytes were changed after it was written"
+            with h5py.File(io.BytesIO(data), "r") as file:
+                keys, n_rows = file["key"][:], len(file["features"])
+                spec = file.attrs["spec"]
         except (OSError, KeyError, RuntimeError, ValueError) as error:
             return f"can't be read: {str(error).splitlines()[0]}"
-        if expected["spec"] != self.digest:
+        if spec != self.digest:
             return "belongs to another spec"
-        if len(keys) != len(features):
-            return f"has {len(keys)} keys for {len(features)} rows"
-        if _checksum(keys) != expected["key_checksum"] or _checksum(features) != expected["features_checksum"]:
-            return "its checksum differs: bytes were changed after it was written"
+        if len(keys) != n_rows:
+            return f"has {len(keys)} keys for {n_rows} rows"
         return Shard(path, keys.astype(KEY_DTYPE))
 
     def _index(self) -> None:
@@ -181,7 +178,8 @@ class FeatureStore:
                 with h5py.File(self.shards[number].path, "r") as file:
                     part = file["features"][:]
             except (OSError, KeyError) as error:
-                raise StoreError(f"{self.shards[number].path} can't be read: {error}; run tlpipe extract") from error
+                path = self.shards[number].path
+                raise StoreError(f"{path} can't be read: {error}; run tlpipe extract again") from error
             if features is None:
                 features = np.empty((len(keys), *part.shape[1:]), part.dtype)
             features[rows] = part[places[rows, 1]]
@@ -203,23 +201,18 @@ class FeatureStore:
         """
         self._write_spec()
         column = np.array(keys, KEY_DTYPE)
-        path = self.folder / "shards" / f"{uuid.uuid4().hex}.h5"
-        try:
-            with published(path) as partial:
-                partial.write_bytes(self._shard_bytes(column, features))
-                found = self._check(partial)
-                if isinstance(found, str):
-                    raise StoreError(f"{path} can't be verified after writing: {found}; is the disk failing?")
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StoreError(
-                    f"No space is left for a shard of {features.nbytes / 1e6:,.1f} MB in {self.cache}; "
-                    "make room (tlpipe cache gc), or give another folder with --cache"
-                ) from error
-            raise StoreError(f"{path} can't be written: {error.strerror}") from error
-        shard = Shard(path, column)
+        shard = Shard(publish_checked(self.folder / "shards", self._shard_bytes(column, features), ".h5"), column)
         self.shards.append(shard)
         return shard
+
+    def free_space(self) -> int:
+        """Bytes that are free where the shards go.
+
+        Raises:
+            StoreError: If nothing can be written there.
+        """
+        self._write_spec()
+        return shutil.disk_usage(self.folder).free
 
     def _shard_bytes(self, keys: NDArray[np.bytes_], features: NDArray[np.floating]) -> bytes:
         buffer = io.BytesIO()
@@ -227,8 +220,6 @@ class FeatureStore:
             file.create_dataset("key", data=keys)
             file.create_dataset("features", data=features)
             file.attrs["spec"] = self.digest
-            file.attrs["key_checksum"] = _checksum(keys)
-            file.attrs["features_checksum"] = _checksum(features)
         return buffer.getvalue()
 
     def _write_spec(self) -> None:

@@ -6,6 +6,7 @@ Beside it the records of what was extracted from what, so that later stages find
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import re
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from pipeline.augment import Augment
 from pipeline.config import ExtractConfig, FeatureSpec
 from pipeline.datasets import KEY_DTYPE, Dataset, check_classes
 from pipeline.errors import ConfigError, StoreError
-from pipeline.files import published, read_json, write_json
+from pipeline.files import publish_checked, read_checked, read_json, write_json
 from pipeline.store import FeatureStore
 
 __all__ = [
@@ -167,27 +168,34 @@ def _plain(name: str) -> str:
 
 
 def save_dataset(cache: Path, dataset: Dataset) -> None:
-    """Publish a dataset's rows and class names under its id."""
-    text = h5py.string_dtype()
-    with published(cache / "datasets" / f"{dataset.id}.h5") as partial, h5py.File(partial, "w") as file:
+    """Publish a dataset's rows and class names under its id; the last locations saved are the ones that count."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
         file.create_dataset("key", data=dataset.keys.astype(KEY_DTYPE))
         file.create_dataset("label", data=dataset.labels)
         file.create_dataset("split", data=dataset.splits.astype("S5"))
-        file.create_dataset("location", data=list(dataset.locations), dtype=text)
-        file.create_dataset("class_name", data=list(dataset.class_names), dtype=text)
+        for name, texts in (("location", dataset.locations), ("class_name", dataset.class_names)):
+            file.create_dataset(name, data=list(texts), dtype=h5py.string_dtype())
         file.attrs["name"] = dataset.name
+    folder = cache / "datasets"
+    saved = publish_checked(folder, buffer.getvalue(), ".h5", f"{dataset.id}-")
+    for path in folder.glob(f"{dataset.id}-*.h5"):
+        if path != saved:
+            path.unlink(missing_ok=True)
 
 
 def load_dataset(cache: Path, dataset_id: str) -> Dataset:
     """Load a dataset's rows and class names.
 
     Raises:
-        StoreError: If it is missing, or doesn't hold what its id says.
+        StoreError: If it is missing, or doesn't hold what was written.
     """
-    path = cache / "datasets" / f"{dataset_id}.h5"
-    try:
-        with h5py.File(path, "r") as file:
-            dataset = Dataset(
+    for path in sorted((cache / "datasets").glob(f"{dataset_id}-*.h5")):
+        data = read_checked(path)
+        if data is None:
+            raise StoreError(f"{path} was changed after it was written; run tlpipe extract again")
+        with h5py.File(io.BytesIO(data), "r") as file:
+            return Dataset(
                 name=str(file.attrs["name"]),
                 keys=file["key"][:].astype(KEY_DTYPE),
                 labels=file["label"][:].astype(np.int64),
@@ -195,11 +203,7 @@ def load_dataset(cache: Path, dataset_id: str) -> Dataset:
                 locations=tuple(file["location"].asstr()[:].tolist()),
                 class_names=tuple(file["class_name"].asstr()[:].tolist()),
             )
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise StoreError(f"{path} can't be read: {error}; run tlpipe extract again") from error
-    if dataset.id != dataset_id:
-        raise StoreError(f"{path} was changed after it was written; run tlpipe extract again")
-    return dataset
+    raise StoreError(f"The dataset {dataset_id} is not in {cache / 'datasets'}; run tlpipe extract again")
 
 
 def save_record(cache: Path, record: TableRecord) -> None:
@@ -223,23 +227,22 @@ def records(cache: Path) -> list[TableRecord]:
     return sorted(found, key=lambda record: record.created)
 
 
-def find_record(cache: Path, reference: str | None, *, pooled: bool = False) -> TableRecord:
+def find_record(cache: Path, reference: str | None) -> TableRecord:
     """The record that a user means.
 
     Args:
         cache: The cache folder.
-        reference: A features id, or the start of one; None for the newest.
-        pooled: Of the newest, leave out features that keep height and width.
+        reference: A features id, or the start of one; None for the newest pooled features. Activations that
+            fine-tuning cached are newer, but not what is meant, unless there is nothing else.
 
     Raises:
         StoreError: If there is none, or several fit.
     """
     known = records(cache)
     if reference is None:
-        fitting = [record for record in known if not pooled or record.spec.pooling != "none"][-1:]
-        if not fitting:
+        if not known:
             raise StoreError(f"There are no features in {cache} yet; make some with: tlpipe extract DATA")
-        return fitting[0]
+        return ([record for record in known if record.spec.pooling != "none"] or known)[-1]
     fitting = [record for record in known if record.id == reference] or [
         record for record in known if record.id.startswith(reference)
     ]
@@ -280,8 +283,7 @@ def load_table(cache: Path, record: TableRecord, views: int | None = None) -> Fe
         lost = [key for key in dataset.keys[rows[~stored]].tolist() if key not in unreadable]
         if lost:
             raise StoreError(
-                f"Features of {len(lost):,} images of {record.id} are missing; "
-                f"compute them: tlpipe extract {config.data}"
+                f"Features of {len(lost):,} images of {record.id} are missing; compute them: {config.command()}"
             )
         columns.append((rows[stored], keys[stored], view))
     rows = np.concatenate([part for part, _, _ in columns])

@@ -64,7 +64,7 @@ def test_the_whole_chain_on_drawn_pictures(run: Any, red_and_blue: Path) -> None
     assert tuned["metrics"]["val"]["accuracy"] >= tuned["baseline"]["val"]["accuracy"]
     assert (run.folder / "reports" / tuned["run"] / "model.keras").is_file()
 
-    listed = answer(run("cache", "ls", "--json"))
+    listed = answer(run("cache", "ls", "--json"))["tables"]
     assert listed[0]["features_id"] == first["features_id"]
     assert answer(run("cache", "verify", "--json"))["damaged"] == []
     assert answer(run("cache", "gc", "--json"))["items"] == []
@@ -181,7 +181,7 @@ def test_doctor(run: Any) -> None:
 
 
 def test_backbones(run: Any) -> None:
-    rows = {row["name"]: row for row in answer(run("backbones", "--json"))}
+    rows = {row["name"]: row for row in answer(run("backbones", "--json"))["backbones"]}
     assert rows["densenet121"]["width"] == 1024
     assert "mobilenetv2035" in rows
     assert "densenet121" in run("backbones").stdout

@@ -98,6 +98,33 @@ class TestFolder:
         with pytest.raises(DataError, match="leads back"):
             opened(tmp_path)
 
+    def test_link_to_itself_is_unreadable(self, tmp_path: Path, draw: Draw) -> None:
+        draw(tmp_path / "a/1.png")
+        draw(tmp_path / "b/1.png")
+        (tmp_path / "b/loop.png").symlink_to(tmp_path / "b/loop.png")
+        assert [(item.location, item.cause) for item in opened(tmp_path).unreadable] == [
+            ("b/loop.png", "Too many levels of symbolic links")
+        ]
+
+    def test_names_of_splits_in_any_case(self, tmp_path: Path, draw: Draw) -> None:
+        for name in ("Train/a", "Train/b", "TEST/a"):
+            draw(tmp_path / name / "1.png")
+        assert opened(tmp_path).dataset.counts() == {"train": 2, "test": 1}
+
+    def test_name_that_is_no_utf_8(self, tmp_path: Path, draw: Draw) -> None:
+        draw(tmp_path / "b/1.png")
+        path = draw(tmp_path / "a/1.png")
+        path.rename(os.fsdecode(os.fsencode(tmp_path / "a") + b"/caf\xe9.png"))
+        found = open_dataset(str(tmp_path), SplitConfig(), memo=Memo(tmp_path / "cache"))
+        assert found.dataset.locations == ("a/caf\\udce9.png", "b/1.png")
+
+    def test_tables_beside_class_folders(self, tmp_path: Path, draw: Draw) -> None:
+        for name in ("a", "b"):
+            draw(tmp_path / name / "1.png")
+        for name in ("train.csv", "test.csv"):
+            (tmp_path / name).write_text("x")
+        assert opened(tmp_path).dataset.class_names == ("a", "b")
+
     def test_dangling_link_is_unreadable(self, tmp_path: Path, draw: Draw) -> None:
         draw(tmp_path / "a/1.png")
         draw(tmp_path / "b/1.png")
@@ -128,6 +155,8 @@ class TestFolder:
             (["a/1.png", "b/notes.txt"], "b has no images"),
             (["train/a/1.png", "train/b/1.png", "test/1.png"], "test has no class folders"),
             (["train/a/1.png", "train/b/1.png", "val/a/1.png", "valid/a/1.png"], "several folders for the split 'val'"),
+            (["train/a/1.png", "test/a/1.png", "extra/a/1.png"], "mixes folders of splits with others"),
+            (["val/a/1.png", "test/a/1.png"], "has no train folder"),
         ],
     )
     def test_bad_folders(self, tmp_path: Path, draw: Draw, files: list[str], word: str) -> None:
@@ -272,6 +301,10 @@ class TestArrays:
             ({"images": np.zeros((2, 4, 4), "u1"), "labels": [0, 1], "class_names": ["a", "a"]}, "repeats"),
             ({"images": np.zeros((0, 4, 4), "u1"), "labels": []}, "no images"),
             ({"x_test": np.zeros((2, 4, 4), "u1"), "y_test": [0, 1]}, "needed are x_train"),
+            (
+                {"x_train": np.zeros((2, 4, 4), "u1"), "y_train": [0, 1], "x_test": np.zeros((2, 4, 4), "u1")},
+                "only one of x_test and y_test",
+            ),
             ({"images": np.array([["a"]]), "labels": [0]}, "needed is"),
         ],
     )
@@ -285,6 +318,19 @@ class TestArrays:
         np.savez(tmp_path / "set.npz", images=np.zeros((2, 4, 4), "u1"), labels=labels)
         with pytest.raises(DataError, match="without Python objects"):
             opened(tmp_path / "set.npz")
+
+    def test_damaged_archives(self, tmp_path: Path, random: np.random.Generator) -> None:
+        path = tmp_path / "set.npz"
+        np.savez_compressed(path, images=random.integers(0, 256, (9, 8, 8), np.uint8), labels=np.arange(9))
+        content = bytearray(path.read_bytes())
+        content[200:260] = bytes(60)
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="set.npz can't be read"):
+            opened(path)
+        np.save(tmp_path / "one.npy", np.zeros(3))
+        (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+        with pytest.raises(DataError, match="one.npz can't be read"):
+            opened(tmp_path / "one.npz")
 
     def test_labels_missing(self, tmp_path: Path) -> None:
         np.save(tmp_path / "train_images.npy", np.zeros((2, 4, 4), "u1"))
@@ -400,6 +446,18 @@ def test_no_kind_of_data(tmp_path: Path, name: str) -> None:
     (tmp_path / "file.xyz").write_text("x")
     with pytest.raises(DataError, match=r"\.csv, \.tsv, \.parquet"):
         opened(tmp_path / name)
+
+
+def test_name_that_is_too_long_and_folder_that_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="can't be read: File name too long"):
+        opened("x" * 5000)
+
+    def closed(self: Path) -> object:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    with pytest.raises(DataError, match="can't be read: Permission denied"):
+        opened(tmp_path)
 
 
 def test_memo_saves_reading(red_and_blue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,8 @@ CHOICES = [
     pytest.param(EngineChoice("openvino", "float32"), id="openvino", marks=needs_openvino),
 ]
 
+BFLOAT16 = runtime.installed("openvino") and choose("openvino", "auto").precision == "bfloat16"
+
 
 @pytest.fixture(scope="module")
 def pretrained() -> Pretrained:
@@ -138,16 +140,19 @@ def test_converted_graph_is_kept_and_found_again(pretrained: Pretrained, images:
     choice = EngineChoice("openvino", "float32")
     folder = tmp_path / "graphs" / "one"
     expected = call(open_engine(choice, pretrained.network, "block13", "avg", folder), images)
-    assert {path.name for path in folder.iterdir()} == {"model.bin", "model.xml"}
+    assert {path.name for path in folder.iterdir()} == {"checksums.json", "model.bin", "model.xml"}
 
     def not_needed(_: str) -> object:
         raise AssertionError("the graph is there")
 
     again = open_engine(choice, not_needed, "block13", "avg", folder)  # type: ignore[arg-type]
     np.testing.assert_array_equal(call(again, images), expected)
-    (folder / "model.xml").write_text("damaged")
+    weights = bytearray((folder / "model.bin").read_bytes())
+    weights[len(weights) // 2] ^= 64
+    (folder / "model.bin").write_bytes(weights)
     mended = open_engine(choice, pretrained.network, "block13", "avg", folder)
     np.testing.assert_array_equal(call(mended, images), expected)
+    assert (folder / "model.bin").read_bytes() != bytes(weights)
 
 
 class TestChoice:
@@ -164,7 +169,7 @@ class TestChoice:
     def test_gpu_that_tensorflow_cannot_use(self, pretrained: Pretrained, tmp_path: Path) -> None:
         if runtime.tensorflow().config.list_physical_devices("GPU"):
             pytest.skip("there is a GPU")
-        with pytest.raises(EngineError, match=r"tlpipe\[gpu\]"):
+        with pytest.raises(EngineError, match=r"tensorflow\[and-cuda\]"):
             open_engine(EngineChoice("tensorflow", "float16"), pretrained.network, "block13", "avg", tmp_path)
 
     def test_float32_is_shared_between_engines(self) -> None:
@@ -174,7 +179,7 @@ class TestChoice:
         monkeypatch.setattr(runtime, "installed", lambda _: False)
         monkeypatch.setattr(runtime, "has_nvidia_gpu", lambda: False)
         assert choose("auto", "auto") == EngineChoice("tensorflow", "float32")
-        with pytest.raises(EngineError, match=r"tlpipe\[cpu\]"):
+        with pytest.raises(EngineError, match="pip install openvino"):
             choose("openvino", "auto")
 
     def test_unknown_names(self) -> None:
@@ -235,6 +240,19 @@ class TestRealFeatures:
             error, cosine = self.compare(features(images, "openvino", "bfloat16"), reference)
             assert error < 0.06
             assert cosine > 0.999
+
+    @pytest.mark.skipif(not BFLOAT16, reason="OpenVINO or the processor has no bfloat16")
+    def test_bfloat16_depends_on_neither_batch_nor_neighbours(self, files: list[bytes], tmp_path: Path) -> None:
+        with reading(self.CONFIG.pixel_limit):
+            images = np.stack([resize(decode(data, self.CONFIG), self.CONFIG) for data in files[:9]])
+        pretrained = open_backbone("densenet121", "imagenet", 0, (224, 224))
+        choice = EngineChoice("openvino", "bfloat16")
+        found = [
+            call(open_engine(choice, pretrained.network, "conv5", "avg", tmp_path / "graph", size), images)
+            for size in (1, 4, 8)
+        ]
+        np.testing.assert_array_equal(found[0], found[1])
+        np.testing.assert_array_equal(found[0], found[2])
 
     def test_shrinking_while_decoding(self, files: list[bytes], features: Callable[..., np.ndarray]) -> None:
         """On those pictures that are at least twice as large as needed."""

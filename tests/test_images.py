@@ -115,6 +115,30 @@ def test_pixel_limit_refuses_before_decoding() -> None:
     assert pixels(data, ImageConfig((32, 32), pixel_limit=10_000)).shape == (100, 100, 3)
 
 
+@pytest.mark.parametrize("resize_name", ["pad", "crop", "stretch"])
+def test_very_thin_jpeg(resize_name: str) -> None:
+    data = encoded(Image.new("RGB", (5000, 10), "green"), "JPEG")
+    config = ImageConfig((32, 32), resize_name)
+    assert resize(Image.fromarray(pixels(data, config)), config).shape == (32, 32, 3)
+
+
+def test_no_other_program_is_asked() -> None:
+    """Pillow would hand PostScript to Ghostscript."""
+    data = encoded(Image.new("RGB", (8, 8), "green"), "EPS")
+    with pytest.raises(ImageError, match="not an image in a format"):
+        pixels(data)
+
+
+def test_too_little_memory_is_no_fault_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("pipeline.images._upright", exhausted)
+    with pytest.raises(ImageError) as caught:
+        pixels(encoded(Image.new("RGB", (8, 8))))
+    assert not caught.value.lasting
+
+
 def test_pillow_gets_its_limit_back() -> None:
     before = Image.MAX_IMAGE_PIXELS
     with reading(5):

@@ -23,7 +23,7 @@ def old_file(tmp_path: Path) -> Path:
 def test_unchanged_file_is_recalled(tmp_path: Path, old_file: Path) -> None:
     memo, stamp = Memo(tmp_path), Stamp.of(old_file)
     assert memo.recall("image", {old_file: stamp}) == {}
-    memo.remember("image", {old_file: (stamp, "digest")})
+    memo.remember("image", {old_file: (stamp, "digest")}, time.time_ns())
     assert Memo(tmp_path).recall("image", {old_file: Stamp.of(old_file)}) == {old_file: "digest"}
     assert memo.recall("other", {old_file: stamp}) == {}
 
@@ -31,7 +31,7 @@ def test_unchanged_file_is_recalled(tmp_path: Path, old_file: Path) -> None:
 @pytest.mark.parametrize("change", ["size", "time"])
 def test_changed_file_is_not_recalled(tmp_path: Path, old_file: Path, change: str) -> None:
     memo, stamp = Memo(tmp_path), Stamp.of(old_file)
-    memo.remember("image", {old_file: (stamp, "digest")})
+    memo.remember("image", {old_file: (stamp, "digest")}, time.time_ns())
     old_file.write_text("two" if change == "time" else "longer")
     if change == "size":
         os.utime(old_file, ns=(stamp.mtime_ns, stamp.mtime_ns))
@@ -42,7 +42,7 @@ def test_file_of_this_moment_is_not_remembered(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("one")
     memo = Memo(tmp_path)
-    memo.remember("image", {path: (Stamp.of(path), "digest")})
+    memo.remember("image", {path: (Stamp.of(path), "digest")}, time.time_ns())
     assert memo.recall("image", {path: Stamp.of(path)}) == {}
 
 
@@ -50,7 +50,7 @@ def test_damaged_memo_is_started_anew(tmp_path: Path, old_file: Path) -> None:
     memo, stamp = Memo(tmp_path), Stamp.of(old_file)
     memo.path.write_bytes(b"no database" * 1000)
     assert memo.recall("image", {old_file: stamp}) == {}
-    memo.remember("image", {old_file: (stamp, "digest")})
+    memo.remember("image", {old_file: (stamp, "digest")}, time.time_ns())
     assert memo.recall("image", {old_file: stamp}) == {old_file: "digest"}
 
 

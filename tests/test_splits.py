@@ -94,6 +94,12 @@ def test_test_from_val() -> None:
         carved(names, [0] * 400, test_from="val")
 
 
+def test_twins_of_given_splits_stay_in_train() -> None:
+    names = [str(number) for number in range(200)]
+    splits = carved(names * 2, [0] * 400, ["train"] * 200 + ["val"] * 200, test_fraction=0.5)
+    assert "test" not in splits.tolist(), "every training image has a twin in val"
+
+
 def test_fraction_0_carves_nothing() -> None:
     names = [str(number) for number in range(100)]
     assert set(carved(names, [0] * 100, val_fraction=0, test_fraction=0).tolist()) == {"train"}

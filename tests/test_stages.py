@@ -15,6 +15,7 @@ from conftest import FakeEngine
 
 from pipeline import caretaker, stages
 from pipeline.config import ExtractConfig, SplitConfig
+from pipeline.engines import graph_folder
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, QuarantineError, RunError, StoreError
 from pipeline.heads import HeadConfig
 from pipeline.runs import find_run, runs
@@ -147,6 +148,26 @@ class TestQuarantine:
         with pytest.raises(DataError, match="No image of the class red can be read"):
             stages.extract(ExtractConfig(str(red_and_blue)), cache)
 
+    def test_passing_trouble_leaves_a_table_that_trains(
+        self, red_and_blue: Path, cache: Path, reports: Path, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A file that changes between hashing and reading has no features this time, and is no row."""
+        from pipeline.datasets import FileSource
+
+        read = FileSource.read
+
+        def changed(self: FileSource, index: int) -> bytes:
+            return read(self, index) + (b"x" if index == 3 else b"")
+
+        monkeypatch.setattr(FileSource, "read", changed)
+        result = stages.extract(ExtractConfig(str(red_and_blue)), cache)
+        assert result.n_computed == 39
+        assert len(result.unreadable) == 1
+        run = stages.train_head(HeadConfig(), cache, reports)
+        assert run.n_train + run.n_val + run.n_test == 39
+        monkeypatch.setattr(FileSource, "read", read)
+        assert stages.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 1
+
     def test_larger_pixel_limit_tries_again(self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine) -> None:
         with pytest.raises(DataError):
             stages.extract(ExtractConfig(str(red_and_blue), pixel_limit=1000), cache)
@@ -192,6 +213,25 @@ class TestTrainHead:
         assert stages.train_head(HeadConfig(), cache, reports).features == extracted.record.id
         assert stages.train_head(HeadConfig(), cache, reports, other.record.id).features == other.record.id
 
+    def test_activations_are_not_the_newest_features(
+        self, extracted: stages.ExtractResult, red_and_blue: Path, cache: Path, reports: Path
+    ) -> None:
+        stages.extract(ExtractConfig(str(red_and_blue), pooling="none"), cache)
+        assert find_record(cache, None).id == extracted.record.id
+
+    def test_commands_that_errors_name_give_the_same_features(
+        self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine
+    ) -> None:
+        import shlex
+
+        config = ExtractConfig(
+            str(red_and_blue), image_size=(32, 48), views=1, augment="crop", splits=SplitConfig(val_fraction=0.3)
+        )
+        words = shlex.split(config.command())
+        assert words[:3] == ["tlpipe", "extract", str(red_and_blue)]
+        options = dict(zip(words[3::2], words[4::2], strict=True))
+        assert options == {"--image-size": "32x48", "--views": "1", "--augment": "crop", "--val-fraction": "0.3"}
+
     def test_no_features(self, cache: Path, reports: Path) -> None:
         with pytest.raises(StoreError, match="tlpipe extract DATA"):
             stages.train_head(HeadConfig(), cache, reports)
@@ -202,7 +242,7 @@ class TestTrainHead:
 
     def test_maps_are_refused(self, cache: Path, reports: Path, spec: object) -> None:
         record = find_record_of_maps(cache, spec)
-        with pytest.raises(CacheMismatchError, match=r"\[8, 2, 2, 3\].*--pooling avg"):
+        with pytest.raises(CacheMismatchError, match=r"\[8, 2, 2, 3\].*tlpipe extract maps"):
             stages.train_head(HeadConfig(), cache, reports, record)
 
     def test_class_missing_from_train(
@@ -220,7 +260,7 @@ class TestTrainHead:
             stages.train_head(HeadConfig(), cache, reports)
 
     def test_changed_dataset_file_is_noticed(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
-        with h5py.File(cache / "datasets" / f"{extracted.record.dataset}.h5", "r+") as file:
+        with h5py.File(next((cache / "datasets").glob("*.h5")), "r+") as file:
             file["label"][0] = 1 - file["label"][0]
         with pytest.raises(StoreError, match="was changed after it was written"):
             stages.train_head(HeadConfig(), cache, reports)
@@ -253,11 +293,22 @@ class TestRecordsAndRuns:
             (reports / name / "run.json").write_text(text)
         assert [record.id for record in records(cache)] == [result.record.id]
         assert [known.id for known in runs(reports)] == [run.id]
-        assert find_run(reports, None, "train-head").id == run.id
+        assert find_run(reports, None, "train-head") == (run, reports / run.id)
         with pytest.raises(RunError, match="no run of tlpipe finetune"):
             find_run(reports, None, "finetune")
         with pytest.raises(RunError, match=run.id):
             find_run(reports, "nothing", "train-head")
+
+    def test_run_folder_elsewhere(
+        self, red_and_blue: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        stages.extract(ExtractConfig(str(red_and_blue)), cache)
+        run = stages.train_head(HeadConfig(), cache, reports)
+        elsewhere = reports.with_name("elsewhere")
+        reports.rename(elsewhere)
+        assert find_run(reports, str(elsewhere / run.id), "train-head")[1] == elsewhere / run.id
+        with pytest.raises(RunError, match="one of tlpipe finetune is needed"):
+            find_run(reports, str(elsewhere / run.id), "finetune")
 
     def test_start_of_an_id_will_do(self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine) -> None:
         result = stages.extract(ExtractConfig(str(red_and_blue)), cache)
@@ -283,7 +334,7 @@ class TestCaretaker:
         assert caretaker.verify(cache) == (2, [])
         shard = next((cache / "features").rglob("*.h5"))
         shard.write_bytes(shard.read_bytes()[:-20])
-        (cache / "datasets" / f"{extracted.record.dataset}.h5").write_bytes(b"")
+        next((cache / "datasets").glob("*.h5")).write_bytes(b"")
         n_files, damaged = caretaker.verify(cache)
         assert n_files == 2
         assert len(damaged) == 2
@@ -314,12 +365,15 @@ class TestCaretaker:
         store.append([f"{n:032d}".encode() for n in range(3)], np.ones((3, 12), np.float32))  # of no dataset
         store.open()
         twin = next(shard for shard in store.shards if len(shard.keys) == 40)
-        store.append(twin.keys.tolist(), store.read(twin.keys).astype(np.float32))  # computed twice
+        store.append(twin.keys[::-1].tolist(), store.read(twin.keys[::-1]).astype(np.float32))  # computed twice
         orphan = FeatureStore(cache, replace(extracted.record.spec, endpoint="conv1"))
         orphan.append([b"0" * 32], np.ones((1, 4), np.float32))
         leftover = store.folder / "shards" / ".x.h5.1-2.partial"
         leftover.write_bytes(b"half")
         os.utime(leftover, (0, 0))
+        assert [item.path for item in caretaker.collect(cache, reports)] == [leftover], "a process may be at work"
+        for path in cache.rglob("*"):
+            os.utime(path, (0, 0))
         fresh = store.folder / "shards" / ".y.h5.1-2.partial"
         fresh.write_bytes(b"being written")
         found = caretaker.collect(cache, reports)
@@ -329,6 +383,38 @@ class TestCaretaker:
         assert fresh.exists()
         assert stages.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 0
         assert caretaker.verify(cache)[1] == []
+
+    def test_graphs(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
+        import os
+
+        needed = graph_folder(cache, extracted.record.spec)
+        other = cache / "graphs" / ("0" * 32)
+        for folder in (needed, other):
+            folder.mkdir(parents=True)
+            (folder / "model.xml").write_text("x")
+            for path in (folder / "model.xml", folder):
+                os.utime(path, (0, 0))
+        assert [item.path for item in caretaker.collect(cache, reports)] == [other]
+
+    def test_stopped_extract_is_not_collected(
+        self, red_and_blue: Path, cache: Path, reports: Path, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import os
+
+        def stop(self: FakeEngine, batches: object) -> object:
+            for count, features in enumerate(stream(self, batches)):  # type: ignore[arg-type]
+                if count == 3:
+                    raise KeyboardInterrupt
+                yield features
+
+        stream = FakeEngine.stream
+        monkeypatch.setattr(FakeEngine, "stream", stop)
+        monkeypatch.setattr("pipeline.extraction.SHARD_ROWS", 4)
+        with pytest.raises(KeyboardInterrupt):
+            stages.extract(ExtractConfig(str(red_and_blue)), cache)
+        for path in cache.rglob("*"):
+            os.utime(path, (0, 0))
+        assert caretaker.collect(cache, reports) == []
 
     @pytest.mark.parametrize("suffix", [".h5", ".npz"])
     def test_export(self, extracted: stages.ExtractResult, cache: Path, tmp_path: Path, suffix: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -62,8 +63,10 @@ def test_files_are_as_documented(store: FeatureStore) -> None:
     assert [path.name for path in (store.folder / "shards").iterdir()] == [shard.path.name]
 
 
-@pytest.mark.parametrize("damage", ["torn", "empty", "flipped", "text", "other spec", "other shape"])
-def test_damage_is_noticed_and_set_aside(store: FeatureStore, damage: str, random: np.random.Generator) -> None:
+@pytest.mark.parametrize("damage", ["torn", "empty", "flipped", "text", "other spec"])
+def test_damage_is_noticed_and_set_aside(
+    store: FeatureStore, spec: FeatureSpec, damage: str, random: np.random.Generator
+) -> None:
     features = random.random((50, 20), np.float32)
     good = store.append(keys_of(*range(100, 150)), features)
     shard = store.append(keys_of(*range(50)), features)
@@ -73,20 +76,17 @@ def test_damage_is_noticed_and_set_aside(store: FeatureStore, damage: str, rando
     elif damage == "empty":
         content = bytearray()
     elif damage == "flipped":
-        position = bytes(content).index(features.tobytes()) + 1234
-        content[position] ^= 1
+        content[bytes(content).index(features.tobytes()) + 1234] ^= 1
     elif damage == "text":
         content = bytearray(b"no shard")
     shard.path.write_bytes(content)
-    if damage.startswith("other"):
-        with h5py.File(shard.path, "r+") as file:
-            if damage == "other spec":
-                file.attrs["spec"] = "1" * 32
-            else:
-                del file["features"]
-                file["features"] = features.reshape(50, 4, 5)
+    if damage == "other spec":
+        shard.path.unlink()
+        other = FeatureStore(store.cache / "other", replace(spec, endpoint="conv1")).append(keys_of(1), features[:1])
+        shard = replace(shard, path=other.path.rename(shard.path.with_name(other.path.name)))
     reader = FeatureStore(store.cache, store.spec)
     assert [item.path for item in reader.verify()] == [shard.path]
+    assert [item.path for item in reader.open(set_aside=False)] == [shard.path]
     assert shard.path.exists()
     assert [item.path for item in reader.open()] == [shard.path]
     assert not shard.path.exists()
@@ -96,14 +96,13 @@ def test_damage_is_noticed_and_set_aside(store: FeatureStore, damage: str, rando
     assert reader.open() == []
 
 
-def test_every_flipped_bit_of_rows_is_noticed(store: FeatureStore, random: np.random.Generator) -> None:
-    features = random.random((4, 8), np.float32)
-    shard = store.append(keys_of(1, 2, 3, 4), features)
+def test_every_flipped_bit_of_a_shard_is_noticed(store: FeatureStore, random: np.random.Generator) -> None:
+    """HDF5's own bytes too: on some damaged ones it would hang, so it must never see them."""
+    shard = store.append(keys_of(1, 2, 3, 4), random.random((4, 8), np.float32))
     content = shard.path.read_bytes()
-    start = content.index(features.tobytes())
-    for offset in range(0, features.nbytes, 5):
+    for offset in range(0, len(content), 7):
         changed = bytearray(content)
-        changed[start + offset] ^= 1 << (offset % 8)
+        changed[offset] ^= 1 << (offset % 8)
         shard.path.write_bytes(changed)
         assert len(store.verify()) == 1
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
+import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from pipeline import runtime
 from pipeline.backbones.catalogue import Backbone, get_backbone
 from pipeline.backbones.network import Network, build_network, check_image_size, first_line, load_network
 from pipeline.errors import ConfigError, WeightsError
+from pipeline.files import digest_of
 from pipeline.memo import Memo, Stamp
 
 if TYPE_CHECKING:
@@ -105,11 +108,6 @@ class Pretrained:
     memo: Memo | None = None
     _networks: dict[str, Network] = field(default_factory=dict, repr=False)
 
-    @property
-    def label(self) -> str:
-        """Where the weights come from, in a word."""
-        return f"random (seed {self.seed})" if isinstance(self.source, str) else self.source.name
-
     def digest(self) -> str:
         """Digest of the weight arrays as loaded; of a model file, of its graph as well.
 
@@ -117,7 +115,7 @@ class Pretrained:
             WeightsError: If the weights can't be fetched or loaded.
         """
         self._fetch()
-        kind = f"weights of {self.name} in keras {runtime.version('keras')}"
+        kind, stamped = f"weights of {self.name} in keras {runtime.version('keras')}", time.time_ns()
         if isinstance(self.source, str):
             kind += f", {self.source} {self.seed}"
             known = self.memo.recall_text(kind) if self.memo else None
@@ -129,11 +127,12 @@ class Pretrained:
         model = self.network().model
         digest = weights_digest(model)
         if self.row is None:
-            digest = hashlib.blake2b((digest + model.to_json()).encode(), digest_size=16).hexdigest()
+            with zipfile.ZipFile(self.source) as file:
+                digest = digest_of(digest.encode() + file.read("config.json"))
         if self.memo and isinstance(self.source, str):
             self.memo.remember_text(kind, digest)
         elif self.memo and isinstance(self.source, Path):
-            self.memo.remember(kind, {self.source: (stamp, digest)})
+            self.memo.remember(kind, {self.source: (stamp, digest)}, stamped)
         return digest
 
     def default_endpoint(self) -> str:
@@ -180,7 +179,8 @@ def _load_file(model: keras.Model, path: Path, name: str) -> None:
             model.load_weights(path)
     except Exception as error:  # h5py, Keras and zipfile raise many kinds
         raise WeightsError(
-            f"{path} doesn't hold weights of {name} without its classifier, or is damaged: {first_line(error)}"
+            f"{path} doesn't hold weights of {name} without its classifier, or is damaged: {first_line(error)}. "
+            "If Keras fetched it, delete it to have it fetched again"
         ) from error
 
 

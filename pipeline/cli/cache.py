@@ -26,7 +26,9 @@ def ls(common: Common) -> Answer:
 
     rows = caretaker.describe(common.cache)
     if not rows:
-        return Answer([], f"There are no features in {common.cache} yet; make some with: tlpipe extract DATA")
+        return Answer(
+            {"tables": []}, f"There are no features in {common.cache} yet; make some with: tlpipe extract DATA"
+        )
     cells = []
     for row in rows:
         spec = row["spec"]
@@ -38,7 +40,7 @@ def ls(common: Common) -> Answer:
             [row["features_id"], images + views, what, render.size(row["bytes"]), row["created"][:16], row["data"]]
         )
     columns = ["features", "images", "what", "size", "date (UTC)", "data"]
-    return Answer(rows, render.table(columns, cells))
+    return Answer({"tables": rows}, render.table(columns, cells))
 
 
 @command(app, "verify")

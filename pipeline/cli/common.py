@@ -31,7 +31,6 @@ class Common:
     cache: Path
     reports: Path
     seed: int
-    quiet: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Function], Function]:
         def run(**options: Any) -> None:
             given = {option: options.pop(option) for option in _COMMON}
             _listen(quiet=given["quiet"], verbose=given["verbose"])
-            common = Common(given["cache"], given["reports"], given["seed"], given["quiet"])
+            common = Common(given["cache"], given["reports"], given["seed"])
             _answer(functools.partial(function, common, **options), as_json=given["as_json"])
 
         keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]

@@ -54,7 +54,8 @@ def extract(
     engine: Annotated[str, typer.Option(help="auto, tensorflow or openvino.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images in a batch; changes no feature. [default: what did best]")
+        int | None,
+        typer.Option(min=1, help="Images in a batch. [default: what did best]"),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Decoding threads. [default: one a processor]")] = None,
     val_fraction: Annotated[float, typer.Option(help="Share for val, if the data has none.")] = 0.15,

@@ -89,9 +89,7 @@ def run_text(run: Run, folder: str) -> str:
         f"{run.head} on {run.features}: {sizes}; {run.trainable_parameters:,} trainable parameters",
         *run.notes,
         "",
-        table(["", "split", "images", "accuracy", "95 % interval", "log loss"], rows)
-        if rows
-        else "Nothing to test on.",
+        table(SCORES, rows) if rows else "There are no images to test on.",
         "",
         f"Run        {folder} ({run.seconds['total']:.1f} s)",
     ]

@@ -34,7 +34,9 @@ def backbones(common: Common) -> Answer:
         here = "here" if row["weights"] else ""
         cells.append([row["name"], row["native_size"], row["least_size"], row["width"], here, " ".join(short)])
     text = render.table(["name", "native px", "least px", "features", "weights", "blocks"], cells)
-    return Answer(rows, text + "\n\nA .keras file of your own will do too: tlpipe extract --backbone FILE.keras")
+    return Answer(
+        {"backbones": rows}, text + "\n\nA .keras file of your own will do too: tlpipe extract --backbone FILE.keras"
+    )
 
 
 def doctor(common: Common) -> Answer:
@@ -118,7 +120,7 @@ def demo(common: Common) -> Answer:
     text = "\n".join(
         [
             "",
-            f"1,797 scans of digits, densenet121 with {result.weights} weights, {side} px",
+            f"{result.extracted.n_images:,} scans of digits, densenet121 with {result.weights} weights, {side} px",
             "",
             render.table(["stage", "val accuracy", "test accuracy", "seconds"], cells),
             "",

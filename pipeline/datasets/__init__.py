@@ -32,6 +32,7 @@ from pipeline.errors import DataError
 from pipeline.memo import Memo
 
 __all__ = [
+    "BUILT_IN",
     "KEY_DTYPE",
     "SPLITS",
     "ArraySource",
@@ -115,6 +116,12 @@ def _class_order(names: set[str]) -> tuple[str, ...]:
 
 def _read(data: str) -> Listing:
     path = Path(data).expanduser()
+    try:
+        there = path.exists()
+        if path.is_dir():
+            next(path.iterdir(), None)
+    except OSError as error:
+        raise DataError(f"{data[:100]} can't be read: {error.strerror}; check its name and permissions") from error
     if data == "digits":
         return _digits()
     if data in BUILT_IN:  # a folder of this name is ./NAME
@@ -123,7 +130,7 @@ def _read(data: str) -> Listing:
         if is_array_folder(path):
             return read_array_folder(path)
         return read_cifar_folder(path) if is_cifar_folder(path) else read_folder(path)
-    if not path.exists():
+    if not there:
         raise DataError(
             f"There is no {data!r}; DATA is a folder, a {', '.join(MANIFEST_SUFFIXES)} or .npz file, "
             f"or one of {', '.join(BUILT_IN)}"

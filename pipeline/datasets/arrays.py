@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,16 @@ def read_npz(path: Path) -> Listing:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile, zlib and NumPy raise many kinds; what is no archive has no names
         raise DataError(
             f"{path} can't be read: {error}; save it with numpy.savez and without Python objects"
         ) from error
     if {"images", "labels"} <= set(arrays):
         parts: list[Part] = [("", "images", arrays["images"], arrays["labels"])]
     else:
+        lonely = [f"x_{name}" for name in SPLIT_NAMES if (f"x_{name}" in arrays) != (f"y_{name}" in arrays)]
+        if lonely:
+            raise DataError(f"{path} has only one of {lonely[0]} and y{lonely[0][1:]}; both are needed, or none")
         parts = [
             (split, f"x_{name}", arrays[f"x_{name}"], arrays[f"y_{name}"])
             for name, split in SPLIT_NAMES.items()

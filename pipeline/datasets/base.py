@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DataError, ImageError
 from pipeline.memo import Memo, Stamp
+from pipeline.progress import progress
 from pipeline.runtime import cpu_count
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "array_key",
     "check_classes",
     "file_key",
+    "printable",
     "read_bytes",
     "shortened",
 ]
@@ -60,6 +63,11 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ImageError(error.strerror or str(error), lasting=False) from error
+
+
+def printable(path: Path) -> str:
+    """A path as text that any file or terminal can hold, also where its name is no UTF-8."""
+    return path.as_posix().encode("utf-8", "backslashreplace").decode()
 
 
 def shortened(items: list[str], most: int = 5) -> str:
@@ -102,6 +110,7 @@ class FileSource:
 
     def keys(self, memo: Memo | None, *, rehash: bool) -> list[bytes | ImageError]:
         """Image keys; files that the memo knows unchanged are not read, unless `rehash`."""
+        stamped = time.time_ns()
         stamps: dict[Path, Stamp] = {}
         for path in self.paths:
             with suppress(OSError):  # reading it gives the error, with its cause
@@ -115,11 +124,16 @@ class FileSource:
             except ImageError as error:
                 return error
 
-        with ThreadPoolExecutor(2 * cpu_count()) as pool:
-            computed = dict(zip(unknown, pool.map(compute, unknown), strict=True))
+        computed: dict[Path, bytes | ImageError] = {}
+        with ThreadPoolExecutor(2 * cpu_count()) as pool, progress("Reading", len(unknown)) as advance:
+            for path, key in zip(unknown, pool.map(compute, unknown), strict=True):
+                computed[path] = key
+                advance(1)
         if memo is not None:
             keyed = {path: key.decode() for path, key in computed.items() if isinstance(key, bytes)}
-            memo.remember("image", {path: (stamps[path], key) for path, key in keyed.items() if path in stamps})
+            memo.remember(
+                "image", {path: (stamps[path], key) for path, key in keyed.items() if path in stamps}, stamped
+            )
         return [known[path].encode() if path in known else computed[path] for path in self.paths]
 
     def read(self, index: int) -> bytes:
@@ -212,6 +226,12 @@ class Dataset:
         for column in (self.keys.astype(KEY_DTYPE), self.labels.astype("<i8"), self.splits.astype("S5")):
             digest.update(column.tobytes())
         return digest.hexdigest()
+
+    def without(self, dropped: NDArray[np.bool_]) -> Dataset:
+        """The same dataset less some rows, given by a mask of shape [n]; the class names stay."""
+        kept = ~dropped
+        locations = tuple(location for location, keep in zip(self.locations, kept.tolist(), strict=True) if keep)
+        return Dataset(self.name, self.keys[kept], self.labels[kept], self.splits[kept], locations, self.class_names)
 
     def counts(self) -> dict[str, int]:
         """Images per split, of those splits that have any."""

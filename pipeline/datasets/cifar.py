@@ -44,7 +44,7 @@ DOWNLOADS = {
 
 def is_cifar_folder(folder: Path) -> bool:
     """Whether a folder holds original batches."""
-    names = {path.stem for path in folder.iterdir() if path.is_file()}
+    names = {path.stem for path in folder.iterdir() if path.suffix in ("", ".bin") and path.is_file()}
     return {"data_batch_1", "test_batch"} <= names or {"train", "test"} <= names
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.datasets.base import FileSource, Listing, shortened
+from pipeline.datasets.base import FileSource, Listing, printable, shortened
 from pipeline.errors import DataError
 
 __all__ = ["IMAGE_SUFFIXES", "SPLIT_NAMES", "read_folder"]
@@ -31,14 +31,21 @@ def read_folder(root: Path) -> Listing:
         DataError: If there are no class folders, a class is empty, or a folder can't be read.
     """
     folders = _subfolders(root)
-    names = {folder.name for folder in folders}
-    if "train" in names and names <= set(SPLIT_NAMES):
-        classes = [(SPLIT_NAMES[folder.name], child) for folder in folders for child in _subfolders(folder)]
+    splits_of = {folder: SPLIT_NAMES[name] for folder in folders if (name := folder.name.lower()) in SPLIT_NAMES}
+    if "train" in splits_of.values() and len(splits_of) == len(folders):
         for folder in folders:
             _check_split_folder(root, folder)
-        twice = [name for name, count in Counter(SPLIT_NAMES[name] for name in names).items() if count > 1]
+        twice = [name for name, count in Counter(splits_of.values()).items() if count > 1]
         if twice:
-            raise DataError(f"{root} has several folders for the split {twice[0]!r}: {shortened(sorted(names))}")
+            names = shortened([folder.name for folder in folders])
+            raise DataError(f"{root} has several folders for the split {twice[0]!r}: {names}")
+        classes = [(split, child) for folder, split in splits_of.items() for child in _subfolders(folder)]
+    elif len(splits_of) > 1:
+        names = shortened([folder.name for folder in folders])
+        raise DataError(
+            f"{root} mixes folders of splits with others, or has no train folder: {names}; "
+            "it needs class folders alone, or train and perhaps val and test"
+        )
     else:
         classes = [("", folder) for folder in folders]
     if not classes:
@@ -59,9 +66,9 @@ def read_folder(root: Path) -> Listing:
         splits += [split] * len(images)
     notes = []
     if aside:
-        where = shortened([path.relative_to(root).as_posix() for path in sorted(aside)])
+        where = shortened([printable(path.relative_to(root)) for path in sorted(aside)])
         notes.append(f"{len(aside):,} files left aside (no image suffix, or not inside a class folder): {where}")
-    locations = [path.relative_to(root).as_posix() for path in paths]
+    locations = [printable(path.relative_to(root)) for path in paths]
     return Listing(root.resolve().name, labels, splits, locations, FileSource(paths), notes)
 
 
@@ -86,7 +93,14 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return [folder / entry.name for entry in _entries(folder) if entry.is_dir()]
+    return [folder / entry.name for entry in _entries(folder) if _is_folder(entry)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself: as a file it is found unreadable, and named
+        return False
 
 
 def _files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
@@ -99,7 +113,7 @@ def _files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
     if real in above:
         raise DataError(f"The link {folder} leads back to {real}, a folder above it; take the link away")
     for entry in _entries(folder):
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _files(folder / entry.name, (*above, real))
         else:
             yield folder / entry.name

@@ -69,6 +69,8 @@ def _move(
     rows = np.flatnonzero(splits == source)
     numbers = np.array([_number(key, f"{target}/{seed}") for key in keys[rows].tolist()])
     drawn = numbers < fraction
+    # A twin of an image that the source has put into another split stays where it is.
+    elsewhere = np.isin(keys[rows], keys[splits != source])
     classes: dict[int, list[int]] = defaultdict(list)
     for position, label in enumerate(labels[rows].tolist()):
         classes[label].append(position)
@@ -79,7 +81,7 @@ def _move(
     for label, members in classes.items():
         if sizes[label] < LEAST:
             drawn &= ~np.isin(numbers, numbers[members])
-    splits[rows[drawn]] = target
+    splits[rows[drawn & ~elsewhere]] = target
 
 
 def _number(key: bytes, salt: str) -> float:

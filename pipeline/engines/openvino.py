@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +16,18 @@ from numpy.typing import NDArray
 
 from pipeline import runtime
 from pipeline.engines.base import padded
-from pipeline.errors import EngineError
-from pipeline.files import published_folder
+from pipeline.errors import EngineError, StoreError
+from pipeline.files import digest_of, published_folder, read_json, write_json
 
 if TYPE_CHECKING:
     import keras
     import openvino
 
 __all__ = ["OpenvinoEngine", "converted", "supports"]
+
+CHECKSUMS = "checksums.json"
+
+log = logging.getLogger("tlpipe")
 
 HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
@@ -50,14 +57,8 @@ def converted(build: Callable[[], keras.Model], folder: Path) -> openvino.Model:
     """
     import openvino
 
-    file = folder / "model.xml"
-    if file.is_file():
-        try:
-            return _core().read_model(file)
-        except RuntimeError:  # damaged: made anew below
-            for damaged in folder.iterdir():
-                damaged.unlink()
-            folder.rmdir()
+    if (graph := _kept(folder)) is not None:
+        return graph
     model = build()
     tf = runtime.tensorflow()
     try:
@@ -69,12 +70,28 @@ def converted(build: Callable[[], keras.Model], folder: Path) -> openvino.Model:
         raise EngineError(
             f"OpenVINO can't convert {model.name}: {str(error).splitlines()[0][:200]}; use --engine tensorflow"
         ) from error
-    try:
-        with published_folder(folder) as partial:
-            openvino.save_model(graph, partial / "model.xml", compress_to_fp16=False)
-    except OSError:  # another process was faster, or the disk is full; the graph in memory is good
-        pass
+    # The graph in memory is good, whether or not it can be kept: another process may have been faster.
+    with suppress(StoreError), published_folder(folder) as partial:
+        openvino.save_model(graph, partial / "model.xml", compress_to_fp16=False)
+        write_json(partial / CHECKSUMS, _checksums(partial))
     return graph
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    return {name: digest_of((folder / name).read_bytes()) for name in ("model.xml", "model.bin")}
+
+
+def _kept(folder: Path) -> openvino.Model | None:
+    """The graph that a folder keeps; None, and no folder any more, if a byte of it has changed."""
+    if not folder.is_dir():
+        return None
+    try:
+        if read_json(folder / CHECKSUMS) == _checksums(folder):
+            return _core().read_model(folder / "model.xml")
+    except (OSError, ValueError, RuntimeError) as error:
+        log.debug("%s can't be read: %s", folder, error)
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
 
 
 class OpenvinoEngine:

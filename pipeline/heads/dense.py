@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline import runtime
 from pipeline.errors import RunError
 from pipeline.heads.base import FitReport, HeadConfig, probabilities_of, standard_scale
+from pipeline.progress import progress
 from pipeline.table import Part
 
 if TYPE_CHECKING:
@@ -66,16 +67,18 @@ class DenseHead:
             keras.callbacks.EarlyStopping(watched, patience=self.config.patience, restore_best_weights=True),
             keras.callbacks.ReduceLROnPlateau(watched, factor=0.3, patience=max(1, self.config.patience // 2)),
         ]
-        fitted = self.model.fit(
-            features,
-            train.labels,
-            batch_size=self.config.batch_size or _batch_size(len(train)),
-            epochs=self.config.epochs,
-            validation_data=(val.features.astype(np.float32), val.labels) if len(val) else None,
-            validation_batch_size=1024,
-            callbacks=callbacks,
-            verbose=0,
-        )
+        with progress("Training", self.config.epochs, "epochs") as advance:
+            callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=lambda *_, **__: advance(1)))
+            fitted = self.model.fit(
+                features,
+                train.labels,
+                batch_size=self.config.batch_size or _batch_size(len(train)),
+                epochs=self.config.epochs,
+                validation_data=(val.features.astype(np.float32), val.labels) if len(val) else None,
+                validation_batch_size=1024,
+                callbacks=callbacks,
+                verbose=0,
+            )
         self.trainable_parameters = self._count()
         report = FitReport()
         n_epochs = len(fitted.epoch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import keras
 
 __all__ = ["LogregHead"]
+
+log = logging.getLogger("tlpipe")
 
 # Strongest regularisation first, so that each fit starts from a simpler one. On standardised pooled features the best
 # lies between 0.001 and 0.1, the lower the more images there are.
@@ -60,6 +63,7 @@ class LogregHead:
         if len(val):
             best = np.inf
             for c, candidate in _path(train, STRENGTHS, self.config.seed, report):
+                log.info("Tried C = %g", c)
                 probabilities = candidate.predict_proba(val.features)
                 scores = evaluate(probabilities, val.labels)
                 report.history.append({"C": c, "val_accuracy": scores["accuracy"], "val_log_loss": scores["log_loss"]})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -17,8 +16,8 @@ from pipeline import extraction
 from pipeline.augment import Augment
 from pipeline.backbones import Pretrained, open_backbone
 from pipeline.config import ExtractConfig, FeatureSpec, ImageConfig
-from pipeline.datasets import KEY_DTYPE, ImageSource, Opened, open_dataset, shortened
-from pipeline.engines import Engine, EngineChoice, choose, open_engine
+from pipeline.datasets import BUILT_IN, KEY_DTYPE, Dataset, ImageSource, Opened, open_dataset, shortened
+from pipeline.engines import Engine, EngineChoice, choose, graph_folder, open_engine
 from pipeline.errors import DataError, ImageError, QuarantineError
 from pipeline.extraction import PassReport, Row
 from pipeline.memo import Memo
@@ -87,12 +86,9 @@ class _Plan:
     views: int
 
     def engine(self, batch_size: int | None) -> Engine:
-        """Compile the graph, which depends on neither the resize nor the precision."""
-        spec = self.spec
-        graph = (spec.backbone, spec.weights_digest, spec.endpoint, spec.pooling, *spec.image_size)
-        name = hashlib.blake2b(repr(graph).encode(), digest_size=16).hexdigest()
-        folder = self.cache / "graphs" / name
-        return open_engine(self.choice, self.pretrained.network, spec.endpoint, spec.pooling, folder, batch_size)
+        """Compile the graph."""
+        spec, graph = self.spec, graph_folder(self.cache, self.spec)
+        return open_engine(self.choice, self.pretrained.network, spec.endpoint, spec.pooling, graph, batch_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +140,13 @@ def extract(
     plan = _plan(config, cache, pretrained)
     dataset = opened.dataset
     store = FeatureStore(cache, plan.spec)
+    # Known from now on: what a stopped pass leaves behind belongs to something.
+    record = _save_record(plan, opened, config, dataset)
     done = _complete(plan, store, dataset.keys, dataset.locations, opened.source, batch_size, workers)
-    record = _save_record(plan, opened, config)
+    passing = [key in done.report.passing for key in dataset.keys.tolist()]
+    if any(passing):
+        # Their cause may pass, so they are not quarantined, but have no features now: this time they are no rows.
+        record = _save_record(plan, opened, config, dataset.without(np.array(passing)))
     unreadable = {entry.location: entry.cause for entry in opened.unreadable}
     for key, location in zip(dataset.keys.tolist(), dataset.locations, strict=True):
         if key in done.refused:
@@ -263,13 +264,12 @@ def _complete(
     return _Done(report, refused, n_wanted, started)
 
 
-def _save_record(plan: _Plan, opened: Opened, config: ExtractConfig) -> TableRecord:
-    dataset = opened.dataset
+def _save_record(plan: _Plan, opened: Opened, config: ExtractConfig, dataset: Dataset) -> TableRecord:
     config = replace(
         config,
-        data=_absolute(config.data),
-        backbone=_absolute(config.backbone),
-        weights=_absolute(config.weights),
+        data=config.data if config.data in BUILT_IN else _absolute(config.data),
+        backbone=_absolute(config.backbone) if config.backbone.endswith(".keras") else config.backbone,
+        weights=config.weights if config.weights in ("imagenet", "random") else _absolute(config.weights),
     )
     record = TableRecord(
         id=table_id(dataset.name, plan.spec, dataset.id, config),
@@ -285,10 +285,9 @@ def _save_record(plan: _Plan, opened: Opened, config: ExtractConfig) -> TableRec
     return record
 
 
-def _absolute(text: str) -> str:
-    """The whole path if `text` names something that exists, so that a later stage finds it from any folder."""
-    path = Path(text).expanduser()
-    return str(path.resolve()) if path.exists() else text
+def _absolute(path: str) -> str:
+    """The whole path, so that a later stage finds it from any folder."""
+    return str(Path(path).expanduser().resolve())
 
 
 def _check_readable(opened: Opened, refused: dict[bytes, str], unreadable: dict[str, str], strict: bool) -> None:

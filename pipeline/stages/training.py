@@ -39,14 +39,16 @@ def train_head(
         DataError: If a class has no training images.
     """
     start = time.perf_counter()
-    record = find_record(cache, reference, pooled=True)
+    record = find_record(cache, reference)
     log.info("Training %s on %s", config.head, record.id)
     table = load_table(cache, record, views)
     if table.features.ndim != 2:
         raise CacheMismatchError(
             f"A head takes pooled features [n, d], {record.id} has {list(table.features.shape)} "
-            f"(pooling {record.spec.pooling!r}). Make some with: tlpipe extract {record.config.data} --pooling avg"
+            f"(pooling {record.spec.pooling!r}). Make some with: {record.config.command(pooling='avg')}"
         )
+    if table.missing:
+        log.warning("%s images of %s can't be read and are left out", f"{table.missing:,}", record.name)
     loaded = time.perf_counter()
     parts = {split: table.part(split) for split in ("train", "val", "test")}
     _check_trainable(table, parts["train"])
@@ -60,14 +62,12 @@ def train_head(
         probabilities = head.predict_proba(parts["test"].features)
         predictions.append(Predictions("test", parts["test"].keys, parts["test"].labels, probabilities))
     run = describe_run(
-        reports,
         "train-head",
         config.head,
         table,
         record,
         settings=config.to_json(),
         seed=config.seed,
-        parts=parts,
         predictions=predictions,
         seconds={"load": loaded - start, "fit": fit_seconds, "total": time.perf_counter() - start},
         trainable_parameters=head.trainable_parameters,
@@ -88,7 +88,6 @@ def _check_trainable(table: FeatureTable, train: Part) -> None:
 
 
 def describe_run(
-    reports: Path,
     stage: str,
     head: str,
     table: FeatureTable,
@@ -96,7 +95,6 @@ def describe_run(
     *,
     settings: dict[str, Any],
     seed: int,
-    parts: dict[str, Part],
     predictions: list[Predictions],
     seconds: dict[str, float],
     trainable_parameters: int,
@@ -106,7 +104,7 @@ def describe_run(
     """What run.json will hold of a training, of any stage."""
     sizes = {split: int((table.splits[table.views == 0] == split).sum()) for split in ("train", "val", "test")}
     return Run(
-        id=new_id(reports, stage, head),
+        id=new_id(stage, head),
         stage=stage,
         created=now(),
         command=command_line(),

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.backbones import Pretrained, open_backbone
+from pipeline.config import FeatureSpec
 from pipeline.errors import CacheMismatchError
 from pipeline.finetune import FinetuneConfig, assemble, fit
 from pipeline.heads import load_head
@@ -37,10 +38,11 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, head_run: str |
         EndpointError: If there are no such blocks.
     """
     start = time.perf_counter()
-    from_run = find_run(reports, head_run, "train-head")
+    from_run, head_folder = find_run(reports, head_run, "train-head")
     log.info("Fine-tuning %s and all above it, from the head %s", config.blocks, from_run.id)
     record = find_record(cache, from_run.features)
-    head = load_head(reports / from_run.id, from_run.settings)
+    _check_same(from_run, record)
+    head = load_head(head_folder, from_run.settings)
     pretrained = _same_backbone(record, cache)
     features = pretrained.network().features(record.spec.endpoint, record.spec.pooling)
     unfrozen = pretrained.network().unfreeze(features, config.blocks)
@@ -50,7 +52,7 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, head_run: str |
     if cut.record.dataset != record.dataset:
         raise CacheMismatchError(
             f"{record.config.data} has changed since {record.id} was extracted, so the head {from_run.id} belongs to "
-            f"other images; run tlpipe extract {record.config.data} and tlpipe train-head again"
+            f"other images; run {record.config.command()} and tlpipe train-head again"
         )
     extracted = time.perf_counter()
     table = load_table(cache, cut.record)
@@ -67,14 +69,12 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, head_run: str |
     else:
         notes.append("No epoch was better than the start on val; the start is kept. Use the head itself instead")
     run = describe_run(
-        reports,
         "finetune",
         from_run.head,
         table,
         record,
         settings={**config.to_json(), "head_run": from_run.id, "cut": unfrozen.cut},
         seed=config.seed,
-        parts=parts,
         predictions=predictions,
         seconds={
             "activations": extracted - start,
@@ -89,6 +89,20 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, head_run: str |
     return run
 
 
+def _check_same(run: Run, record: TableRecord) -> None:
+    """Refuse features that are not those a head was trained on.
+
+    Raises:
+        CacheMismatchError: Naming the fields that differ.
+    """
+    differing = FeatureSpec.from_json(run.spec).differences(record.spec)
+    if differing:
+        fields = ", ".join(f"{name} {mine!r}, not {theirs!r}" for name, (mine, theirs) in differing.items())
+        raise CacheMismatchError(
+            f"The head {run.id} was trained on features with {fields}. Train it again: tlpipe train-head {record.id}"
+        )
+
+
 def _same_backbone(record: TableRecord, cache: Path) -> Pretrained:
     """The backbone of some features.
 
@@ -100,6 +114,7 @@ def _same_backbone(record: TableRecord, cache: Path) -> Pretrained:
     if pretrained.digest() != record.spec.weights_digest:
         raise CacheMismatchError(
             f"The weights of {record.spec.backbone} are not those that {record.id} was made with "
-            f"(digest {pretrained.digest()[:8]}, then {record.spec.weights_digest[:8]}); run tlpipe extract again"
+            f"(digest {pretrained.digest()[:8]}, then {record.spec.weights_digest[:8]}); "
+            f"run {record.config.command()} again"
         )
     return pretrained
