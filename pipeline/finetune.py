@@ -206,7 +206,10 @@ def fit(models: FinetuneModels, parts: dict[str, Part], config: FinetuneConfig) 
     start = probabilities()
     best = _KeepBest(models.upper, val, config.patience)
     with progress("Fine-tuning", n_steps, "steps") as advance:
-        shown = keras.callbacks.LambdaCallback(on_epoch_end=best.on_epoch_end, on_train_batch_end=lambda *_, **__: advance(1))
+        shown = keras.callbacks.LambdaCallback(
+            on_epoch_end=best.on_epoch_end,
+            on_train_batch_end=lambda *_, **__: advance(1),
+        )
         fitted = models.upper.fit(
             _batches(train, config.batch_size, config.seed),
             epochs=config.epochs,
