@@ -79,6 +79,7 @@ def extract(
         TlpipeError: As `tlpipe extract` does, with what to do about it.
     """
     splits = SplitConfig(val_fraction, test_fraction, test_from, seed)
+    options["image_size"] = _size(options.get("image_size"))
     config = ExtractConfig(data=str(data), splits=splits, seed=seed, **options)
     return stages.extract(config, Path(cache), batch_size=batch_size, workers=workers, rehash=rehash, strict=strict)
 
@@ -104,7 +105,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     Args:
         backbone: A name from `tlpipe backbones`, or a `.keras` file.
         weights: "imagenet", "random", or a file.
-        image_size: (height, width), pixels; None for the backbone's own.
+        image_size: Pixels, or (height, width); None for the backbone's own.
         endpoint: Block or layer, several joined by "+"; None for the last feature map.
         pooling: "avg" or "max" over height and width.
         resize: "stretch", "pad" or "crop".
@@ -123,7 +124,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         backbone: str = ExtractConfig.backbone,
         *,
         weights: str = ExtractConfig.weights,
-        image_size: tuple[int, int] | None = None,
+        image_size: int | tuple[int, int] | None = None,
         endpoint: str | None = None,
         pooling: str = ExtractConfig.pooling,
         resize: str = ExtractConfig.resize,
@@ -174,7 +175,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         config = ExtractConfig(
             backbone=str(self.backbone),
             weights=str(self.weights),
-            image_size=(self.image_size[0], self.image_size[1]) if self.image_size else None,
+            image_size=_size(self.image_size),
             endpoint=self.endpoint,
             pooling=self.pooling,
             resize=self.resize,
@@ -194,6 +195,12 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         tags.input_tags.three_d_array = True
         tags.input_tags.string = True
         return tags
+
+
+def _size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    if image_size is None:
+        return None
+    return (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
 
 
 def _source(images: Sequence[str | Path] | NDArray[Any]) -> ImageSource:

@@ -60,16 +60,24 @@ def _image_count(cache: Path, record: TableRecord) -> int | None:
 
 
 def verify(cache: Path) -> tuple[int, list[Damage]]:
-    """Read all shards and datasets and compare their checksums.
+    """Read all shards, datasets and tables, and compare the checksums of shards and datasets.
 
     Returns:
         Number of files looked at, and those that don't hold what was written.
     """
     n_files = 0
     damaged: list[Damage] = []
-    for store in stores(cache):
-        n_files += len(list((store.folder / "shards").glob("*.h5")))
-        damaged += store.verify()
+    sound = {store.folder: store for store in stores(cache)}
+    for folder in sorted((cache / "features").glob("[!.]*")):
+        n_files += len(list((folder / "shards").glob("*.h5")))
+        if folder in sound:
+            damaged += sound[folder].verify()
+        else:
+            damaged.append(Damage(folder / "spec.json", "is missing, or not what the folder's name says"))
+    for path in sorted((cache / "tables").glob("*.json")):
+        n_files += 1
+        if not any(record.id == path.stem for record in records(cache)):
+            damaged.append(Damage(path, "can't be read"))
     for path in sorted((cache / "datasets").glob("*.h5")):
         n_files += 1
         try:
@@ -94,9 +102,13 @@ def collect(cache: Path, reports: Path) -> list[Needless]:
     A table is needed if it is the newest of its data under its spec, or if a run was trained on it; a dataset, shard
     or graph is needed if a needed table uses it. Shards and graphs younger than a day are kept in any case: a process
     may be using them.
+
+    Raises:
+        StoreError: If a table can't be read: what it needs can't be told.
+        RunError: The same, for a run.
     """
-    known = records(cache)
-    in_use = {run.features for run in runs(reports)}
+    known = records(cache, strict=True)
+    in_use = {run.features for run in runs(reports, strict=True)}
     newest = {(record.config.data, record.spec, record.config.views, record.config.augment): record for record in known}
     needed = [record for record in known if record.id in in_use or record in newest.values()]
     found = []

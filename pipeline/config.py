@@ -159,6 +159,9 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         one_of("--pooling", self.pooling, POOLINGS)
+        one_of("--engine", self.engine, ENGINE_NAMES)
+        one_of("--precision", self.precision, PRECISIONS)
+        ImageConfig((1, 1), self.resize, self.interpolation, self.pixel_limit)
         if self.views < 0:
             raise ConfigError(f"--views is {self.views}; give 0 or more")
         if self.augment and not self.views:

@@ -36,7 +36,7 @@ class FinetuneConfig:
     """What is fine-tuned, and how.
 
     Attributes:
-        blocks: Block or layer; it and all above it are trained.
+        blocks: Block or layer; it and all above it are trained. None for the top block.
         epochs: Most passes over the training images.
         batch_size: Images in a step.
         learning_rate: Of AdamW at its highest; it rises over the first tenth of the steps, then falls as a cosine.
@@ -44,7 +44,7 @@ class FinetuneConfig:
         seed: Of order and dropout.
     """
 
-    blocks: str = "conv5"
+    blocks: str | None = None
     epochs: int = 5
     batch_size: int = 32
     learning_rate: float = 1e-4
@@ -52,14 +52,14 @@ class FinetuneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for option, value, legal in (
-            ("--epochs", self.epochs, self.epochs >= 1),
-            ("--batch-size", self.batch_size, self.batch_size >= 1),
-            ("--learning-rate", self.learning_rate, 0 < self.learning_rate < 1),
-            ("--patience", self.patience, self.patience >= 1),
+        for option, value, holds, legal in (
+            ("--epochs", self.epochs, self.epochs >= 1, "1 or more"),
+            ("--batch-size", self.batch_size, self.batch_size >= 1, "1 or more"),
+            ("--learning-rate", self.learning_rate, 0 < self.learning_rate < 1, "a number above 0 and below 1"),
+            ("--patience", self.patience, self.patience >= 1, "1 or more"),
         ):
-            if not legal:
-                raise ConfigError(f"{option} is {value}, which is out of range; see tlpipe finetune --help")
+            if not holds:
+                raise ConfigError(f"{option} is {value}; give {legal}")
 
     def to_json(self) -> dict[str, Any]:
         """As a dictionary that JSON can hold."""

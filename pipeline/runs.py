@@ -171,8 +171,12 @@ def read_run(folder: Path) -> Run:
     return run
 
 
-def runs(reports: Path) -> list[Run]:
-    """All runs, the oldest first; folders that can't be read are left aside, with a warning."""
+def runs(reports: Path, *, strict: bool = False) -> list[Run]:
+    """All runs, the oldest first; folders that can't be read are left aside, with a warning.
+
+    Raises:
+        RunError: If `strict`, for one that can't be read.
+    """
     found = []
     for path in reports.glob("*/run.json"):
         if path.parent.name.startswith("."):
@@ -180,6 +184,8 @@ def runs(reports: Path) -> list[Run]:
         try:
             found.append(read_run(path.parent))
         except RunError as error:
+            if strict:
+                raise
             log.warning("%s", error)
     return sorted(found, key=lambda run: (run.created, run.id))
 

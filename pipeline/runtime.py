@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from pipeline.errors import StoppedError
+
 __all__ = [
     "Stopping",
     "cpu_count",
@@ -108,7 +110,8 @@ def tensorflow() -> ModuleType:
     """Import TensorFlow: quietly, and without it taking all memory of each GPU at once."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    with quiet_stderr():
+    # Interrupted while it is imported, TensorFlow would report that it is broken.
+    with stopping() as stop, quiet_stderr():
         import tensorflow as tf
 
         # Features in float32 are shared between machines, so float32 has to mean float32 on recent GPUs as well.
@@ -118,6 +121,8 @@ def tensorflow() -> ModuleType:
                 tf.config.experimental.set_memory_growth(gpu, True)
             except RuntimeError:  # the caller's program has used the GPU already: its setting stands
                 log.debug("Memory growth of %s is left as it is", gpu.name)
+    if stop.signal is not None:
+        raise StoppedError("Stopped before the work began; run the same command again.", signal=stop.signal)
     return tf  # type: ignore[no-any-return]
 
 
@@ -160,7 +165,7 @@ def stopping() -> Iterator[Stopping]:
     def handle(number: int, _: object) -> None:
         wish.signal = number
         restore()
-        log.info("Stopping: saving what is done ...")
+        log.info("Stopping ...")
 
     for number in before:
         signal.signal(number, handle)

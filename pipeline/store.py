@@ -96,6 +96,8 @@ class FeatureStore:
             The damaged shards.
         """
         damaged: list[Damage] = []
+        if set_aside and self.folder.is_dir():
+            self._write_spec()
         self.shards = []
         for path, found in self._verified():
             if isinstance(found, Shard):
@@ -224,8 +226,11 @@ class FeatureStore:
 
     def _write_spec(self) -> None:
         """Say in a readable file what these features are."""
-        if not (self.folder / "spec.json").exists():
-            write_json(self.folder / "spec.json", self.spec.to_json())
+        path = self.folder / "spec.json"
+        with suppress(OSError, ValueError):
+            if read_json(path) == self.spec.to_json():
+                return
+        write_json(path, self.spec.to_json())
 
     # Quarantine
 

@@ -216,14 +216,21 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
-def records(cache: Path) -> list[TableRecord]:
-    """All records of a cache, the oldest first; what can't be read is left aside, with a warning."""
+def records(cache: Path, *, strict: bool = False) -> list[TableRecord]:
+    """All records of a cache, the oldest first; what can't be read is left aside, with a warning.
+
+    Raises:
+        StoreError: If `strict`, for one that can't be read.
+    """
     found = []
     for path in (cache / "tables").glob("*.json"):
         try:
             found.append(TableRecord.from_json(read_json(path)))
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-            log.warning("%s can't be read and is left aside: %s", path, error)
+            problem = f"{path} can't be read ({error}); run the tlpipe extract that made it again, or remove it"
+            if strict:
+                raise StoreError(problem) from error
+            log.warning("%s", problem)
     return sorted(found, key=lambda record: record.created)
 
 

@@ -59,6 +59,12 @@ def test_transformer_without_cache(extractor: FeatureExtractor, random: np.rando
     np.testing.assert_array_equal(without.fit_transform(images), expected)
 
 
+def test_size_as_one_number(extractor: FeatureExtractor, random: np.random.Generator) -> None:
+    images = random.integers(0, 256, (2, 20, 20), np.uint8)
+    expected = extractor.fit(images).transform(images)
+    np.testing.assert_array_equal(clone(extractor).set_params(image_size=32).fit(images).transform(images), expected)
+
+
 def test_in_a_pipeline(extractor: FeatureExtractor, red_and_blue: Path) -> None:
     paths = np.array([str(path) for path in sorted(red_and_blue.rglob("*.png"))])
     labels = np.array([Path(path).parent.name for path in paths])

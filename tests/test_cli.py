@@ -169,6 +169,20 @@ def test_terminal_shows_a_bar_and_ctrl_c_says_how_to_go_on(run: Any, tmp_path: P
     assert again["n_computed"] == 1797 - kept
 
 
+@pytest.mark.parametrize("seconds", [0.6, 2.5])
+def test_sigterm_at_any_time_is_answered(run: Any, seconds: float) -> None:
+    command = [sys.executable, "-m", "pipeline", "extract", "digits", *SMALL, "--image-size", "224"]
+    with subprocess.Popen(
+        command, cwd=run.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        time.sleep(seconds)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate()
+    assert process.returncode == 143, errors
+    assert "Stopped" in errors
+    assert "Traceback" not in errors
+
+
 def test_doctor(run: Any) -> None:
     value = answer(run("doctor", "--json"))
     assert set(value) == {"versions", "system", "processor", "gpus", "engines", "weights", "folders"}

@@ -331,12 +331,12 @@ class TestCaretaker:
         assert row["bytes"] > 40 * 12 * 4
 
     def test_verify(self, extracted: stages.ExtractResult, cache: Path) -> None:
-        assert caretaker.verify(cache) == (2, [])
+        assert caretaker.verify(cache) == (3, [])
         shard = next((cache / "features").rglob("*.h5"))
         shard.write_bytes(shard.read_bytes()[:-20])
         next((cache / "datasets").glob("*.h5")).write_bytes(b"")
         n_files, damaged = caretaker.verify(cache)
-        assert n_files == 2
+        assert n_files == 3
         assert len(damaged) == 2
 
     def test_nothing_needed_is_collected(
@@ -383,6 +383,22 @@ class TestCaretaker:
         assert fresh.exists()
         assert stages.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 0
         assert caretaker.verify(cache)[1] == []
+
+    def test_what_cannot_be_read_stops_the_cleaning(
+        self, extracted: stages.ExtractResult, cache: Path, reports: Path
+    ) -> None:
+        run = stages.train_head(HeadConfig(), cache, reports)
+        table = cache / "tables" / f"{extracted.record.id}.json"
+        for path, error in ((table, StoreError), (reports / run.id / "run.json", RunError)):
+            text = path.read_text()
+            path.write_text(text[:50])
+            with pytest.raises(error, match="can't be read|no run that can be read"):
+                caretaker.collect(cache, reports)
+            path.write_text(text)
+        table.write_text("{")
+        (cache / "features" / extracted.record.spec.digest() / "spec.json").write_text("{}")
+        n_files, damaged = caretaker.verify(cache)
+        assert (n_files, {item.path.name for item in damaged}) == (3, {table.name, "spec.json"})
 
     def test_graphs(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
         import os

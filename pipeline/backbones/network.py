@@ -154,12 +154,12 @@ class Network:
                     raise EndpointError(f"{option} {name} has {len(node.outputs)} outputs; take a layer with one")
                 return node
         blocks = [block.name for block in self.row.blocks] if self.row else []
-        near = get_close_matches(name, [*blocks, *(node.name for node in order)], n=3)
-        hint = f"Did you mean {' or '.join(near)}?" if near else ""
+        near = get_close_matches(name, dict.fromkeys([*blocks, *(node.name for node in order)]), n=3)
+        hint = f"Did you mean {' or '.join(near)}? " if near else ""
         legal = (
             f"Blocks are {', '.join(blocks)}; any layer's name will do too." if blocks else "Any layer's name will do."
         )
-        raise EndpointError(f"{option}: there is no block or layer {name!r}. {hint or legal}")
+        raise EndpointError(f"{option}: there is no block or layer {name!r}. {hint}{legal}")
 
 
 @contextmanager

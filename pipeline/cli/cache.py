@@ -14,7 +14,8 @@ __all__ = ["app"]
 app = typer.Typer(help="List, verify, clean and export cached features.", no_args_is_help=True, rich_markup_mode=None)
 
 FeaturesArgument = Annotated[
-    str | None, typer.Argument(help="Features id, or the start of one. [default: the newest]", show_default=False)
+    str | None,
+    typer.Argument(help="Features id, or its start. [default: the newest pooled]", show_default=False),
 ]
 
 

@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -101,15 +102,25 @@ def _listen(*, quiet: bool, verbose: bool) -> None:
     log.propagate = False
 
 
+STOPPED = "Stopped. What was finished before is kept; run the same command again."
+
+
+def _terminate(*_: object) -> None:
+    """End at once on SIGTERM: an exception from here could come up inside a library that takes it for its own."""
+    log.error(STOPPED)
+    os._exit(128 + signal.SIGTERM)
+
+
 def _answer(function: Callable[[], Answer], *, as_json: bool) -> None:
     """Print a command's answer and exit: 0 done, 1 our error, 128 and the signal's number if stopped."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         answer = function()
     except StoppedError as error:
         log.error("%s", error)
         raise typer.Exit(128 + error.signal) from None
     except KeyboardInterrupt:
-        log.error("Stopped; nothing that was published is lost, and the same command again goes on from there.")
+        log.error(STOPPED)
         raise typer.Exit(128 + signal.SIGINT) from None
     except TlpipeError as error:
         log.debug("", exc_info=True)

@@ -97,7 +97,8 @@ def extract(
 def train_head(
     common: Common,
     features: Annotated[
-        str | None, typer.Argument(help="Features id, or the start of one. [default: the newest]", show_default=False)
+        str | None,
+        typer.Argument(help="Features id, or its start. [default: the newest pooled]", show_default=False),
     ] = None,
     head: Annotated[str, typer.Option(help="logreg, linear, or mlp and hidden widths: mlp512-128.")] = "logreg",
     views: Annotated[
@@ -124,7 +125,9 @@ def train_head(
 @command(app, "finetune")
 def finetune(
     common: Common,
-    blocks: Annotated[str, typer.Option(help="Block or layer; it and all above it are trained.")] = "conv5",
+    blocks: Annotated[
+        str | None, typer.Option(help="Block or layer; it and all above it are trained. [default: the top block]")
+    ] = None,
     head_run: Annotated[str | None, typer.Option(help="Run of train-head to start from. [default: the newest]")] = None,
     epochs: Annotated[int, typer.Option(help="Most passes over the training images.")] = 5,
     batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 32,

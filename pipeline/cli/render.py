@@ -60,9 +60,11 @@ def extract_text(result: ExtractResult) -> str:
             f"{result.images_per_second:,.0f} images/s with {result.choice.engine} in {result.choice.precision}, "
             f"{result.seconds['total']:.1f} s in all"
         )
+    pooled = spec.pooling != "none"
+    following = "tlpipe train-head" if pooled else f"tlpipe cache export FILE.h5 {result.record.id}"
     lines += [
         f"Features   {result.record.id} ({spec.backbone}, {spec.endpoint}, {'x'.join(map(str, spec.image_size))} px)",
-        "Next       tlpipe train-head",
+        f"Next       {following}",
     ]
     return "\n".join(lines)
 

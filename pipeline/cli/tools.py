@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -58,7 +59,10 @@ def doctor(common: Common) -> Answer:
         lines.append(f"GPU           {gpu['name']}, {gpu['memory'] or 'unknown memory'}")
     lines += ["GPU           none that TensorFlow can use"] if not value["gpus"] else []
     lines += [f"engine        {name}: {text}" for name, text in value["engines"].items()]
-    lines += ["", f"weights       TLPIPE_WEIGHTS is {weights['TLPIPE_WEIGHTS'] or 'not set'}"]
+    named = weights["TLPIPE_WEIGHTS"]
+    lines += ["", f"weights       TLPIPE_WEIGHTS is {named or 'not set'}"]
+    if named and not Path(named).is_dir():
+        lines.append("              THERE IS NO SUCH FOLDER")
     lines += [f"              {name}: {path}" for name, path in weights["found"].items()]
     if weights["missing_would_come_from"]:
         lines.append(f"              would be fetched from {weights['missing_would_come_from']}")

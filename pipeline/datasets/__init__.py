@@ -115,6 +115,8 @@ def _class_order(names: set[str]) -> tuple[str, ...]:
 
 
 def _read(data: str) -> Listing:
+    if not data:
+        raise DataError("DATA is empty; give a folder, a file, or a built-in name")
     path = Path(data).expanduser()
     try:
         there = path.exists()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline import runtime
 from pipeline.engines.base import padded
-from pipeline.errors import EngineError, StoreError
+from pipeline.errors import EngineError, StoppedError, StoreError
 from pipeline.files import digest_of, published_folder, read_json, write_json
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def converted(build: Callable[[], keras.Model], folder: Path) -> openvino.Model:
     model = build()
     tf = runtime.tensorflow()
     try:
-        with runtime.quiet_stderr():
+        # OpenVINO would report an interrupt as a graph that it can't convert.
+        with runtime.stopping() as stop, runtime.quiet_stderr():
             shape = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.uint8)
             function = tf.function(lambda images: model(images, training=False), autograph=False)
             graph = openvino.convert_model(function.get_concrete_function(shape))
@@ -70,6 +71,8 @@ def converted(build: Callable[[], keras.Model], folder: Path) -> openvino.Model:
         raise EngineError(
             f"OpenVINO can't convert {model.name}: {str(error).splitlines()[0][:200]}; use --engine tensorflow"
         ) from error
+    if stop.signal is not None:
+        raise StoppedError("Stopped before the first image. The same command again starts anew.", signal=stop.signal)
     # The graph in memory is good, whether or not it can be kept: another process may have been faster.
     with suppress(StoreError), published_folder(folder) as partial:
         openvino.save_model(graph, partial / "model.xml", compress_to_fp16=False)

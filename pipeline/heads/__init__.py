@@ -42,7 +42,7 @@ def load_head(folder: Path, settings: dict[str, Any]) -> Head:
         RunError: If its files are missing or damaged.
     """
     try:
-        config = HeadConfig(**settings)
+        config = HeadConfig(**{name: value for name, value in settings.items() if name != "views"})
     except (TypeError, ConfigError) as error:
         raise RunError(f"{folder}/run.json holds settings of no head: {error}") from error
     return LogregHead.load(folder, config) if config.widths is None else DenseHead.load(folder, config)

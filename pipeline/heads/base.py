@@ -46,15 +46,15 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         _ = self.widths
-        for option, value, legal in (
-            ("--epochs", self.epochs, self.epochs >= 1),
-            ("--batch-size", self.batch_size, self.batch_size is None or self.batch_size >= 1),
-            ("--learning-rate", self.learning_rate, 0 < self.learning_rate < 10),
-            ("--dropout", self.dropout, 0 <= self.dropout < 1),
-            ("--patience", self.patience, self.patience >= 1),
+        for option, value, holds, legal in (
+            ("--epochs", self.epochs, self.epochs >= 1, "1 or more"),
+            ("--batch-size", self.batch_size, self.batch_size is None or self.batch_size >= 1, "1 or more"),
+            ("--learning-rate", self.learning_rate, 0 < self.learning_rate < 10, "a number above 0 and below 10"),
+            ("--dropout", self.dropout, 0 <= self.dropout < 1, "a share from 0 up to, but not including, 1"),
+            ("--patience", self.patience, self.patience >= 1, "1 or more"),
         ):
-            if not legal:
-                raise ConfigError(f"{option} is {value}, which is out of range; see tlpipe train-head --help")
+            if not holds:
+                raise ConfigError(f"{option} is {value}; give {legal}")
 
     @property
     def widths(self) -> tuple[int, ...] | None:

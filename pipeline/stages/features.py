@@ -133,7 +133,10 @@ def extract(
         StoppedError: After Ctrl-C or SIGTERM.
     """
     start = time.perf_counter()
+    # What is wrong with the options is said before the data is read.
     pretrained = _backbone(config, cache)
+    _views(config)
+    choose(config.engine, config.precision)
     opened = open_dataset(config.data, config.splits, memo=Memo(cache), rehash=rehash)
     for note in opened.notes:
         log.warning("%s", note)
@@ -201,11 +204,15 @@ def _backbone(config: ExtractConfig, cache: Path) -> Pretrained:
     return open_backbone(config.backbone, config.weights, config.seed, config.image_size, Memo(cache))
 
 
-def _plan(config: ExtractConfig, cache: Path, pretrained: Pretrained) -> _Plan:
-    """Resolve all options; nothing heavy is loaded if the memo knows the weights."""
+def _views(config: ExtractConfig) -> Augment | None:
     augment = Augment.parse(config.augment) if config.augment else None
     if augment:
         augment.check(config.views)
+    return augment
+
+
+def _plan(config: ExtractConfig, cache: Path, pretrained: Pretrained) -> _Plan:
+    """Resolve all options; nothing heavy is loaded if the memo knows the weights."""
     choice = choose(config.engine, config.precision)
     spec = FeatureSpec(
         backbone=pretrained.name,
@@ -220,7 +227,7 @@ def _plan(config: ExtractConfig, cache: Path, pretrained: Pretrained) -> _Plan:
         dtype=config.dtype or ("float16" if config.pooling == "none" else "float32"),
     )
     images = ImageConfig(spec.image_size, config.resize, config.interpolation, config.pixel_limit)
-    return _Plan(cache, pretrained, choice, spec, images, augment, config.views)
+    return _Plan(cache, pretrained, choice, spec, images, _views(config), config.views)
 
 
 def _complete(

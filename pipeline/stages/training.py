@@ -40,7 +40,10 @@ def train_head(
     """
     start = time.perf_counter()
     record = find_record(cache, reference)
-    log.info("Training %s on %s", config.head, record.id)
+    spec = record.spec
+    size, n_views = "x".join(map(str, spec.image_size)), record.config.views if views is None else views
+    what = f"{spec.backbone} {spec.endpoint}, {size} px, {n_views} views"
+    log.info("Training %s on %s (%s)", config.head, record.id, what)
     table = load_table(cache, record, views)
     if table.features.ndim != 2:
         raise CacheMismatchError(
@@ -66,12 +69,12 @@ def train_head(
         config.head,
         table,
         record,
-        settings=config.to_json(),
+        settings={**config.to_json(), "views": n_views},
         seed=config.seed,
         predictions=predictions,
         seconds={"load": loaded - start, "fit": fit_seconds, "total": time.perf_counter() - start},
         trainable_parameters=head.trainable_parameters,
-        notes=fitted.notes,
+        notes=[*fitted.notes, *([f"Trained on {n_views + 1} versions of each image"] if n_views else [])],
     )
     save_run(reports, run, fitted.history, predictions, head.save)
     return run

@@ -39,13 +39,14 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, head_run: str |
     """
     start = time.perf_counter()
     from_run, head_folder = find_run(reports, head_run, "train-head")
-    log.info("Fine-tuning %s and all above it, from the head %s", config.blocks, from_run.id)
     record = find_record(cache, from_run.features)
     _check_same(from_run, record)
     head = load_head(head_folder, from_run.settings)
     pretrained = _same_backbone(record, cache)
+    blocks = config.blocks or pretrained.default_endpoint()
+    log.info("Fine-tuning %s and all above it, from the head %s", blocks, from_run.id)
     features = pretrained.network().features(record.spec.endpoint, record.spec.pooling)
-    unfrozen = pretrained.network().unfreeze(features, config.blocks)
+    unfrozen = pretrained.network().unfreeze(features, blocks)
     cut_config = replace(record.config, endpoint=unfrozen.cut, pooling="none", dtype="float16", views=0, augment=None)
     log.info("Activations are cached at %s", unfrozen.cut)
     cut = extract(cut_config, cache)
@@ -64,6 +65,9 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, head_run: str |
         for split, probabilities in tuned.end.items()
     ]
     notes = [f"{len(unfrozen.layers)} layers above {unfrozen.cut}, BatchNormalization in inference mode"]
+    notes.append("Started from the head as fitted on the training images alone")
+    if record.config.views:
+        notes.append("Trained on the images themselves; their cached views are not used")
     if tuned.best_epoch:
         notes.append(f"Kept the weights of epoch {tuned.best_epoch} of {len(tuned.history) - 1}")
     else:
@@ -73,7 +77,7 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, head_run: str |
         from_run.head,
         table,
         record,
-        settings={**config.to_json(), "head_run": from_run.id, "cut": unfrozen.cut},
+        settings={**config.to_json(), "blocks": blocks, "head_run": from_run.id, "cut": unfrozen.cut},
         seed=config.seed,
         predictions=predictions,
         seconds={
