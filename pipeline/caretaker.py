@@ -74,9 +74,10 @@ def verify(cache: Path) -> tuple[int, list[Damage]]:
             damaged += sound[folder].verify()
         else:
             damaged.append(Damage(folder / "spec.json", "is missing, or not what the folder's name says"))
+    readable = {record.id for record in records(cache)}
     for path in sorted((cache / "tables").glob("*.json")):
         n_files += 1
-        if not any(record.id == path.stem for record in records(cache)):
+        if path.stem not in readable:
             damaged.append(Damage(path, "can't be read"))
     for path in sorted((cache / "datasets").glob("*.h5")):
         n_files += 1

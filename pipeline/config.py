@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 from dataclasses import asdict, dataclass, field, fields
@@ -10,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from pipeline.errors import ConfigError
+from pipeline.files import digest_of
 
 __all__ = [
     "BACKBONE",
@@ -232,7 +232,7 @@ class FeatureSpec:
     def digest(self) -> str:
         """Hexadecimal digest over all fields, 32 characters."""
         text = json.dumps({"version": SPEC_VERSION, **asdict(self)}, sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return digest_of(text.encode())
 
     def to_json(self) -> dict[str, Any]:
         """As a dictionary that JSON can hold."""

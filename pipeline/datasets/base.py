@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError, ImageError
+from pipeline.files import digest_of
 from pipeline.memo import Memo, Stamp
 from pipeline.progress import progress
 from pipeline.runtime import cpu_count
@@ -43,7 +44,7 @@ KEY_DTYPE = np.dtype("S32")
 
 def file_key(data: bytes) -> bytes:
     """Image key of a file's bytes."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest().encode()
+    return digest_of(data).encode()
 
 
 def array_key(array: NDArray[Any]) -> bytes:

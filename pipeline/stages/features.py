@@ -146,14 +146,11 @@ def extract(
     # Known from now on: what a stopped pass leaves behind belongs to something.
     record = _save_record(plan, opened, config, dataset)
     done = _complete(plan, store, dataset.keys, dataset.locations, opened.source, batch_size, workers)
-    passing = [key in done.report.passing for key in dataset.keys.tolist()]
-    if any(passing):
+    if passing := done.report.passing:
         # Their cause may pass, so they are not quarantined, but have no features now: this time they are no rows.
-        record = _save_record(plan, opened, config, dataset.without(np.array(passing)))
-    unreadable = {entry.location: entry.cause for entry in opened.unreadable}
-    for key, location in zip(dataset.keys.tolist(), dataset.locations, strict=True):
-        if key in done.refused:
-            unreadable[location] = done.refused[key]
+        dropped = np.array([key in passing for key in dataset.keys.tolist()])
+        record = _save_record(plan, opened, config, dataset.without(dropped))
+    unreadable = _unreadable(opened, done.refused)
     _check_readable(opened, done.refused, unreadable, strict)
     report = done.report
     return ExtractResult(
@@ -295,6 +292,15 @@ def _save_record(plan: _Plan, opened: Opened, config: ExtractConfig, dataset: Da
 def _absolute(path: str) -> str:
     """The whole path, so that a later stage finds it from any folder."""
     return str(Path(path).expanduser().resolve())
+
+
+def _unreadable(opened: Opened, refused: dict[bytes, str]) -> dict[str, str]:
+    """Location and cause of every image that can't be read, opened or not."""
+    rows = zip(opened.dataset.keys.tolist(), opened.dataset.locations, strict=True)
+    return {
+        **{entry.location: entry.cause for entry in opened.unreadable},
+        **{location: refused[key] for key, location in rows if key in refused},
+    }
 
 
 def _check_readable(opened: Opened, refused: dict[bytes, str], unreadable: dict[str, str], strict: bool) -> None:

@@ -7,10 +7,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.backbones import Pretrained, open_backbone
+from pipeline.backbones import Pretrained, Unfrozen, open_backbone
 from pipeline.config import FeatureSpec
 from pipeline.errors import CacheMismatchError
-from pipeline.finetune import FinetuneConfig, assemble, fit
+from pipeline.finetune import FinetuneConfig, Tuned, assemble, fit
 from pipeline.heads import load_head
 from pipeline.memo import Memo
 from pipeline.metrics import evaluate
@@ -64,14 +64,6 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, head_run: str |
         Predictions(split, parts[split].keys, parts[split].labels, probabilities)
         for split, probabilities in tuned.end.items()
     ]
-    notes = [f"{len(unfrozen.layers)} layers above {unfrozen.cut}, BatchNormalization in inference mode"]
-    notes.append("Started from the head as fitted on the training images alone")
-    if record.config.views:
-        notes.append("Trained on the images themselves; their cached views are not used")
-    if tuned.best_epoch:
-        notes.append(f"Kept the weights of epoch {tuned.best_epoch} of {len(tuned.history) - 1}")
-    else:
-        notes.append("No epoch was better than the start on val; the start is kept. Use the head itself instead")
     run = describe_run(
         "finetune",
         from_run.head,
@@ -86,11 +78,26 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, head_run: str |
             "total": time.perf_counter() - start,
         },
         trainable_parameters=models.trainable_parameters(),
-        notes=notes,
+        notes=_notes(unfrozen, record, tuned),
         baseline={split: evaluate(part, parts[split].labels) for split, part in tuned.start.items()},
     )
     save_run(reports, run, tuned.history, predictions, lambda folder: models.serving().save(folder / "model.keras"))
     return run
+
+
+def _notes(unfrozen: Unfrozen, record: TableRecord, tuned: Tuned) -> list[str]:
+    """What a user should know of how it went."""
+    notes = [
+        f"{len(unfrozen.layers)} layers above {unfrozen.cut}, BatchNormalization in inference mode",
+        "Started from the head as fitted on the training images alone",
+    ]
+    if record.config.views:
+        notes.append("Trained on the images themselves; their cached views are not used")
+    if tuned.best_epoch:
+        notes.append(f"Kept the weights of epoch {tuned.best_epoch} of {len(tuned.history) - 1}")
+    else:
+        notes.append("No epoch was better than the start on val; the start is kept. Use the head itself instead")
+    return notes
 
 
 def _check_same(run: Run, record: TableRecord) -> None:
