@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import FeatureExtractor, Features, extract, load_features
+    from pipeline.api import FeatureExtractor, Features, extract, load_features, load_head
 
-__all__ = ["FeatureExtractor", "Features", "extract", "load_features"]
+__all__ = ["FeatureExtractor", "Features", "extract", "load_features", "load_head"]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,12 +14,13 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 
 from pipeline import stages
-from pipeline.config import ExtractConfig, SplitConfig
+from pipeline.config import ExtractConfig, FeatureSpec, SplitConfig
 from pipeline.datasets import ArraySource, FileSource, ImageSource
-from pipeline.stages import ExtractResult
-from pipeline.table import find_record, load_table
+from pipeline.records import find_records
+from pipeline.stages import ExtractResult, TrainedHead
+from pipeline.table import load_table
 
-__all__ = ["FeatureExtractor", "Features", "extract", "load_features"]
+__all__ = ["FeatureExtractor", "Features", "extract", "load_features", "load_head"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Features:
         view: 0 for the image itself, else the number of its augmented view, shape [n].
         class_names: Sorted.
         paths: Where each image lies, length n.
+        specs: What the features are, for `load_head(...).predict_proba`.
     """
 
     X: NDArray[np.floating]
@@ -41,6 +43,7 @@ class Features:
     view: NDArray[np.int64]
     class_names: tuple[str, ...]
     paths: tuple[str, ...]
+    specs: tuple[FeatureSpec, ...]
 
 
 def extract(
@@ -88,15 +91,34 @@ def load_features(features_id: str | None = None, *, cache: str | Path = "cache"
     """Load features as arrays.
 
     Args:
-        features_id: As `extract` gave it, or the start of one; None for the newest.
+        features_id: As `extract` gave it, or the start of one; several joined by commas; None for the newest.
         cache: The cache folder.
         views: Number of augmented views of the training images; None for all there are.
 
     Raises:
         StoreError: If there are no such features.
     """
-    table = load_table(Path(cache), find_record(Path(cache), features_id), views)
-    return Features(table.features, table.labels, table.splits, table.views, table.class_names, table.locations)
+    table = load_table(Path(cache), find_records(Path(cache), features_id), views)
+    return Features(
+        table.array(), table.labels, table.splits, table.views, table.class_names, table.locations, table.specs
+    )
+
+
+def load_head(run: str | None = None, *, reports: str | Path = "reports") -> TrainedHead:
+    """Load the head of a run of `tlpipe train-head` or `tlpipe sweep`.
+
+    Args:
+        run: Its id, the start of one, or the path of its folder; None for the newest.
+        reports: The reports folder.
+
+    Returns:
+        A head whose `predict_proba(features.X, features.specs)` gives probabilities [n, classes] in the order of its
+        `class_names`, and refuses features of another spec.
+
+    Raises:
+        RunError: If there is no such run, or its files are damaged.
+    """
+    return stages.open_head(Path(reports), run)[0]
 
 
 class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]

@@ -16,9 +16,10 @@ from pipeline.augment import Augment
 from pipeline.engines import graph_folder
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import PARTIAL_SUFFIX, folder_size, published
+from pipeline.records import TableRecord, find_record, load_dataset, records
 from pipeline.runs import runs
 from pipeline.store import DAMAGED_SUFFIX, Damage, FeatureStore, stores
-from pipeline.table import TableRecord, find_record, load_dataset, load_table, records, row_keys
+from pipeline.table import load_table, row_keys
 
 __all__ = ["Needless", "collect", "describe", "export", "remove", "verify"]
 
@@ -109,7 +110,7 @@ def collect(cache: Path, reports: Path) -> list[Needless]:
         RunError: The same, for a run.
     """
     known = records(cache, strict=True)
-    in_use = {run.features for run in runs(reports, strict=True)}
+    in_use = {name for run in runs(reports, strict=True) for name in run.features.split(",")}
     newest = {(record.config.data, record.spec, record.config.views, record.config.augment): record for record in known}
     needed = [record for record in known if record.id in in_use or record in newest.values()]
     found = []
@@ -207,8 +208,8 @@ def export(cache: Path, reference: str | None, target: Path) -> TableRecord:
     if target.exists():
         raise ConfigError(f"{target} is there already; choose another name, or remove it")
     record = find_record(cache, reference)
-    table = load_table(cache, record)
-    columns: dict[str, Any] = {"features": table.features, "labels": table.labels}
+    table = load_table(cache, [record])
+    columns: dict[str, Any] = {"features": table.array(), "labels": table.labels}
     if table.views.any():
         columns["view"] = table.views
     texts = {"split": table.splits.tolist(), "paths": list(table.locations), "class_names": list(table.class_names)}

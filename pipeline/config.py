@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
@@ -24,6 +25,7 @@ __all__ = [
     "ImageConfig",
     "SplitConfig",
     "one_of",
+    "parse_bytes",
     "parse_image_size",
 ]
 
@@ -64,6 +66,19 @@ def parse_image_size(text: str) -> tuple[int, int]:
     if len(parts) > 2 or not all(part.isdecimal() and 0 < int(part) <= 4096 for part in parts):
         raise ConfigError(f"--image-size is {text!r}; give pixels from 1 to 4096: 224, or 192x256 (height x width)")
     return int(parts[0]), int(parts[-1])
+
+
+def parse_bytes(option: str, text: str) -> int:
+    """Parse `800MB`, `1.5GB` or a number of bytes.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if not match or float(match[1]) == 0:
+        raise ConfigError(f"{option} is {text!r}; give bytes, such as 800MB or 1.5GB")
+    power = "kmgt".index(match[2].lower()) + 1 if match[2] else 0
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,7 @@ def _batches(part: Part, batch_size: int, seed: int | None) -> Any:
 
         def __getitem__(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
             rows = self.order[number * batch_size : (number + 1) * batch_size]
-            return part.features[rows].astype(np.float32), part.labels[rows]
+            return part.load(rows).astype(np.float32), part.labels[rows]
 
         def on_epoch_end(self) -> None:
             if seed is not None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 __all__ = ["Advance", "progress"]
@@ -14,6 +15,8 @@ __all__ = ["Advance", "progress"]
 LINE_EVERY = 15.0  # seconds between two lines where there is no terminal
 
 log = logging.getLogger("tlpipe")
+
+_shown: ContextVar[bool] = ContextVar("shown", default=False)
 
 
 class Advance(Protocol):
@@ -26,18 +29,25 @@ class Advance(Protocol):
 def progress(what: str, total: int, unit: str = "images") -> Iterator[Advance]:
     """Show how far work has come, with rate and time left, if the log shows information at all.
 
+    Inside another progress nothing is shown: the outer one tells how far the whole has come.
+
     Args:
         what: What is being done, in a word or two.
         total: Number of items.
         unit: What the items are.
     """
-    if not log.isEnabledFor(logging.INFO) or total == 0:
+    if not log.isEnabledFor(logging.INFO) or total == 0 or _shown.get():
         yield lambda _: None
-    elif sys.stderr.isatty():
-        with _bar(what, total, unit) as advance:
-            yield advance
-    else:
-        yield _lines(what, total, unit)
+        return
+    token = _shown.set(True)
+    try:
+        if sys.stderr.isatty():
+            with _bar(what, total, unit) as advance:
+                yield advance
+        else:
+            yield _lines(what, total, unit)
+    finally:
+        _shown.reset(token)
 
 
 @contextmanager

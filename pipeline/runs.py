@@ -32,16 +32,16 @@ class Run:
 
     Attributes:
         id: Name of the folder.
-        stage: "train-head" or "finetune".
+        stage: "train-head", "sweep" or "finetune".
         created: ISO 8601, UTC.
         command: The command line.
         head: The head's name.
-        features: Features id.
+        features: Features id; several are joined by commas.
         dataset: Id of the dataset.
         data: What the user gave as DATA.
         class_names: Sorted.
         settings: All options of the stage, as resolved.
-        spec: The feature spec.
+        specs: The feature spec of each set of features.
         seed: Of everything drawn.
         n_train: Training images.
         n_val: Validation images.
@@ -50,6 +50,9 @@ class Run:
         baseline: Metrics before fine-tuning; None for a head.
         seconds: Length of each part.
         trainable_parameters: Numbers that were fitted.
+        calibration: Temperature, and calibration errors before and after; None if that was not asked for.
+        repeats: Mean and standard deviation over folds and seeds; None if that was not asked for.
+        candidates: Of a sweep, each with its settings and its scores on val, the best first.
         versions: Of Python and the libraries.
         notes: What a user should know.
     """
@@ -64,7 +67,7 @@ class Run:
     data: str
     class_names: list[str]
     settings: dict[str, Any]
-    spec: dict[str, Any]
+    specs: list[dict[str, Any]]
     seed: int
     n_train: int
     n_val: int
@@ -73,6 +76,9 @@ class Run:
     seconds: dict[str, float]
     trainable_parameters: int
     baseline: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
+    repeats: dict[str, Any] | None = None
+    candidates: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=runtime.versions)
     notes: list[str] = field(default_factory=list)
 
@@ -190,30 +196,31 @@ def runs(reports: Path, *, strict: bool = False) -> list[Run]:
     return sorted(found, key=lambda run: (run.created, run.id))
 
 
-def find_run(reports: Path, reference: str | None, stage: str) -> tuple[Run, Path]:
+def find_run(reports: Path, reference: str | None, stages: Sequence[str]) -> tuple[Run, Path]:
     """The run that a user means, and its folder.
 
     Args:
         reports: The reports folder.
         reference: A run id, the start of one, or the path of a run folder; None for the newest.
-        stage: The stage it must come from.
+        stages: The stages it may come from.
 
     Raises:
         RunError: If there is none, or several fit.
     """
+    wanted = " or ".join(stages)
     if reference is not None and os.sep in reference:
         run = read_run(Path(reference))
-        if run.stage != stage:
-            raise RunError(f"{reference} is a run of tlpipe {run.stage}; one of tlpipe {stage} is needed")
+        if run.stage not in stages:
+            raise RunError(f"{reference} is a run of tlpipe {run.stage}; one of tlpipe {wanted} is needed")
         return run, Path(reference)
-    known = [run for run in runs(reports) if run.stage == stage]
+    known = [run for run in runs(reports) if run.stage in stages]
     if reference is None:
         if not known:
-            raise RunError(f"There is no run of tlpipe {stage} in {reports} yet; make one with: tlpipe {stage}")
+            raise RunError(f"There is no run of tlpipe {wanted} in {reports} yet; make one with: tlpipe {stages[0]}")
         return known[-1], reports / known[-1].id
     fitting = [run for run in known if run.id == reference] or [run for run in known if run.id.startswith(reference)]
     if len(fitting) == 1:
         return fitting[0], reports / fitting[0].id
     names = ", ".join(run.id for run in fitting or known) or "none"
     what = "fits several" if fitting else "is not among the"
-    raise RunError(f"{reference!r} {what} runs of tlpipe {stage} in {reports}: {names}")
+    raise RunError(f"{reference!r} {what} runs of tlpipe {wanted} in {reports}: {names}")

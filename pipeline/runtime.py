@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +25,7 @@ __all__ = [
     "installed",
     "keras",
     "keras_home",
+    "memory_limit",
     "peak_memory",
     "quiet_stderr",
     "stopping",
@@ -55,6 +56,15 @@ def cpu_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def memory_limit() -> int:
+    """Bytes of memory this process may use, which in a container are fewer than the machine has."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        with suppress(OSError, ValueError):  # ValueError: "max"
+            limits.append(int(path.read_text()))
+    return min(limits)
 
 
 def has_nvidia_gpu() -> bool:

@@ -162,31 +162,55 @@ class FeatureStore:
         positions = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         return np.equal(self._keys[positions], keys)
 
+    def places(self, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
+        """Where rows are stored: number of the shard and row in it, shape [n, 2].
+
+        Raises:
+            StoreError: If a row is missing.
+        """
+        stored = self.has(keys)
+        if not stored.all():
+            raise StoreError(f"{int((~stored).sum()):,} rows are not in {self.folder}; run tlpipe extract again")
+        return self._places[np.searchsorted(self._keys, keys)]
+
     def read(self, keys: NDArray[np.bytes_]) -> NDArray[np.floating]:
         """Features of stored rows, in the order of `keys`, shape [n, d] or [n, h, w, c], as on disk.
 
         Raises:
             StoreError: If a row is missing, or a shard went away.
         """
-        if not self.has(keys).all():
-            raise StoreError(
-                f"{int((~self.has(keys)).sum()):,} rows are not in {self.folder}; run tlpipe extract again"
-            )
-        places = self._places[np.searchsorted(self._keys, keys)]
-        features: NDArray[np.floating] | None = None
-        for number in np.unique(places[:, 0]):
-            rows = np.flatnonzero(places[:, 0] == number)
-            try:
-                with h5py.File(self.shards[number].path, "r") as file:
-                    part = file["features"][:]
-            except (OSError, KeyError) as error:
-                path = self.shards[number].path
-                raise StoreError(f"{path} can't be read: {error}; run tlpipe extract again") from error
-            if features is None:
-                features = np.empty((len(keys), *part.shape[1:]), part.dtype)
-            features[rows] = part[places[rows, 1]]
-        if features is None:
-            raise StoreError(f"No rows were asked of {self.folder}")
+        return self.read_at(self.places(keys))
+
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row's features.
+
+        Raises:
+            StoreError: If there is no row.
+        """
+        return self._read_shard(0, rows=slice(0, 1)).shape[1:]
+
+    def read_at(self, places: NDArray[np.int64]) -> NDArray[np.floating]:
+        """Features of the rows at some places, in their order, each shard read once.
+
+        Raises:
+            StoreError: If a shard went away.
+        """
+        features = np.empty((len(places), *self.row_shape()), self.spec.dtype)
+        order = np.argsort(places[:, 0], kind="stable")
+        numbers, starts = np.unique(places[order, 0], return_index=True)
+        for number, rows in zip(numbers, np.split(order, starts[1:]), strict=True):
+            features[rows] = self._read_shard(number)[places[rows, 1]]
+        return features
+
+    def _read_shard(self, number: int, rows: slice = slice(None)) -> NDArray[np.floating]:
+        if not self.shards:
+            raise StoreError(f"There are no rows in {self.folder}; run tlpipe extract")
+        path = self.shards[number].path
+        try:
+            with h5py.File(path, "r") as file:
+                features: NDArray[np.floating] = file["features"][rows]
+        except (OSError, KeyError) as error:
+            raise StoreError(f"{path} can't be read: {error}; run tlpipe extract again") from error
         return features
 
     # Writing

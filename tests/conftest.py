@@ -17,6 +17,7 @@ from pipeline.config import FeatureSpec, ImageConfig
 from pipeline.datasets import ArraySource, array_key
 from pipeline.extraction import Row
 from pipeline.store import FeatureStore
+from pipeline.table import Part
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -146,6 +147,23 @@ def store(tmp_path: Path, spec: FeatureSpec) -> FeatureStore:
 @pytest.fixture
 def config() -> ImageConfig:
     return ImageConfig((32, 32))
+
+
+def part_of(features: np.ndarray, labels: np.ndarray, keys: np.ndarray | None = None) -> Part:
+    """Rows of view 0, each an image of its own unless keys are given."""
+    if keys is None:
+        keys = np.array([f"{row}" for row in range(len(labels))], "S32")
+    return Part(features, labels, keys, np.zeros(len(labels), np.int64))
+
+
+def blobs(n: int, n_classes: int, seed: int, d: int = 12) -> Part:
+    """Clouds around one corner for each class, on scales that differ a thousandfold, and a constant feature."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, n_classes, n)
+    centres = np.random.default_rng(9).normal(0, 1.5, (n_classes, d))
+    features = (centres[labels] + draw.normal(0, 1, (n, d))) * np.geomspace(0.03, 30, d)
+    features = np.concatenate([features, np.full((n, 1), 3.0)], axis=1).astype(np.float32)
+    return part_of(features, labels, np.array([f"{seed}-{row}" for row in range(n)], "S32"))
 
 
 def rows_of(images: np.ndarray) -> tuple[ArraySource, list[Row]]:

@@ -109,7 +109,7 @@ def test_import_loads_nothing_heavy(module: str) -> None:
         (["extract", *SMALL, "--endpoint", "conv99"], 1, "no block or layer 'conv99'"),
         (["extract", "--views", "1"], 1, "needs --augment"),
         (["train-head"], 1, "tlpipe extract DATA"),
-        (["train-head", "--head", "mlp12x"], 1, "logreg, linear, mlp512-128"),
+        (["train-head", "--head", "mlp12x"], 1, "logreg, ridge, centroid, knn20, linear, mlp512-128, bn-mlp50"),
         (["finetune"], 1, "tlpipe train-head"),
         (["cache", "export", "x.h5"], 1, "no features"),
         (["extract", "--no-such-option"], 2, "No such option"),

@@ -7,13 +7,13 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from conftest import part_of
 
 from pipeline.backbones import BACKBONES, tensor_of
 from pipeline.backbones.network import build_network
 from pipeline.errors import RunError
 from pipeline.finetune import FinetuneConfig, assemble, fit
 from pipeline.heads import HeadConfig, make_head, probabilities_of
-from pipeline.table import Part
 
 
 def setting(name: str, blocks: str, n_classes: int, head_name: str = "logreg", size: int = 64):  # type: ignore[no-untyped-def]
@@ -27,11 +27,11 @@ def setting(name: str, blocks: str, n_classes: int, head_name: str = "logreg", s
     images = draw.integers(0, 256, (48, size, size, 3), np.uint8)
     labels = np.arange(48) % n_classes
     images[labels == 0, : size // 2] //= 4
-    head = make_head(HeadConfig(head_name, epochs=2), carved_val=False)
-    pooled = Part(np.asarray(features(images)), labels, np.zeros(48, "S32"))
+    head, _ = make_head(HeadConfig(head_name, epochs=2 if head_name.startswith("mlp") else None))
+    pooled = part_of(np.asarray(features(images)), labels)
     head.fit(pooled, pooled, n_classes)
     lower = keras.Model(features.inputs[0], tensor_of(features, unfrozen.cut))
-    maps = Part(np.asarray(lower(images)), labels, np.zeros(48, "S32"))
+    maps = part_of(np.asarray(lower(images)), labels)
     return features, unfrozen, head, images, pooled, maps
 
 
@@ -72,7 +72,7 @@ def test_only_the_blocks_and_the_head_change() -> None:
     features, unfrozen, head, _, _, maps = setting("mobilenet025", "block13", 3)
     models = assemble(features, unfrozen, head, 3)
     before = {weight.path: weight.numpy() for weight in features.weights}
-    train = Part(maps.features[:32], maps.labels[:32], maps.keys[:32])
+    train = part_of(maps.features[:32], maps.labels[:32])
     fit(models, {"train": train}, FinetuneConfig("block13", epochs=1, batch_size=8, learning_rate=1e-3))
     changed = {
         weight.path.split("/")[0] for weight in features.weights if (weight.numpy() != before[weight.path]).any()
@@ -83,7 +83,7 @@ def test_only_the_blocks_and_the_head_change() -> None:
 def test_the_best_epoch_is_kept_and_a_bad_rate_changes_nothing() -> None:
     features, unfrozen, head, _, _, maps = setting("mobilenet025", "block13", 3)
     models = assemble(features, unfrozen, head, 3)
-    train, val = (Part(maps.features[a:b], maps.labels[a:b], maps.keys[a:b]) for a, b in ((0, 32), (32, 48)))
+    train, val = (part_of(maps.features[a:b], maps.labels[a:b]) for a, b in ((0, 32), (32, 48)))
     tuned = fit(
         models, {"train": train, "val": val}, FinetuneConfig("block13", epochs=3, batch_size=4, learning_rate=0.9)
     )
@@ -99,7 +99,7 @@ def test_fine_tuning_learns() -> None:
     """A task that random features make hard, and one trained block makes easy."""
     features, unfrozen, head, _, _, maps = setting("densenet121", "conv5", 2)
     models = assemble(features, unfrozen, head, 2)
-    part = Part(maps.features, maps.labels, maps.keys)
+    part = part_of(maps.features, maps.labels)
     config = FinetuneConfig("conv5", epochs=6, batch_size=8, learning_rate=1e-3, patience=6)
     tuned = fit(models, {"train": part, "val": part}, config)
     assert tuned.best_epoch > 0
@@ -119,6 +119,6 @@ def test_served_model_is_a_plain_keras_file(tmp_path: Path) -> None:
 def test_loss_that_is_not_finite() -> None:
     features, unfrozen, head, _, _, maps = setting("mobilenet025", "block13", 3)
     models = assemble(features, unfrozen, head, 3)
-    broken = Part(np.full_like(maps.features, np.nan), maps.labels, maps.keys)
+    broken = part_of(np.full_like(maps.features, np.nan), maps.labels)
     with pytest.raises(RunError, match="diverged"):
         fit(models, {"train": broken}, FinetuneConfig("block13", epochs=1))

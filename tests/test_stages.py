@@ -18,9 +18,11 @@ from pipeline.config import ExtractConfig, SplitConfig
 from pipeline.engines import graph_folder
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, QuarantineError, RunError, StoreError
 from pipeline.heads import HeadConfig
+from pipeline.records import find_record, records
 from pipeline.runs import find_run, runs
+from pipeline.stages import TableOptions
 from pipeline.store import FeatureStore
-from pipeline.table import find_record, load_table, records
+from pipeline.table import load_table
 
 
 @pytest.fixture
@@ -85,25 +87,25 @@ class TestIncremental:
         shutil.copy(red_and_blue / "red" / "0.png", red_and_blue / "red" / "twin.png")
         result = self.extract(red_and_blue, cache)
         assert (result.n_images, result.n_computed) == (41, 40)
-        assert len(load_table(cache, result.record).labels) == 41
+        assert len(load_table(cache, [result.record]).labels) == 41
 
     def test_views(self, red_and_blue: Path, cache: Path) -> None:
         self.extract(red_and_blue, cache)
         result = self.extract(red_and_blue, cache, views=2, augment="flip,crop")
         assert (result.n_computed, result.n_reused) == (80, 40)
-        table = load_table(cache, result.record)
-        n_train = int((load_table(cache, result.record, 0).splits == "train").sum())
+        table = load_table(cache, [result.record])
+        n_train = int((load_table(cache, [result.record], 0).splits == "train").sum())
         assert len(table.part("train")) == 3 * n_train
         for split in ("val", "test"):
             assert len(table.part(split)) == int((table.splits == split).sum())
         for key in set(table.keys.tolist()):
             assert len(set(table.splits[table.keys == key].tolist())) == 1
         with pytest.raises(ConfigError, match="--views 3"):
-            load_table(cache, result.record, 3)
+            load_table(cache, [result.record], 3)
 
     def test_flipped_byte_is_repaired(self, red_and_blue: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
         first = self.extract(red_and_blue, cache)
-        before = load_table(cache, first.record).features
+        before = load_table(cache, [first.record]).features
         shard = next((cache / "features").rglob("*.h5"))
         content = bytearray(shard.read_bytes())
         content[bytes(content).index(before[0].tobytes()) + 5] ^= 4
@@ -111,7 +113,7 @@ class TestIncremental:
         again = self.extract(red_and_blue, cache)
         assert again.n_computed == 40
         assert "set aside, and its rows are computed again" in caplog.text
-        np.testing.assert_array_equal(load_table(cache, first.record).features, before)
+        np.testing.assert_array_equal(load_table(cache, [first.record]).features, before)
 
 
 class TestQuarantine:
@@ -135,7 +137,7 @@ class TestQuarantine:
             }
             assert result.to_json()["n_quarantined"] == 2
         assert "red/bad.png: not an image" in caplog.text
-        assert load_table(cache, result.record).missing == 1
+        assert load_table(cache, [result.record]).missing == 1
 
     def test_strict_fails_after_saving(self, with_bad_files: Path, cache: Path, fake_engine: FakeEngine) -> None:
         with pytest.raises(QuarantineError, match="2 of 42 images"):
@@ -187,13 +189,13 @@ class TestTrainHead:
         folder = reports / run.id
         assert {path.name for path in folder.iterdir()} == {"run.json", "history.csv", "predictions.h5", "head.npz"}
         value = json.loads((folder / "run.json").read_text())
-        assert value["spec"] == extracted.record.spec.to_json()
+        assert value["specs"][0] == extracted.record.spec.to_json()
         assert value["class_names"] == ["blue", "red"]
         with h5py.File(folder / "predictions.h5") as file:
             assert file["test/probability"].shape == (run.n_test, 2)
             right = file["test/probability"][:].argmax(axis=1) == file["test/label"][:]
             assert right.all()
-            keys = load_table(cache, extracted.record).part("test").keys
+            keys = load_table(cache, [extracted.record]).part("test").keys
             assert file["test/key"][:].tolist() == keys.tolist()
 
     def test_views_are_trained_on(
@@ -211,7 +213,9 @@ class TestTrainHead:
         assert stages.train_head(HeadConfig(), cache, reports).features == other.record.id
         stages.extract(ExtractConfig(str(red_and_blue)), cache)
         assert stages.train_head(HeadConfig(), cache, reports).features == extracted.record.id
-        assert stages.train_head(HeadConfig(), cache, reports, other.record.id).features == other.record.id
+        assert (
+            stages.train_head(HeadConfig(), cache, reports, TableOptions(other.record.id)).features == other.record.id
+        )
 
     def test_activations_are_not_the_newest_features(
         self, extracted: stages.ExtractResult, red_and_blue: Path, cache: Path, reports: Path
@@ -238,12 +242,12 @@ class TestTrainHead:
 
     def test_unknown_features(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
         with pytest.raises(StoreError, match=extracted.record.id):
-            stages.train_head(HeadConfig(), cache, reports, "others")
+            stages.train_head(HeadConfig(), cache, reports, TableOptions("others"))
 
     def test_maps_are_refused(self, cache: Path, reports: Path, spec: object) -> None:
         record = find_record_of_maps(cache, spec)
-        with pytest.raises(CacheMismatchError, match=r"\[8, 2, 2, 3\].*tlpipe extract maps"):
-            stages.train_head(HeadConfig(), cache, reports, record)
+        with pytest.raises(CacheMismatchError, match=r"keeps height and width .*tlpipe extract maps"):
+            stages.train_head(HeadConfig(), cache, reports, TableOptions(record))
 
     def test_class_missing_from_train(
         self, tmp_path: Path, cache: Path, reports: Path, draw: Callable[..., Path], fake_engine: FakeEngine
@@ -269,7 +273,7 @@ class TestTrainHead:
 def find_record_of_maps(cache: Path, spec: object) -> str:
     """A table of features that keep height and width."""
     from pipeline.datasets import Dataset
-    from pipeline.table import TableRecord, now, save_dataset, save_record
+    from pipeline.records import TableRecord, now, save_dataset, save_record
 
     keys = np.array([f"{n:032d}" for n in range(8)], "S32")
     labels, splits = np.arange(8) % 2, np.array(["train"] * 8)
@@ -293,11 +297,11 @@ class TestRecordsAndRuns:
             (reports / name / "run.json").write_text(text)
         assert [record.id for record in records(cache)] == [result.record.id]
         assert [known.id for known in runs(reports)] == [run.id]
-        assert find_run(reports, None, "train-head") == (run, reports / run.id)
+        assert find_run(reports, None, ["train-head"]) == (run, reports / run.id)
         with pytest.raises(RunError, match="no run of tlpipe finetune"):
-            find_run(reports, None, "finetune")
+            find_run(reports, None, ["finetune"])
         with pytest.raises(RunError, match=run.id):
-            find_run(reports, "nothing", "train-head")
+            find_run(reports, "nothing", ["train-head"])
 
     def test_run_folder_elsewhere(
         self, red_and_blue: Path, cache: Path, reports: Path, fake_engine: FakeEngine
@@ -306,9 +310,9 @@ class TestRecordsAndRuns:
         run = stages.train_head(HeadConfig(), cache, reports)
         elsewhere = reports.with_name("elsewhere")
         reports.rename(elsewhere)
-        assert find_run(reports, str(elsewhere / run.id), "train-head")[1] == elsewhere / run.id
+        assert find_run(reports, str(elsewhere / run.id), ["train-head"])[1] == elsewhere / run.id
         with pytest.raises(RunError, match="one of tlpipe finetune is needed"):
-            find_run(reports, str(elsewhere / run.id), "finetune")
+            find_run(reports, str(elsewhere / run.id), ["finetune"])
 
     def test_start_of_an_id_will_do(self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine) -> None:
         result = stages.extract(ExtractConfig(str(red_and_blue)), cache)
@@ -436,7 +440,7 @@ class TestCaretaker:
     def test_export(self, extracted: stages.ExtractResult, cache: Path, tmp_path: Path, suffix: str) -> None:
         target = tmp_path / f"out{suffix}"
         caretaker.export(cache, None, target)
-        table = load_table(cache, extracted.record)
+        table = load_table(cache, [extracted.record])
         if suffix == ".npz":
             found = dict(np.load(target))
         else:

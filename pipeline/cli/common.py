@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -69,11 +69,22 @@ _DEFAULTS = {
 }
 
 
-def command(app: typer.Typer, name: str) -> Callable[[Function], Function]:
-    """Register a command that takes `common` first and gives an `Answer`; the common options are added to its own."""
+def command(app: typer.Typer, name: str, group: Mapping[str, Any] | None = None) -> Callable[[Function], Function]:
+    """Register a command that takes `common` first and gives an `Answer`; the common options are added to its own.
+
+    Args:
+        app: The program.
+        name: Of the command.
+        group: Annotations of options that several commands share; all are None unless given, and the function takes
+            them together, as a dictionary, after `common`.
+    """
 
     def register(function: Function) -> Function:
-        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[2 if group else 1 :]
+        own += [
+            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            for option, annotation in (group or {}).items()
+        ]
         shared = [
             inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS[option], annotation=annotation)
             for option, annotation in _COMMON.items()
@@ -84,7 +95,9 @@ def command(app: typer.Typer, name: str) -> Callable[[Function], Function]:
             given = {option: options.pop(option) for option in _COMMON}
             _listen(quiet=given["quiet"], verbose=given["verbose"])
             common = Common(given["cache"], given["reports"], given["seed"])
-            _answer(functools.partial(function, common, **options), as_json=given["as_json"])
+            together = {option: options.pop(option) for option in group or ()}
+            first = (common, together) if group else (common,)
+            _answer(functools.partial(function, *first, **options), as_json=given["as_json"])
 
         keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
         run.__signature__ = inspect.Signature([*keyword_only, *shared])  # type: ignore[attr-defined]

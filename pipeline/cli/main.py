@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import cache, tools
+from pipeline.cli import cache, heads, tools
 from pipeline.cli.common import Answer, Common, command
 
 __all__ = ["app", "main"]
@@ -93,35 +93,6 @@ def extract(
     return Answer(result.to_json(), extract_text(result))
 
 
-@command(app, "train-head")
-def train_head(
-    common: Common,
-    features: Annotated[
-        str | None,
-        typer.Argument(help="Features id, or its start. [default: the newest pooled]", show_default=False),
-    ] = None,
-    head: Annotated[str, typer.Option(help="logreg, linear, or mlp and hidden widths: mlp512-128.")] = "logreg",
-    views: Annotated[
-        int | None, typer.Option(min=0, help="Cached views to train on beside the images. [default: all]")
-    ] = None,
-    epochs: Annotated[int, typer.Option(help="Most passes; linear and mlp.")] = 60,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images in a step; linear and mlp. [default: 16 to 256, by data size]")
-    ] = None,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam at the start; linear and mlp.")] = 1e-3,
-    dropout: Annotated[float, typer.Option(help="After each hidden layer; mlp.")] = 0.5,
-    patience: Annotated[int, typer.Option(help="Epochs without a lower validation loss until the end.")] = 8,
-) -> Answer:
-    """Train a head on cached features."""
-    from pipeline import stages
-    from pipeline.cli.render import run_text
-    from pipeline.heads import HeadConfig
-
-    config = HeadConfig(head, epochs, batch_size, learning_rate, dropout, patience, common.seed)
-    run = stages.train_head(config, common.cache, common.reports, features, views)
-    return Answer(_run_json(run), run_text(run, str(common.reports / run.id)))
-
-
 @command(app, "finetune")
 def finetune(
     common: Common,
@@ -136,21 +107,15 @@ def finetune(
 ) -> Answer:
     """Fine-tune the top blocks below a trained head, from activations cached below them."""
     from pipeline import stages
-    from pipeline.cli.render import run_text
+    from pipeline.cli.render import run_json, run_text
     from pipeline.finetune import FinetuneConfig
 
     config = FinetuneConfig(blocks, epochs, batch_size, learning_rate, patience, common.seed)
     run = stages.finetune(config, common.cache, common.reports, head_run)
-    return Answer(_run_json(run), run_text(run, str(common.reports / run.id)))
+    return Answer(run_json(run), run_text(run, str(common.reports / run.id)))
 
 
-def _run_json(run: object) -> dict[str, object]:
-    from dataclasses import asdict
-
-    value = asdict(run)  # type: ignore[call-overload]
-    return {"run": value.pop("id"), **value}
-
-
+heads.add_commands(app)
 tools.add_commands(app)
 app.add_typer(cache.app, name="cache")
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.runs import Run
-    from pipeline.stages import ExtractResult
+    from pipeline.stages import CurveResult, ExtractResult
 
-__all__ = ["extract_text", "percent", "run_text", "size", "table"]
+__all__ = ["curve_text", "extract_text", "percent", "run_json", "run_text", "size", "sweep_text", "table"]
 
 
-SCORES = ("", "split", "images", "accuracy", "95 % interval", "log loss")
+SCORES = ("", "split", "images", "accuracy", "95 % interval", "balanced", "macro F1", "log loss", "ECE")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -69,13 +70,21 @@ def extract_text(result: ExtractResult) -> str:
     return "\n".join(lines)
 
 
+def run_json(run: Run) -> dict[str, Any]:
+    """What `--json` prints of a run."""
+    value = asdict(run)
+    return {"run": value.pop("id"), **value}
+
+
 def _scores(name: str, metrics: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for split, scores in metrics.items():
         if scores["n"]:
             low, high = scores["accuracy_95"]
             accuracy, interval = percent(scores["accuracy"]), f"{100 * low:.1f} to {100 * high:.1f} %"
-            rows.append([name, split, f"{scores['n']:,}", accuracy, interval, f"{scores['log_loss']:.3f}"])
+            row = [name, split, f"{scores['n']:,}", accuracy, interval]
+            row += [percent(scores["balanced_accuracy"]), percent(scores["macro_f1"])]
+            rows.append([*row, f"{scores['log_loss']:.3f}", f"{scores['ece']:.3f}"])
     return rows
 
 
@@ -90,11 +99,94 @@ def run_text(run: Run, folder: str) -> str:
     lines = [
         f"{run.head} on {run.features}: {sizes}; {run.trainable_parameters:,} trainable parameters",
         *run.notes,
+        *_repeated(run),
         "",
         table(SCORES, rows) if rows else "There are no images to test on.",
         "",
         f"Run        {folder} ({run.seconds['total']:.1f} s)",
     ]
-    if run.stage == "train-head":
+    if run.stage != "finetune":
         lines.append("Next       tlpipe finetune --blocks NAME; block names: tlpipe backbones")
     return "\n".join(lines)
+
+
+def _repeated(run: Run) -> list[str]:
+    """Mean and deviation over folds and seeds, in a line."""
+    found = run.repeats
+    if not found:
+        return []
+    over = f"{found['folds']} folds" if found["folds"] else "val"
+    over += f", {found['seeds']} seeds" if found["seeds"] > 1 else ""
+    return [f"Accuracy over {over}: {percent(found['accuracy'])}, standard deviation {percent(found['accuracy_std'])}"]
+
+
+SHOWN = 20  # candidates of a sweep on the terminal; run.json has all
+
+
+def sweep_text(run: Run, folder: str) -> str:
+    """What a sweep gave: a table of the candidates, then the winner's run."""
+    columns = ["head", "settings", "views", "test views", "val accuracy", "log loss", "seconds"]
+    rows = []
+    for one in run.candidates[:SHOWN]:
+        given = dict(one["settings"])
+        views = given.pop("views", None)
+        accuracy = percent(one["val_accuracy"])
+        if "val_accuracy_std" in one:
+            accuracy += f" ± {100 * one['val_accuracy_std']:.1f}"
+        settings = ", ".join(
+            f"{name} {value:g}" if type(value) is float else f"{name} {value}"
+            for name, value in given.items()
+            if _varied(run, name)
+        )
+        rows.append(
+            [
+                one["head"],
+                settings,
+                "all" if views is None else views,
+                one["test_views"],
+                accuracy,
+                f"{one['val_log_loss']:.3f}",
+                f"{one['seconds']:.2f}",
+            ]
+        )
+    lines = [table(columns, rows)]
+    if len(run.candidates) > SHOWN:
+        lines.append(f"and {len(run.candidates) - SHOWN} more, all in {folder}/run.json")
+    return "\n".join([*lines, "", run_text(run, folder)])
+
+
+def _varied(run: Run, name: str) -> bool:
+    """Whether an option differs between candidates of the same head."""
+    values: dict[str, set[Any]] = {}
+    for one in run.candidates:
+        values.setdefault(one["head"].rstrip("0123456789-"), set()).add(one["settings"].get(name))
+    return any(len(found) > 1 for found in values.values())
+
+
+def curve_text(result: CurveResult) -> str:
+    """A learning curve as a table, and what more labels would buy."""
+    rows = []
+    for point in result.points:
+        deviation = "" if point.deviation is None else percent(point.deviation)
+        rows.append(
+            [f"{point.per_class:,}", f"{point.n_train:,.0f}", len(point.accuracies), percent(point.accuracy), deviation]
+        )
+    if result.gain is None:
+        outlook = (
+            "What twice as many images would add can't be told: the errors of the last points follow no power law."
+        )
+    else:
+        outlook = (
+            f"Twice as many images would add about {100 * result.gain:.1f} points, if the error goes on falling as a "
+            "power of their number."
+        )
+    return "\n".join(
+        [
+            f"{result.head} on {result.features}, accuracy on {result.split}",
+            "",
+            table(["per class", "images", "draws", "accuracy", "deviation"], rows),
+            "",
+            outlook,
+            f"{result.seconds:.1f} s",
+        ]
+    )

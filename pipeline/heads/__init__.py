@@ -1,48 +1,223 @@
-"""Heads: classifiers of cached features."""
+"""Heads: classifiers of cached features. A kind of head is a file here and a row of `KINDS`."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, RunError
-from pipeline.heads.base import FORMS, FitReport, Head, HeadConfig, probabilities_of
-from pipeline.heads.dense import DenseHead, accuracy_of_logits, n_logits, sparse_loss
+from pipeline.heads import knn, linear, logreg, ridge
+from pipeline.heads.base import FitReport, Head, HeadConfig, n_logits, predict, probabilities_of
+from pipeline.heads.centroid import CentroidHead
+from pipeline.heads.knn import KnnHead
+from pipeline.heads.linear import LinearHead
 from pipeline.heads.logreg import LogregHead
+from pipeline.heads.many import FitMany, Trial, in_processes, one_by_one
+from pipeline.heads.mlp import MlpHead, accuracy_of_logits, sparse_loss
+from pipeline.heads.ridge import RidgeHead
 
 __all__ = [
     "FORMS",
+    "KINDS",
     "FitReport",
     "Head",
     "HeadConfig",
+    "Kind",
+    "Trial",
     "accuracy_of_logits",
+    "kind_of",
     "load_head",
     "make_head",
     "n_logits",
+    "predict",
     "probabilities_of",
     "sparse_loss",
 ]
 
+Grid = Mapping[str, Sequence[Any]]
 
-def make_head(config: HeadConfig, *, carved_val: bool) -> Head:
-    """A head that is not fitted yet.
 
-    Args:
-        config: Which one.
-        carved_val: Whether the validation images were carved from the training images, so that a head whose settings
-            are chosen may be fitted on both in the end.
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of head.
+
+    Attributes:
+        form: How its names look, by an example.
+        about: What it is, in a line.
+        pattern: What its names match.
+        head: Its class.
+        defaults: Of the options it has; None where the value is found while fitting.
+        varies: Options that may differ between the settings of one `fit_many`.
+        fit_many: Fits many settings in one go.
+        small: Values of each option that a small sweep tries.
+        full: And a full one.
     """
-    return LogregHead(config, refit=carved_val) if config.widths is None else DenseHead(config)
+
+    form: str
+    about: str
+    pattern: str
+    head: type[Head]
+    defaults: Mapping[str, Any]
+    fit_many: FitMany
+    varies: tuple[str, ...] = ()
+    small: Grid = field(default_factory=dict)
+    full: Grid = field(default_factory=dict)
+
+
+_PREPARED = {"standardize": True, "l2_normalize": False, "views": None}
+_COSINE = {"standardize": True, "views": None}
+_STEPS = {
+    "batch_size": None,
+    "patience": 8,
+    "label_smoothing": 0.0,
+    "class_weight": "none",
+    **_PREPARED,
+}
+_MLP = {
+    "epochs": 20,
+    "learning_rate": 1e-3,
+    "dropout": 0.5,
+    "l2": 1e-2,
+    "optimizer": "adamw",
+    "schedule": "cosine",
+    **_STEPS,
+}
+_WIDTHS = r"[1-9]\d{0,4}(?:-[1-9]\d{0,4})*"
+
+KINDS = (
+    Kind(
+        form="logreg",
+        about="logistic regression, by scikit-learn; l2 is chosen on val",
+        pattern="logreg",
+        head=LogregHead,
+        defaults={"l2": None, "class_weight": "none", **_PREPARED},
+        fit_many=logreg.fit_many,
+        varies=("l2",),
+        small={"head": ["logreg"], "l2": logreg.PENALTIES[::2]},
+        full={"head": ["logreg"], "l2": logreg.PENALTIES, "standardize": [True, False]},
+    ),
+    Kind(
+        form="ridge",
+        about="ridge regression of the labels, in closed form; l2 is chosen on val",
+        pattern="ridge",
+        head=RidgeHead,
+        defaults={"l2": None, "class_weight": "none", **_PREPARED},
+        fit_many=ridge.fit_many,
+        varies=("l2",),
+        small={"head": ["ridge"], "l2": ridge.PENALTIES[::4]},
+        full={"head": ["ridge"], "l2": ridge.PENALTIES, "standardize": [True, False]},
+    ),
+    Kind(
+        form="centroid",
+        about="the nearest class mean by cosine",
+        pattern="centroid",
+        head=CentroidHead,
+        defaults=_COSINE,
+        fit_many=one_by_one(CentroidHead),
+        small={"head": ["centroid"]},
+        full={"head": ["centroid"], "standardize": [True, False]},
+    ),
+    Kind(
+        form="knn20",
+        about="the 20 nearest images by cosine, any number",
+        pattern=r"knn[1-9]\d{0,5}",
+        head=KnnHead,
+        defaults=_COSINE,
+        fit_many=knn.fit_many,
+        varies=("head",),
+        small={"head": ["knn5", "knn20"]},
+        full={"head": [f"knn{k}" for k in (1, 3, 5, 10, 20, 50, 100)], "standardize": [True, False]},
+    ),
+    Kind(
+        form="linear",
+        about="one layer, by gradient steps in Keras",
+        pattern="linear",
+        head=LinearHead,
+        defaults={
+            "epochs": 30,
+            "learning_rate": 1e-3,
+            "l2": 1e-2,
+            "optimizer": "adamw",
+            "schedule": "cosine",
+            **_STEPS,
+        },
+        fit_many=linear.fit_many,
+        varies=("learning_rate", "l2", "standardize", "l2_normalize", "label_smoothing", "class_weight", "views"),
+        small={"head": ["linear"], "learning_rate": [3e-4, 1e-3, 3e-3], "l2": [1e-2, 1.0]},
+        full={
+            "head": ["linear"],
+            "learning_rate": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
+            "l2": [0.0, 1e-2, 0.1, 1.0],
+            "standardize": [True, False],
+        },
+    ),
+    Kind(
+        form="mlp512-128",
+        about="hidden layers of these widths, any number, in Keras",
+        pattern=f"mlp{_WIDTHS}",
+        head=MlpHead,
+        defaults=_MLP,
+        fit_many=in_processes(MlpHead),
+        small={"head": ["mlp256", "mlp512-128"]},
+        full={
+            "head": ["mlp256", "mlp512-128", "mlp1024-256"],
+            "dropout": [0.3, 0.5],
+            "learning_rate": [3e-4, 1e-3],
+        },
+    ),
+    Kind(
+        form="bn-mlp50",
+        about="the same over BatchNormalization, instead of standardisation",
+        pattern=f"bn-mlp{_WIDTHS}",
+        head=MlpHead,
+        defaults={**_MLP, "standardize": False},
+        fit_many=in_processes(MlpHead),
+        full={"head": ["bn-mlp50", "bn-mlp256"], "dropout": [0.3, 0.5]},
+    ),
+)
+
+FORMS = ", ".join(kind.form for kind in KINDS)
+
+
+def kind_of(head: str) -> Kind:
+    """The kind of a head's name.
+
+    Raises:
+        ConfigError: If the name is not legal, with the legal forms.
+    """
+    for kind in KINDS:
+        if re.fullmatch(kind.pattern, head):
+            return kind
+    raise ConfigError(f"Unknown head {head!r}. Legal are {FORMS}, with any numbers in place of these")
+
+
+def make_head(config: HeadConfig) -> tuple[Head, HeadConfig]:
+    """A head that is not fitted yet, and its settings with the defaults of its kind.
+
+    Raises:
+        ConfigError: If the head's name is not legal, or it doesn't have one of the options.
+    """
+    kind = kind_of(config.head)
+    resolved = config.resolved(dict(kind.defaults))
+    return kind.head(resolved), resolved
 
 
 def load_head(folder: Path, settings: dict[str, Any]) -> Head:
     """The fitted head of a run folder.
 
+    Args:
+        folder: The run folder.
+        settings: Its `HeadConfig`, as JSON holds it.
+
     Raises:
         RunError: If its files are missing or damaged.
     """
     try:
-        config = HeadConfig(**{name: value for name, value in settings.items() if name != "views"})
+        config = HeadConfig(**settings)
+        kind = kind_of(config.head)
     except (TypeError, ConfigError) as error:
         raise RunError(f"{folder}/run.json holds settings of no head: {error}") from error
-    return LogregHead.load(folder, config) if config.widths is None else DenseHead.load(folder, config)
+    return kind.head.load(folder, config)

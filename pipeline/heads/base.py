@@ -2,78 +2,142 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import asdict, dataclass, field
+import sys
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ConfigError
+from pipeline.config import one_of
+from pipeline.errors import ConfigError, RunError
 from pipeline.table import Part
 
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["FORMS", "FitReport", "Head", "HeadConfig", "probabilities_of", "standard_scale"]
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "FitReport",
+    "Head",
+    "HeadConfig",
+    "class_weights",
+    "damaged",
+    "n_logits",
+    "not_fitted",
+    "predict",
+    "probabilities_of",
+]
 
-LEAST_DEVIATION = 1e-6
-FORMS = "logreg, linear, mlp512-128 (any hidden widths, joined by -)"
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("plateau", "cosine", "none")
+CLASS_WEIGHTS = ("balanced", "none")
 
 
 @dataclass(frozen=True, slots=True)
 class HeadConfig:
-    """Which head, and how it is trained.
+    """Which head, and how it is fitted. None stands for what the kind of head has as its default, or doesn't have.
 
     Attributes:
-        head: "logreg", "linear", or "mlp" and the widths of its hidden layers, joined by "-".
-        epochs: Most passes over the training images; Keras heads only, as are all options below.
-        batch_size: Images in a step; None for one that gives about 20 steps an epoch, from 16 to 256.
-        learning_rate: Of Adam, at the start.
+        head: The head's name: "logreg", "mlp512-128", ...
+        epochs: Most passes over the training images.
+        batch_size: Images in a step.
+        learning_rate: At its highest.
         dropout: Share of the units of each hidden layer that is dropped.
-        patience: Epochs without a lower validation loss until the end; half as many until the rate is reduced.
+        patience: Epochs without a lower validation loss until the end; half as many until "plateau" reduces the rate.
+        l2: Weight of half the squared weights beside the mean loss of an image; with "adamw" the decoupled decay.
+        label_smoothing: Share of each label that is spread over all classes.
+        optimizer: "adam", "adamw" or "sgd" (momentum 0.9).
+        schedule: Of the learning rate: "plateau", "cosine" or "none".
+        class_weight: "balanced": each class weighs the same, however many images it has; or "none".
+        standardize: Whether features are brought to mean 0 and standard deviation 1 over the training images.
+        l2_normalize: Whether the features of each image are then brought to the same length.
+        views: Number of cached views of the training images that are used beside the images themselves.
         seed: Of initial weights, dropout and order.
     """
 
     head: str = "logreg"
-    epochs: int = 60
+    epochs: int | None = None
     batch_size: int | None = None
-    learning_rate: float = 1e-3
-    dropout: float = 0.5
-    patience: int = 8
+    learning_rate: float | None = None
+    dropout: float | None = None
+    patience: int | None = None
+    l2: float | None = None
+    label_smoothing: float | None = None
+    optimizer: str | None = None
+    schedule: str | None = None
+    class_weight: str | None = None
+    standardize: bool | None = None
+    l2_normalize: bool | None = None
+    views: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _ = self.widths
-        for option, value, holds, legal in (
-            ("--epochs", self.epochs, self.epochs >= 1, "1 or more"),
-            ("--batch-size", self.batch_size, self.batch_size is None or self.batch_size >= 1, "1 or more"),
-            ("--learning-rate", self.learning_rate, 0 < self.learning_rate < 10, "a number above 0 and below 10"),
-            ("--dropout", self.dropout, 0 <= self.dropout < 1, "a share from 0 up to, but not including, 1"),
-            ("--patience", self.patience, self.patience >= 1, "1 or more"),
+        positive = sys.float_info.min
+        for option, value, least, below, legal in (
+            ("--epochs", self.epochs, 1, np.inf, "1 or more"),
+            ("--batch-size", self.batch_size, 1, np.inf, "1 or more"),
+            ("--patience", self.patience, 1, np.inf, "1 or more"),
+            ("--views", self.views, 0, np.inf, "0 or more"),
+            ("--learning-rate", self.learning_rate, positive, 10, "a number above 0 and below 10"),
+            ("--l2", self.l2, 0, np.inf, "a number from 0 on"),
+            ("--dropout", self.dropout, 0, 1, "a share from 0 up to, but not including, 1"),
+            ("--label-smoothing", self.label_smoothing, 0, 1, "a share from 0 up to, but not including, 1"),
         ):
-            if not holds:
+            if value is not None and not least <= value < below:
                 raise ConfigError(f"{option} is {value}; give {legal}")
+        for option, name, legal_names in (
+            ("--optimizer", self.optimizer, OPTIMIZERS),
+            ("--schedule", self.schedule, SCHEDULES),
+            ("--class-weight", self.class_weight, CLASS_WEIGHTS),
+        ):
+            if name is not None:
+                one_of(option, name, legal_names)
 
-    @property
-    def widths(self) -> tuple[int, ...] | None:
-        """Units of each hidden layer; none for `linear`; None for `logreg`.
+    def given(self) -> dict[str, Any]:
+        """The options that are set, head and seed left out."""
+        return {
+            name: value for name, value in asdict(self).items() if value is not None and name not in ("head", "seed")
+        }
+
+    def resolved(self, defaults: dict[str, Any]) -> HeadConfig:
+        """With the defaults of its kind.
+
+        Args:
+            defaults: Of all options the kind has; None where the value is found while fitting.
 
         Raises:
-            ConfigError: If the head's name is not legal.
+            ConfigError: For an option that the kind doesn't have.
         """
-        if self.head == "logreg":
-            return None
-        if self.head == "linear":
-            return ()
-        if match := re.fullmatch(r"mlp([1-9]\d{0,4}(?:-[1-9]\d{0,4})*)", self.head):
-            return tuple(int(width) for width in match[1].split("-"))
-        raise ConfigError(f"Unknown head {self.head!r}. Legal are {FORMS}")
+        foreign = [option_name(name) for name in self.given() if name not in defaults]
+        if foreign:
+            known = ", ".join(option_name(field.name) for field in fields(self) if field.name in defaults)
+            raise ConfigError(f"{' and '.join(foreign)} means nothing to {self.head}; its options are {known}")
+        return replace(self, **{**defaults, **self.given()})
+
+    def command(self, defaults: dict[str, Any]) -> str:
+        """The part of a command line that gives these settings."""
+        words = [f"--head {self.head}"]
+        for name, value in self.given().items():
+            if value != defaults.get(name):
+                if isinstance(value, bool):
+                    words.append(option_name(name) if value else option_name(name).replace("--", "--no-", 1))
+                else:
+                    words.append(
+                        f"{option_name(name)} {value:g}" if isinstance(value, float) else f"{option_name(name)} {value}"
+                    )
+        return " ".join(words + ([f"--seed {self.seed}"] if self.seed else []))
 
     def to_json(self) -> dict[str, Any]:
         """As a dictionary that JSON can hold."""
         return asdict(self)
+
+
+def option_name(field_name: str) -> str:
+    """Of a field, on the command line."""
+    return "--" + field_name.replace("_", "-")
 
 
 @dataclass(slots=True)
@@ -82,12 +146,10 @@ class FitReport:
 
     Attributes:
         history: A row for each epoch, or for each setting that was tried.
-        val_probabilities: Of the validation images, from a head that has not seen them; None without any.
         notes: What a user should know.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
-    val_probabilities: NDArray[np.floating] | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -95,13 +157,23 @@ class Head(Protocol):
     """A classifier of features.
 
     Attributes:
-        trainable_parameters: Numbers that were fitted.
+        refits: Whether `refit` does anything.
     """
 
-    trainable_parameters: int
+    refits: bool
+
+    def __init__(self, config: HeadConfig) -> None:
+        """Not fitted yet; all options of the kind are set."""
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Numbers that were fitted."""
 
     def fit(self, train: Part, val: Part, n_classes: int) -> FitReport:
         """Fit on `train`, choosing with `val`, which may be empty."""
+
+    def refit(self, both: Part) -> None:
+        """Fit again, on the training and the validation images, with the settings that `fit` chose."""
 
     def predict_proba(self, features: NDArray[np.floating]) -> NDArray[np.floating]:
         """Probabilities [n, classes] of features [n, d]."""
@@ -110,18 +182,53 @@ class Head(Protocol):
         """The same classifier as built Keras layers, from features [n, d] to logits, which fine-tuning starts from.
 
         It is the one that was fitted on the training images alone, so that the validation images stay unseen.
+
+        Raises:
+            ConfigError: If this kind of head has none.
         """
 
     def save(self, folder: Path) -> None:
         """Write the head's files into a run folder, without pickle."""
 
+    @classmethod
+    def load(cls, folder: Path, config: HeadConfig) -> Head:
+        """Read what `save` wrote.
 
-def standard_scale(deviations: NDArray[np.floating]) -> NDArray[np.float64]:
-    """What features are divided by: their standard deviations, but 1 for those that hardly ever change.
+        Raises:
+            RunError: If a file is missing or damaged.
+        """
 
-    Otherwise a feature that is still while training would explode when it moves.
+
+def predict(head: Head, part: Part) -> NDArray[np.floating]:
+    """Probabilities [n, classes] of a part, whose features may lie on disk."""
+    found: NDArray[np.floating] | None = None
+    for rows in part.blocks():
+        probabilities = head.predict_proba(part.load(rows))
+        if found is None:
+            found = np.empty((len(part), probabilities.shape[1]), probabilities.dtype)
+        found[rows] = probabilities
+    if found is None:
+        raise RunError("There are no images to predict")
+    return found
+
+
+def class_weights(labels: NDArray[np.int64], n_classes: int, class_weight: str | None) -> NDArray[np.float64]:
+    """What an image of each class weighs, shape [classes].
+
+    With "balanced" all classes weigh the same together; the mean weight over the images is 1, so that learning rates
+    and penalties keep their meaning.
     """
-    return np.where(deviations < LEAST_DEVIATION, 1.0, deviations).astype(np.float64)
+    if class_weight != "balanced":
+        return np.ones(n_classes)
+    counts = np.bincount(labels, minlength=n_classes)
+    present = np.count_nonzero(counts)
+    weights: NDArray[np.float64] = len(labels) / (present * np.maximum(counts, 1))
+    return weights
+
+
+def n_logits(n_classes: int) -> int:
+    """Two classes need one logit, that of the second."""
+    return 1 if n_classes == 2 else n_classes
 
 
 def probabilities_of(logits: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -133,3 +240,13 @@ def probabilities_of(logits: NDArray[np.floating]) -> NDArray[np.float64]:
         wide = np.concatenate([np.zeros_like(wide), wide], axis=1)
     probabilities: NDArray[np.float64] = softmax(wide, axis=1)
     return probabilities
+
+
+def not_fitted() -> RunError:
+    """The error of a head that is used too early."""
+    return RunError("The head is not fitted yet; call fit first")
+
+
+def damaged(path: Path, error: Exception) -> RunError:
+    """The error of a head's file that can't be read."""
+    return RunError(f"{path} can't be read: {error}; train the head again")

@@ -1,7 +1,22 @@
 """The stages, and how they are wired: nothing else knows more than its own part."""
 
+from pipeline.stages.choosing import SWEPT, CurveResult, learning_curve, sweep
 from pipeline.stages.features import ExtractResult, extract, features_of
-from pipeline.stages.training import train_head
+from pipeline.stages.trained import TrainedHead, open_head
+from pipeline.stages.training import TableOptions, train_head
 from pipeline.stages.tuning import finetune
 
-__all__ = ["ExtractResult", "extract", "features_of", "finetune", "train_head"]
+__all__ = [
+    "SWEPT",
+    "CurveResult",
+    "ExtractResult",
+    "TableOptions",
+    "TrainedHead",
+    "extract",
+    "features_of",
+    "finetune",
+    "learning_curve",
+    "open_head",
+    "sweep",
+    "train_head",
+]

@@ -21,8 +21,9 @@ from pipeline.engines import Engine, EngineChoice, choose, graph_folder, open_en
 from pipeline.errors import DataError, ImageError, QuarantineError
 from pipeline.extraction import PassReport, Row
 from pipeline.memo import Memo
+from pipeline.records import TableRecord, now, save_dataset, save_record, table_id
 from pipeline.store import FeatureStore
-from pipeline.table import TableRecord, now, row_keys, save_dataset, save_record, table_id
+from pipeline.table import row_keys
 
 __all__ = ["ExtractResult", "extract", "features_of"]
 

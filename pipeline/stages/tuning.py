@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.backbones import Pretrained, Unfrozen, open_backbone
-from pipeline.config import FeatureSpec
 from pipeline.errors import CacheMismatchError
 from pipeline.finetune import FinetuneConfig, Tuned, assemble, fit
-from pipeline.heads import load_head
 from pipeline.memo import Memo
 from pipeline.metrics import evaluate
-from pipeline.runs import Predictions, Run, find_run, save_run
+from pipeline.records import TableRecord, find_record
+from pipeline.runs import Predictions, Run, save_run
 from pipeline.stages.features import extract
+from pipeline.stages.trained import open_head
 from pipeline.stages.training import describe_run
-from pipeline.table import TableRecord, find_record, load_table
+from pipeline.table import load_table
 
 __all__ = ["finetune"]
 
@@ -38,10 +38,16 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, head_run: str |
         EndpointError: If there are no such blocks.
     """
     start = time.perf_counter()
-    from_run, head_folder = find_run(reports, head_run, "train-head")
+    trained, _ = open_head(reports, head_run)
+    from_run = trained.run
+    if len(trained.specs) > 1:
+        raise CacheMismatchError(
+            f"The head {from_run.id} was trained on {len(trained.specs)} sets of features, and one backbone can be "
+            "fine-tuned below a head; train another: tlpipe train-head FEATURES"
+        )
     record = find_record(cache, from_run.features)
-    _check_same(from_run, record)
-    head = load_head(head_folder, from_run.settings)
+    trained.check([record.spec], record.id)
+    trained.head.layers()
     pretrained = _same_backbone(record, cache)
     blocks = config.blocks or pretrained.default_endpoint()
     log.info("Fine-tuning %s and all above it, from the head %s", blocks, from_run.id)
@@ -56,9 +62,9 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, head_run: str |
             f"other images; run {record.config.command()} and tlpipe train-head again"
         )
     extracted = time.perf_counter()
-    table = load_table(cache, cut.record)
+    table = load_table(cache, [cut.record])
     parts = {split: part for split in ("train", "val", "test") if len(part := table.part(split))}
-    models = assemble(features, unfrozen, head, len(table.class_names))
+    models = assemble(features, unfrozen, trained.head, len(table.class_names))
     tuned = fit(models, parts, config)
     predictions = [
         Predictions(split, parts[split].keys, parts[split].labels, probabilities)
@@ -68,7 +74,6 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, head_run: str |
         "finetune",
         from_run.head,
         table,
-        record,
         settings={**config.to_json(), "blocks": blocks, "head_run": from_run.id, "cut": unfrozen.cut},
         seed=config.seed,
         predictions=predictions,
@@ -79,7 +84,7 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, head_run: str |
         },
         trainable_parameters=models.trainable_parameters(),
         notes=_notes(unfrozen, record, tuned),
-        baseline={split: evaluate(part, parts[split].labels) for split, part in tuned.start.items()},
+        baseline={split: evaluate(part, parts[split].labels, table.class_names) for split, part in tuned.start.items()},
     )
     save_run(reports, run, tuned.history, predictions, lambda folder: models.serving().save(folder / "model.keras"))
     return run
@@ -98,20 +103,6 @@ def _notes(unfrozen: Unfrozen, record: TableRecord, tuned: Tuned) -> list[str]:
     else:
         notes.append("No epoch was better than the start on val; the start is kept. Use the head itself instead")
     return notes
-
-
-def _check_same(run: Run, record: TableRecord) -> None:
-    """Refuse features that are not those a head was trained on.
-
-    Raises:
-        CacheMismatchError: Naming the fields that differ.
-    """
-    differing = FeatureSpec.from_json(run.spec).differences(record.spec)
-    if differing:
-        fields = ", ".join(f"{name} {mine!r}, not {theirs!r}" for name, (mine, theirs) in differing.items())
-        raise CacheMismatchError(
-            f"The head {run.id} was trained on features with {fields}. Train it again: tlpipe train-head {record.id}"
-        )
 
 
 def _same_backbone(record: TableRecord, cache: Path) -> Pretrained:

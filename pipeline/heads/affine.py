@@ -1,0 +1,127 @@
+"""Heads that are one affine map of prepared features: what they share, saved as plain arrays."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import runtime
+from pipeline.heads.base import FitReport, HeadConfig, damaged, not_fitted, probabilities_of
+from pipeline.heads.prepare import Preparation
+from pipeline.table import Part
+
+if TYPE_CHECKING:
+    import keras
+    from typing_extensions import Self
+
+__all__ = ["AffineHead", "AffineMap", "one_column"]
+
+FILE = "head.npz"
+
+
+def one_column(
+    weights: NDArray[np.floating], bias: NDArray[np.floating]
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Of two classes, the logit of the second less that of the first; more classes as they are."""
+    if weights.shape[1] == 2:
+        return weights[:, 1:] - weights[:, :1], bias[1:] - bias[:1]
+    return weights, bias
+
+
+@dataclass(frozen=True, slots=True)
+class AffineMap:
+    """A preparation and an affine map to logits; with one column, to the log odds of the second class.
+
+    Attributes:
+        prepare: Of features.
+        weights: Shape [d, logits].
+        bias: Shape [logits].
+    """
+
+    prepare: Preparation
+    weights: NDArray[np.floating]
+    bias: NDArray[np.floating]
+
+    def predict_proba(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Probabilities [n, classes] of features [n, d]."""
+        return probabilities_of(self.prepare(features) @ self.weights.astype(np.float32) + self.bias)
+
+    def arrays(self) -> dict[str, Any]:
+        """As arrays to save."""
+        return {**self.prepare.arrays(), "weights": self.weights, "bias": self.bias}
+
+
+class AffineHead(ABC):
+    """A head of one affine map; that of the training images is kept beside that which saw the validation images too.
+
+    Attributes:
+        trained: Fitted on the training images alone.
+        final: What predicts: the same, or fitted on training and validation images.
+    """
+
+    refits = True
+
+    def __init__(self, config: HeadConfig) -> None:
+        self.config = config
+        self.trained: AffineMap | None = None
+        self.final: AffineMap | None = None
+
+    @abstractmethod
+    def fit(self, train: Part, val: Part, n_classes: int) -> FitReport:
+        """As `Head.fit`."""
+
+    @abstractmethod
+    def refit(self, both: Part) -> None:
+        """As `Head.refit`."""
+
+    @property
+    def trainable_parameters(self) -> int:
+        """As `Head.trainable_parameters`."""
+        return 0 if self.final is None else self.final.weights.size + self.final.bias.size
+
+    def predict_proba(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """As `Head.predict_proba`."""
+        if self.final is None:
+            raise not_fitted()
+        return self.final.predict_proba(features)
+
+    def layers(self) -> list[keras.Layer]:
+        """As `Head.layers`."""
+        if self.trained is None:
+            raise not_fitted()
+        dense = runtime.keras().layers.Dense(self.trained.weights.shape[1], name="logits")
+        dense.build((None, self.trained.weights.shape[0]))
+        dense.set_weights([self.trained.weights, self.trained.bias])
+        return [*self.trained.prepare.layers(), dense]
+
+    def save(self, folder: Path) -> None:
+        """As `Head.save`: plain arrays."""
+        if self.trained is None or self.final is None:
+            raise not_fitted()
+        maps = {"trained": self.trained, "final": self.final}
+        arrays = {f"{name}_{field}": array for name, part in maps.items() for field, array in part.arrays().items()}
+        np.savez(folder / FILE, **arrays)
+
+    @classmethod
+    def load(cls, folder: Path, config: HeadConfig) -> Self:
+        """As `Head.load`."""
+        head = cls(config)
+        try:
+            with np.load(folder / FILE, allow_pickle=False) as file:
+                head.trained, head.final = (_read(file, name) for name in ("trained", "final"))
+        except Exception as error:  # NumPy and zipfile raise many kinds
+            raise damaged(folder / FILE, error) from error
+        return head
+
+
+def _read(file: Any, name: str) -> AffineMap:
+    prepare = Preparation(bool(file[f"{name}_l2_normalize"]), file[f"{name}_mean"], file[f"{name}_scale"])
+    found = AffineMap(prepare, file[f"{name}_weights"], file[f"{name}_bias"])
+    if found.weights.shape != (len(prepare.mean), len(found.bias)) or prepare.scale.shape != prepare.mean.shape:
+        raise ValueError("the shapes of its arrays don't fit each other")
+    return found

@@ -1,0 +1,125 @@
+"""k nearest neighbours by cosine, each neighbour's vote weighed by exp(cosine / 0.07).
+
+Source: Wu et al. 2018, arXiv:1805.01978, section 3.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError
+from pipeline.heads.base import FitReport, HeadConfig, damaged, not_fitted
+from pipeline.heads.many import Trial
+from pipeline.heads.prepare import Preparation
+from pipeline.table import Part
+
+if TYPE_CHECKING:
+    import keras
+
+__all__ = ["KnnHead", "fit_many"]
+
+TEMPERATURE = 0.07
+FILE = "head.npz"
+QUERIES = 1024  # images that are compared with all others at a time
+
+
+class KnnHead:
+    """Keeps the training images; those nearest to an image vote for its class."""
+
+    trainable_parameters = 0
+    refits = True
+
+    def __init__(self, config: HeadConfig) -> None:
+        self.config = config
+        self.k = int(config.head.removeprefix("knn"))
+        self.n_classes = 0
+        self.prepare: Preparation | None = None
+        self.bank = np.zeros((0, 0), np.float32)
+        self.labels = np.zeros(0, np.int64)
+
+    def fit(self, train: Part, val: Part, n_classes: int) -> FitReport:
+        """As `Head.fit`; nothing is chosen."""
+        self.n_classes = n_classes
+        self._keep(train)
+        if self.k > len(train):
+            return FitReport(notes=[f"There are {len(train):,} training images; all of them vote"])
+        return FitReport()
+
+    def refit(self, both: Part) -> None:
+        """As `Head.refit`."""
+        self._keep(both)
+
+    def _keep(self, part: Part) -> None:
+        self.prepare = Preparation.fit(part, standardize=self.config.standardize, l2_normalize=True)
+        self.bank, self.labels = self.prepare(part.array()), part.labels
+
+    def predict_proba(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """As `Head.predict_proba`."""
+        return self.votes(features, [self.k])[0]
+
+    def votes(self, features: NDArray[np.floating], ks: Sequence[int]) -> list[NDArray[np.float64]]:
+        """Probabilities [n, classes] for each number of neighbours, from one product."""
+        if self.prepare is None:
+            raise not_fitted()
+        most = min(max(ks), len(self.labels))
+        found = [np.empty((len(features), self.n_classes)) for _ in ks]
+        for start in range(0, len(features), QUERIES):
+            query = self.prepare(features[start : start + QUERIES])
+            cosines = (query @ self.bank.T) / np.float32(query.shape[1])
+            nearest = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
+            near = np.take_along_axis(cosines, nearest, axis=1)
+            order = np.argsort(-near, axis=1, kind="stable")
+            near = np.take_along_axis(near, order, axis=1).astype(np.float64)
+            labels = self.labels[np.take_along_axis(nearest, order, axis=1)]
+            weights = np.exp((near - near[:, :1]) / TEMPERATURE)
+            for k, probabilities in zip(ks, found, strict=True):
+                votes = np.zeros((len(query), self.n_classes))
+                rows = np.arange(len(query))[:, None]
+                np.add.at(votes, (rows, labels[:, :k]), weights[:, :k])
+                probabilities[start : start + QUERIES] = votes / votes.sum(axis=1, keepdims=True)
+        return found
+
+    def layers(self) -> list[keras.Layer]:
+        """As `Head.layers`: there are none."""
+        raise ConfigError(
+            f"{self.config.head} is no network, so nothing can be fine-tuned below it; train another head: "
+            "tlpipe train-head --head linear"
+        )
+
+    def save(self, folder: Path) -> None:
+        """As `Head.save`: plain arrays."""
+        if self.prepare is None:
+            raise not_fitted()
+        arrays = self.prepare.arrays()
+        np.savez(folder / FILE, bank=self.bank, labels=self.labels, n_classes=np.array(self.n_classes), **arrays)
+
+    @classmethod
+    def load(cls, folder: Path, config: HeadConfig) -> KnnHead:
+        """As `Head.load`."""
+        head = cls(config)
+        try:
+            with np.load(folder / FILE, allow_pickle=False) as file:
+                head.prepare = Preparation(bool(file["l2_normalize"]), file["mean"], file["scale"])
+                head.bank, head.labels = file["bank"], file["labels"]
+                head.n_classes = int(file["n_classes"])
+            if head.bank.shape != (len(head.labels), len(head.prepare.mean)) or head.labels.max() >= head.n_classes:
+                raise ValueError("the shapes of its arrays don't fit each other")
+        except Exception as error:  # NumPy and zipfile raise many kinds
+            raise damaged(folder / FILE, error) from error
+        return head
+
+
+def fit_many(
+    configs: Sequence[HeadConfig], train: Part, vals: Sequence[Part], n_classes: int, seconds: float
+) -> Iterator[Trial]:
+    """As `many.FitMany`: settings that differ in the number of neighbours alone, from one product."""
+    head = KnnHead(configs[0])
+    head.fit(train, vals[0], n_classes)
+    ks = [KnnHead(config).k for config in configs]
+    for number, probabilities in enumerate(zip(*(head.votes(val.array(), ks) for val in vals), strict=True)):
+        yield Trial(number, list(probabilities))

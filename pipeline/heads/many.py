@@ -1,0 +1,93 @@
+"""Many settings of one kind of head on the same images: what a kind's `fit_many` gives, and the plain way to do it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import runtime
+from pipeline.heads.base import Head, HeadConfig, predict
+from pipeline.table import Part
+
+__all__ = ["FitMany", "Trial", "in_processes", "one_by_one"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One setting that was fitted.
+
+    Attributes:
+        number: Which of the settings.
+        probabilities: Of each of the parts that were to be predicted, shape [n, classes].
+    """
+
+    number: int
+    probabilities: list[NDArray[np.floating]]
+
+
+FitMany = Callable[[Sequence[HeadConfig], Part, Sequence[Part], int, float], Iterator[Trial]]
+"""Fit settings that differ in what the kind can vary in one go.
+
+Its arguments: the settings; the training images; the images to predict, of which the first part is what a head may
+choose by (its epoch, say), the others are further views of the same images; the number of classes; and the most
+seconds, after which it may give fewer trials than settings, but at least one.
+"""
+
+
+def _fit_one(
+    make: Callable[[HeadConfig], Head], config: HeadConfig, train: Part, vals: Sequence[Part], n_classes: int
+) -> list[NDArray[np.floating]]:
+    head = make(config)
+    head.fit(train, vals[0], n_classes)
+    return [predict(head, val) for val in vals]
+
+
+def one_by_one(make: Callable[[HeadConfig], Head]) -> FitMany:
+    """Fit each setting by itself, one after the other."""
+
+    def fit_many(
+        configs: Sequence[HeadConfig], train: Part, vals: Sequence[Part], n_classes: int, seconds: float
+    ) -> Iterator[Trial]:
+        end = time.monotonic() + seconds
+        for number, config in enumerate(configs):
+            if number and time.monotonic() >= end:
+                return
+            yield Trial(number, _fit_one(make, config, train, vals, n_classes))
+
+    return fit_many
+
+
+def in_processes(make: Callable[[HeadConfig], Head]) -> FitMany:
+    """Fit settings at the same time, in a process for each processor; where there is a GPU, one after the other.
+
+    joblib hands large arrays on as files that all processes map, so they are held once. A joblib backend that the
+    caller has set (`joblib.parallel_config`) is used.
+    """
+    alone = one_by_one(make)
+
+    def fit_many(
+        configs: Sequence[HeadConfig], train: Part, vals: Sequence[Part], n_classes: int, seconds: float
+    ) -> Iterator[Trial]:
+        n_jobs = min(runtime.cpu_count(), len(configs))
+        if n_jobs == 1 or runtime.has_nvidia_gpu():
+            yield from alone(configs, train, vals, n_classes, seconds)
+            return
+        from joblib import Parallel, delayed
+
+        end = time.monotonic() + seconds
+        fit = partial(_fit_one, make, train=train, vals=vals, n_classes=n_classes)
+        with Parallel(n_jobs=n_jobs) as parallel:
+            for start in range(0, len(configs), n_jobs):
+                if start and time.monotonic() >= end:
+                    return
+                batch = range(start, min(start + n_jobs, len(configs)))
+                found = parallel(delayed(fit)(config=configs[number]) for number in batch)
+                for number, probabilities in zip(batch, found, strict=True):
+                    yield Trial(number, probabilities)
+
+    return fit_many

@@ -1,0 +1,192 @@
+"""Multilayer perceptrons in Keras, with standardised features or with BatchNormalization below."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import runtime
+from pipeline.heads.base import (
+    FitReport,
+    HeadConfig,
+    class_weights,
+    damaged,
+    n_logits,
+    not_fitted,
+    predict,
+    probabilities_of,
+)
+from pipeline.heads.optimise import Passes, Watch, batch_size_for, diverged, optimizer_for
+from pipeline.heads.prepare import Preparation
+from pipeline.metrics import scores
+from pipeline.progress import progress
+from pipeline.table import Part
+
+if TYPE_CHECKING:
+    import keras
+
+__all__ = ["MlpHead", "accuracy_of_logits", "sparse_loss"]
+
+FILE = "head.keras"
+BN_MOMENTUM = 0.9
+
+
+def sparse_loss(n_classes: int, label_smoothing: float = 0.0, **options: Any) -> Any:
+    """Keras's cross-entropy of class indices and logits."""
+    losses = runtime.keras().losses
+    if n_classes == 2:
+        return losses.BinaryCrossentropy(from_logits=True, label_smoothing=label_smoothing, **options)
+    if label_smoothing == 0:
+        return losses.SparseCategoricalCrossentropy(from_logits=True, **options)
+    smooth = losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing, **options)
+    return lambda labels, logits: smooth(runtime.keras().ops.one_hot(labels, n_classes), logits)
+
+
+def accuracy_of_logits(n_classes: int) -> Any:
+    """Share of right predictions; Keras's own "accuracy" would take one logit for a probability."""
+    metrics = runtime.keras().metrics
+    if n_classes == 2:
+        return metrics.BinaryAccuracy(threshold=0.0, name="accuracy")
+    return metrics.SparseCategoricalAccuracy(name="accuracy")
+
+
+class MlpHead:
+    """Layers of relu and dropout, then logits; the weights kept are those of the lowest validation loss.
+
+    Below them stands standardisation, or, in "bn-mlp...", BatchNormalization.
+    """
+
+    refits = False
+
+    def __init__(self, config: HeadConfig) -> None:
+        self.config = config
+        self.batch_normalization = config.head.startswith("bn-")
+        self.widths = [int(width) for width in config.head.removeprefix("bn-").removeprefix("mlp").split("-")]
+        self.model: keras.Model | None = None
+
+    @property
+    def trainable_parameters(self) -> int:
+        """As `Head.trainable_parameters`."""
+        return 0 if self.model is None else sum(math.prod(weight.shape) for weight in self.model.trainable_weights)
+
+    def fit(self, train: Part, val: Part, n_classes: int) -> FitReport:
+        """As `Head.fit`; without validation images the last epoch counts."""
+        config = self.config
+        keras = runtime.keras()
+        keras.utils.set_random_seed(config.seed)
+        model = self.model = self._build(train, n_classes)
+        optimizer = optimizer_for(config, len(train))
+        passes = Passes(
+            self._step(model, optimizer, train, n_classes), train, batch_size_for(config, len(train)), config.seed
+        )
+        watch, report = Watch(config, 1), FitReport()
+        best = model.get_weights()
+        with progress("Training", config.epochs or 1, "epochs") as advance:
+            for epoch in range(1, (config.epochs or 1) + 1):
+                rate = float(optimizer.learning_rate)
+                row = {"epoch": epoch, "learning_rate": rate, "loss": passes.epoch()}
+                if len(val):
+                    found = scores(predict(self, val), val.labels)
+                    row |= {"val_loss": found["log_loss"], "val_accuracy": found["accuracy"]}
+                report.history.append(row)
+                advance(1)
+                if not np.isfinite(row["loss"]):
+                    report.notes.append(f"The loss was no finite number in epoch {epoch}; training ended there")
+                    break
+                if watch.update(np.array([row.get("val_loss", row["loss"])]))[0] or not len(val):
+                    best = model.get_weights()
+                if watch.finished:
+                    break
+                if watch.plateau:
+                    optimizer.learning_rate.assign((config.learning_rate or 0) * watch.reductions[0])
+        if not np.isfinite(watch.best[0]):
+            raise diverged(config)
+        model.set_weights(best)
+        kept = f"best {watch.best_epoch[0]} by validation loss" if len(val) else "the last kept"
+        report.notes.append(f"{len(report.history)} epochs, {kept}")
+        return report
+
+    def _step(self, model: keras.Model, optimizer: Any, train: Part, n_classes: int) -> Any:
+        """One update, for a batch."""
+        tf = runtime.tensorflow()
+        config = self.config
+        loss = sparse_loss(n_classes, config.label_smoothing or 0.0, reduction=None)
+        of_class = tf.constant(class_weights(train.labels, n_classes, config.class_weight), tf.float32)
+        penalty = 0.0 if config.optimizer == "adamw" else (config.l2 or 0.0) / 2
+        kernels = [layer.kernel for layer in model.layers if hasattr(layer, "kernel")]
+        optimizer.build(model.trainable_variables)
+
+        def step(features: Any, labels: Any, _: Any) -> Any:
+            with tf.GradientTape() as tape:
+                logits = model(features, training=True)
+                each = loss(labels[:, None] if n_classes == 2 else labels, logits)
+                value = tf.reduce_mean(tf.gather(of_class, labels) * each)
+                if penalty:
+                    value += penalty * tf.add_n([tf.reduce_sum(tf.square(kernel)) for kernel in kernels])
+            optimizer.apply(tape.gradient(value, model.trainable_variables), model.trainable_variables)
+            return value
+
+        return step
+
+    def _build(self, train: Part, n_classes: int) -> keras.Model:
+        layers = runtime.keras().layers
+        config = self.config
+        prepare = Preparation.fit(train, standardize=config.standardize, l2_normalize=config.l2_normalize)
+        stack: list[Any] = [runtime.keras().Input((train.features.shape[1],)), *prepare.layers()]
+        if self.batch_normalization:
+            stack.append(self._normalization(train, prepare))
+        for number, width in enumerate(self.widths, start=1):
+            stack.append(layers.Dense(width, activation="relu", name=f"hidden_{number}"))
+            stack.append(layers.Dropout(config.dropout or 0.0, name=f"dropout_{number}"))
+        stack.append(layers.Dense(n_logits(n_classes), name="logits"))
+        return runtime.keras().Sequential(stack, name="head")
+
+    @staticmethod
+    def _normalization(train: Part, prepare: Preparation) -> keras.Layer:
+        """BatchNormalization whose statistics start at those of the training features.
+
+        From 0 and 1 they would take as many steps to get there as a small set has in several epochs.
+        """
+        initial = runtime.keras().initializers.Constant
+        found = Preparation.fit(train, standardize=True, l2_normalize=False)
+        return runtime.keras().layers.BatchNormalization(
+            momentum=BN_MOMENTUM,
+            moving_mean_initializer=initial(((found.mean - prepare.mean) / prepare.scale).tolist()),
+            moving_variance_initializer=initial(np.square(found.scale / prepare.scale).tolist()),
+            name="batch_normalization",
+        )
+
+    def predict_proba(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """As `Head.predict_proba`."""
+        if self.model is None:
+            raise not_fitted()
+        return probabilities_of(self.model.predict(features.astype(np.float32), batch_size=1024, verbose=0))
+
+    def refit(self, both: Part) -> None:
+        """As `Head.refit`: the best epoch can't be told on images that were trained on, so nothing is done."""
+
+    def layers(self) -> list[keras.Layer]:
+        """As `Head.layers`."""
+        if self.model is None:
+            raise not_fitted()
+        return list(self.model.layers)
+
+    def save(self, folder: Path) -> None:
+        """As `Head.save`: a `.keras` file."""
+        if self.model is None:
+            raise not_fitted()
+        self.model.save(folder / FILE)
+
+    @classmethod
+    def load(cls, folder: Path, config: HeadConfig) -> MlpHead:
+        """As `Head.load`, in Keras's safe mode, which runs no code from the file."""
+        head = cls(config)
+        try:
+            head.model = runtime.keras().models.load_model(folder / FILE, compile=False, safe_mode=True)
+        except Exception as error:  # Keras, zipfile and h5py raise many kinds
+            raise damaged(folder / FILE, error) from error
+        return head

@@ -1,0 +1,95 @@
+"""What is done to features before a head sees them: standardisation, then equal lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import runtime
+from pipeline.table import Part
+
+if TYPE_CHECKING:
+    import keras
+
+__all__ = ["Preparation"]
+
+LEAST_DEVIATION = 1e-6
+LEAST_LENGTH = 1e-12
+ROWS = 4096  # rows that are widened to float64 at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """Fitted on training features: z = (x - mean) / scale, and where asked for z * sqrt(d) / |z|.
+
+    The length is the square root of d, not 1, so that features keep a mean square of 1 and learning rates and
+    penalties their meaning.
+
+    Attributes:
+        l2_normalize: Whether the features of each image are brought to the same length.
+        mean: Shape [d]; zeros without standardisation.
+        scale: Shape [d]; ones without standardisation.
+    """
+
+    l2_normalize: bool
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+
+    @classmethod
+    def fit(cls, part: Part, *, standardize: bool | None, l2_normalize: bool | None) -> Preparation:
+        """Learn means and standard deviations of the training features, reading them once.
+
+        A feature that hardly ever changes is not scaled: it would explode when it moves.
+
+        Args:
+            part: The training images; their features may lie on disk.
+            standardize: Whether to standardise.
+            l2_normalize: Whether to bring the features of each image to the same length.
+        """
+        width = part.features.shape[1]
+        plain = cls(bool(l2_normalize), np.zeros(width, np.float32), np.ones(width, np.float32))
+        if not standardize:
+            return plain
+        # Sums of the differences from some row lose no digits where a feature's mean is far from 0.
+        shift: NDArray[np.float64] | None = None
+        total, squares = np.zeros(width), np.zeros(width)
+        for rows in part.blocks():
+            block = part.load(rows)
+            for start in range(0, len(block), ROWS):
+                wide = block[start : start + ROWS].astype(np.float64)
+                shift = wide[0].copy() if shift is None else shift
+                wide -= shift
+                total += wide.sum(axis=0)
+                squares += np.einsum("nd,nd->d", wide, wide)
+        centre = total / len(part)
+        deviations = np.sqrt(np.maximum(squares / len(part) - centre**2, 0))
+        scale = np.where(deviations < LEAST_DEVIATION, 1.0, deviations)
+        mean = centre + (0 if shift is None else shift)
+        return cls(plain.l2_normalize, mean.astype(np.float32), scale.astype(np.float32))
+
+    def __call__(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Prepare features [n, d]; a copy."""
+        prepared = features.astype(np.float32)
+        prepared -= self.mean
+        prepared /= self.scale
+        if self.l2_normalize:
+            lengths = np.linalg.norm(prepared, axis=1, keepdims=True) / np.sqrt(np.float32(len(self.mean)))
+            prepared /= np.maximum(lengths, LEAST_LENGTH)
+        return prepared
+
+    def layers(self) -> list[keras.Layer]:
+        """The same as Keras layers."""
+        layers = runtime.keras().layers
+        variance = np.square(self.scale, dtype=np.float64)
+        found = [layers.Normalization(mean=self.mean, variance=variance, name="standardise")]
+        if self.l2_normalize:
+            scale = float(np.sqrt(len(self.mean)))
+            found += [layers.UnitNormalization(name="length_one"), layers.Rescaling(scale, name="lengthen")]
+        return found
+
+    def arrays(self) -> dict[str, Any]:
+        """As arrays to save."""
+        return {"l2_normalize": np.array(self.l2_normalize), "mean": self.mean, "scale": self.scale}

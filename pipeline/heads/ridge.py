@@ -1,0 +1,173 @@
+"""Ridge regression of the labels, in closed form: every penalty from one eigendecomposition.
+
+With X the prepared features less their mean [n, d], Y the one-hot labels less theirs [n, c], and
+X'X = V diag(s) V', the weights for the penalty a are W = V diag(1 / (s + a)) V'X'Y. Where there are fewer images than
+features, X X' = U diag(s) U' is the smaller matrix, and W = X' U diag(1 / (s + a)) U'Y.
+
+Source: Hoerl and Kennard 1970, Technometrics 12, p. 55.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.calibration import fit_temperature
+from pipeline.heads.affine import AffineHead, AffineMap, one_column
+from pipeline.heads.base import FitReport, HeadConfig, class_weights
+from pipeline.heads.many import Trial
+from pipeline.heads.prepare import Preparation
+from pipeline.metrics import scores
+from pipeline.table import Part
+
+__all__ = ["PENALTIES", "RidgeHead", "fit_many"]
+
+PENALTIES = tuple(float(f"{penalty:.3g}") for penalty in np.geomspace(1e-4, 10, 40))
+DEFAULT_PENALTY = 0.5  # where there are no validation images to choose with
+DEFAULT_SHARPNESS = 10.0
+ROWS = 8192  # rows that are widened to float64 at a time
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """The eigendecomposition, from which the weights for any penalty follow.
+
+    Attributes:
+        prepare: Of features.
+        basis: Shape [d, k].
+        eigenvalues: Shape [k], of the images' covariance times their number.
+        targets: What the basis has to do with the labels, shape [k, c].
+        mean: Of prepared features, shape [d].
+        prior: Mean label, shape [c].
+        n: Images, or their weight.
+    """
+
+    prepare: Preparation
+    basis: NDArray[np.float64]
+    eigenvalues: NDArray[np.float64]
+    targets: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    prior: NDArray[np.float64]
+    n: float
+
+    def weights(self, penalty: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weights [d, c] and bias [c] of the scores, which sum to 1."""
+        # Directions in which the images don't differ at all carry rounding errors only.
+        floor = np.finfo(np.float64).eps * len(self.mean) * max(self.eigenvalues.max(initial=0), 1e-300)
+        shrunk = np.where(self.eigenvalues > floor, 1 / (np.maximum(self.eigenvalues, floor) + penalty * self.n), 0.0)
+        weights = self.basis @ (shrunk[:, None] * self.targets)
+        return weights, self.prior - self.mean @ weights
+
+    def scores(self, part: Part, penalties: Sequence[float]) -> Iterator[NDArray[np.float64]]:
+        """Scores [n, c] of a part for each penalty, reading the features once."""
+        weights, biases = zip(*(self.weights(penalty) for penalty in penalties), strict=True)
+        joint = np.concatenate(weights, axis=1).astype(np.float32)
+        found = np.empty((len(part), joint.shape[1]), np.float32)
+        for rows in part.blocks():
+            found[rows] = self.prepare(part.load(rows)) @ joint
+        for number, bias in enumerate(biases):
+            yield found[:, number * len(bias) : (number + 1) * len(bias)] + bias
+
+
+def _decompose(part: Part, n_classes: int, config: HeadConfig) -> _Path:
+    prepare = Preparation.fit(part, standardize=config.standardize, l2_normalize=config.l2_normalize)
+    of_class = class_weights(part.labels, n_classes, config.class_weight)
+    n = float(of_class[part.labels].sum())
+    width = part.features.shape[1]
+    if len(part) < width:
+        features = prepare(part.array()).astype(np.float64)
+        weights = of_class[part.labels][:, None]
+        mean = (weights * features).sum(axis=0) / n
+        targets = np.eye(n_classes)[part.labels]
+        prior = (weights * targets).sum(axis=0) / n
+        root = np.sqrt(weights)
+        centred = root * (features - mean)
+        eigenvalues, vectors = np.linalg.eigh(centred @ centred.T)
+        return _Path(prepare, centred.T @ vectors, eigenvalues, vectors.T @ (root * (targets - prior)), mean, prior, n)
+    gram, cross = np.zeros((width, width)), np.zeros((width, n_classes))
+    total, counts = np.zeros(width), np.zeros(n_classes)
+    for rows in part.blocks():
+        block, block_labels = part.load(rows), part.labels[rows]
+        for start in range(0, len(rows), ROWS):
+            features = prepare(block[start : start + ROWS]).astype(np.float64)
+            labels = block_labels[start : start + ROWS]
+            weighted = features * of_class[labels][:, None]
+            gram += weighted.T @ features
+            total += weighted.sum(axis=0)
+            targets = np.eye(n_classes)[labels]
+            cross += weighted.T @ targets
+            counts += of_class[labels] @ targets
+    mean, prior = total / n, counts / n
+    gram -= n * np.outer(mean, mean)
+    cross -= n * np.outer(mean, prior)
+    eigenvalues, vectors = np.linalg.eigh(gram)
+    return _Path(prepare, vectors, eigenvalues, vectors.T @ cross, mean, prior, n)
+
+
+class RidgeHead(AffineHead):
+    """Least squares towards one-hot labels with an L2 penalty; the largest score wins.
+
+    Without `l2` the penalty is the one with the highest accuracy on the validation images. A softmax of the scores,
+    sharpened by the factor with the lowest log loss there, gives the probabilities.
+    """
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__(config)
+        self.penalty = DEFAULT_PENALTY if config.l2 is None else config.l2
+        self.sharpness = DEFAULT_SHARPNESS
+        self.n_classes = 0
+
+    def fit(self, train: Part, val: Part, n_classes: int) -> FitReport:
+        """As `Head.fit`."""
+        report = FitReport()
+        self.n_classes = n_classes
+        path = _decompose(train, n_classes, self.config)
+        if len(val):
+            penalties = PENALTIES if self.config.l2 is None else (self.config.l2,)
+            best = (-1.0, 0.0)
+            for penalty, found in zip(penalties, path.scores(val, penalties), strict=True):
+                sharpness, probabilities = _sharpen(found, val.labels)
+                rated = scores(probabilities, val.labels)
+                report.history.append(
+                    {"l2": penalty, "val_accuracy": rated["accuracy"], "val_log_loss": rated["log_loss"]}
+                )
+                if (rated["accuracy"], -rated["log_loss"]) > best:
+                    best = (rated["accuracy"], -rated["log_loss"])
+                    self.penalty, self.sharpness = penalty, sharpness
+        elif self.config.l2 is None:
+            report.notes.append(f"No validation images to choose the penalty with; l2 is {self.penalty:g}")
+        report.notes.append(f"l2 = {self.penalty:g}")
+        self.trained = self.final = self._map(path)
+        return report
+
+    def refit(self, both: Part) -> None:
+        """As `Head.refit`."""
+        self.final = self._map(_decompose(both, self.n_classes, self.config))
+
+    def _map(self, path: _Path) -> AffineMap:
+        weights, bias = path.weights(self.penalty)
+        return AffineMap(path.prepare, *one_column(self.sharpness * weights, self.sharpness * bias))
+
+
+def _sharpen(found: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[float, NDArray[np.float64]]:
+    """The factor that turns scores into the logits of lowest log loss, and the probabilities."""
+    from scipy.special import softmax
+
+    sharpness = 1 / fit_temperature(found, labels)
+    return sharpness, softmax(sharpness * found, axis=1)
+
+
+def fit_many(
+    configs: Sequence[HeadConfig], train: Part, vals: Sequence[Part], n_classes: int, seconds: float
+) -> Iterator[Trial]:
+    """As `many.FitMany`: settings that differ in `l2` alone, from one eigendecomposition."""
+    from scipy.special import softmax
+
+    path = _decompose(train, n_classes, configs[0])
+    penalties = [DEFAULT_PENALTY if config.l2 is None else config.l2 for config in configs]
+    for number, found in enumerate(zip(*(path.scores(val, penalties) for val in vals), strict=True)):
+        sharpness, first = _sharpen(found[0], vals[0].labels)
+        yield Trial(number, [first, *(softmax(sharpness * other, axis=1) for other in found[1:])])

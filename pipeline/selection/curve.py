@@ -1,0 +1,83 @@
+"""Accuracy against the number of labelled images, and what more of them would buy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.table import Part
+
+__all__ = ["Point", "draw_subset", "gain_of_doubling", "sizes_for"]
+
+STEPS = (1, 2, 5)
+FIT_POINTS = 4  # the law holds for the end of the curve; few images per class follow another
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Accuracies at one number of images.
+
+    Attributes:
+        per_class: Images of each class, or fewer where a class has fewer.
+        n_train: Images in all, the mean over the draws.
+        accuracies: Of each draw.
+    """
+
+    per_class: int
+    n_train: float
+    accuracies: list[float]
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over the draws."""
+        return float(np.mean(self.accuracies))
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over the draws; None for a single one."""
+        return float(np.std(self.accuracies, ddof=1)) if len(self.accuracies) > 1 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dictionary that JSON can hold."""
+        return {
+            "per_class": self.per_class,
+            "n_train": self.n_train,
+            "accuracy": self.accuracy,
+            "std": self.deviation,
+            "accuracies": self.accuracies,
+        }
+
+
+def sizes_for(train: Part) -> list[int]:
+    """1, 2, 5, 10, ... images per class, up to all that the largest class has."""
+    most = int(np.bincount(train.labels[train.views == 0]).max())
+    sizes = [step * 10**power for power in range(len(str(most))) for step in STEPS]
+    return [size for size in sizes if size < most] + [most]
+
+
+def draw_subset(train: Part, per_class: int, draw: int, seed: int) -> Part:
+    """All views of so many images of each class, drawn at random; larger subsets of a draw hold the smaller ones."""
+    images = np.flatnonzero(train.views == 0)
+    order = images[np.random.default_rng([seed, draw]).permutation(len(images))]
+    kept = [order[train.labels[order] == label][:per_class] for label in np.unique(train.labels)]
+    return train.select(np.isin(train.keys, train.keys[np.concatenate(kept)]))
+
+
+def gain_of_doubling(points: list[Point]) -> float | None:
+    """What twice as many images would add to the accuracy, by a power law of the error through the last points.
+
+    None where no law can be fitted: fewer than three points, no error left, or an error that doesn't fall.
+
+    Source: Hestness et al. 2017, arXiv:1712.00409, section 3.
+    """
+    last = points[-FIT_POINTS:]
+    errors = np.array([1 - point.accuracy for point in last])
+    if len(last) < 3 or errors.min() <= 0:
+        return None
+    slope, height = np.polyfit(np.log([point.n_train for point in last]), np.log(errors), 1)
+    if slope >= 0:
+        return None
+    now, then = np.exp(height + slope * np.log(np.array([1.0, 2.0]) * last[-1].n_train))
+    return float(now - then)

@@ -1,0 +1,104 @@
+"""A trained head: what a run folder keeps of one, which knows its classes and what features it takes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.calibration import tempered
+from pipeline.config import FeatureSpec
+from pipeline.errors import CacheMismatchError, ConfigError, RunError
+from pipeline.heads import Head, load_head
+from pipeline.runs import Run, find_run
+
+__all__ = ["HEAD_STAGES", "TrainedHead", "open_head"]
+
+HEAD_STAGES = ("train-head", "sweep")
+
+log = logging.getLogger("tlpipe")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedHead:
+    """A fitted head with what it needs to be used.
+
+    Attributes:
+        run: The run it comes from.
+        head: The classifier.
+        class_names: In the order of its probabilities.
+        specs: Of the features it takes; of several sets, whose columns stand side by side.
+        temperature: By which its logits are divided.
+    """
+
+    run: Run
+    head: Head
+    class_names: tuple[str, ...]
+    specs: tuple[FeatureSpec, ...]
+    temperature: float
+
+    def check(self, specs: Sequence[FeatureSpec], name: str) -> None:
+        """Refuse features that are not those the head was trained on; other precision alone is only noted.
+
+        Args:
+            specs: Of the features.
+            name: Their id.
+
+        Raises:
+            CacheMismatchError: Naming the fields that differ.
+        """
+        again = f"Train it again: tlpipe train-head {name} --head {self.run.head}"
+        if len(specs) != len(self.specs):
+            raise CacheMismatchError(
+                f"The head {self.run.id} was trained on {len(self.specs)} sets of features, {name} has {len(specs)}. "
+                f"{again}"
+            )
+        differing: dict[str, tuple[object, object]] = {}
+        for mine, theirs in zip(self.specs, specs, strict=True):
+            differing |= mine.differences(theirs)
+        if set(differing) == {"precision"}:
+            log.info("The head was trained on features in %s, these are in %s", *differing["precision"])
+        elif differing:
+            fields = ", ".join(f"{field} {mine!r}, not {theirs!r}" for field, (mine, theirs) in differing.items())
+            raise CacheMismatchError(f"The head {self.run.id} was trained on features with {fields}. {again}")
+
+    def predict_proba(
+        self, features: NDArray[np.floating], specs: Sequence[FeatureSpec], name: str = "these features"
+    ) -> NDArray[np.floating]:
+        """Probabilities [n, classes] of features [n, d].
+
+        Args:
+            features: Shape [n, d].
+            specs: What they are.
+            name: Their id, for the error.
+
+        Raises:
+            CacheMismatchError: If they are not what the head was trained on.
+        """
+        self.check(specs, name)
+        probabilities = self.head.predict_proba(features)
+        return probabilities if self.temperature == 1 else tempered(probabilities, self.temperature)
+
+
+def open_head(reports: Path, reference: str | None) -> tuple[TrainedHead, Path]:
+    """The trained head that a user means, and its run folder.
+
+    Args:
+        reports: The reports folder.
+        reference: A run id, the start of one, or the path of a run folder; None for the newest.
+
+    Raises:
+        RunError: If there is none, or it can't be read.
+    """
+    run, folder = find_run(reports, reference, HEAD_STAGES)
+    try:
+        specs = tuple(FeatureSpec.from_json(spec) for spec in run.specs)
+        settings = run.settings["head"]
+        temperature = float((run.calibration or {}).get("temperature", 1.0))
+    except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{folder}/run.json is not what tlpipe wrote: {error}") from error
+    return TrainedHead(run, load_head(folder, settings), tuple(run.class_names), specs, temperature), folder
