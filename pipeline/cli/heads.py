@@ -51,7 +51,7 @@ HEAD_OPTIONS: dict[str, Any] = {
         float | None,
         typer.Option(
             help="Weight of half the squared weights beside the mean loss; with adamw the weight decay. "
-            "[default: chosen on val for logreg and ridge, 0.01 for linear and mlp]"
+            "[default: chosen on val for logreg and ridge, 1 for linear and mlp]"
         ),
     ],
     "class_weight": Annotated[

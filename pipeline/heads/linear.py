@@ -2,7 +2,8 @@
 
 All heads read the same batches. Their kernels stand side by side as columns of one matrix, so a step of 48 heads is
 one product, and each head has its own learning rate, decay, preparation and views. A head's columns never meet
-another's: it ends as if it had been alone.
+another's: it ends as if it had been alone, but that a head of fewer views than others sees fewer of its images in a
+step.
 
 Source of the idea: the linear evaluation of DINOv2, Oquab et al. 2023, arXiv:2304.07193, section B.3.
 """

@@ -1,0 +1,195 @@
+"""Choosing between heads: grids, folds, ratings, and the learning curve."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import blobs, part_of
+
+from pipeline.errors import ConfigError
+from pipeline.heads import KINDS, HeadConfig, make_head, predict
+from pipeline.metrics import scores
+from pipeline.selection import (
+    Candidate,
+    Point,
+    Round,
+    candidates,
+    draw_subset,
+    folds,
+    gain_of_doubling,
+    mean_over_views,
+    rate,
+    sizes_for,
+)
+from pipeline.table import Part, joined
+
+NAMES = ["logreg", "ridge", "centroid", "knn", "linear", "mlp", "bn-mlp"]
+
+
+def with_view(part: Part, shift: float = 0.1) -> Part:
+    """A part with a second view of every image, and the images in another order there."""
+    order = np.random.default_rng(3).permutation(len(part))
+    view = part.select(order)
+    return joined(part, Part(view.array() + np.float32(shift), view.labels, view.keys, np.ones(len(part), np.int64)))
+
+
+def few(names: list[str], **options: object) -> list[Candidate]:
+    return candidates(names, "small", HeadConfig("", **options), [0], [0])  # type: ignore[arg-type]
+
+
+class TestGrid:
+    @pytest.mark.parametrize("grid", ["small", "full"])
+    def test_of_every_kind_is_legal(self, grid: str) -> None:
+        found = candidates(NAMES, grid, HeadConfig(""), [0, 1], [0, 1])
+        assert {candidate.config.head.rstrip("0123456789-") for candidate in found} == set(NAMES)
+        assert len(found) == len(set(found))
+        assert {candidate.test_views for candidate in found} == {0, 1}
+        assert {candidate.config.views for candidate in found} == {0, 1}
+
+    def test_full_sizes(self) -> None:
+        linear = candidates(["linear"], "full", HeadConfig(""), [0], [0])
+        assert len(linear) == 48
+        ridge = candidates(["ridge"], "full", HeadConfig("", standardize=True), [0], [0])
+        assert len(ridge) == 40
+
+    def test_an_option_that_is_given_is_not_varied(self) -> None:
+        found = few(["linear"], learning_rate=0.5)
+        assert {candidate.config.learning_rate for candidate in found} == {0.5}
+        assert len({candidate.config.l2 for candidate in found}) > 1
+
+    def test_names_with_figures(self) -> None:
+        assert {candidate.config.head for candidate in few(["knn7", "mlp24-12"])} == {"knn7", "mlp24-12"}
+        assert {candidate.config.head for candidate in few(["knn"])} == {"knn5", "knn20"}
+
+    @pytest.mark.parametrize("name", ["", "nothing", "mlpx", "KNN"])
+    def test_unknown(self, name: str) -> None:
+        with pytest.raises(ConfigError, match="Unknown head"):
+            few([name])
+        with pytest.raises(ConfigError, match="--grid is 'huge'; it can be small, full"):
+            candidates(["ridge"], "huge", HeadConfig(""), [0], [0])
+
+    def test_option_that_no_head_has(self) -> None:
+        with pytest.raises(ConfigError, match="--dropout means nothing to ridge, knn5"):
+            few(["ridge", "knn5"], dropout=0.1)
+        assert few(["ridge", "mlp8"], dropout=0.1)
+
+
+class TestRate:
+    def test_is_what_each_head_alone_would_give(self) -> None:
+        train, val = blobs(200, 3, 0), blobs(100, 3, 1)
+        tried = few(["logreg", "ridge", "centroid", "knn", "linear"], epochs=3)
+        rated, untried = rate(tried, [Round(train, [val])], 3, np.inf)
+        assert untried == []
+        assert len(rated) == len(tried)
+        assert [one.accuracy for one in rated] == sorted((one.accuracy for one in rated), reverse=True)
+        for one in rated:
+            head, _ = make_head(one.candidate.config)
+            head.fit(train, val, 3)
+            expected = scores(predict(head, val), val.labels)
+            # Along its path L-BFGS starts from where the last fit ended.
+            tolerance = 0.02 if one.candidate.config.head == "logreg" else 1e-3
+            assert one.log_loss == pytest.approx(expected["log_loss"], abs=tolerance), one.candidate
+            assert one.accuracy == pytest.approx(expected["accuracy"], abs=0.021), one.candidate
+
+    def test_networks_in_processes_are_those_trained_alone(self) -> None:
+        train, val = blobs(120, 3, 0), blobs(60, 3, 1)
+        tried = few(["mlp8", "mlp4"], epochs=2)
+        rated, _ = rate(tried, [Round(train, [val])], 3, np.inf)
+        for one in rated:
+            head, _ = make_head(one.candidate.config)
+            head.fit(train, val, 3)
+            assert one.log_loss == pytest.approx(scores(predict(head, val), val.labels)["log_loss"], abs=1e-4)
+
+    def test_budget_ends_after_the_first_group(self) -> None:
+        tried = few(["ridge", "centroid", "knn"])
+        rated, untried = rate(tried, [Round(blobs(60, 3, 0), [blobs(30, 3, 1)])], 3, 1e-9)
+        assert {one.candidate.config.head for one in rated} == {"ridge"}
+        assert {one.config.head for one in untried} == {"centroid", "knn5", "knn20"}
+
+    def test_views_are_used_as_the_candidate_says(self) -> None:
+        both, val = with_view(blobs(120, 3, 0), 5.0), with_view(blobs(60, 3, 1), 5.0)
+        vals = [val.select(val.views == 0), val.select(val.views == 1)]
+        vals[1] = vals[1].select(np.argsort(vals[1].keys)[np.argsort(np.argsort(vals[0].keys))])
+        np.testing.assert_array_equal(vals[0].keys, vals[1].keys)
+        for name in ("ridge", "linear"):
+            config = HeadConfig(name, epochs=3) if name == "linear" else HeadConfig(name, l2=0.1)
+            for views in (0, 1):
+                resolved = make_head(config)[1]
+                from dataclasses import replace
+
+                tried = [Candidate(replace(resolved, views=views), number) for number in (0, 1)]
+                rated, _ = rate(tried, [Round(both, vals)], 3, np.inf)
+                head, _ = make_head(replace(config, views=views))
+                head.fit(both.up_to_view(views), vals[0], 3)
+                for one in rated:
+                    parts = vals[: one.candidate.test_views + 1]
+                    expected = scores(mean_over_views(head, parts), vals[0].labels)
+                    assert one.accuracy == pytest.approx(expected["accuracy"], abs=0.02)
+
+    def test_seeds_and_folds_give_a_deviation(self) -> None:
+        train, val = blobs(120, 3, 0), blobs(60, 3, 1)
+        rounds = [Round(train, [val], seed) for seed in range(3)]
+        rated, _ = rate(few(["linear"], epochs=1), rounds, 3, np.inf)
+        value = rated[0].to_json()
+        assert len(value["rounds"]) == 3
+        assert value["val_accuracy"] == pytest.approx(np.mean(value["rounds"]))
+        assert value["val_accuracy_std"] == pytest.approx(np.std(value["rounds"], ddof=1))
+
+
+class TestFolds:
+    def test_views_and_twins_stay_together(self) -> None:
+        part = blobs(90, 3, 0)
+        keys = part.keys.copy()
+        keys[1::3] = keys[::3]  # every third image has a twin, perhaps of another class
+        pool = with_view(Part(part.features, part.labels, keys, part.views))
+        rounds = folds(pool, 3, 1, seed=0)
+        seen = []
+        for turn in rounds:
+            assert not set(turn.train.keys.tolist()) & set(turn.vals[0].keys.tolist())
+            np.testing.assert_array_equal(turn.vals[0].keys, turn.vals[1].keys)
+            np.testing.assert_array_equal(turn.vals[0].labels, turn.vals[1].labels)
+            assert set(turn.vals[1].views.tolist()) == {1}
+            assert len(turn.train) + sum(map(len, turn.vals)) == len(pool)
+            seen += turn.vals[0].keys.tolist()
+        assert sorted(seen) == sorted(keys.tolist())
+
+    def test_stratified(self) -> None:
+        part = blobs(300, 3, 0)
+        for turn in folds(part, 5, 0, seed=0):
+            shares = np.bincount(turn.vals[0].labels, minlength=3) / np.bincount(part.labels)
+            np.testing.assert_allclose(shares, 0.2, atol=0.04)
+
+    def test_too_many(self) -> None:
+        part = part_of(np.zeros((7, 2), np.float32), np.array([0, 0, 0, 0, 1, 1, 1]))
+        with pytest.raises(ConfigError, match="--cv 4 needs 4 images of each class, and one has 3"):
+            folds(part, 4, 0, seed=0)
+        with pytest.raises(ConfigError, match="--cv is 1; give 2 folds or more"):
+            folds(part, 1, 0, seed=0)
+
+
+class TestCurve:
+    def test_sizes(self) -> None:
+        part = part_of(np.zeros((73, 2)), np.array([0] * 60 + [1] * 13))
+        assert sizes_for(part) == [1, 2, 5, 10, 20, 50, 60]
+
+    def test_subsets_hold_so_many_of_each_class_with_their_views(self) -> None:
+        part = with_view(blobs(100, 4, 0))
+        small, large = (draw_subset(part, size, 0, 0) for size in (3, 7))
+        assert np.bincount(small.labels[small.views == 0]).tolist() == [3] * 4
+        assert (small.views == 1).sum() == 12
+        assert set(small.keys.tolist()) < set(large.keys.tolist())
+        assert set(draw_subset(part, 3, 1, 0).keys.tolist()) != set(small.keys.tolist())
+
+    def test_gain_is_that_of_the_power_law(self) -> None:
+        points = [Point(n, n, [1 - 0.8 * n**-0.5]) for n in (10, 20, 50, 100)]
+        expected = 0.8 * 100**-0.5 - 0.8 * 200**-0.5
+        assert gain_of_doubling(points) == pytest.approx(expected)
+
+    @pytest.mark.parametrize("accuracies", [[0.5, 0.6], [0.9, 1.0, 1.0], [0.9, 0.8, 0.7]])
+    def test_no_law_no_gain(self, accuracies: list[float]) -> None:
+        assert gain_of_doubling([Point(n, 10.0**n, [value]) for n, value in enumerate(accuracies, 1)]) is None
+
+
+def test_every_kind_can_be_swept() -> None:
+    for kind in KINDS:
+        assert kind.small or kind.full

@@ -1,0 +1,287 @@
+"""Train head, as a stage: what a run keeps, views, folds, calibration, and what a trained head refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import FakeEngine
+
+from pipeline import load_features, load_head, stages
+from pipeline.config import ExtractConfig, SplitConfig
+from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError
+from pipeline.heads import HeadConfig
+from pipeline.records import find_record
+from pipeline.stages import TableOptions, open_head
+from pipeline.table import load_table
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Path:
+    return tmp_path / "reports"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, draw: Callable[..., Path]) -> Path:
+    """Three classes that overlap a little, 40 pictures each."""
+    shade = np.random.default_rng(5)
+    folder = tmp_path / "shades"
+    for number in range(40):
+        for name, level in (("dark", 90), ("grey", 130), ("light", 170)):
+            value = int(level + shade.normal(0, 17))
+            draw(folder / name / f"{number}.png", colour=(value, value, value))
+    return folder
+
+
+@pytest.fixture
+def extracted(pictures: Path, cache: Path, fake_engine: FakeEngine) -> stages.ExtractResult:
+    return stages.extract(ExtractConfig(str(pictures), views=1, augment="flip"), cache)
+
+
+def test_run_holds_all_metrics_and_predictions(extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
+    run = stages.train_head(HeadConfig("ridge"), cache, reports)
+    keys = "n accuracy accuracy_95 balanced_accuracy macro_f1 log_loss roc_auc ece per_class confusion_matrix"
+    value = json.loads((reports / run.id / "run.json").read_text())
+    for split in ("val", "test"):
+        assert set(keys.split()) <= set(value["metrics"][split])
+        assert set(value["metrics"][split]["per_class"]) == {"dark", "grey", "light"}
+        assert np.sum(value["metrics"][split]["confusion_matrix"]) == value[f"n_{split}"]
+    with h5py.File(reports / run.id / "predictions.h5") as file:
+        right = (file["test/probability"][:].argmax(axis=1) == file["test/label"][:]).mean()
+        assert right == pytest.approx(value["metrics"]["test"]["accuracy"])
+        assert set(file["test/key"][:]) <= set(load_table(cache, [extracted.record]).keys)
+    assert "Trained on 2 versions of each image" in run.notes
+    assert "Then fitted on train and val" in run.notes
+
+
+def test_figures_on_val_are_of_a_head_that_has_not_seen_it(
+    extracted: stages.ExtractResult, cache: Path, reports: Path
+) -> None:
+    """knn1 is always right on what it has seen."""
+    run = stages.train_head(HeadConfig("knn1"), cache, reports)
+    assert run.metrics["val"]["accuracy"] < 1
+    head = load_head(run.id, reports=reports)
+    features = load_features(cache=cache, views=0)
+    val = features.split == "val"
+    predicted = head.predict_proba(features.X[val], features.specs).argmax(axis=1)
+    assert (predicted == features.y[val]).all()
+
+
+def test_val_of_the_source_is_not_fitted_on(
+    tmp_path: Path, cache: Path, reports: Path, draw: Callable[..., Path], fake_engine: FakeEngine
+) -> None:
+    for split in ("train", "val", "test"):
+        for name, level in (("a", 60), ("b", 180)):
+            for number in range(4):
+                draw(tmp_path / "data" / split / name / f"{number}.png", colour=(level, level, level))
+    stages.extract(ExtractConfig(str(tmp_path / "data")), cache)
+    run = stages.train_head(HeadConfig("knn1"), cache, reports)
+    assert "Then fitted on train and val" not in run.notes
+    assert len(load_head(run.id, reports=reports).head.labels) == 8  # type: ignore[attr-defined]
+
+
+class TestViews:
+    def test_probabilities_are_means_over_views(
+        self, extracted: stages.ExtractResult, cache: Path, reports: Path
+    ) -> None:
+        run = stages.train_head(HeadConfig("ridge", views=0), cache, reports, TableOptions(test_views=1))
+        table = load_table(cache, [extracted.record], 0, test_views=1)
+        head = load_head(run.id, reports=reports).head
+        parts = [table.part("test", view) for view in (0, 1)]
+        expected = np.mean([head.predict_proba(part.array()) for part in parts], axis=0)
+        with h5py.File(reports / run.id / "predictions.h5") as file:
+            np.testing.assert_allclose(file["test/probability"][:], expected, atol=1e-5)
+            assert file["test/key"][:].tolist() == parts[0].keys.tolist()
+        assert run.settings["test_views"] == 1
+        assert "Probabilities are means over 2 versions of each image" in run.notes
+
+    def test_fewer_to_train_on(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
+        counts = []
+        for views in (0, 1, None):
+            run = stages.train_head(HeadConfig("knn3", views=views), cache, reports)
+            counts.append(len(load_head(run.id, reports=reports).head.labels))  # type: ignore[attr-defined]
+        n_train, n_val = run.n_train, run.n_val
+        assert counts == [n_train + n_val, 2 * n_train + n_val, 2 * n_train + n_val]
+
+
+class TestRepeats:
+    @pytest.mark.parametrize("views", [0, 1])
+    def test_folds(self, views: int, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
+        run = stages.train_head(HeadConfig("ridge", views=views), cache, reports, TableOptions(cv=4, test_views=1))
+        assert run.repeats is not None
+        assert len(run.repeats["rounds"]) == run.repeats["folds"] == 4
+        assert run.repeats["accuracy"] == pytest.approx(np.mean(run.repeats["rounds"]))
+        assert 0.6 < run.repeats["accuracy"] < 1
+        assert run.repeats["accuracy_std"] > 0
+
+    def test_folds_use_val_only_if_it_was_carved(
+        self, extracted: stages.ExtractResult, cache: Path, reports: Path
+    ) -> None:
+        from pipeline.stages.training import rounds_of
+
+        table = load_table(cache, [extracted.record], 1, test_views=1)
+        images = {split: set(table.keys[table.splits == split].tolist()) for split in ("train", "val", "test")}
+        rounds = rounds_of(table, TableOptions(cv=3), 0)
+        used = {key for turn in rounds for key in turn.vals[0].keys.tolist()}
+        assert used == images["train"] | images["val"]
+        given = replace(table, records=(replace(extracted.record, carved=("test",)),))
+        used = {key for turn in rounds_of(given, TableOptions(cv=3), 0) for key in turn.vals[0].keys.tolist()}
+        assert used == images["train"]
+
+    def test_seeds(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
+        run = stages.train_head(HeadConfig("linear", epochs=2), cache, reports, TableOptions(seeds=3))
+        assert run.repeats is not None
+        assert len(run.repeats["rounds"]) == 3
+        single = stages.train_head(HeadConfig("linear", epochs=2), cache, reports)
+        assert run.repeats["rounds"][0] == pytest.approx(single.metrics["val"]["accuracy"])
+
+    @pytest.mark.parametrize("options", [{"seeds": 0}, {"test_views": -1}])
+    def test_illegal(self, options: dict[str, int]) -> None:
+        with pytest.raises(ConfigError, match="--" + next(iter(options)).replace("_", "-")):
+            TableOptions(**options)  # type: ignore[arg-type]
+
+
+class TestCalibration:
+    def test_error_before_and_after(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
+        plain = stages.train_head(HeadConfig("knn5"), cache, reports)
+        run = stages.train_head(HeadConfig("knn5"), cache, reports, TableOptions(calibrate=True))
+        assert run.calibration is not None
+        for split in ("val", "test"):
+            before, after = run.calibration["ece"][split]
+            assert before == pytest.approx(plain.metrics[split]["ece"])
+            assert after == pytest.approx(run.metrics[split]["ece"])
+        assert run.metrics["val"]["log_loss"] < plain.metrics["val"]["log_loss"]
+        assert run.metrics["test"]["accuracy"] == plain.metrics["test"]["accuracy"]
+        head = load_head(run.id, reports=reports)
+        assert head.temperature == run.calibration["temperature"] != 1
+        features = load_features(cache=cache, views=0)
+        test = features.split == "test"
+        probabilities = head.predict_proba(features.X[test], features.specs)
+        with h5py.File(reports / run.id / "predictions.h5") as file:
+            np.testing.assert_allclose(file["test/probability"][:], probabilities, atol=1e-5)
+
+    def test_needs_val(self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine) -> None:
+        stages.extract(ExtractConfig(str(pictures), splits=SplitConfig(val_fraction=0)), cache)
+        with pytest.raises(DataError, match="--calibrate needs validation images"):
+            stages.train_head(HeadConfig("ridge"), cache, reports, TableOptions(calibrate=True))
+
+
+class TestTrainedHead:
+    def test_refuses_features_of_another_spec(
+        self, extracted: stages.ExtractResult, pictures: Path, cache: Path, reports: Path
+    ) -> None:
+        stages.train_head(HeadConfig("ridge"), cache, reports)
+        head, _ = open_head(reports, None)
+        assert head.class_names == ("dark", "grey", "light")
+        other = stages.extract(ExtractConfig(str(pictures), resize="pad", interpolation="nearest"), cache).record
+        table = load_table(cache, [other])
+        with pytest.raises(CacheMismatchError) as caught:
+            head.predict_proba(table.array(), table.specs, other.id)
+        for text in ("resize 'stretch', not 'pad'", "interpolation 'bicubic', not 'nearest'", other.id):
+            assert text in str(caught.value)
+        with pytest.raises(CacheMismatchError, match="trained on 1 sets of features"):
+            head.check([other.spec, other.spec], "two")
+
+    def test_takes_another_precision_with_a_note(
+        self, extracted: stages.ExtractResult, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        stages.train_head(HeadConfig("ridge"), cache, reports)
+        head, _ = open_head(reports, None)
+        caplog.set_level("INFO", "tlpipe")
+        head.check([replace(extracted.record.spec, precision="tensorflow-float16")], "others")
+        assert "these are in tensorflow-float16" in caplog.text
+
+    @pytest.mark.parametrize(
+        "change", [{"specs": [{}]}, {"specs": 3}, {"settings": {}}, {"settings": {"head": {"head": "forest"}}}], ids=str
+    )
+    def test_tampered_run(
+        self, change: dict[str, object], extracted: stages.ExtractResult, cache: Path, reports: Path
+    ) -> None:
+        run = stages.train_head(HeadConfig("ridge"), cache, reports)
+        path = reports / run.id / "run.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        with pytest.raises(RunError, match=r"run\.json"):
+            open_head(reports, None)
+
+    def test_finetune_refuses_what_it_cannot_start_from(
+        self, extracted: stages.ExtractResult, pictures: Path, cache: Path, reports: Path
+    ) -> None:
+        from pipeline.finetune import FinetuneConfig
+
+        stages.train_head(HeadConfig("knn5"), cache, reports)
+        with pytest.raises(ConfigError, match="knn5 is no network"):
+            stages.finetune(FinetuneConfig(), cache, reports)
+        other = stages.extract(ExtractConfig(str(pictures), resize="pad"), cache).record
+        both = f"{extracted.record.id},{other.id}"
+        stages.train_head(HeadConfig("ridge", views=0), cache, reports, TableOptions(both))
+        with pytest.raises(CacheMismatchError, match="trained on 2 sets of features"):
+            stages.finetune(FinetuneConfig(), cache, reports)
+
+
+def test_several_sets_of_features(extracted: stages.ExtractResult, pictures: Path, cache: Path, reports: Path) -> None:
+    other = stages.extract(ExtractConfig(str(pictures), resize="pad"), cache).record
+    both = f"{extracted.record.id},{other.id}"
+    run = stages.train_head(HeadConfig("ridge", views=0), cache, reports, TableOptions(both))
+    assert run.features == both
+    assert run.trainable_parameters == 3 * (24 + 1)
+    assert [spec["resize"] for spec in run.specs] == ["stretch", "pad"]
+    head = load_head(run.id, reports=reports)
+    features = load_features(both, cache=cache, views=0)
+    assert head.predict_proba(features.X, features.specs).shape == (120, 3)
+
+
+class TestFewLabels:
+    @pytest.mark.parametrize("head", ["logreg", "ridge", "centroid", "knn5", "linear", "mlp8", "bn-mlp8"])
+    def test_one_image_of_each_class_is_trained_on_and_said(
+        self,
+        head: str,
+        tmp_path: Path,
+        cache: Path,
+        reports: Path,
+        draw: Callable[..., Path],
+        fake_engine: FakeEngine,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        for split, count in (("train", 1), ("test", 3)):
+            for name, level in (("a", 60), ("b", 180), ("c", 230)):
+                for number in range(count):
+                    draw(tmp_path / "data" / split / name / f"{number}.png", colour=(level, level, level))
+        stages.extract(ExtractConfig(str(tmp_path / "data"), splits=SplitConfig(val_fraction=0)), cache)
+        run = stages.train_head(HeadConfig(head), cache, reports)
+        assert (run.n_train, run.n_val, run.n_test) == (3, 0, 9)
+        assert "3 training images for 3 classes are fewer than two each" in caplog.text
+        assert "val" not in run.metrics
+
+    def test_class_missing_from_val_is_said(
+        self,
+        tmp_path: Path,
+        cache: Path,
+        reports: Path,
+        draw: Callable[..., Path],
+        fake_engine: FakeEngine,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        for split, names in (("train", "abc"), ("val", "ab"), ("test", "abc")):
+            for name in names:
+                for number in range(3):
+                    level = 60 * (1 + ord(name) - ord("a"))
+                    draw(tmp_path / "data" / split / name / f"{number}.png", colour=(level, level, level))
+        stages.extract(ExtractConfig(str(tmp_path / "data")), cache)
+        run = stages.train_head(HeadConfig("logreg"), cache, reports)
+        assert "No validation images of the class c" in caplog.text
+        assert run.metrics["val"]["roc_auc"] is None
+        assert run.metrics["test"]["accuracy"] == 1.0
+
+
+def test_newest_features_need_no_network(extracted: stages.ExtractResult, cache: Path) -> None:
+    assert find_record(cache, None).id == extracted.record.id
