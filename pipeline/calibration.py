@@ -15,16 +15,21 @@ LEAST = 1e-12  # a probability that rounds to 0 has no logarithm
 
 
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
-    """The temperature by which logits [n, classes] are divided for the lowest log loss, between 0.001 and 1,000."""
-    from scipy.optimize import minimize_scalar
-    from scipy.special import logsumexp
+    """The temperature by which logits [n, classes] are divided for the lowest log loss, between 0.001 and 1,000.
 
-    wide = logits.astype(np.float64)
-    of_label = wide[np.arange(len(labels)), labels]
+    A share 1 / (n + 2) of each label is spread over all classes, so that a few images that are all told apart don't make
+    the classifier certain (Platt 1999, Probabilistic outputs for support vector machines, section 2.2).
+    """
+    from scipy.optimize import minimize_scalar
+
+    # Less the largest of each row no logit overflows, at any temperature.
+    below = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    doubt = 1 / (len(labels) + 2)
+    of_label = (1 - doubt) * below[np.arange(len(labels)), labels].mean() + doubt * below.mean()
 
     def loss(log_temperature: float) -> float:
         scale = np.exp(-log_temperature)
-        return float((logsumexp(scale * wide, axis=1) - scale * of_label).mean())
+        return float(np.log(np.exp(scale * below).sum(axis=1)).mean() - scale * of_label)
 
     found = minimize_scalar(loss, bounds=tuple(np.log(RANGE)), method="bounded", options={"xatol": 1e-4})
     return float(np.exp(found.x))

@@ -26,7 +26,7 @@ def scores(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> di
     of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return {
         "accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
-        "log_loss": float(-np.log(np.maximum(of_label, LEAST_PROBABILITY)).mean()),
+        "log_loss": float(0.0 - np.log(np.maximum(of_label, LEAST_PROBABILITY)).mean()),
     }
 
 

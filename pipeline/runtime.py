@@ -126,6 +126,8 @@ def tensorflow() -> ModuleType:
 
         # Features in float32 are shared between machines, so float32 has to mean float32 on recent GPUs as well.
         tf.config.experimental.enable_tensor_float_32_execution(False)
+        # Several heads in one process are several graphs; TensorFlow would advise against that at length.
+        tf.get_logger().setLevel(logging.ERROR)
         for gpu in tf.config.list_physical_devices("GPU"):
             try:
                 tf.config.experimental.set_memory_growth(gpu, True)

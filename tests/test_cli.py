@@ -76,6 +76,48 @@ def test_the_whole_chain_on_drawn_pictures(run: Any, red_and_blue: Path) -> None
     assert "tlpipe train-head" in text
 
 
+def test_heads_in_closed_form_need_no_tensorflow(run: Any, red_and_blue: Path) -> None:
+    run("extract", red_and_blue, *SMALL)
+    for arguments in (
+        *(("train-head", "--head", head) for head in ("logreg", "ridge", "knn5", "centroid")),
+        ("sweep", "--head", "logreg,ridge,knn,centroid"),
+        ("learning-curve",),
+    ):
+        code = (
+            f"import sys\nfrom pipeline.cli.main import app\nsys.argv = ['tlpipe', *{arguments!r}]\n"
+            "try:\n    app()\nexcept SystemExit as end:\n    assert not end.code\n"
+            "assert not {'tensorflow', 'keras'} & set(sys.modules), 'imported'"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=run.folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (arguments, done.stderr)
+
+
+def test_stage_two_on_drawn_pictures(run: Any, red_and_blue: Path) -> None:
+    first = answer(run("extract", red_and_blue, *SMALL, "--views", "1", "--augment", "flip", "--json"))["features_id"]
+    other = answer(run("extract", red_and_blue, *SMALL, "--endpoint", "block11", "--json"))["features_id"]
+
+    swept = answer(run("sweep", first, "--head", "ridge,linear,mlp8", "--epochs", "2", "--test-views", "1", "--json"))
+    assert {candidate["head"] for candidate in swept["candidates"]} == {"ridge", "linear", "mlp8"}
+    assert swept["metrics"]["test"]["accuracy"] == 1.0
+    text = run("sweep", first, "--head", "ridge", "--cv", "3", "--views", "0")
+    assert text.returncode == 0, text.stderr
+    assert "100.0 % ± 0.0" in text.stdout
+    assert "Best of 10 by accuracy on 3 folds" in text.stdout
+    assert f"tlpipe train-head {first} --head ridge" in text.stdout
+
+    joined = answer(run("train-head", "--features", f"{first},{other}", "--views", "0", "--calibrate", "--json"))
+    assert joined["features"] == f"{first},{other}"
+    assert len(joined["specs"]) == 2
+    assert set(joined["calibration"]["ece"]) == {"val", "test"}
+
+    done = run("learning-curve", first, "--draws", "2")
+    assert done.returncode == 0, done.stderr
+    assert "per class" in done.stdout
+    assert "as many images would" in done.stdout
+    curve = answer(run("learning-curve", first, "--head", "knn1", "--per-class", "1,3", "--json"))
+    assert [point["per_class"] for point in curve["points"]] == [1, 3]
+
+
 def test_second_extract_needs_no_tensorflow(run: Any, red_and_blue: Path) -> None:
     run("extract", red_and_blue, *SMALL)
     code = (
@@ -110,6 +152,14 @@ def test_import_loads_nothing_heavy(module: str) -> None:
         (["extract", "--views", "1"], 1, "needs --augment"),
         (["train-head"], 1, "tlpipe extract DATA"),
         (["train-head", "--head", "mlp12x"], 1, "logreg, ridge, centroid, knn20, linear, mlp512-128, bn-mlp50"),
+        (["train-head", "--head", "ridge", "--dropout", "0.5"], 1, "--dropout means nothing to ridge"),
+        (["train-head", "--memory", "much"], 1, "800MB"),
+        (["train-head", "a", "--features", "b"], 1, "given twice"),
+        (["train-head", "--cv", "few"], 2, "--cv"),
+        (["sweep", "--head", "mlp,forest"], 1, "Unknown head 'forest'"),
+        (["sweep", "--grid", "huge"], 1, "small, full"),
+        (["sweep", "--budget", "0"], 1, "--budget"),
+        (["learning-curve", "--per-class", "1,few"], 1, "1,2,5,10"),
         (["finetune"], 1, "tlpipe train-head"),
         (["cache", "export", "x.h5"], 1, "no features"),
         (["extract", "--no-such-option"], 2, "No such option"),

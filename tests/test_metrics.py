@@ -90,6 +90,11 @@ class TestCalibration:
         assert fit_temperature(logits, labels) == pytest.approx(1, abs=0.05)
         assert fit_temperature(3 * logits, labels) == pytest.approx(3, abs=0.15)
 
+    def test_a_few_images_make_no_certainty(self) -> None:
+        logits, labels = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), np.array([0, 1, 0])
+        confidence = tempered(np.exp(logits), fit_temperature(logits, labels)).max(axis=1)
+        np.testing.assert_allclose(confidence, 1 - 0.5 / 5, atol=1e-3)
+
     def test_scaling_lowers_the_error_and_keeps_the_order(self) -> None:
         probabilities, labels = drawn(3000, 5)
         sure = tempered(probabilities, 0.3)

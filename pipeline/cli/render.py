@@ -125,42 +125,36 @@ SHOWN = 20  # candidates of a sweep on the terminal; run.json has all
 
 def sweep_text(run: Run, folder: str) -> str:
     """What a sweep gave: a table of the candidates, then the winner's run."""
-    columns = ["head", "settings", "views", "test views", "val accuracy", "log loss", "seconds"]
+    found = run.candidates
+    columns = ["head", "settings", "val accuracy", "log loss", "seconds"]
     rows = []
-    for one in run.candidates[:SHOWN]:
-        given = dict(one["settings"])
-        views = given.pop("views", None)
+    for one in found[:SHOWN]:
         accuracy = percent(one["val_accuracy"])
         if "val_accuracy_std" in one:
             accuracy += f" ± {100 * one['val_accuracy_std']:.1f}"
-        settings = ", ".join(
-            f"{name} {value:g}" if type(value) is float else f"{name} {value}"
-            for name, value in given.items()
-            if _varied(run, name)
-        )
         rows.append(
-            [
-                one["head"],
-                settings,
-                "all" if views is None else views,
-                one["test_views"],
-                accuracy,
-                f"{one['val_log_loss']:.3f}",
-                f"{one['seconds']:.2f}",
-            ]
+            [one["head"], _settings(one, found), accuracy, f"{one['val_log_loss']:.3f}", f"{one['seconds']:.2f}"]
         )
     lines = [table(columns, rows)]
-    if len(run.candidates) > SHOWN:
-        lines.append(f"and {len(run.candidates) - SHOWN} more, all in {folder}/run.json")
+    if len(found) > SHOWN:
+        lines.append(f"and {len(found) - SHOWN} more, all in {folder}/run.json")
     return "\n".join([*lines, "", run_text(run, folder)])
 
 
-def _varied(run: Run, name: str) -> bool:
-    """Whether an option differs between candidates of the same head."""
-    values: dict[str, set[Any]] = {}
-    for one in run.candidates:
-        values.setdefault(one["head"].rstrip("0123456789-"), set()).add(one["settings"].get(name))
-    return any(len(found) > 1 for found in values.values())
+def _settings(one: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> str:
+    """The settings of a candidate in which it differs from others of its kind."""
+
+    def kind(candidate: Mapping[str, Any]) -> str:
+        return str(candidate["head"]).rstrip("0123456789-")
+
+    def settings(candidate: Mapping[str, Any]) -> dict[str, Any]:
+        return {**candidate["settings"], "test_views": candidate["test_views"]}
+
+    alike = [settings(candidate) for candidate in candidates if kind(candidate) == kind(one)]
+    varied = {name: value for name, value in settings(one).items() if len({other.get(name) for other in alike}) > 1}
+    return ", ".join(
+        f"{name} {value:g}" if type(value) is float else f"{name} {value}" for name, value in varied.items()
+    )
 
 
 def curve_text(result: CurveResult) -> str:

@@ -161,11 +161,11 @@ KINDS = (
         head=MlpHead,
         defaults=_MLP,
         fit_many=in_processes(MlpHead),
-        small={"head": ["mlp256", "mlp512-128"]},
+        small={"head": ["mlp512-128"], "label_smoothing": [0.0, 0.1]},
         full={
             "head": ["mlp256", "mlp512-128", "mlp1024-256"],
-            "dropout": [0.3, 0.5],
-            "learning_rate": [3e-4, 1e-3],
+            "label_smoothing": [0.0, 0.1],
+            "l2": [0.3, 1.0, 3.0],
         },
     ),
     Kind(

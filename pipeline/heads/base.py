@@ -46,7 +46,7 @@ class HeadConfig:
         batch_size: Images in a step.
         learning_rate: At its highest.
         dropout: Share of the units of each hidden layer that is dropped.
-        patience: Epochs without a lower validation loss until the end; half as many until "plateau" reduces the rate.
+        patience: Epochs without a lower validation loss until the end; half as many until "plateau" cuts the rate.
         l2: Weight of half the squared weights beside the mean loss of an image; with "adamw" the decoupled decay.
         label_smoothing: Share of each label that is spread over all classes.
         optimizer: "adam", "adamw" or "sgd" (momentum 0.9).

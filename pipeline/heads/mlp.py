@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def accuracy_of_logits(n_classes: int) -> Any:
 
 
 class MlpHead:
-    """Layers of relu and dropout, then logits; the weights kept are those of the lowest validation loss.
+    """Layers of relu and dropout, then logits; the weights kept are those of the best validation accuracy.
 
     Below them stands standardisation, or, in "bn-mlp...", BatchNormalization.
     """
@@ -85,6 +86,7 @@ class MlpHead:
         )
         watch, report = Watch(config, 1), FitReport()
         best = model.get_weights()
+        start = time.perf_counter()
         with progress("Training", config.epochs or 1, "epochs") as advance:
             for epoch in range(1, (config.epochs or 1) + 1):
                 rate = float(optimizer.learning_rate)
@@ -92,21 +94,22 @@ class MlpHead:
                 if len(val):
                     found = scores(predict(self, val), val.labels)
                     row |= {"val_loss": found["log_loss"], "val_accuracy": found["accuracy"]}
-                report.history.append(row)
+                report.history.append({**row, "seconds": time.perf_counter() - start})
                 advance(1)
                 if not np.isfinite(row["loss"]):
                     report.notes.append(f"The loss was no finite number in epoch {epoch}; training ended there")
                     break
-                if watch.update(np.array([row.get("val_loss", row["loss"])]))[0] or not len(val):
+                accuracy = np.array([row["val_accuracy"]]) if len(val) else None
+                if watch.update(np.array([row.get("val_loss", row["loss"])]), accuracy)[0]:
                     best = model.get_weights()
                 if watch.finished:
                     break
                 if watch.plateau:
                     optimizer.learning_rate.assign((config.learning_rate or 0) * watch.reductions[0])
-        if not np.isfinite(watch.best[0]):
+        if not watch.best_epoch[0]:
             raise diverged(config)
         model.set_weights(best)
-        kept = f"best {watch.best_epoch[0]} by validation loss" if len(val) else "the last kept"
+        kept = f"that of the best validation accuracy kept: {watch.best_epoch[0]}" if len(val) else "the last kept"
         report.notes.append(f"{len(report.history)} epochs, {kept}")
         return report
 

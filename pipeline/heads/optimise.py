@@ -86,23 +86,26 @@ class Passes:
 
     def epoch(self) -> float:
         """One pass; the mean loss of its steps."""
+        passed = [self._block(rows) for rows in self.part.blocks(self.generator)]
+        return sum(total for total, _ in passed) / sum(n_steps for _, n_steps in passed)
+
+    def _block(self, rows: NDArray[np.int64]) -> tuple[float, int]:
+        """Sum of losses and number of steps of some rows, whose tensors are gone before the next are read."""
         tf = runtime.tensorflow()
-        total, n_steps = 0.0, 0
-        for rows in self.part.blocks(self.generator):
-            tensors = self._held or self._tensors(rows)
-            steps = max(1, round(len(rows) / self.batch_size))
-            order = tf.constant(self.generator.permutation(len(rows)))
-            total += float(self._run(*tensors, order, tf.constant(steps, tf.int64)))
-            n_steps += steps
-        return total / n_steps
+        n_steps = max(1, round(len(rows) / self.batch_size))
+        order = tf.constant(self.generator.permutation(len(rows)))
+        total = self._run(*(self._held or self._tensors(rows)), order, tf.constant(n_steps, tf.int64))
+        return float(total), n_steps
 
 
 class Watch:
     """Which heads got better, which have stopped getting better, and how far "plateau" has reduced their rates.
 
+    The best epoch of a head is that of its best accuracy on the validation images, of equals that of the lowest loss;
+    patience looks at the loss, which moves where the accuracy of a few images stands still.
+
     Attributes:
-        best: Lowest loss of each head so far, shape [heads].
-        best_epoch: Epoch of it, from 1, shape [heads].
+        best_epoch: Of each head, from 1; 0 if its loss was never a finite number. Shape [heads].
         reductions: Factor of each head's learning rate, shape [heads].
     """
 
@@ -111,30 +114,44 @@ class Watch:
         self.plateau = config.schedule == "plateau"
         # Under a cosine the last epochs, with small steps, are the best: it must run to its end.
         self.stops = config.schedule != "cosine"
-        self.best = np.full(n_heads, np.inf)
         self.best_epoch = np.zeros(n_heads, np.int64)
         self.reductions = np.ones(n_heads)
+        self._accuracy = np.full(n_heads, -np.inf)
+        self._loss_then = np.full(n_heads, np.inf)
+        self._lowest = np.full(n_heads, np.inf)
+        self._waited = np.zeros(n_heads, np.int64)
         self._since_reduction = np.zeros(n_heads, np.int64)
         self._epoch = 0
 
-    def update(self, losses: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Take in the losses [heads] after an epoch; which of them are the lowest so far."""
+    def update(self, losses: NDArray[np.floating], accuracies: NDArray[np.floating] | None) -> NDArray[np.bool_]:
+        """Take in losses [heads], and accuracies on the validation images if there are any, after an epoch.
+
+        Returns:
+            Which heads to keep as they are now, shape [heads]; without validation images all that are sound.
+        """
         self._epoch += 1
-        much_better = losses < self.best - LEAST_IMPROVEMENT
-        better = losses < self.best
-        self._since_reduction = np.where(much_better, 0, self._since_reduction + 1)
-        self.best = np.where(better, losses, self.best)
-        self.best_epoch = np.where(better, self._epoch, self.best_epoch)
+        finite = np.isfinite(losses)
+        lower = finite & (losses < self._lowest - LEAST_IMPROVEMENT)
+        self._lowest = np.where(lower, losses, self._lowest)
+        self._waited = np.where(lower, 0, self._waited + 1)
+        self._since_reduction = np.where(lower, 0, self._since_reduction + 1)
         if self.plateau:
             due = self._since_reduction >= max(1, self.patience // 2)
             self.reductions = np.where(due, REDUCTION * self.reductions, self.reductions)
             self._since_reduction = np.where(due, 0, self._since_reduction)
+        better: NDArray[np.bool_] = finite
+        if accuracies is not None:
+            equal = (accuracies == self._accuracy) & (losses < self._loss_then)
+            better = finite & ((accuracies > self._accuracy) | equal)
+            self._accuracy = np.where(better, accuracies, self._accuracy)
+            self._loss_then = np.where(better, losses, self._loss_then)
+        self.best_epoch = np.where(better, self._epoch, self.best_epoch)
         return better
 
     @property
     def finished(self) -> bool:
         """Whether every head's patience has ended."""
-        return self.stops and bool((self._epoch - self.best_epoch >= self.patience).all())
+        return self.stops and bool((self._waited >= self.patience).all())
 
 
 def diverged(config: HeadConfig) -> RunError:

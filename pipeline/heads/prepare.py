@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Preparation"]
 
-LEAST_DEVIATION = 1e-6
+LEAST_DEVIATION = 1e-6  # of the largest of all features
 LEAST_LENGTH = 1e-12
 ROWS = 4096  # rows that are widened to float64 at a time
 
@@ -66,7 +66,7 @@ class Preparation:
                 squares += np.einsum("nd,nd->d", wide, wide)
         centre = total / len(part)
         deviations = np.sqrt(np.maximum(squares / len(part) - centre**2, 0))
-        scale = np.where(deviations < LEAST_DEVIATION, 1.0, deviations)
+        scale = np.where(deviations <= LEAST_DEVIATION * deviations.max(), 1.0, deviations)
         mean = centre + (0 if shift is None else shift)
         return cls(plain.l2_normalize, mean.astype(np.float32), scale.astype(np.float32))
 

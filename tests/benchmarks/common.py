@@ -34,6 +34,39 @@ def small_set(path: Path, n: int) -> Path:
     return path
 
 
+def drawn_features(cache: Path, n: int, width: int = 1024, n_classes: int = 10, *, n_val: int, name: str) -> str:
+    """Write a table of drawn features, in shards sorted by class as a folder of images gives; its features id.
+
+    Classes are clouds in 32 directions under noise in all, with a curve in them that no linear head can follow.
+    """
+    from pipeline.config import ExtractConfig, FeatureSpec
+    from pipeline.datasets import Dataset
+    from pipeline.extraction import SHARD_ROWS
+    from pipeline.records import TableRecord, now, save_dataset, save_record
+    from pipeline.store import FeatureStore
+
+    draw = np.random.default_rng(0)
+    spec = FeatureSpec(name, "0" * 32, None, "drawn", "avg", (224, 224), "stretch", "bicubic", "float32", "float32")
+    store = FeatureStore(cache, spec)
+    labels = np.sort(np.arange(n) % n_classes)
+    centres = draw.normal(0, 1.0, (n_classes, 32))
+    mixing = draw.normal(0, 1, (64, width)).astype(np.float32) / np.sqrt(32, dtype=np.float32)
+    keys = np.array([f"{row:032d}" for row in range(n)], "S32")
+    for start in range(0, n, SHARD_ROWS):
+        rows = slice(start, min(start + SHARD_ROWS, n))
+        inner = centres[labels[rows]] + draw.normal(0, 2.4, (rows.stop - start, 32))
+        inner = np.concatenate([inner, np.abs(inner)], axis=1).astype(np.float32)
+        noise = draw.standard_normal((rows.stop - start, width), np.float32)
+        store.append(keys[rows].tolist(), np.maximum(inner @ mixing + noise, 0))
+    splits = np.full(n, "train", "U5")
+    splits[draw.permutation(n)[:n_val]] = "val"
+    locations = tuple(f"{row}.png" for row in range(n))
+    dataset = Dataset(name, keys, labels, splits, locations, tuple(f"class {number}" for number in range(n_classes)))
+    save_dataset(cache, dataset)
+    save_record(cache, TableRecord(name, now(), spec, dataset.id, name, ("test",), ExtractConfig(name)))
+    return name
+
+
 def verdict(text: str, holds: bool) -> None:
     """Print a line; remember failure for the exit status."""
     print(("ok     " if holds else "FAILS  ") + text, flush=True)
