@@ -17,8 +17,8 @@ LEAST = 1e-12  # a probability that rounds to 0 has no logarithm
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
     """The temperature by which logits [n, classes] are divided for the lowest log loss, between 0.001 and 1,000.
 
-    A share 1 / (n + 2) of each label is spread over all classes, so that a few images that are all told apart don't make
-    the classifier certain (Platt 1999, Probabilistic outputs for support vector machines, section 2.2).
+    A share 1 / (n + 2) of each label is spread over all classes, so that a few images that are all told apart don't
+    make the classifier certain (Platt 1999, Probabilistic outputs for support vector machines, section 2.2).
     """
     from scipy.optimize import minimize_scalar
 

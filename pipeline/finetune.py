@@ -18,8 +18,8 @@ from pipeline import runtime
 from pipeline.backbones import Unfrozen, tensor_of
 from pipeline.errors import ConfigError, RunError
 from pipeline.heads import Head, accuracy_of_logits, n_logits, probabilities_of, sparse_loss
+from pipeline.parts import Part
 from pipeline.progress import progress
-from pipeline.table import Part
 
 if TYPE_CHECKING:
     import keras

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from pipeline.augment import Augment
 from pipeline.config import FeatureSpec
 from pipeline.datasets import KEY_DTYPE, Dataset, check_classes, shortened
 from pipeline.errors import ConfigError, DataError, StoreError
+from pipeline.parts import Part, StoredFeatures, check_finite
 from pipeline.records import TableRecord, load_dataset
 from pipeline.store import FeatureStore
 
-__all__ = ["FeatureTable", "Part", "StoredFeatures", "joined", "load_table", "row_keys"]
+__all__ = ["FeatureTable", "load_table", "row_keys"]
 
 log = logging.getLogger("tlpipe")
 
@@ -26,147 +27,6 @@ log = logging.getLogger("tlpipe")
 COPIES = 3
 BLOCKS = 4  # a block read from disk, its copy for the step, and room for what is made of them
 LEAST_SHARDS = 8  # in a block: a folder's shards each hold one class, and a step must see all
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFeatures:
-    """Features that stay on disk; rows are read when they are asked for.
-
-    Attributes:
-        stores: Feature sets whose columns stand side by side.
-        places: Of each row in each of the stores, shape [n, 2].
-        block_rows: Rows that may be held at a time.
-    """
-
-    stores: tuple[FeatureStore, ...]
-    places: tuple[NDArray[np.int64], ...]
-    block_rows: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[n, d], or [n, h, w, c]."""
-        shapes = [store.row_shape() for store in self.stores]
-        return (len(self.places[0]), *shapes[0][:-1], sum(shape[-1] for shape in shapes))
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> StoredFeatures:
-        """Some of the rows, still on disk."""
-        return StoredFeatures(self.stores, tuple(places[rows] for places in self.places), self.block_rows)
-
-    def read(self, rows: NDArray[np.int64]) -> NDArray[np.floating]:
-        """Some of the rows, in memory.
-
-        Raises:
-            StoreError: If a shard went away.
-            DataError: If a feature is no finite number.
-        """
-        parts = [store.read_at(places[rows]) for store, places in zip(self.stores, self.places, strict=True)]
-        features = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-        _check_finite(features)
-        return features
-
-    def blocks(self, generator: np.random.Generator | None) -> Iterator[NDArray[np.int64]]:
-        """All rows, as many at a time as may be held, each shard read once; a generator draws the shards' order."""
-        order = np.argsort(self.places[0][:, 0], kind="stable")
-        starts = np.unique(self.places[0][order, 0], return_index=True)[1]
-        shards = np.split(order, starts[1:])
-        if generator:
-            shards = [shards[number] for number in generator.permutation(len(shards))]
-        block: list[NDArray[np.int64]] = []
-        for rows in shards:
-            if block and sum(map(len, block)) + len(rows) > self.block_rows:
-                yield np.concatenate(block)
-                block = []
-            block.append(rows)
-        if block:
-            yield np.concatenate(block)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Some rows of a table.
-
-    Attributes:
-        features: Shape [n, d] or [n, h, w, c]; an array, or on disk.
-        labels: Class indices, shape [n].
-        keys: Image keys, shape [n].
-        views: Number of the view, shape [n].
-    """
-
-    features: NDArray[np.floating] | StoredFeatures
-    labels: NDArray[np.int64]
-    keys: NDArray[np.bytes_]
-    views: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether the features are an array."""
-        return not isinstance(self.features, StoredFeatures)
-
-    def array(self) -> NDArray[np.floating]:
-        """The features as an array.
-
-        Raises:
-            ConfigError: If there are more than may be held.
-        """
-        if isinstance(self.features, StoredFeatures):
-            if len(self) > self.features.block_rows:
-                raise ConfigError(
-                    f"{len(self):,} rows of {self.features.shape[1]:,} features are more than --memory lets be held, "
-                    "and this head needs all at once; raise --memory, or take linear, ridge, centroid or mlp512-128"
-                )
-            return self.features.read(np.arange(len(self)))
-        return self.features
-
-    def select(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Part:
-        """Some of the rows; what lies on disk stays there."""
-        if isinstance(self.features, StoredFeatures):
-            return Part(self.features.take(rows), self.labels[rows], self.keys[rows], self.views[rows])
-        return Part(self.features[rows], self.labels[rows], self.keys[rows], self.views[rows])
-
-    def up_to_view(self, view: int | None) -> Part:
-        """The rows of this view and those before it; None for all."""
-        return self if view is None or (self.views <= view).all() else self.select(self.views <= view)
-
-    def load(self, rows: NDArray[np.int64]) -> NDArray[np.floating]:
-        """Features of some of the rows, in memory; without a copy if these are all rows in their order."""
-        if isinstance(self.features, StoredFeatures):
-            return self.features.read(rows)
-        return self.features if _is_all(rows, len(self)) else self.features[rows]
-
-    def blocks(self, generator: np.random.Generator | None = None) -> Iterator[NDArray[np.int64]]:
-        """All rows, as many at a time as may be held: features in memory in one block, in their order.
-
-        With a generator, blocks of features on disk hold shards drawn at random.
-        """
-        if isinstance(self.features, StoredFeatures):
-            yield from self.features.blocks(generator)
-        elif len(self):
-            yield np.arange(len(self))
-
-
-def _is_all(rows: NDArray[np.int64], n: int) -> bool:
-    return len(rows) == n and bool((rows == np.arange(n)).all())
-
-
-def joined(first: Part, second: Part) -> Part:
-    """The rows of two parts of one table, one after the other."""
-    if isinstance(first.features, StoredFeatures) and isinstance(second.features, StoredFeatures):
-        places = tuple(map(np.concatenate, zip(first.features.places, second.features.places, strict=True)))
-        features: NDArray[np.floating] | StoredFeatures = StoredFeatures(
-            first.features.stores, places, first.features.block_rows
-        )
-    else:
-        features = np.concatenate([first.array(), second.array()])
-    columns = [np.concatenate([getattr(first, name), getattr(second, name)]) for name in ("labels", "keys", "views")]
-    return Part(features, *columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +204,7 @@ def _features(
     if COPIES * row_bytes * len(keys) <= memory:
         parts = [store.read_at(part) for store, part in zip(stores, places, strict=True)]
         features = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-        _check_finite(features, locations)
+        check_finite(features, locations)
         return features
     block_rows = memory // BLOCKS // row_bytes
     largest = max(int(np.bincount(part[:, 0]).max(initial=1)) for part in places)
@@ -356,17 +216,3 @@ def _features(
         )
     log.info("%.1f GB of features stay on disk, and are read as they are needed", row_bytes * len(keys) / 1e9)
     return StoredFeatures(tuple(stores), places, int(block_rows))
-
-
-def _check_finite(features: NDArray[np.floating], locations: Sequence[str] | None = None) -> None:
-    """Refuse features that are no finite numbers.
-
-    Raises:
-        DataError: Naming images where they are known.
-    """
-    bad = np.flatnonzero(~np.isfinite(features.reshape(len(features), -1)).all(axis=1))
-    if len(bad):
-        named = f" ({shortened([locations[row] for row in bad.tolist()])})" if locations else ""
-        raise DataError(
-            f"Features of {len(bad):,} images{named} are no finite numbers; extract them with --precision float32"
-        )

@@ -16,8 +16,8 @@ from pipeline.backbones import BACKBONES, Backbone
 from pipeline.config import FeatureSpec, ImageConfig
 from pipeline.datasets import ArraySource, array_key
 from pipeline.extraction import Row
+from pipeline.parts import Part
 from pipeline.store import FeatureStore
-from pipeline.table import Part
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

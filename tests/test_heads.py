@@ -33,7 +33,7 @@ from pipeline.heads.base import class_weights
 from pipeline.heads.linear import fit_many as fit_linear
 from pipeline.heads.prepare import Preparation
 from pipeline.metrics import scores
-from pipeline.table import Part, joined
+from pipeline.parts import Part, joined
 
 EVERY = ("logreg", "ridge", "centroid", "knn7", "linear", "mlp32-16", "bn-mlp24")
 CLOSED = ("logreg", "ridge", "centroid", "knn7")

@@ -9,6 +9,7 @@ from conftest import blobs, part_of
 from pipeline.errors import ConfigError
 from pipeline.heads import KINDS, HeadConfig, make_head, predict
 from pipeline.metrics import scores
+from pipeline.parts import Part, joined
 from pipeline.selection import (
     Candidate,
     Point,
@@ -21,7 +22,6 @@ from pipeline.selection import (
     rate,
     sizes_for,
 )
-from pipeline.table import Part, joined
 
 NAMES = ["logreg", "ridge", "centroid", "knn", "linear", "mlp", "bn-mlp"]
 

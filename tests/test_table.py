@@ -17,9 +17,10 @@ from pipeline.errors import ConfigError, DataError, StoreError
 from pipeline.heads import HeadConfig, make_head, predict
 from pipeline.heads.optimise import Passes
 from pipeline.metrics import scores
+from pipeline.parts import Part, StoredFeatures, joined
 from pipeline.records import TableRecord, find_records, now, save_dataset, save_record
 from pipeline.store import FeatureStore
-from pipeline.table import FeatureTable, Part, StoredFeatures, joined, load_table
+from pipeline.table import FeatureTable, load_table
 
 N, WIDTH, SHARDS = 1200, 16, 12
 ROW_BYTES = 4 * WIDTH

@@ -143,9 +143,10 @@ def sweep_text(run: Run, folder: str) -> str:
 
 def _settings(one: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> str:
     """The settings of a candidate in which it differs from others of its kind."""
+    from pipeline.heads import kind_of
 
     def kind(candidate: Mapping[str, Any]) -> str:
-        return str(candidate["head"]).rstrip("0123456789-")
+        return kind_of(candidate["head"]).name
 
     def settings(candidate: Mapping[str, Any]) -> dict[str, Any]:
         return {**candidate["settings"], "test_views": candidate["test_views"]}

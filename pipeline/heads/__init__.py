@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, RunError
 from pipeline.heads import knn, linear, logreg, ridge
-from pipeline.heads.base import FitReport, Head, HeadConfig, n_logits, predict, probabilities_of
+from pipeline.heads.base import FitReport, Head, HeadConfig, n_logits, option_name, predict, probabilities_of
 from pipeline.heads.centroid import CentroidHead
 from pipeline.heads.knn import KnnHead
 from pipeline.heads.linear import LinearHead
@@ -32,6 +32,7 @@ __all__ = [
     "load_head",
     "make_head",
     "n_logits",
+    "option_name",
     "predict",
     "probabilities_of",
     "sparse_loss",
@@ -65,6 +66,11 @@ class Kind:
     varies: tuple[str, ...] = ()
     small: Grid = field(default_factory=dict)
     full: Grid = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The form without its figures."""
+        return self.form.rstrip("0123456789-")
 
 
 _PREPARED = {"standardize": True, "l2_normalize": False, "views": None}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline import runtime
 from pipeline.heads.base import FitReport, HeadConfig, damaged, not_fitted, probabilities_of
 from pipeline.heads.prepare import Preparation
-from pipeline.table import Part
+from pipeline.parts import Part
 
 if TYPE_CHECKING:
     import keras

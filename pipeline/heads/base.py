@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import one_of
 from pipeline.errors import ConfigError, RunError
-from pipeline.table import Part
+from pipeline.parts import Part
 
 if TYPE_CHECKING:
     import keras
@@ -27,6 +27,7 @@ __all__ = [
     "damaged",
     "n_logits",
     "not_fitted",
+    "option_name",
     "predict",
     "probabilities_of",
 ]

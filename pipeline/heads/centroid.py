@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.heads.affine import AffineHead, AffineMap, one_column
 from pipeline.heads.base import FitReport, HeadConfig
 from pipeline.heads.prepare import Preparation
-from pipeline.table import Part
+from pipeline.parts import Part
 
 __all__ = ["TEMPERATURE", "CentroidHead"]
 

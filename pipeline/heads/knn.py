@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.heads.base import FitReport, HeadConfig, damaged, not_fitted
 from pipeline.heads.many import Trial
 from pipeline.heads.prepare import Preparation
-from pipeline.table import Part
+from pipeline.parts import Part
 
 if TYPE_CHECKING:
     import keras

@@ -24,8 +24,8 @@ from pipeline.heads.base import FitReport, HeadConfig, class_weights, n_logits, 
 from pipeline.heads.many import Trial
 from pipeline.heads.optimise import MOMENTUM, Passes, Watch, batch_size_for, diverged, schedule_for
 from pipeline.heads.prepare import Preparation
+from pipeline.parts import Part
 from pipeline.progress import progress
-from pipeline.table import Part
 
 __all__ = ["LinearHead", "fit_many"]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline import runtime
 from pipeline.heads.base import Head, HeadConfig, predict
-from pipeline.table import Part
+from pipeline.parts import Part
 
 __all__ = ["FitMany", "Trial", "in_processes", "one_by_one"]
 

@@ -24,8 +24,8 @@ from pipeline.heads.base import (
 from pipeline.heads.optimise import Passes, Watch, batch_size_for, diverged, optimizer_for
 from pipeline.heads.prepare import Preparation
 from pipeline.metrics import scores
+from pipeline.parts import Part
 from pipeline.progress import progress
-from pipeline.table import Part
 
 if TYPE_CHECKING:
     import keras

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline import runtime
 from pipeline.errors import RunError
 from pipeline.heads.base import HeadConfig
-from pipeline.table import Part
+from pipeline.parts import Part
 
 if TYPE_CHECKING:
     import keras

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import runtime
-from pipeline.table import Part
+from pipeline.parts import Part
 
 if TYPE_CHECKING:
     import keras

@@ -21,7 +21,7 @@ from pipeline.heads.base import FitReport, HeadConfig, class_weights
 from pipeline.heads.many import Trial
 from pipeline.heads.prepare import Preparation
 from pipeline.metrics import scores
-from pipeline.table import Part
+from pipeline.parts import Part
 
 __all__ = ["PENALTIES", "RidgeHead", "fit_many"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.table import Part
+from pipeline.parts import Part
 
 __all__ = ["Point", "draw_subset", "gain_of_doubling", "sizes_for"]
 

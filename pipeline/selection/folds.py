@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.table import Part
+from pipeline.parts import Part
 
 __all__ = ["Round", "folds"]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from pipeline.config import one_of
 from pipeline.errors import ConfigError
-from pipeline.heads import FORMS, KINDS, HeadConfig, Kind, kind_of
+from pipeline.heads import KINDS, HeadConfig, Kind, kind_of, option_name
 from pipeline.selection.trials import Candidate
 
 __all__ = ["GRIDS", "candidates"]
@@ -34,30 +35,27 @@ def candidates(
     found: list[Candidate] = []
     foreign = set(common.given())
     for name in heads:
-        for kind, axes in _axes(name, grid):
-            own = {option: value for option, value in common.given().items() if option in kind.defaults}
-            foreign -= set(own)
-            axes = {option: values for option, values in axes.items() if option not in own}
-            if "views" not in own:
-                axes["views"] = list(views)
-            for values in itertools.product(*axes.values()):
-                settings = {**own, **dict(zip(axes, values, strict=True))}
-                config = HeadConfig(**settings, seed=common.seed).resolved(dict(kind.defaults))
-                found += [Candidate(config, number) for number in test_views]
+        kind, axes = _axes(name, grid)
+        own = {option: value for option, value in common.given().items() if option in kind.defaults}
+        foreign -= set(own)
+        axes = {"views": views, **axes}
+        varied = {option: values for option, values in axes.items() if option not in own}
+        for values in itertools.product(*varied.values()):
+            settings = {**own, **dict(zip(varied, values, strict=True))}
+            config = HeadConfig(**settings, seed=common.seed).resolved(dict(kind.defaults))
+            found += [Candidate(config, number) for number in test_views]
     if foreign:
-        raise ConfigError(f"--{', --'.join(sorted(foreign)).replace('_', '-')} means nothing to {', '.join(heads)}")
+        raise ConfigError(f"{', '.join(map(option_name, sorted(foreign)))} means nothing to {', '.join(heads)}")
     return list(dict.fromkeys(found))
 
 
-def _axes(name: str, grid: str) -> Iterator[tuple[Kind, dict[str, Sequence[object]]]]:
-    """The kind of a head, and the values of each option; a name alone stands for the heads of a grid."""
-    of_kind = {kind.form.rstrip("0123456789-"): kind for kind in KINDS}
-    kind = of_kind[name] if name in of_kind else kind_of(name)
-    values = dict(kind.small if grid == "small" else kind.full)
-    if not values and name in of_kind:
-        values = dict(kind.full)  # asked for by name, though not in the small grid
-    if name not in of_kind or not values:
-        values["head"] = [name]
-    if name in of_kind and not values.get("head"):
-        raise ConfigError(f"Unknown head {name!r}. Legal are {FORMS}")
-    yield kind, values
+def _axes(name: str, grid: str) -> tuple[Kind, dict[str, Sequence[Any]]]:
+    """The kind of a head, and the values of each option.
+
+    A kind's name without figures stands for the heads that the grid has of it, or, if it has none, the full grid.
+    """
+    for kind in KINDS:
+        if kind.name == name:
+            return kind, dict((grid == "small" and kind.small) or kind.full)
+    kind = kind_of(name)
+    return kind, {**(kind.small if grid == "small" else kind.full), "head": [name]}

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline.heads import Head, HeadConfig, Kind, kind_of, predict
 from pipeline.metrics import scores
+from pipeline.parts import Part
 from pipeline.progress import progress
 from pipeline.selection.folds import Round
-from pipeline.table import Part
 
 __all__ = ["Candidate", "Rated", "mean_over_views", "rate"]
 

@@ -1,13 +1,12 @@
 """The stages, and how they are wired: nothing else knows more than its own part."""
 
-from pipeline.stages.choosing import SWEPT, CurveResult, learning_curve, sweep
+from pipeline.stages.choosing import CurveResult, learning_curve, sweep
 from pipeline.stages.features import ExtractResult, extract, features_of
 from pipeline.stages.trained import TrainedHead, open_head
 from pipeline.stages.training import TableOptions, train_head
 from pipeline.stages.tuning import finetune
 
 __all__ = [
-    "SWEPT",
     "CurveResult",
     "ExtractResult",
     "TableOptions",

@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.errors import ConfigError, DataError
 from pipeline.heads import HeadConfig, kind_of, make_head
 from pipeline.metrics import scores
+from pipeline.parts import Part
 from pipeline.progress import progress
 from pipeline.runs import Run, save_run
 from pipeline.selection import (
@@ -28,12 +29,9 @@ from pipeline.selection import (
     sizes_for,
 )
 from pipeline.stages.training import TableOptions, describe_run, fit_head, open_table, rounds_of
-from pipeline.table import FeatureTable, Part
+from pipeline.table import FeatureTable
 
-__all__ = ["SWEPT", "CurveResult", "learning_curve", "sweep"]
-
-SWEPT = ("logreg", "ridge", "centroid", "knn", "linear", "mlp")
-"""Heads that a sweep tries if none are named."""
+__all__ = ["CurveResult", "learning_curve", "sweep"]
 
 log = logging.getLogger("tlpipe")
 

@@ -17,10 +17,11 @@ from pipeline.datasets import shortened
 from pipeline.errors import CacheMismatchError, ConfigError, DataError
 from pipeline.heads import FitReport, Head, HeadConfig, make_head
 from pipeline.metrics import calibration_error, evaluate
+from pipeline.parts import Part, joined
 from pipeline.records import find_records, now
 from pipeline.runs import Predictions, Run, command_line, new_id, save_run
 from pipeline.selection import Candidate, Round, folds, mean_over_views, rate
-from pipeline.table import FeatureTable, Part, joined, load_table
+from pipeline.table import FeatureTable, load_table
 
 __all__ = [
     "Fitted",
