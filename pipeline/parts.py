@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,20 +59,31 @@ class StoredFeatures:
         return features
 
     def blocks(self, generator: np.random.Generator | None) -> Iterator[NDArray[np.int64]]:
-        """All rows, as many at a time as may be held, each shard read once; a generator draws the shards' order."""
+        """All rows, in blocks of about as many whole shards each as may be held; a generator draws the shards' order.
+
+        No block is much smaller than the others: of a few shards it would hold a few classes.
+        """
+        if not len(self.places[0]):
+            return
         order = np.argsort(self.places[0][:, 0], kind="stable")
         starts = np.unique(self.places[0][order, 0], return_index=True)[1]
         shards = np.split(order, starts[1:])
         if generator:
             shards = [shards[number] for number in generator.permutation(len(shards))]
-        block: list[NDArray[np.int64]] = []
-        for rows in shards:
-            if block and sum(map(len, block)) + len(rows) > self.block_rows:
-                yield np.concatenate(block)
-                block = []
-            block.append(rows)
-        if block:
+        n_blocks = -(-len(order) // self.block_rows)
+        while n_blocks < len(shards):
+            sizes = [sum(map(len, block)) for block in _dealt(shards, n_blocks)]
+            if max(sizes) <= self.block_rows:
+                break
+            n_blocks += 1
+        for block in _dealt(shards, n_blocks):
             yield np.concatenate(block)
+
+
+def _dealt(shards: list[NDArray[np.int64]], n_blocks: int) -> list[list[NDArray[np.int64]]]:
+    """Shards in so many runs of equal length, or one more."""
+    bounds = [number * len(shards) // n_blocks for number in range(n_blocks + 1)]
+    return [shards[start:end] for start, end in pairwise(bounds) if end > start]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +175,10 @@ def check_finite(features: NDArray[np.floating], locations: Sequence[str] | None
     Raises:
         DataError: Naming images where they are known.
     """
-    bad = np.flatnonzero(~np.isfinite(features.reshape(len(features), -1)).all(axis=1))
+    bad = np.flatnonzero(~np.isfinite(features.reshape(len(features), math.prod(features.shape[1:]))).all(axis=1))
     if len(bad):
         named = f" ({shortened([locations[row] for row in bad.tolist()])})" if locations else ""
         raise DataError(
-            f"Features of {len(bad):,} images{named} are no finite numbers; extract them with --precision float32"
+            f"Features of {len(bad):,} images or views{named} are no finite numbers; extract them in another precision "
+            "(--precision float32), or look at the weights"
         )

@@ -172,7 +172,15 @@ def read_run(folder: Path) -> Run:
         run = Run(**value)
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{folder} is no run that can be read: {error}") from error
-    if run.id != folder.name or not isinstance(run.created, str):
+    kinds: dict[type, list[Any]] = {
+        str: [run.id, run.stage, run.created, run.head, run.features, run.dataset],
+        list: [run.class_names, run.specs, run.notes],
+        dict: [run.settings, run.metrics, run.seconds],
+    }
+    right = all(isinstance(value, kind) for kind, values in kinds.items() for value in values)
+    if not right or not all(isinstance(name, str) for name in run.class_names):
+        raise RunError(f"{folder}/run.json is not what tlpipe wrote: a value is of the wrong kind")
+    if run.id != folder.name:
         raise RunError(f"{folder}/run.json belongs to the run {run.id!r}; was the folder renamed?")
     return run
 

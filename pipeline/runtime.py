@@ -25,6 +25,7 @@ __all__ = [
     "installed",
     "keras",
     "keras_home",
+    "limit_threads",
     "memory_limit",
     "peak_memory",
     "quiet_stderr",
@@ -136,6 +137,12 @@ def tensorflow() -> ModuleType:
     if stop.signal is not None:
         raise StoppedError("Stopped before the work began; run the same command again.", signal=stop.signal)
     return tf  # type: ignore[no-any-return]
+
+
+def limit_threads(n: int) -> None:
+    """Let TensorFlow use so many threads for an operation, if it hasn't begun to work yet."""
+    with suppress(RuntimeError):
+        tensorflow().config.threading.set_intra_op_parallelism_threads(n)
 
 
 @cache

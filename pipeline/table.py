@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import runtime
 from pipeline.augment import Augment
 from pipeline.config import FeatureSpec
 from pipeline.datasets import KEY_DTYPE, Dataset, check_classes, shortened
@@ -23,10 +22,13 @@ __all__ = ["FeatureTable", "load_table", "row_keys"]
 
 log = logging.getLogger("tlpipe")
 
-# Features that are held in memory are held about three times: as a table, as the training rows, and prepared.
-COPIES = 3
+# Features that are held in memory are held about four times: as a table, as training rows, prepared, and in a step.
+COPIES = 4
 BLOCKS = 4  # a block read from disk, its copy for the step, and room for what is made of them
 LEAST_SHARDS = 8  # in a block: a folder's shards each hold one class, and a step must see all
+
+
+_Column = tuple[NDArray[np.int64], NDArray[np.bytes_], int]  # rows of the dataset, their keys, and the view
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,10 @@ class FeatureTable:
             return self.features.read(np.arange(len(self.labels)))
         return self.features
 
+    def all(self) -> Part:
+        """All rows."""
+        return Part(self.features, self.labels, self.keys, self.views)
+
     @property
     def id(self) -> str:
         """The features id; several are joined by commas."""
@@ -76,7 +82,7 @@ class FeatureTable:
         chosen = self.splits == split
         if split != "train":
             chosen &= self.views == view
-        return Part(self.features, self.labels, self.keys, self.views).select(chosen)
+        return self.all().select(chosen)
 
 
 def row_keys(image_keys: NDArray[np.bytes_], augment: Augment | None, view: int) -> NDArray[np.bytes_]:
@@ -101,7 +107,7 @@ def load_table(
         records: What to load; the first one's labels and splits count, and the others must agree.
         views: Number of augmented views of the training images; None for all that were extracted.
         test_views: The same of the validation and test images.
-        memory: Bytes of features that may be held; what is more stays on disk. None for half of the machine's.
+        memory: Bytes of features that may be held; what is more stays on disk. None to hold all.
 
     Raises:
         StoreError: If features are missing or damaged.
@@ -110,33 +116,27 @@ def load_table(
     """
     views = min(record.config.views for record in records) if views is None else views
     _check_views(records, max(views, test_views))
-    stores, unreadable = [], set()
+    stores = []
     for record in records:
         store = FeatureStore(cache, record.spec)
         for damage in store.open():
             log.warning("%s %s; it was set aside", damage.path, damage.cause)
         stores.append(store)
-        unreadable |= set(store.quarantined())
     dataset = load_dataset(cache, records[0].dataset)
     images = np.arange(len(dataset))
     for record in records[1:]:
         images = images[_agreeing(dataset, load_dataset(cache, record.dataset), records[0].id, record.id)[images]]
+    n_images = len(images)
     augment = Augment.parse(records[0].config.augment) if records[0].config.augment else None
-    columns = []
+    of_train = dataset.splits[images] == "train"
+    columns: list[_Column] = []
     for view in range(max(views, test_views) + 1):
-        of_train = dataset.splits[images] == "train"
         rows = images[(of_train & (view <= views)) | (~of_train & (view <= test_views))]
-        keys = row_keys(dataset.keys[rows], augment, view)
-        has = np.array([store.has(keys) for store in stores])
-        for record, stored in zip(records, has, strict=True):
-            lost = [key for key in dataset.keys[rows[~stored]].tolist() if key not in unreadable]
-            if lost:
-                raise StoreError(
-                    f"Features of {len(lost):,} images of {record.id} are missing; compute them: "
-                    f"{record.config.command()}"
-                )
-        stored = has.all(axis=0)
-        columns.append((rows[stored], keys[stored], view))
+        columns.append((rows, row_keys(dataset.keys[rows], augment, view), view))
+    # An image that can't be read has no rows at all, so that the views of the others stand in the same order.
+    unreadable = [_unreadable(dataset, *pair, columns) for pair in zip(records, stores, strict=True)]
+    gone = np.isin(dataset.keys, np.concatenate(unreadable))
+    columns = [(rows[~gone[rows]], keys[~gone[rows]], view) for rows, keys, view in columns]
     rows, keys = (np.concatenate([column[number] for column in columns]) for number in (0, 1))
     present, labels = np.unique(dataset.labels[rows], return_inverse=True)
     class_names = tuple(dataset.class_names[label] for label in present)
@@ -151,8 +151,26 @@ def load_table(
         views=np.concatenate([np.full(len(part), view) for part, _, view in columns]),
         keys=dataset.keys[rows],
         locations=locations,
-        missing=len(dataset) - len(columns[0][0]),
+        missing=n_images - len(columns[0][0]),
     )
+
+
+def _unreadable(
+    dataset: Dataset, record: TableRecord, store: FeatureStore, columns: Sequence[_Column]
+) -> NDArray[np.bytes_]:
+    """Keys of the images that have no features because they can't be read.
+
+    Raises:
+        StoreError: If features are missing for no known reason.
+    """
+    lost = np.unique(np.concatenate([dataset.keys[rows[~store.has(keys)]] for rows, keys, _ in columns]))
+    quarantined = set(store.quarantined())
+    unknown = [key for key in lost.tolist() if key not in quarantined]
+    if unknown:
+        raise StoreError(
+            f"Features of {len(unknown):,} images of {record.id} are missing; compute them: {record.config.command()}"
+        )
+    return lost
 
 
 def _check_views(records: Sequence[TableRecord], wanted: int) -> None:
@@ -189,8 +207,10 @@ def _agreeing(dataset: Dataset, other: Dataset, name: str, other_name: str) -> N
     if differing or not shared.any():
         what = f"another label or split of {shortened(differing)}" if differing else "no image in common"
         raise DataError(f"{name} and {other_name} have {what}; extract both from the same data")
-    if not shared.all():
-        log.warning("%s images of %s are not in %s and are left out", f"{(~shared).sum():,}", name, other_name)
+    n_other = len(set(known) - set(dataset.keys.tolist()))
+    for count, has, lacks in ((int((~shared).sum()), name, other_name), (n_other, other_name, name)):
+        if count:
+            log.warning("%s images of %s are not in %s and are left out", f"{count:,}", has, lacks)
     return shared
 
 
@@ -198,10 +218,9 @@ def _features(
     stores: Sequence[FeatureStore], keys: NDArray[np.bytes_], locations: Sequence[str], memory: int | None
 ) -> NDArray[np.floating] | StoredFeatures:
     """The rows as an array if they may be held, else on disk."""
-    memory = runtime.memory_limit() // 2 if memory is None else memory
     places = tuple(store.places(keys) for store in stores)
     row_bytes = 4 * sum(int(np.prod(store.row_shape())) for store in stores)
-    if COPIES * row_bytes * len(keys) <= memory:
+    if memory is None or COPIES * row_bytes * len(keys) <= memory:
         parts = [store.read_at(part) for store, part in zip(stores, places, strict=True)]
         features = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
         check_finite(features, locations)

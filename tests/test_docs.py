@@ -43,6 +43,27 @@ def test_every_command_is_documented_and_has_help(command: tuple[str, ...]) -> N
     assert command[-1] in README
 
 
+def test_help_knows_the_heads_and_their_defaults() -> None:
+    from pipeline.heads import KINDS, HeadConfig, make_head
+
+    done = CliRunner().invoke(app, ["train-head", "--help"], env={"COLUMNS": "200"})
+    text = " ".join(done.output.split())
+    for kind in KINDS:
+        assert kind.form in text, kind.form
+    linear, mlp = (make_head(HeadConfig(name))[1] for name in ("linear", "mlp512-128"))
+    for option, words in {
+        "epochs": f"linear ({linear.epochs}), mlp ({mlp.epochs})",
+        "learning-rate": f"linear, mlp ({linear.learning_rate:g})",
+        "optimizer": f"linear, mlp ({mlp.optimizer})",
+        "schedule": f"linear, mlp ({mlp.schedule})",
+        "patience": f"({mlp.patience})",
+        "dropout": f"mlp ({mlp.dropout})",
+        "label-smoothing": f"linear, mlp ({mlp.label_smoothing:g})",
+        "l2": f"linear, mlp ({mlp.l2:g} with adamw, else {make_head(HeadConfig('linear', optimizer='sgd'))[1].l2})",
+    }.items():
+        assert words in text.split(f"--{option} ")[1].split(" --")[0], option
+
+
 def example_blocks() -> list[str]:
     """The shell blocks of the README that are marked as runnable by their first line."""
     return re.findall(r"```sh\n(.*?)```", README, re.DOTALL)

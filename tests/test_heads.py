@@ -194,6 +194,18 @@ class TestPreparation:
         tiny = part_of(np.float32(1e-9) * blobs(100, 3, 0).array(), np.zeros(100, int))
         prepared = Preparation.fit(tiny, standardize=True, l2_normalize=False)(tiny.array())
         np.testing.assert_allclose(prepared[:, :-1].std(axis=0), 1, rtol=1e-3)
+        prepare = Preparation.fit(tiny, standardize=True, l2_normalize=False)
+        outputs = tiny.array()
+        for layer in prepare.layers():
+            outputs = layer(outputs)
+        np.testing.assert_allclose(np.asarray(outputs), prepared, atol=1e-3)
+
+    def test_scales_that_differ_much(self) -> None:
+        features = blobs(100, 3, 0).array() * np.geomspace(1e-4, 1e4, 13, dtype=np.float32)
+        prepared = Preparation.fit(part_of(features, np.zeros(100, int)), standardize=True, l2_normalize=False)(
+            features
+        )
+        np.testing.assert_allclose(prepared[:, :-1].std(axis=0), 1, rtol=1e-3)
 
     def test_still_features_don_t_explode(self) -> None:
         prepare = Preparation.fit(blobs(100, 3, 0), standardize=True, l2_normalize=False)
@@ -225,6 +237,29 @@ class TestLogreg:
         np.savez(tmp_path / "head.npz", final_mean=np.array([object()]))
         with pytest.raises(RunError, match="head.npz can't be read"):
             load_head(tmp_path, HeadConfig("logreg").to_json())
+
+    @pytest.mark.parametrize(
+        ("name", "field", "value"),
+        [
+            ("ridge", "final_weights", np.full((13, 3), np.nan)),
+            ("ridge", "final_scale", np.zeros(13)),
+            ("ridge", "trained_bias", np.zeros((3, 1))),
+            ("ridge", "final_mean", np.array(["a"] * 13)),
+            ("knn3", "labels", np.full(60, -1)),
+            ("knn3", "labels", np.zeros(60)),
+            ("knn3", "n_classes", np.array(10**11)),
+            ("knn3", "bank", np.full((60, 13), np.inf)),
+        ],
+        ids=str,
+    )
+    def test_tampered_arrays_are_refused(self, name: str, field: str, value: np.ndarray, tmp_path: Path) -> None:
+        head, _ = fitted(name, blobs(60, 3, 0), blobs(30, 3, 1), 3)
+        head.save(tmp_path)
+        with np.load(tmp_path / "head.npz") as file:
+            arrays = dict(file)
+        np.savez(tmp_path / "head.npz", **{**arrays, field: value})
+        with pytest.raises(RunError, match="head.npz can't be read"):
+            load_head(tmp_path, HeadConfig(name).to_json())
 
     def test_arrays_that_don_t_fit_are_refused(self, tmp_path: Path) -> None:
         for name in ("logreg", "knn3"):
@@ -340,13 +375,13 @@ class TestLinear:
     def test_head_that_uses_no_views_is_not_changed_by_them(self) -> None:
         train, val = blobs(120, 3, 0), blobs(60, 3, 1)
         view = Part(train.array() + 100, train.labels, train.keys, np.ones(120, np.int64))
+        # One step an epoch takes all rows, so the batches are the same with and without the view.
         base = make_head(HeadConfig("linear", epochs=3, batch_size=240, schedule="none"))[1]
         configs = [replace(base, views=0), replace(base, views=1)]
         without, with_views = fit_linear(configs, joined(train, view), [val], 3, 1e9)
-        # One step an epoch takes all rows, so the batches are the same with and without the view.
-        alone = fit_linear([replace(base, views=0, standardize=None)], train, [val], 3, 1e9)
+        (alone,) = fit_linear(configs[:1], train, [val], 3, 1e9)
+        np.testing.assert_allclose(without.probabilities[0], alone.probabilities[0], atol=1e-5)
         assert np.abs(without.probabilities[0] - with_views.probabilities[0]).max() > 1e-3
-        assert next(alone).probabilities[0].shape == (60, 3)
 
     def test_comes_to_the_optimum_of_logistic_regression(self) -> None:
         train, test = blobs(400, 3, 0), blobs(200, 3, 2)
@@ -472,6 +507,14 @@ class TestConfig:
             assert {"standardize", "views"} <= kind.defaults.keys()
 
     def test_command_gives_the_same_settings(self) -> None:
-        _, resolved = make_head(HeadConfig("linear", learning_rate=0.01, standardize=False, seed=3))
-        expected = "--head linear --learning-rate 0.01 --no-standardize --seed 3"
-        assert resolved.command(dict(kind_of("linear").defaults)) == expected
+        _, resolved = make_head(HeadConfig("linear", learning_rate=0.0123456789, standardize=False, seed=3))
+        expected = "--head linear --learning-rate 0.0123456789 --no-standardize --seed 3"
+        assert resolved.command(make_head(HeadConfig("linear"))[1]) == expected
+
+    @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+    @pytest.mark.parametrize("name", ["linear", "mlp64"])
+    def test_every_optimizer_learns_with_its_defaults(self, name: str, optimizer: str) -> None:
+        train, test = blobs(600, 5, 0), blobs(300, 5, 2)
+        head, _ = fitted(name, train, EMPTY, 5, optimizer=optimizer, learning_rate=1e-2 if optimizer == "sgd" else 1e-3)
+        assert accuracy(head, test) > 0.9
+        assert scores(predict(head, test), test.labels)["log_loss"] < 0.8

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import blobs, part_of
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunError
 from pipeline.heads import KINDS, HeadConfig, make_head, predict
 from pipeline.metrics import scores
 from pipeline.parts import Part, joined
@@ -31,6 +33,14 @@ def with_view(part: Part, shift: float = 0.1) -> Part:
     order = np.random.default_rng(3).permutation(len(part))
     view = part.select(order)
     return joined(part, Part(view.array() + np.float32(shift), view.labels, view.keys, np.ones(len(part), np.int64)))
+
+
+def round_of(train: Part, val: Part, seed: int = 0) -> Round:
+    """Fit on one part, rate by the other."""
+    rows = np.arange(len(train), len(train) + len(val))
+    vals = [rows[val.views == view] for view in range(int(val.views.max()) + 1)]
+    vals = [rows_of_view[np.argsort(val.keys[rows_of_view - len(train)])] for rows_of_view in vals]
+    return Round(joined(train, val), np.arange(len(train)), vals, seed)
 
 
 def few(names: list[str], **options: object) -> list[Candidate]:
@@ -78,8 +88,9 @@ class TestRate:
     def test_is_what_each_head_alone_would_give(self) -> None:
         train, val = blobs(200, 3, 0), blobs(100, 3, 1)
         tried = few(["logreg", "ridge", "centroid", "knn", "linear"], epochs=3)
-        rated, untried = rate(tried, [Round(train, [val])], 3, np.inf)
-        assert untried == []
+        found = rate(tried, [round_of(train, val)], 3, np.inf)
+        rated = found.rated
+        assert (found.untried, found.failed) == ([], {})
         assert len(rated) == len(tried)
         assert [one.accuracy for one in rated] == sorted((one.accuracy for one in rated), reverse=True)
         for one in rated:
@@ -94,7 +105,8 @@ class TestRate:
     def test_networks_in_processes_are_those_trained_alone(self) -> None:
         train, val = blobs(120, 3, 0), blobs(60, 3, 1)
         tried = few(["mlp8", "mlp4"], epochs=2)
-        rated, _ = rate(tried, [Round(train, [val])], 3, np.inf)
+        rated = rate(tried, [round_of(train, val)], 3, np.inf).rated
+        assert len(rated) == len(tried) > 2
         for one in rated:
             head, _ = make_head(one.candidate.config)
             head.fit(train, val, 3)
@@ -102,34 +114,49 @@ class TestRate:
 
     def test_budget_ends_after_the_first_group(self) -> None:
         tried = few(["ridge", "centroid", "knn"])
-        rated, untried = rate(tried, [Round(blobs(60, 3, 0), [blobs(30, 3, 1)])], 3, 1e-9)
+        found = rate(tried, [round_of(blobs(60, 3, 0), blobs(30, 3, 1))], 3, 1e-9)
+        rated, untried = found.rated, found.untried
         assert {one.candidate.config.head for one in rated} == {"ridge"}
         assert {one.config.head for one in untried} == {"centroid", "knn5", "knn20"}
 
     def test_views_are_used_as_the_candidate_says(self) -> None:
         both, val = with_view(blobs(120, 3, 0), 5.0), with_view(blobs(60, 3, 1), 5.0)
-        vals = [val.select(val.views == 0), val.select(val.views == 1)]
-        vals[1] = vals[1].select(np.argsort(vals[1].keys)[np.argsort(np.argsort(vals[0].keys))])
+        turn = round_of(both, val)
+        vals = turn.vals()
         np.testing.assert_array_equal(vals[0].keys, vals[1].keys)
-        for name in ("ridge", "linear"):
-            config = HeadConfig(name, epochs=3) if name == "linear" else HeadConfig(name, l2=0.1)
-            for views in (0, 1):
-                resolved = make_head(config)[1]
-                from dataclasses import replace
+        options = {"linear": {"epochs": 2, "batch_size": 1000, "schedule": "none"}, "ridge": {"l2": 0.1}}
+        for name, own in options.items():
+            resolved = make_head(HeadConfig(name, **own))[1]  # type: ignore[arg-type]
+            tried = [Candidate(replace(resolved, views=views), number) for views in (0, 1) for number in (0, 1)]
+            rated = rate(tried, [turn], 3, np.inf).rated
+            assert len({round(one.log_loss, 4) for one in rated}) == 4
+            for one in rated:
+                head, _ = make_head(one.candidate.config)
+                head.fit(both.up_to_view(one.candidate.config.views), vals[0], 3)
+                mean = mean_over_views(head, vals[: one.candidate.test_views + 1])
+                assert one.log_loss == pytest.approx(scores(mean, vals[0].labels)["log_loss"], abs=2e-3)
 
-                tried = [Candidate(replace(resolved, views=views), number) for number in (0, 1)]
-                rated, _ = rate(tried, [Round(both, vals)], 3, np.inf)
-                head, _ = make_head(replace(config, views=views))
-                head.fit(both.up_to_view(views), vals[0], 3)
-                for one in rated:
-                    parts = vals[: one.candidate.test_views + 1]
-                    expected = scores(mean_over_views(head, parts), vals[0].labels)
-                    assert one.accuracy == pytest.approx(expected["accuracy"], abs=0.02)
+    def test_a_setting_that_diverges_ends_nothing(self) -> None:
+        train, val = (
+            part_of(np.float32(1e18) * part.array(), part.labels, part.keys)
+            for part in (blobs(90, 3, 0), blobs(60, 3, 1))
+        )
+        wild = HeadConfig("", optimizer="sgd", learning_rate=9.0, l2=5.0, epochs=3, standardize=False)
+        for names in (["centroid"], ["ridge", "centroid"]):
+            tried = few(names)
+            tried += [Candidate(make_head(replace(wild, head=head))[1], 0) for head in ("mlp8", "linear")]
+            tried.append(Candidate(make_head(HeadConfig("linear", epochs=2))[1], 0))
+            found = rate(tried, [round_of(train, val)], 3, np.inf)
+            assert {one.config.head for one in found.failed} == {"mlp8", "linear"}
+            assert all("never a finite number" in cause for cause in found.failed.values())
+            assert len(found.rated) == len(tried) - 2
+        with pytest.raises(RunError, match="never a finite number"):
+            rate(tried[-3:-2], [round_of(train, val)], 3, np.inf)
 
     def test_seeds_and_folds_give_a_deviation(self) -> None:
         train, val = blobs(120, 3, 0), blobs(60, 3, 1)
-        rounds = [Round(train, [val], seed) for seed in range(3)]
-        rated, _ = rate(few(["linear"], epochs=1), rounds, 3, np.inf)
+        rounds = [round_of(train, val, seed) for seed in range(3)]
+        rated = rate(few(["linear"], epochs=1), rounds, 3, np.inf).rated
         value = rated[0].to_json()
         assert len(value["rounds"]) == 3
         assert value["val_accuracy"] == pytest.approx(np.mean(value["rounds"]))
@@ -142,29 +169,28 @@ class TestFolds:
         keys = part.keys.copy()
         keys[1::3] = keys[::3]  # every third image has a twin, perhaps of another class
         pool = with_view(Part(part.features, part.labels, keys, part.views))
-        rounds = folds(pool, 3, 1, seed=0)
         seen = []
-        for turn in rounds:
-            assert not set(turn.train.keys.tolist()) & set(turn.vals[0].keys.tolist())
-            np.testing.assert_array_equal(turn.vals[0].keys, turn.vals[1].keys)
-            np.testing.assert_array_equal(turn.vals[0].labels, turn.vals[1].labels)
-            assert set(turn.vals[1].views.tolist()) == {1}
-            assert len(turn.train) + sum(map(len, turn.vals)) == len(pool)
-            seen += turn.vals[0].keys.tolist()
+        for turn in folds(pool, np.arange(len(pool)), 3, 1, seed=0):
+            train, vals = turn.train(None), turn.vals()
+            assert not set(train.keys.tolist()) & set(vals[0].keys.tolist())
+            np.testing.assert_array_equal(vals[0].keys, vals[1].keys)
+            np.testing.assert_array_equal(vals[0].labels, vals[1].labels)
+            assert set(vals[1].views.tolist()) == {1}
+            assert len(train) + sum(map(len, vals)) == len(pool)
+            assert set(turn.train(0).views.tolist()) == {0}
+            seen += vals[0].keys.tolist()
         assert sorted(seen) == sorted(keys.tolist())
 
     def test_stratified(self) -> None:
         part = blobs(300, 3, 0)
-        for turn in folds(part, 5, 0, seed=0):
-            shares = np.bincount(turn.vals[0].labels, minlength=3) / np.bincount(part.labels)
+        for turn in folds(part, np.arange(300), 5, 0, seed=0):
+            shares = np.bincount(turn.vals()[0].labels, minlength=3) / np.bincount(part.labels)
             np.testing.assert_allclose(shares, 0.2, atol=0.04)
 
     def test_too_many(self) -> None:
         part = part_of(np.zeros((7, 2), np.float32), np.array([0, 0, 0, 0, 1, 1, 1]))
-        with pytest.raises(ConfigError, match="--cv 4 needs 4 images of each class, and one has 3"):
-            folds(part, 4, 0, seed=0)
-        with pytest.raises(ConfigError, match="--cv is 1; give 2 folds or more"):
-            folds(part, 1, 0, seed=0)
+        with pytest.raises(ConfigError, match="--cv 4 needs 4 different images of each class, and one has 3"):
+            folds(part, np.arange(7), 4, 0, seed=0)
 
 
 class TestCurve:
@@ -178,6 +204,8 @@ class TestCurve:
         assert np.bincount(small.labels[small.views == 0]).tolist() == [3] * 4
         assert (small.views == 1).sum() == 12
         assert set(small.keys.tolist()) < set(large.keys.tolist())
+        twins = part_of(np.zeros((6, 2)), np.array([0, 0, 0, 1, 1, 1]), np.array(list("aabcde"), "S32"))
+        assert set(draw_subset(twins, 2, 0, 0).keys.tolist()) >= {b"a", b"b"}
         assert set(draw_subset(part, 3, 1, 0).keys.tolist()) != set(small.keys.tolist())
 
     def test_gain_is_that_of_the_power_law(self) -> None:

@@ -131,12 +131,33 @@ class TestRepeats:
 
         table = load_table(cache, [extracted.record], 1, test_views=1)
         images = {split: set(table.keys[table.splits == split].tolist()) for split in ("train", "val", "test")}
-        rounds = rounds_of(table, TableOptions(cv=3), 0)
-        used = {key for turn in rounds for key in turn.vals[0].keys.tolist()}
+        rounds = rounds_of(table, TableOptions(cv=3), 1, 0)
+        used = {key for turn in rounds for key in turn.vals()[0].keys.tolist()}
         assert used == images["train"] | images["val"]
         given = replace(table, records=(replace(extracted.record, carved=("test",)),))
-        used = {key for turn in rounds_of(given, TableOptions(cv=3), 0) for key in turn.vals[0].keys.tolist()}
+        rounds = rounds_of(given, TableOptions(cv=3), 1, 0)
+        used = {key for turn in rounds for key in turn.vals()[0].keys.tolist()}
         assert used == images["train"]
+
+    def test_rate_the_head_with_what_it_chose(
+        self, extracted: stages.ExtractResult, cache: Path, reports: Path
+    ) -> None:
+        for head in ("ridge", "logreg"):
+            first = stages.train_head(HeadConfig(head), cache, reports, TableOptions(cv=3))
+            again = stages.train_head(
+                HeadConfig(head, l2=first.settings["chosen"]["l2"]), cache, reports, TableOptions(cv=3)
+            )
+            assert first.repeats is not None
+            assert again.repeats is not None
+            assert first.repeats["rounds"] == again.repeats["rounds"]
+
+    def test_folds_of_other_seeds_are_other_folds(
+        self, extracted: stages.ExtractResult, cache: Path, reports: Path
+    ) -> None:
+        run = stages.train_head(HeadConfig("knn5"), cache, reports, TableOptions(cv=3, seeds=2))
+        assert run.repeats is not None
+        assert len(run.repeats["rounds"]) == 6
+        assert run.repeats["rounds"][:3] != run.repeats["rounds"][3:]
 
     def test_seeds(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
         run = stages.train_head(HeadConfig("linear", epochs=2), cache, reports, TableOptions(seeds=3))
@@ -145,7 +166,7 @@ class TestRepeats:
         single = stages.train_head(HeadConfig("linear", epochs=2), cache, reports)
         assert run.repeats["rounds"][0] == pytest.approx(single.metrics["val"]["accuracy"])
 
-    @pytest.mark.parametrize("options", [{"seeds": 0}, {"test_views": -1}])
+    @pytest.mark.parametrize("options", [{"seeds": 0}, {"test_views": -1}, {"cv": 0}, {"cv": 1}])
     def test_illegal(self, options: dict[str, int]) -> None:
         with pytest.raises(ConfigError, match="--" + next(iter(options)).replace("_", "-")):
             TableOptions(**options)  # type: ignore[arg-type]
@@ -189,7 +210,7 @@ class TestTrainedHead:
             head.predict_proba(table.array(), table.specs, other.id)
         for text in ("resize 'stretch', not 'pad'", "interpolation 'bicubic', not 'nearest'", other.id):
             assert text in str(caught.value)
-        with pytest.raises(CacheMismatchError, match="trained on 1 sets of features"):
+        with pytest.raises(CacheMismatchError, match="trained on 1 sets of features, not on 2"):
             head.check([other.spec, other.spec], "two")
 
     def test_takes_another_precision_with_a_note(
@@ -202,7 +223,20 @@ class TestTrainedHead:
         assert "these are in tensorflow-float16" in caplog.text
 
     @pytest.mark.parametrize(
-        "change", [{"specs": [{}]}, {"specs": 3}, {"settings": {}}, {"settings": {"head": {"head": "forest"}}}], ids=str
+        "change",
+        [
+            {"specs": [{}]},
+            {"specs": 3},
+            {"settings": {}},
+            {"settings": {"head": {"head": "forest"}}},
+            {"class_names": None},
+            {"class_names": [1, 2, 3]},
+            {"features": 3},
+            {"calibration": {"temperature": 0}},
+            {"calibration": {"temperature": "nan"}},
+            {"calibration": {"temperature": -1}},
+        ],
+        ids=str,
     )
     def test_tampered_run(
         self, change: dict[str, object], extracted: stages.ExtractResult, cache: Path, reports: Path
@@ -211,7 +245,18 @@ class TestTrainedHead:
         path = reports / run.id / "run.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
         with pytest.raises(RunError, match=r"run\.json"):
-            open_head(reports, None)
+            open_head(reports, str(reports / run.id))
+
+    def test_classes_that_are_not_those_of_the_head(
+        self, extracted: stages.ExtractResult, cache: Path, reports: Path
+    ) -> None:
+        run = stages.train_head(HeadConfig("ridge"), cache, reports)
+        path = reports / run.id / "run.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "class_names": ["dark"]}))
+        head, _ = open_head(reports, None)
+        table = load_table(cache, [extracted.record])
+        with pytest.raises(RunError, match="gives 3 probabilities, run.json names 1 classes"):
+            head.predict_proba(table.array(), table.specs)
 
     def test_finetune_refuses_what_it_cannot_start_from(
         self, extracted: stages.ExtractResult, pictures: Path, cache: Path, reports: Path

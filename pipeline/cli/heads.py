@@ -27,51 +27,48 @@ FeaturesArgument = Annotated[
     ),
 ]
 
+# The defaults are those of `pipeline.heads.KINDS`; a sweep varies some of them unless they are given.
 HEAD_OPTIONS: dict[str, Any] = {
-    "epochs": Annotated[int | None, typer.Option(help="Most passes; linear and mlp. [default: 30, 20]")],
+    "epochs": Annotated[int | None, typer.Option(help="Passes over the images; linear (30), mlp (20).")],
     "batch_size": Annotated[
-        int | None, typer.Option(help="Images in a step; linear and mlp. [default: 16 to 256, by data size]")
+        int | None, typer.Option(help="Images in a step, about; linear, mlp (16 to 256, by the number of images).")
     ],
-    "learning_rate": Annotated[float | None, typer.Option(help="At its highest; linear and mlp. [default: 0.001]")],
-    "optimizer": Annotated[str | None, typer.Option(help="adam, adamw or sgd; linear and mlp. [default: adamw]")],
+    "learning_rate": Annotated[float | None, typer.Option(help="At its highest; linear, mlp (0.001).")],
+    "optimizer": Annotated[str | None, typer.Option(help="adam, adamw or sgd; linear, mlp (adamw).")],
     "schedule": Annotated[
-        str | None,
-        typer.Option(help="Of the learning rate: plateau, cosine or none; linear and mlp. [default: cosine]"),
+        str | None, typer.Option(help="Of the learning rate: plateau, cosine or none; linear, mlp (cosine).")
     ],
     "patience": Annotated[
         int | None,
-        typer.Option(help="Epochs without a lower validation loss until the end, but with cosine. [default: 8]"),
+        typer.Option(help="Epochs without a lower loss until the end (8); a cosine is run out all the same."),
     ],
-    "dropout": Annotated[float | None, typer.Option(help="After each hidden layer; mlp. [default: 0.5]")],
+    "dropout": Annotated[float | None, typer.Option(help="After each hidden layer; mlp (0.5).")],
     "label_smoothing": Annotated[
-        float | None,
-        typer.Option(help="Share of a label that is spread over all classes; linear and mlp. [default: 0]"),
+        float | None, typer.Option(help="Share of a label that is spread over all classes; linear, mlp (0).")
     ],
     "l2": Annotated[
         float | None,
         typer.Option(
-            help="Weight of half the squared weights beside the mean loss; with adamw the weight decay. "
-            "[default: chosen on val for logreg and ridge, 1 for linear and mlp]"
+            help="Weight of half the squared weights beside the mean loss; with adamw the weight decay; linear, mlp (1 "
+            "with adamw, else 0.0001), logreg, ridge (chosen on val; without val, as in learning curves, 0.03, 0.5)."
         ),
     ],
-    "class_weight": Annotated[
-        str | None, typer.Option(help="balanced: all classes count the same; or none. [default: none]")
-    ],
+    "class_weight": Annotated[str | None, typer.Option(help="balanced: all classes count the same; or none (none).")],
     "standardize": Annotated[
         bool | None,
         typer.Option(
             "--standardize/--no-standardize",
-            help="Bring features to mean 0 and deviation 1. [default: yes, but for bn-mlp]",
+            help="Bring features to mean 0 and deviation 1 (yes, but for bn-mlp).",
         ),
     ],
     "l2_normalize": Annotated[
         bool | None,
         typer.Option(
             "--l2-normalize/--no-l2-normalize",
-            help="Then bring the features of each image to the same length. [default: no; knn and centroid always do]",
+            help="Then bring the features of each image to the same length (no; knn and centroid always do).",
         ),
     ],
-    "views": Annotated[int | None, typer.Option(help="Cached views to train on beside the images. [default: all]")],
+    "views": Annotated[int | None, typer.Option(help="Cached views to train on beside the images (all).")],
 }
 
 TABLE_OPTIONS: dict[str, Any] = {
@@ -81,12 +78,12 @@ TABLE_OPTIONS: dict[str, Any] = {
     ],
     "test_views": Annotated[
         int | None,
-        typer.Option(help="Cached views over which the probabilities of an image are averaged. [default: 0]"),
+        typer.Option(help="Cached views over which the probabilities of an image are averaged (0; a sweep tries all)."),
     ],
     "memory": Annotated[
         str | None,
         typer.Option(
-            help="Features that may be held, such as 1GB; more than that stay on disk. [default: half of the machine's]"
+            help="Features that may be held, such as 1GB; what is more stays on disk (half of the machine's memory)."
         ),
     ],
 }
@@ -99,7 +96,7 @@ CHOICE_OPTIONS: dict[str, Any] = {
         int | None,
         typer.Option(help="Folds of a cross-validation over the training images, and over val if it was carved."),
     ],
-    "seeds": Annotated[int | None, typer.Option(help="Number of seeds: mean and deviation over them. [default: 1]")],
+    "seeds": Annotated[int | None, typer.Option(help="Number of seeds: mean and deviation over them (1).")],
 }
 
 
@@ -118,7 +115,7 @@ def _table_options(argument: str | None, options: dict[str, Any]) -> TableOption
         raise ConfigError(f"Features are given twice: {argument}, and --features {options['same_features']}; give one")
     return TableOptions(
         features=argument or options["same_features"],
-        test_views=options["test_views"] or 0,
+        test_views=options["test_views"],
         memory=parse_bytes("--memory", options["memory"]) if options["memory"] else None,
         calibrate=bool(options.get("calibrate")),
         cv=options.get("cv"),
@@ -147,7 +144,7 @@ def add_commands(app: typer.Typer) -> None:
         features: FeaturesArgument = None,
         head: Annotated[str, typer.Option(help=HEADS)] = "logreg",
     ) -> Answer:
-        """Train a head on cached features."""
+        """Train a head on cached features. Defaults stand in brackets; options that a head doesn't have are refused."""
         from pipeline import stages
         from pipeline.cli.render import run_json, run_text
 
@@ -167,7 +164,7 @@ def add_commands(app: typer.Typer) -> None:
         grid: Annotated[str, typer.Option(help="small or full: how many settings of each head.")] = "small",
         budget: Annotated[float | None, typer.Option(help="Seconds after which nothing new is tried.")] = None,
     ) -> Answer:
-        """Try many heads and settings, choose on val, and train the best; options that are given hold for all."""
+        """Try many heads and settings, choose on val, and train the best. Options that are given hold for all."""
         from pipeline import stages
         from pipeline.cli.render import run_json, sweep_text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Kind:
         about: What it is, in a line.
         pattern: What its names match.
         head: Its class.
-        defaults: Of the options it has; None where the value is found while fitting.
+        defaults: Of the options it has; None where the value is found while fitting, or depends on other options.
         varies: Options that may differ between the settings of one `fit_many`.
         fit_many: Fits many settings in one go.
         small: Values of each option that a small sweep tries.
@@ -86,7 +86,7 @@ _MLP = {
     "epochs": 20,
     "learning_rate": 1e-3,
     "dropout": 0.5,
-    "l2": 1.0,
+    "l2": None,
     "optimizer": "adamw",
     "schedule": "cosine",
     **_STEPS,
@@ -123,6 +123,7 @@ KINDS = (
         head=CentroidHead,
         defaults=_COSINE,
         fit_many=one_by_one(CentroidHead),
+        varies=("standardize",),
         small={"head": ["centroid"]},
         full={"head": ["centroid"], "standardize": [True, False]},
     ),
@@ -145,7 +146,7 @@ KINDS = (
         defaults={
             "epochs": 30,
             "learning_rate": 1e-3,
-            "l2": 1.0,
+            "l2": None,
             "optimizer": "adamw",
             "schedule": "cosine",
             **_STEPS,
@@ -167,6 +168,7 @@ KINDS = (
         head=MlpHead,
         defaults=_MLP,
         fit_many=in_processes(MlpHead),
+        varies=tuple(field.name for field in fields(HeadConfig) if field.name != "views"),
         small={"head": ["mlp512-128"], "label_smoothing": [0.0, 0.1]},
         full={
             "head": ["mlp256", "mlp512-128", "mlp1024-256"],
@@ -181,6 +183,7 @@ KINDS = (
         head=MlpHead,
         defaults={**_MLP, "standardize": False},
         fit_many=in_processes(MlpHead),
+        varies=tuple(field.name for field in fields(HeadConfig) if field.name != "views"),
         full={"head": ["bn-mlp50", "bn-mlp256"], "dropout": [0.3, 0.5]},
     ),
 )

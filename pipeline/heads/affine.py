@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import runtime
-from pipeline.heads.base import FitReport, HeadConfig, damaged, not_fitted, probabilities_of
+from pipeline.heads.base import FitReport, HeadConfig, check_array, damaged, not_fitted, probabilities_of
 from pipeline.heads.prepare import Preparation
 from pipeline.parts import Part
 
@@ -120,8 +120,8 @@ class AffineHead(ABC):
 
 
 def _read(file: Any, name: str) -> AffineMap:
-    prepare = Preparation(bool(file[f"{name}_l2_normalize"]), file[f"{name}_mean"], file[f"{name}_scale"])
-    found = AffineMap(prepare, file[f"{name}_weights"], file[f"{name}_bias"])
-    if found.weights.shape != (len(prepare.mean), len(found.bias)) or prepare.scale.shape != prepare.mean.shape:
+    prepare = Preparation.read(file, f"{name}_")
+    found = AffineMap(prepare, check_array(file[f"{name}_weights"], 2), check_array(file[f"{name}_bias"], 1))
+    if found.weights.shape != (len(prepare.mean), len(found.bias)):
         raise ValueError("the shapes of its arrays don't fit each other")
     return found

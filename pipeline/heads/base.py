@@ -23,6 +23,7 @@ __all__ = [
     "FitReport",
     "Head",
     "HeadConfig",
+    "check_array",
     "class_weights",
     "damaged",
     "n_logits",
@@ -34,6 +35,7 @@ __all__ = [
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("plateau", "cosine", "none")
+L2_OF = {"adamw": 1.0, "adam": 1e-4, "sgd": 1e-4}  # a decoupled decay of 1 is weak, a penalty of 1 is not
 CLASS_WEIGHTS = ("balanced", "none")
 
 
@@ -116,19 +118,22 @@ class HeadConfig:
         if foreign:
             known = ", ".join(option_name(field.name) for field in fields(self) if field.name in defaults)
             raise ConfigError(f"{' and '.join(foreign)} means nothing to {self.head}; its options are {known}")
-        return replace(self, **{**defaults, **self.given()})
+        full = replace(self, **{**defaults, **self.given()})
+        if full.l2 is None and full.optimizer is not None:
+            return replace(full, l2=L2_OF[full.optimizer])
+        return full
 
-    def command(self, defaults: dict[str, Any]) -> str:
-        """The part of a command line that gives these settings."""
-        words = [f"--head {self.head}"]
+    def command(self, default: HeadConfig) -> str:
+        """The part of a command line that gives these settings, where the head alone would give `default`."""
+        words, usual = [f"--head {self.head}"], default.given()
         for name, value in self.given().items():
-            if value != defaults.get(name):
-                if isinstance(value, bool):
-                    words.append(option_name(name) if value else option_name(name).replace("--", "--no-", 1))
-                else:
-                    words.append(
-                        f"{option_name(name)} {value:g}" if isinstance(value, float) else f"{option_name(name)} {value}"
-                    )
+            if value == usual.get(name):
+                continue
+            option = option_name(name)
+            if isinstance(value, bool):
+                words.append(option if value else option.replace("--", "--no-", 1))
+            else:
+                words.append(f"{option} {value}")
         return " ".join(words + ([f"--seed {self.seed}"] if self.seed else []))
 
     def to_json(self) -> dict[str, Any]:
@@ -148,10 +153,12 @@ class FitReport:
     Attributes:
         history: A row for each epoch, or for each setting that was tried.
         notes: What a user should know.
+        chosen: Options that were found while fitting.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    chosen: dict[str, Any] = field(default_factory=dict)
 
 
 class Head(Protocol):
@@ -241,6 +248,17 @@ def probabilities_of(logits: NDArray[np.floating]) -> NDArray[np.float64]:
         wide = np.concatenate([np.zeros_like(wide), wide], axis=1)
     probabilities: NDArray[np.float64] = softmax(wide, axis=1)
     return probabilities
+
+
+def check_array(array: NDArray[Any], ndim: int) -> NDArray[np.floating]:
+    """Return an array from a file if it holds finite floating-point numbers on so many axes.
+
+    Raises:
+        ValueError: If not.
+    """
+    if array.ndim != ndim or not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
+        raise ValueError("it holds something else than finite numbers of the right shape")
+    return array
 
 
 def not_fitted() -> RunError:

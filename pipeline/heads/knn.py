@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from pipeline.heads.base import FitReport, HeadConfig, damaged, not_fitted
+from pipeline.heads.base import FitReport, HeadConfig, check_array, damaged, not_fitted
 from pipeline.heads.many import Trial
 from pipeline.heads.prepare import Preparation
 from pipeline.parts import Part
@@ -25,7 +25,8 @@ __all__ = ["KnnHead", "fit_many"]
 
 TEMPERATURE = 0.07
 FILE = "head.npz"
-QUERIES = 1024  # images that are compared with all others at a time
+MOST_CLASSES = 1_000_000  # a file that names more was not written by `save`
+COSINES = 2**23  # that are held at a time
 
 
 class KnnHead:
@@ -68,10 +69,11 @@ class KnnHead:
             raise not_fitted()
         most = min(max(ks), len(self.labels))
         found = [np.empty((len(features), self.n_classes)) for _ in ks]
-        for start in range(0, len(features), QUERIES):
-            query = self.prepare(features[start : start + QUERIES])
+        at_once = max(1, COSINES // len(self.bank))
+        for start in range(0, len(features), at_once):
+            query = self.prepare(features[start : start + at_once])
             cosines = (query @ self.bank.T) / np.float32(query.shape[1])
-            nearest = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
+            nearest = np.argpartition(cosines, -most, axis=1)[:, -most:]
             near = np.take_along_axis(cosines, nearest, axis=1)
             order = np.argsort(-near, axis=1, kind="stable")
             near = np.take_along_axis(near, order, axis=1).astype(np.float64)
@@ -81,7 +83,7 @@ class KnnHead:
                 votes = np.zeros((len(query), self.n_classes))
                 rows = np.arange(len(query))[:, None]
                 np.add.at(votes, (rows, labels[:, :k]), weights[:, :k])
-                probabilities[start : start + QUERIES] = votes / votes.sum(axis=1, keepdims=True)
+                probabilities[start : start + at_once] = votes / votes.sum(axis=1, keepdims=True)
         return found
 
     def layers(self) -> list[keras.Layer]:
@@ -104,11 +106,14 @@ class KnnHead:
         head = cls(config)
         try:
             with np.load(folder / FILE, allow_pickle=False) as file:
-                head.prepare = Preparation(bool(file["l2_normalize"]), file["mean"], file["scale"])
-                head.bank, head.labels = file["bank"], file["labels"]
+                head.prepare = Preparation.read(file)
+                head.bank, labels = check_array(file["bank"], 2), file["labels"]
                 head.n_classes = int(file["n_classes"])
-            if head.bank.shape != (len(head.labels), len(head.prepare.mean)) or head.labels.max() >= head.n_classes:
+            if head.bank.shape != (len(labels), len(head.prepare.mean)) or not np.issubdtype(labels.dtype, np.integer):
                 raise ValueError("the shapes of its arrays don't fit each other")
+            if not 0 <= labels.min() <= labels.max() < head.n_classes <= MOST_CLASSES:
+                raise ValueError("its labels are not those of its classes")
+            head.labels = labels.astype(np.int64)
         except Exception as error:  # NumPy and zipfile raise many kinds
             raise damaged(folder / FILE, error) from error
         return head

@@ -10,7 +10,6 @@ Source of the idea: the linear evaluation of DINOv2, Oquab et al. 2023, arXiv:23
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +39,9 @@ class LinearHead(AffineHead):
     def fit(self, train: Part, val: Part, n_classes: int) -> FitReport:
         """As `Head.fit`; without validation images the last epoch counts."""
         columns = _Columns([self.config], train, n_classes)
-        report = columns.fit(val, np.inf)
+        report = columns.fit(val)
+        if not columns.sound[0]:
+            raise diverged(self.config)
         self.trained = self.final = columns.maps()[0]
         return report
 
@@ -51,12 +52,13 @@ class LinearHead(AffineHead):
 def fit_many(
     configs: Sequence[HeadConfig], train: Part, vals: Sequence[Part], n_classes: int, seconds: float
 ) -> Iterator[Trial]:
-    """As `many.FitMany`: settings with the same optimizer, schedule, batch size, epochs and patience."""
+    """As `many.FitMany`: settings with the same optimizer, schedule, batch size, epochs and patience, in one pass."""
     columns = _Columns(configs, train, n_classes)
-    columns.fit(vals[0], seconds)
+    columns.fit(vals[0])
     found = [columns.predict_proba(val) for val in vals]
     for number in range(len(configs)):
-        yield Trial(number, [probabilities[number] for probabilities in found])
+        failure = "" if columns.sound[number] else str(diverged(configs[number]))
+        yield Trial(number, [probabilities[number] for probabilities in found], failure)
 
 
 @dataclass(slots=True)
@@ -89,25 +91,29 @@ class _Columns:
         self.n_logits = n_logits(n_classes)
         tf = runtime.tensorflow()
         d = train.features.shape[1]
-        kinds: dict[tuple[bool, bool], list[int]] = {}
+        kinds: dict[tuple[bool, bool, int], list[int]] = {}
+        most = int(train.views.max(initial=0))
+        self.views = [most if config.views is None else min(config.views, most) for config in configs]
         for number, config in enumerate(configs):
-            kinds.setdefault((bool(config.standardize), bool(config.l2_normalize)), []).append(number)
+            key = (bool(config.standardize), bool(config.l2_normalize), self.views[number])
+            kinds.setdefault(key, []).append(number)
         self.groups = []
-        for (standardize, l2_normalize), heads in kinds.items():
-            prepare = Preparation.fit(train, standardize=standardize, l2_normalize=l2_normalize)
+        for (standardize, l2_normalize, views), heads in kinds.items():
+            own = train.up_to_view(views)
+            prepare = Preparation.fit(own, standardize=standardize, l2_normalize=l2_normalize)
             width = len(heads) * self.n_logits
             # The loss is convex, so all weights may start at 0, and the seed decides the order alone.
             kernel, bias = np.zeros((d, width), np.float32), np.zeros(width, np.float32)
             self.groups.append(_Group(prepare, heads, tf.Variable(kernel), tf.Variable(bias), (kernel, bias)))
+        self.sound = np.zeros(len(configs), np.bool_)
         self.order = np.argsort(np.concatenate([group.heads for group in self.groups]), kind="stable")
 
     def _wide(self, group: _Group, values: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float32]:
         """A value of each head, for each of its columns."""
         return np.repeat(np.asarray(values, np.float32)[group.heads], self.n_logits)
 
-    def fit(self, val: Part, seconds: float) -> FitReport:
-        """Train all heads until the patience of each has ended, or the seconds have."""
-        end = time.monotonic() + seconds
+    def fit(self, val: Part) -> FitReport:
+        """Train all heads until the patience of each has ended."""
         batch_size = batch_size_for(self.config, len(self.train))
         rates = [runtime.tensorflow().Variable(self._wide(group, self._rates())) for group in self.groups]
         passes = Passes(self._step(rates), self.train, batch_size, self.config.seed)
@@ -124,10 +130,9 @@ class _Columns:
                 self._keep(watch.update(losses, accuracies))
                 for group, rate in zip(self.groups, rates, strict=True):
                     rate.assign(self._wide(group, self._rates() * watch.reductions))
-                if watch.finished or not np.isfinite(losses).any() or time.monotonic() >= end:
+                if watch.finished or not np.isfinite(losses).any():
                     break
-        if not watch.best_epoch.any():
-            raise diverged(self.config)
+        self.sound = watch.best_epoch > 0
         kept = f"that of the best validation accuracy kept: {watch.best_epoch.max()}" if losses_of else "the last kept"
         report.notes.append(f"{len(report.history)} epochs, {kept}")
         return report
@@ -175,8 +180,7 @@ class _Columns:
         smoothing = tf.constant(smooth) if any(smooth) else None
         weights = [class_weights(self.train.labels, self.n_classes, config.class_weight) for config in self.configs]
         of_class = tf.constant(np.stack(weights, axis=1), tf.float32)
-        most = int(self.train.views.max(initial=0))
-        views = tf.constant([most if config.views is None else config.views for config in self.configs], tf.int64)
+        views = tf.constant(self.views, tf.int64)
         decoupled = self.config.optimizer == "adamw"
         decays = [
             tf.constant(self._wide(group, [config.l2 or 0.0 for config in self.configs])) for group in self.groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -46,10 +47,10 @@ class LogregHead(AffineHead):
             penalty = DEFAULT_PENALTY if self.config.l2 is None else self.config.l2
             if self.config.l2 is None:
                 report.notes.append(f"No validation images to choose the penalty with; l2 is {penalty:g}")
-            self.c, self.trained = next(_path(train, (penalty,), self.config, report))
+            self.c, self.trained = next(_path(train, (penalty,), self.config))
         else:
             best = np.inf
-            for penalty, (c, candidate) in zip(PENALTIES, _path(train, PENALTIES, self.config, report), strict=False):
+            for penalty, (c, candidate) in zip(PENALTIES, _path(train, PENALTIES, self.config), strict=False):
                 log.info("Tried l2 = %g", penalty)
                 found = scores(candidate.predict_proba(val.array()), val.labels)
                 report.history.append(
@@ -59,29 +60,31 @@ class LogregHead(AffineHead):
                     break  # the loss has one minimum along the path
                 best, self.c, self.trained = found["log_loss"], c, candidate
         self.final = self.trained
-        report.notes.append(f"C = {self.c:.4g}, that is l2 = {1 / (self.c * len(train)):.3g}")
+        report.chosen["l2"] = 1 / (self.c * len(train))
+        report.notes.append(f"C = {self.c:.4g}, that is l2 = {report.chosen['l2']:.3g}")
         return report
 
     def refit(self, both: Part) -> None:
         """As `Head.refit`, with the same C."""
         same_c = replace(self.config, l2=1 / (self.c * len(both)))
-        self.final = next(_path(both, (same_c.l2 or 0,), same_c, FitReport()))[1]
+        self.final = next(_path(both, (same_c.l2 or 0,), same_c))[1]
 
 
 def fit_many(
     configs: Sequence[HeadConfig], train: Part, vals: Sequence[Part], n_classes: int, seconds: float
 ) -> Iterator[Trial]:
-    """As `many.fit_many`: along the path of penalties, each fit from where the last one ended."""
+    """As `many.FitMany`: along the path of penalties, each fit from where the last one ended."""
     penalties = [DEFAULT_PENALTY if config.l2 is None else config.l2 for config in configs]
     order: list[int] = np.argsort(penalties)[::-1].tolist()
-    path = _path(train, [penalties[number] for number in order], configs[0], FitReport())
-    for number, (_, candidate) in zip(order, path, strict=True):
+    path = _path(train, [penalties[number] for number in order], configs[0])
+    end = time.monotonic() + seconds
+    for number, (_, candidate) in zip(order, path, strict=False):
         yield Trial(number, [candidate.predict_proba(val.array()) for val in vals])
+        if time.monotonic() >= end:
+            return
 
 
-def _path(
-    part: Part, penalties: Sequence[float], config: HeadConfig, report: FitReport
-) -> Iterator[tuple[float, AffineMap]]:
+def _path(part: Part, penalties: Sequence[float], config: HeadConfig) -> Iterator[tuple[float, AffineMap]]:
     """Fit for each penalty in turn, from where the last one ended; C and the map of each."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -101,7 +104,7 @@ def _path(
             warnings.simplefilter("always", ConvergenceWarning)
             model.fit(features, part.labels)
         if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
-            report.notes.append(f"C = {c:g} did not converge in {MAX_ITERATIONS} iterations")
+            log.warning("logreg with C = %.3g did not converge in %d iterations", c, MAX_ITERATIONS)
         yield (
             c,
             AffineMap(

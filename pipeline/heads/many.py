@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import runtime
+from pipeline.errors import RunError
 from pipeline.heads.base import Head, HeadConfig, predict
 from pipeline.parts import Part
 
@@ -24,10 +24,12 @@ class Trial:
     Attributes:
         number: Which of the settings.
         probabilities: Of each of the parts that were to be predicted, shape [n, classes].
+        failure: Why it could not be fitted; empty if it was.
     """
 
     number: int
     probabilities: list[NDArray[np.floating]]
+    failure: str = ""
 
 
 FitMany = Callable[[Sequence[HeadConfig], Part, Sequence[Part], int, float], Iterator[Trial]]
@@ -40,11 +42,22 @@ seconds, after which it may give fewer trials than settings, but at least one.
 
 
 def _fit_one(
-    make: Callable[[HeadConfig], Head], config: HeadConfig, train: Part, vals: Sequence[Part], n_classes: int
-) -> list[NDArray[np.floating]]:
+    make: Callable[[HeadConfig], Head],
+    config: HeadConfig,
+    number: int,
+    train: Part,
+    vals: Sequence[Part],
+    n_classes: int,
+    threads: int | None = None,
+) -> Trial:
+    if threads:
+        runtime.limit_threads(threads)
     head = make(config)
-    head.fit(train, vals[0], n_classes)
-    return [predict(head, val) for val in vals]
+    try:
+        head.fit(train, vals[0], n_classes)
+    except RunError as error:  # this setting diverged; others needn't
+        return Trial(number, [], str(error))
+    return Trial(number, [predict(head, val) for val in vals])
 
 
 def one_by_one(make: Callable[[HeadConfig], Head]) -> FitMany:
@@ -57,7 +70,7 @@ def one_by_one(make: Callable[[HeadConfig], Head]) -> FitMany:
         for number, config in enumerate(configs):
             if number and time.monotonic() >= end:
                 return
-            yield Trial(number, _fit_one(make, config, train, vals, n_classes))
+            yield _fit_one(make, config, number, train, vals, n_classes)
 
     return fit_many
 
@@ -80,14 +93,15 @@ def in_processes(make: Callable[[HeadConfig], Head]) -> FitMany:
         from joblib import Parallel, delayed
 
         end = time.monotonic() + seconds
-        fit = partial(_fit_one, make, train=train, vals=vals, n_classes=n_classes)
+        threads = runtime.cpu_count() // n_jobs
         with Parallel(n_jobs=n_jobs) as parallel:
             for start in range(0, len(configs), n_jobs):
                 if start and time.monotonic() >= end:
                     return
                 batch = range(start, min(start + n_jobs, len(configs)))
-                found = parallel(delayed(fit)(config=configs[number]) for number in batch)
-                for number, probabilities in zip(batch, found, strict=True):
-                    yield Trial(number, probabilities)
+                yield from parallel(
+                    delayed(_fit_one)(make, configs[number], number, train, vals, n_classes, threads)
+                    for number in batch
+                )
 
     return fit_many

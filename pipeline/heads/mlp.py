@@ -78,6 +78,7 @@ class MlpHead:
         """As `Head.fit`; without validation images the last epoch counts."""
         config = self.config
         keras = runtime.keras()
+        start = time.perf_counter()
         keras.utils.set_random_seed(config.seed)
         model = self.model = self._build(train, n_classes)
         optimizer = optimizer_for(config, len(train))
@@ -86,7 +87,6 @@ class MlpHead:
         )
         watch, report = Watch(config, 1), FitReport()
         best = model.get_weights()
-        start = time.perf_counter()
         with progress("Training", config.epochs or 1, "epochs") as advance:
             for epoch in range(1, (config.epochs or 1) + 1):
                 rate = float(optimizer.learning_rate)

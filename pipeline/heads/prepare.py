@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import runtime
+from pipeline.heads.base import check_array
 from pipeline.parts import Part
 
 if TYPE_CHECKING:
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Preparation"]
 
-LEAST_DEVIATION = 1e-6  # of the largest of all features
+LEAST_DEVIATION = 1e-6  # of a feature's mean; below lies the rounding of float32
+LEAST_SHARE = 1e-12  # of the largest deviation of all features
 LEAST_LENGTH = 1e-12
+LEAST_OF_KERAS = 1e-5
 ROWS = 4096  # rows that are widened to float64 at a time
 
 
@@ -66,8 +70,9 @@ class Preparation:
                 squares += np.einsum("nd,nd->d", wide, wide)
         centre = total / len(part)
         deviations = np.sqrt(np.maximum(squares / len(part) - centre**2, 0))
-        scale = np.where(deviations <= LEAST_DEVIATION * deviations.max(), 1.0, deviations)
         mean = centre + (0 if shift is None else shift)
+        still = deviations <= np.maximum(LEAST_DEVIATION * np.abs(mean), LEAST_SHARE * deviations.max())
+        scale = np.where(still, 1.0, deviations)
         return cls(plain.l2_normalize, mean.astype(np.float32), scale.astype(np.float32))
 
     def __call__(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -83,12 +88,28 @@ class Preparation:
     def layers(self) -> list[keras.Layer]:
         """The same as Keras layers."""
         layers = runtime.keras().layers
-        variance = np.square(self.scale, dtype=np.float64)
-        found = [layers.Normalization(mean=self.mean, variance=variance, name="standardise")]
+        # Keras takes no deviation below 1e-7 for what it is; features of random weights are smaller.
+        unit = float(min(1.0, self.scale.min()))
+        found = [layers.Rescaling(1 / unit, name="enlarge")] if unit < LEAST_OF_KERAS else []
+        unit = unit if found else 1.0
+        mean, variance = self.mean / unit, np.square(self.scale / unit, dtype=np.float64)
+        found.append(layers.Normalization(mean=mean, variance=variance, name="standardise"))
         if self.l2_normalize:
             scale = float(np.sqrt(len(self.mean)))
             found += [layers.UnitNormalization(name="length_one"), layers.Rescaling(scale, name="lengthen")]
         return found
+
+    @classmethod
+    def read(cls, file: Mapping[str, Any], prefix: str = "") -> Preparation:
+        """Read what `arrays` gave, from a file that may hold anything.
+
+        Raises:
+            ValueError: If it holds something else.
+        """
+        mean, scale = (check_array(file[f"{prefix}{name}"], 1) for name in ("mean", "scale"))
+        if mean.shape != scale.shape or not (scale > 0).all():
+            raise ValueError("its means and deviations don't fit each other")
+        return cls(bool(file[f"{prefix}l2_normalize"]), mean.astype(np.float32), scale.astype(np.float32))
 
     def arrays(self) -> dict[str, Any]:
         """As arrays to save."""

@@ -28,6 +28,7 @@ __all__ = ["PENALTIES", "RidgeHead", "fit_many"]
 PENALTIES = tuple(float(f"{penalty:.3g}") for penalty in np.geomspace(1e-4, 10, 40))
 DEFAULT_PENALTY = 0.5  # where there are no validation images to choose with
 DEFAULT_SHARPNESS = 10.0
+COLUMNS = 1024  # classes times penalties whose scores are held at a time
 ROWS = 8192  # rows that are widened to float64 at a time
 
 
@@ -62,14 +63,16 @@ class _Path:
         return weights, self.prior - self.mean @ weights
 
     def scores(self, part: Part, penalties: Sequence[float]) -> Iterator[NDArray[np.float64]]:
-        """Scores [n, c] of a part for each penalty, reading the features once."""
-        weights, biases = zip(*(self.weights(penalty) for penalty in penalties), strict=True)
-        joint = np.concatenate(weights, axis=1).astype(np.float32)
-        found = np.empty((len(part), joint.shape[1]), np.float32)
-        for rows in part.blocks():
-            found[rows] = self.prepare(part.load(rows)) @ joint
-        for number, bias in enumerate(biases):
-            yield found[:, number * len(bias) : (number + 1) * len(bias)] + bias
+        """Scores [n, c] of a part for each penalty, in one product for as many as may be held."""
+        at_once = max(1, COLUMNS // len(self.prior))
+        for start in range(0, len(penalties), at_once):
+            weights, biases = zip(*map(self.weights, penalties[start : start + at_once]), strict=True)
+            joint = np.concatenate(weights, axis=1).astype(np.float32)
+            found = np.empty((len(part), joint.shape[1]), np.float32)
+            for rows in part.blocks():
+                found[rows] = self.prepare(part.load(rows)) @ joint
+            for bias, own in zip(biases, np.split(found, len(biases), axis=1), strict=True):
+                yield own + bias
 
 
 def _decompose(part: Part, n_classes: int, config: HeadConfig) -> _Path:
@@ -140,6 +143,7 @@ class RidgeHead(AffineHead):
         elif self.config.l2 is None:
             report.notes.append(f"No validation images to choose the penalty with; l2 is {self.penalty:g}")
         report.notes.append(f"l2 = {self.penalty:g}")
+        report.chosen["l2"] = self.penalty
         self.trained = self.final = self._map(path)
         return report
 

@@ -3,13 +3,14 @@
 from pipeline.selection.curve import Point, draw_subset, gain_of_doubling, sizes_for
 from pipeline.selection.folds import Round, folds
 from pipeline.selection.grid import GRIDS, candidates
-from pipeline.selection.trials import Candidate, Rated, mean_over_views, rate
+from pipeline.selection.trials import Candidate, Rated, Ratings, mean_over_views, rate
 
 __all__ = [
     "GRIDS",
     "Candidate",
     "Point",
     "Rated",
+    "Ratings",
     "Round",
     "candidates",
     "draw_subset",

@@ -60,6 +60,7 @@ def sizes_for(train: Part) -> list[int]:
 def draw_subset(train: Part, per_class: int, draw: int, seed: int) -> Part:
     """All views of so many images of each class, drawn at random; larger subsets of a draw hold the smaller ones."""
     images = np.flatnonzero(train.views == 0)
+    images = images[np.unique(train.keys[images], return_index=True)[1]]  # a twin is no further image
     order = images[np.random.default_rng([seed, draw]).permutation(len(images))]
     kept = [order[train.labels[order] == label][:per_class] for label in np.unique(train.labels)]
     return train.select(np.isin(train.keys, train.keys[np.concatenate(kept)]))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 from pipeline.parts import Part
@@ -15,24 +15,36 @@ __all__ = ["Round", "folds"]
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One fit and its rating.
+    """One fit and its rating; features are copied only when they are asked for.
 
     Attributes:
-        train: All views of the training images.
-        vals: The validation images, a part for each view, in the same order.
+        pool: All rows.
+        train_rows: Rows of all views of the training images.
+        val_rows: Rows of the validation images for each view, in the same order of images.
         seed: Added to the seed of each head.
     """
 
-    train: Part
-    vals: list[Part]
+    pool: Part
+    train_rows: NDArray[np.int64]
+    val_rows: list[NDArray[np.int64]]
     seed: int = 0
 
+    def train(self, views: int | None) -> Part:
+        """The training images with so many views beside view 0; None for all."""
+        rows = self.train_rows
+        return self.pool.select(rows if views is None else rows[self.pool.views[rows] <= views])
 
-def folds(pool: Part, k: int, test_views: int, seed: int) -> list[Round]:
+    def vals(self) -> list[Part]:
+        """The validation images, a part for each view."""
+        return [self.pool.select(rows) for rows in self.val_rows]
+
+
+def folds(pool: Part, rows: NDArray[np.int64], k: int, test_views: int, seed: int) -> list[Round]:
     """K-fold cross-validation, stratified by label and grouped by image key: views and twins stay together.
 
     Args:
-        pool: All views of all images to use.
+        pool: All rows of a table.
+        rows: Those to use: all views of some images.
         k: Number of folds.
         test_views: Views over which probabilities are averaged, beside the image itself.
         seed: Of the folds.
@@ -42,22 +54,20 @@ def folds(pool: Part, k: int, test_views: int, seed: int) -> list[Round]:
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    if k < 2:
-        raise ConfigError(f"--cv is {k}; give 2 folds or more")
-    images = np.flatnonzero(pool.views == 0)
-    fewest = min(len(np.unique(pool.keys[images][pool.labels[images] == label])) for label in np.unique(pool.labels))
+    images = rows[pool.views[rows] == 0]
+    labels, keys = pool.labels[images], pool.keys[images]
+    fewest = min(len(np.unique(keys[labels == label])) for label in np.unique(labels))
     if fewest < k:
-        raise ConfigError(f"--cv {k} needs {k} images of each class, and one has {fewest}; take fewer folds")
+        raise ConfigError(f"--cv {k} needs {k} different images of each class, and one has {fewest}; take fewer folds")
     splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
     found = []
-    for _, held in splitter.split(images, pool.labels[images], pool.keys[images]):
-        inside = np.isin(pool.keys, pool.keys[images[held]])
-        vals = [pool.select(inside & (pool.views == view)) for view in range(test_views + 1)]
-        found.append(Round(pool.select(~inside), _aligned(vals)))
+    for _, held in splitter.split(images, labels, keys):
+        inside = rows[np.isin(pool.keys[rows], keys[held])]
+        vals = [_sorted(pool, inside[pool.views[inside] == view]) for view in range(test_views + 1)]
+        found.append(Round(pool, np.setdiff1d(rows, inside), vals, seed))
     return found
 
 
-def _aligned(parts: Sequence[Part]) -> list[Part]:
-    """Each view's images in the order of the first."""
-    order = [np.lexsort((part.labels, part.keys)) for part in parts]
-    return [part.select(rows) for part, rows in zip(parts, order, strict=True)]
+def _sorted(pool: Part, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows of one view, in an order that the images alone decide."""
+    return rows[np.lexsort((pool.labels[rows], pool.keys[rows]))]

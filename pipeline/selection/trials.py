@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.heads import Head, HeadConfig, Kind, kind_of, predict
+from pipeline.errors import ConfigError, RunError, TlpipeError
+from pipeline.heads import Head, HeadConfig, kind_of, predict
 from pipeline.metrics import scores
 from pipeline.parts import Part
 from pipeline.progress import progress
 from pipeline.selection.folds import Round
 
-__all__ = ["Candidate", "Rated", "mean_over_views", "rate"]
+__all__ = ["Candidate", "Rated", "Ratings", "mean_over_views", "rate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +84,23 @@ def _mean(probabilities: Sequence[NDArray[np.floating]]) -> NDArray[np.floating]
     return mean
 
 
-def rate(
-    candidates: Sequence[Candidate], rounds: Sequence[Round], n_classes: int, budget: float
-) -> tuple[list[Rated], list[Candidate]]:
-    """Fit and rate candidates, in their order, until the budget ends; the first group is always fitted.
+@dataclass(frozen=True, slots=True)
+class Ratings:
+    """What became of candidates.
+
+    Attributes:
+        rated: The best first.
+        failed: Those that could not be fitted, and why.
+        untried: Those that the budget left out.
+    """
+
+    rated: list[Rated]
+    failed: dict[Candidate, str]
+    untried: list[Candidate]
+
+
+def rate(candidates: Sequence[Candidate], rounds: Sequence[Round], n_classes: int, budget: float) -> Ratings:
+    """Fit and rate candidates, in their order, until the budget ends; something is always fitted.
 
     Args:
         candidates: What to try.
@@ -94,21 +108,29 @@ def rate(
         n_classes: Number of classes.
         budget: Seconds after which nothing new is begun.
 
-    Returns:
-        Those that were rated, the best first, and those that were not tried.
+    Raises:
+        TlpipeError: The first cause, if no candidate could be fitted.
     """
     start = time.monotonic()
     rated: list[Rated] = []
+    failed: dict[Candidate, str] = {}
+    first: TlpipeError | None = None
     with progress("Trying", len(candidates), "heads") as advance:
         for group in _groups(candidates):
             left = budget - (time.monotonic() - start)
             if rated and left <= 0:
                 break
-            rated += _rate_group(group, rounds, n_classes, max(left, 0.0))
+            try:
+                rated += _rate_group(group, rounds, n_classes, max(left, 0.0), failed)
+            except (ConfigError, RunError) as error:
+                failed.update(dict.fromkeys(group, str(error)))
+                first = first or error
             advance(len(group))
-    tried = {id(one.candidate) for one in rated}
+    if not rated:
+        raise first or RunError(next(iter(failed.values())))
     rated.sort(key=lambda one: (-one.accuracy, one.log_loss))
-    return rated, [candidate for candidate in candidates if id(candidate) not in tried]
+    tried = {one.candidate for one in rated}
+    return Ratings(rated, failed, [one for one in candidates if one not in tried and one not in failed])
 
 
 def _groups(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
@@ -121,36 +143,29 @@ def _groups(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
     return list(groups.values())
 
 
-def _rate_group(group: list[Candidate], rounds: Sequence[Round], n_classes: int, seconds: float) -> list[Rated]:
+def _rate_group(
+    group: list[Candidate], rounds: Sequence[Round], n_classes: int, seconds: float, failed: dict[Candidate, str]
+) -> list[Rated]:
     kind = kind_of(group[0].config.head)
     configs = list(dict.fromkeys(candidate.config for candidate in group))
+    # A kind that mixes views looks itself which head uses which.
+    views = None if any(config.views is None for config in configs) else max(config.views or 0 for config in configs)
     found = {candidate: Rated(candidate) for candidate in group}
     start = time.monotonic()
     for turn in rounds:
         left = max(0.0, seconds - (time.monotonic() - start)) / len(rounds)
-        for trial in kind.fit_many(
-            _seeded(configs, turn.seed), _train(kind, configs, turn), turn.vals, n_classes, left
-        ):
-            for candidate in group:
-                if candidate.config == configs[trial.number]:
-                    mean = _mean(trial.probabilities[: candidate.test_views + 1])
-                    rating = scores(mean, turn.vals[0].labels)
-                    found[candidate].accuracies.append(rating["accuracy"])
-                    found[candidate].log_losses.append(rating["log_loss"])
+        seeded = [replace(config, seed=config.seed + turn.seed) for config in configs]
+        vals = turn.vals()
+        for trial in kind.fit_many(seeded, turn.train(views), vals, n_classes, left):
+            for candidate in [candidate for candidate in group if candidate.config == configs[trial.number]]:
+                if trial.failure:
+                    failed[candidate] = trial.failure
+                    continue
+                rating = scores(_mean(trial.probabilities[: candidate.test_views + 1]), vals[0].labels)
+                found[candidate].accuracies.append(rating["accuracy"])
+                found[candidate].log_losses.append(rating["log_loss"])
     # Where the time ran out, only those that went through all rounds can be compared.
     done = [one for one in found.values() if len(one.accuracies) == len(rounds)]
     for one in done:
         one.seconds = (time.monotonic() - start) / len(done)
     return done
-
-
-def _seeded(configs: Sequence[HeadConfig], offset: int) -> list[HeadConfig]:
-    from dataclasses import replace
-
-    return [replace(config, seed=config.seed + offset) for config in configs]
-
-
-def _train(kind: Kind, configs: Sequence[HeadConfig], turn: Round) -> Part:
-    """The training rows of the views that are used; a kind that mixes views looks for itself."""
-    most = [int(turn.train.views.max(initial=0)) if config.views is None else config.views for config in configs]
-    return turn.train.up_to_view(max(most))

@@ -5,22 +5,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.heads import HeadConfig, kind_of, make_head
+from pipeline.heads import HeadConfig, make_head
 from pipeline.metrics import scores
 from pipeline.parts import Part
 from pipeline.progress import progress
+from pipeline.records import find_records
 from pipeline.runs import Run, save_run
 from pipeline.selection import (
     Candidate,
     Point,
-    Rated,
+    Ratings,
     candidates,
     draw_subset,
     gain_of_doubling,
@@ -66,17 +67,19 @@ def sweep(
     if not budget > 0:
         raise ConfigError(f"--budget is {budget:g}; give seconds above 0")
     candidates(heads, grid, common, [0], [0])  # what is wrong with the options is said before the data is read
+    if options.test_views is None:
+        extracted = min(record.config.views for record in find_records(cache, options.features))
+        options = replace(options, test_views=extracted)
+    test_views = options.test_views or 0
     table = open_table(cache, options, common.views, f"Sweeping {', '.join(heads)}")
     loaded = time.perf_counter()
     most = int(table.views[table.splits == "train"].max(initial=0))
     views = sorted({0, most}) if common.views is None else [common.views]
-    tried = candidates(heads, grid, common, views, sorted({0, options.test_views}))
-    rounds = rounds_of(table, options, common.seed)
-    rated, untried = rate(tried, rounds, len(table.class_names), budget)
+    tried = candidates(heads, grid, common, views, sorted({0, test_views}))
+    ratings = rate(tried, rounds_of(table, options, test_views, common.seed), len(table.class_names), budget)
     searched = time.perf_counter()
-    winner = rated[0].candidate
-    chosen = TableOptions(options.features, winner.test_views, options.memory, options.calibrate)
-    fitted = fit_head(winner.config, table, chosen)
+    winner = ratings.rated[0].candidate
+    fitted = fit_head(winner.config, table, replace(options, test_views=winner.test_views))
     run = describe_run(
         "sweep",
         winner.config.head,
@@ -91,31 +94,36 @@ def sweep(
             "total": time.perf_counter() - start,
         },
         trainable_parameters=fitted.head.trainable_parameters,
-        notes=[*_notes(rated, untried, options), *fitted.report.notes, f"Again: {_command(winner, table)}"],
+        notes=[*_notes(ratings, options), *fitted.report.notes, f"Again: {_command(winner, table, options)}"],
         calibration=fitted.calibration,
-        candidates=[one.to_json() for one in rated],
+        candidates=[one.to_json() for one in ratings.rated],
     )
     save_run(reports, run, fitted.report.history, fitted.predictions, fitted.head.save)
     return run
 
 
-def _notes(rated: list[Rated], untried: list[Candidate], options: TableOptions) -> list[str]:
+def _notes(ratings: Ratings, options: TableOptions) -> list[str]:
     by = f"{options.cv} folds" if options.cv else "val"
     by += f" and {options.seeds} seeds" if options.seeds > 1 else ""
     notes = [
-        f"Best of {len(rated)} by accuracy on {by}; being the best of many, it is a little lucky there: test tells more"
+        f"Best of {len(ratings.rated)} by accuracy on {by}, by which linear and mlp heads choose their epoch as well; "
+        "the best of many is a little lucky there: test tells more"
     ]
-    if untried:
-        names = sorted({candidate.config.head for candidate in untried})
-        notes.append(f"The budget ended before {len(untried)} more were tried: {', '.join(names)}")
+    for cause in dict.fromkeys(ratings.failed.values()):
+        heads = [candidate.config.head for candidate, other in ratings.failed.items() if other == cause]
+        notes.append(f"{len(heads)} settings of {', '.join(sorted(set(heads)))} failed: {cause}")
+    if ratings.untried:
+        names = sorted({candidate.config.head for candidate in ratings.untried})
+        notes.append(f"The budget ended before {len(ratings.untried)} more were tried: {', '.join(names)}")
     return notes
 
 
-def _command(winner: Candidate, table: FeatureTable) -> str:
+def _command(winner: Candidate, table: FeatureTable, options: TableOptions) -> str:
     """The command line that trains the winner alone."""
-    options = winner.config.command(dict(kind_of(winner.config.head).defaults))
-    averaged = f" --test-views {winner.test_views}" if winner.test_views else ""
-    return f"tlpipe train-head {table.id} {options}{averaged}"
+    words = ["tlpipe train-head", table.id, winner.config.command(make_head(HeadConfig(winner.config.head))[1])]
+    words += [f"--test-views {winner.test_views}"] if winner.test_views else []
+    words += [f"--memory {options.memory}"] if options.memory else []
+    return " ".join(words + (["--calibrate"] if options.calibrate else []))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +186,7 @@ def learning_curve(
         raise ConfigError("--draws and the numbers of --per-class must be 1 or more")
     table = open_table(cache, options, config.views, f"Learning curve of {config.head}")
     split = "val" if (table.splits == "val").any() else "test"
-    parts = [table.part(split, view) for view in range(options.test_views + 1)]
+    parts = [table.part(split, view) for view in range((options.test_views or 0) + 1)]
     if not len(parts[0]):
         raise DataError(f"{table.records[0].name} has no images to measure on; carve some (--val-fraction)")
     train = table.part("train").up_to_view(config.views)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,46 +42,50 @@ class TrainedHead:
     specs: tuple[FeatureSpec, ...]
     temperature: float
 
-    def check(self, specs: Sequence[FeatureSpec], name: str) -> None:
+    def check(self, specs: Sequence[FeatureSpec], name: str | None) -> None:
         """Refuse features that are not those the head was trained on; other precision alone is only noted.
 
         Args:
             specs: Of the features.
-            name: Their id.
+            name: Their id; None where it isn't known.
 
         Raises:
             CacheMismatchError: Naming the fields that differ.
         """
-        again = f"Train it again: tlpipe train-head {name} --head {self.run.head}"
+        again = f"Train it again: tlpipe train-head {name or 'FEATURES'} --head {self.run.head}"
         if len(specs) != len(self.specs):
             raise CacheMismatchError(
-                f"The head {self.run.id} was trained on {len(self.specs)} sets of features, {name} has {len(specs)}. "
+                f"The head {self.run.id} was trained on {len(self.specs)} sets of features, not on {len(specs)}. "
                 f"{again}"
             )
-        differing: dict[str, tuple[object, object]] = {}
         for mine, theirs in zip(self.specs, specs, strict=True):
-            differing |= mine.differences(theirs)
-        if set(differing) == {"precision"}:
-            log.info("The head was trained on features in %s, these are in %s", *differing["precision"])
-        elif differing:
-            fields = ", ".join(f"{field} {mine!r}, not {theirs!r}" for field, (mine, theirs) in differing.items())
-            raise CacheMismatchError(f"The head {self.run.id} was trained on features with {fields}. {again}")
+            differing = mine.differences(theirs)
+            if set(differing) == {"precision"}:
+                log.info("The head was trained on features in %s, these are in %s", *differing["precision"])
+            elif differing:
+                fields = ", ".join(f"{field} {own!r}, not {other!r}" for field, (own, other) in differing.items())
+                raise CacheMismatchError(f"The head {self.run.id} was trained on features with {fields}. {again}")
 
     def predict_proba(
-        self, features: NDArray[np.floating], specs: Sequence[FeatureSpec], name: str = "these features"
+        self, features: NDArray[np.floating], specs: Sequence[FeatureSpec], name: str | None = None
     ) -> NDArray[np.floating]:
         """Probabilities [n, classes] of features [n, d].
 
         Args:
             features: Shape [n, d].
             specs: What they are.
-            name: Their id, for the error.
+            name: Their id, for the error; None where it isn't known.
 
         Raises:
             CacheMismatchError: If they are not what the head was trained on.
         """
         self.check(specs, name)
         probabilities = self.head.predict_proba(features)
+        if probabilities.shape[1] != len(self.class_names):
+            raise RunError(
+                f"The head of {self.run.id} gives {probabilities.shape[1]} probabilities, run.json names "
+                f"{len(self.class_names)} classes; one of them was changed. Train the head again"
+            )
         return probabilities if self.temperature == 1 else tempered(probabilities, self.temperature)
 
 
@@ -99,6 +104,8 @@ def open_head(reports: Path, reference: str | None) -> tuple[TrainedHead, Path]:
         specs = tuple(FeatureSpec.from_json(spec) for spec in run.specs)
         settings = run.settings["head"]
         temperature = float((run.calibration or {}).get("temperature", 1.0))
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"a temperature of {temperature}")
     except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{folder}/run.json is not what tlpipe wrote: {error}") from error
     return TrainedHead(run, load_head(folder, settings), tuple(run.class_names), specs, temperature), folder

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import runtime
 from pipeline.calibration import fit_temperature, tempered
 from pipeline.datasets import shortened
 from pipeline.errors import CacheMismatchError, ConfigError, DataError
@@ -43,7 +44,8 @@ class TableOptions:
 
     Attributes:
         features: Features id, or its start; several joined by commas; None for the newest pooled features.
-        test_views: Views over which the probabilities of an image are averaged, beside the image itself.
+        test_views: Views over which the probabilities of an image are averaged, beside the image itself; None for none,
+            and for a sweep to try all there are.
         memory: Bytes of features that may be held; None for half of the machine's.
         calibrate: Whether to scale the logits by a temperature fitted on val.
         cv: Number of folds of a cross-validation; None for none.
@@ -51,7 +53,7 @@ class TableOptions:
     """
 
     features: str | None = None
-    test_views: int = 0
+    test_views: int | None = None
     memory: int | None = None
     calibrate: bool = False
     cv: int | None = None
@@ -60,7 +62,9 @@ class TableOptions:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ConfigError(f"--seeds is {self.seeds}; give 1 or more")
-        if self.test_views < 0:
+        if self.cv is not None and self.cv < 2:
+            raise ConfigError(f"--cv is {self.cv}; give 2 folds or more")
+        if self.test_views is not None and self.test_views < 0:
             raise ConfigError(f"--test-views is {self.test_views}; give 0 or more")
 
 
@@ -102,25 +106,30 @@ def train_head(config: HeadConfig, cache: Path, reports: Path, options: TableOpt
         DataError: If a class has no training images.
     """
     start = time.perf_counter()
-    _, resolved = make_head(config)  # what is wrong with the options is said before the data is read
+    make_head(config)  # what is wrong with the options is said before the data is read
     table = open_table(cache, options, config.views, f"Training {config.head}")
     loaded = time.perf_counter()
+    fitted = fit_head(config, table, options)
+    start_of_repeats = time.perf_counter()
     repeats = None
     if options.cv or options.seeds > 1:
-        repeats = _repeat(resolved, table, options)
-    repeated = time.perf_counter()
-    fitted = fit_head(config, table, options)
+        # What the head chose by val stays as it is: here it is the head with these settings that is rated.
+        repeats = _repeat(replace(fitted.config, **fitted.report.chosen), table, options)
     run = describe_run(
         "train-head",
         config.head,
         table,
-        settings={"head": fitted.config.to_json(), "test_views": options.test_views},
+        settings={
+            "head": fitted.config.to_json(),
+            "chosen": fitted.report.chosen,
+            "test_views": options.test_views or 0,
+        },
         seed=config.seed,
         predictions=fitted.predictions,
         seconds={
             "load": loaded - start,
             "fit": fitted.seconds,
-            **({"repeats": repeated - loaded} if repeats else {}),
+            **({"repeats": time.perf_counter() - start_of_repeats} if repeats else {}),
             "total": time.perf_counter() - start,
         },
         trainable_parameters=fitted.head.trainable_parameters,
@@ -142,15 +151,17 @@ def open_table(cache: Path, options: TableOptions, views: int | None, what: str)
                 f"Make some with: {record.config.command(pooling='avg')}"
             )
     views = min(record.config.views for record in records) if views is None else views
-    most = max(views, options.test_views)
+    test_views = options.test_views or 0
+    most = max(views, test_views)
     for record in records:
         size = "x".join(map(str, record.spec.image_size))
         log.info(
             "%s on %s (%s %s, %s px, %d views)", what, record.id, record.spec.backbone, record.spec.endpoint, size, most
         )
     # A fold takes its validation images from the training images, and the other way round.
-    wanted = (most, most) if options.cv else (views, options.test_views)
-    table = load_table(cache, records, wanted[0], test_views=wanted[1], memory=options.memory)
+    wanted = (most, most) if options.cv else (views, test_views)
+    memory = runtime.memory_limit() // 2 if options.memory is None else options.memory
+    table = load_table(cache, records, wanted[0], test_views=wanted[1], memory=memory)
     if table.missing:
         log.warning("%s images of %s can't be read and are left out", f"{table.missing:,}", records[0].name)
     check_trainable(table)
@@ -193,7 +204,7 @@ def fit_head(config: HeadConfig, table: FeatureTable, options: TableOptions) -> 
     """Fit a head on train, choosing with val; predict val, fit again on both where that is sound, and predict test."""
     head, resolved = make_head(config)
     train = table.part("train").up_to_view(config.views)
-    views = range(options.test_views + 1)
+    views = range((options.test_views or 0) + 1)
     vals, tests = ([table.part(split, view) for view in views] for split in ("val", "test"))
     start = time.perf_counter()
     report = head.fit(train, vals[0], len(table.class_names))
@@ -236,35 +247,33 @@ def _calibrate(found: dict[str, tuple[Part, NDArray[np.floating]]]) -> tuple[flo
     return temperature, {"temperature": temperature, "ece": errors}
 
 
-def rounds_of(table: FeatureTable, options: TableOptions, seed: int) -> list[Round]:
+def rounds_of(table: FeatureTable, options: TableOptions, test_views: int, seed: int) -> list[Round]:
     """What heads are fitted on and rated by: folds where there is a cross-validation, else val; once for each seed.
 
     Raises:
         DataError: If there are neither.
     """
+    pool = table.all()
+    offsets = range(options.seeds)
     if options.cv:
-        pool = table.part("train")
-        if is_carved(table):
-            for view in range(int(table.views.max()) + 1):
-                val = table.part("val", view)
-                pool = joined(pool, val) if len(val) else pool
-        rounds = folds(pool, options.cv, options.test_views, seed)
-    else:
-        vals = [table.part("val", view) for view in range(options.test_views + 1)]
-        if not len(vals[0]):
-            raise DataError(
-                f"{table.records[0].name} has no validation images to choose by; give --cv 5, or carve some "
-                "(--val-fraction)"
-            )
-        rounds = [Round(table.part("train"), vals)]
-    return [Round(turn.train, turn.vals, offset) for offset in range(options.seeds) for turn in rounds]
+        used = (table.splits == "train") | ((table.splits == "val") & is_carved(table))
+        rows = np.flatnonzero(used)
+        found = [folds(pool, rows, options.cv, test_views, seed + offset) for offset in offsets]
+        return [replace(turn, seed=offset) for offset, turns in zip(offsets, found, strict=True) for turn in turns]
+    vals = [np.flatnonzero((table.splits == "val") & (table.views == view)) for view in range(test_views + 1)]
+    if not len(vals[0]):
+        raise DataError(
+            f"{table.records[0].name} has no validation images to choose by; give --cv 5, or carve some "
+            "(--val-fraction)"
+        )
+    return [Round(pool, np.flatnonzero(table.splits == "train"), vals, offset) for offset in offsets]
 
 
 def _repeat(config: HeadConfig, table: FeatureTable, options: TableOptions) -> dict[str, Any]:
     """Mean and standard deviation over folds and seeds."""
-    rounds = rounds_of(table, options, config.seed)
-    rated, _ = rate([Candidate(config, options.test_views)], rounds, len(table.class_names), np.inf)
-    value = rated[0].to_json()
+    rounds = rounds_of(table, options, options.test_views or 0, config.seed)
+    candidate = Candidate(config, options.test_views or 0)
+    value = rate([candidate], rounds, len(table.class_names), np.inf).rated[0].to_json()
     return {
         "folds": options.cv,
         "seeds": options.seeds,

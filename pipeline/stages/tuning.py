@@ -15,7 +15,7 @@ from pipeline.metrics import evaluate
 from pipeline.records import TableRecord, find_record
 from pipeline.runs import Predictions, Run, save_run
 from pipeline.stages.features import extract
-from pipeline.stages.trained import open_head
+from pipeline.stages.trained import TrainedHead, open_head
 from pipeline.stages.training import describe_run
 from pipeline.table import load_table
 
@@ -83,19 +83,21 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, head_run: str |
             "total": time.perf_counter() - start,
         },
         trainable_parameters=models.trainable_parameters(),
-        notes=_notes(unfrozen, record, tuned),
+        notes=_notes(trained, unfrozen, record, tuned),
         baseline={split: evaluate(part, parts[split].labels, table.class_names) for split, part in tuned.start.items()},
     )
     save_run(reports, run, tuned.history, predictions, lambda folder: models.serving().save(folder / "model.keras"))
     return run
 
 
-def _notes(unfrozen: Unfrozen, record: TableRecord, tuned: Tuned) -> list[str]:
+def _notes(trained: TrainedHead, unfrozen: Unfrozen, record: TableRecord, tuned: Tuned) -> list[str]:
     """What a user should know of how it went."""
     notes = [
         f"{len(unfrozen.layers)} layers above {unfrozen.cut}, BatchNormalization in inference mode",
         "Started from the head as fitted on the training images alone",
     ]
+    if trained.temperature != 1 or trained.run.settings.get("test_views"):
+        notes.append("The head's temperature and means over views are not carried over")
     if record.config.views:
         notes.append("Trained on the images themselves; their cached views are not used")
     if tuned.best_epoch:
