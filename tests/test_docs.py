@@ -101,6 +101,8 @@ def test_every_command_of_the_readme_runs(tmp_path: Path, data: Path) -> None:
             arguments += ["--backbone", "mobilenet025", "--image-size", "64"]
         arguments = ["block13" if argument == "conv5" else argument for argument in arguments]
         arguments = ["block11+block13" if argument == "conv4+conv5" else argument for argument in arguments]
+        if arguments[1] == "sweep" and ("--head" not in arguments or "linear" in arguments):
+            arguments += ["--epochs", "2"]
         if arguments[1] == "bench":
             arguments += ["--seconds", "0.1", "--backbone", "mobilenet025", "--image-size", "32"]
         if arguments[1] == "demo":

@@ -29,7 +29,8 @@ from pipeline.selection import (
     rate,
     sizes_for,
 )
-from pipeline.stages.training import TableOptions, describe_run, fit_head, open_table, rounds_of
+from pipeline.stages.tables import NEWEST, TableOptions, open_table, rounds_of
+from pipeline.stages.training import describe_run, fit_head
 from pipeline.table import FeatureTable
 
 __all__ = ["CurveResult", "learning_curve", "sweep"]
@@ -43,7 +44,7 @@ def sweep(
     common: HeadConfig,
     cache: Path,
     reports: Path,
-    options: TableOptions = TableOptions(),  # noqa: B008
+    options: TableOptions = NEWEST,
     budget: float = np.inf,
 ) -> Run:
     """Try many heads and settings, choose by val or by cross-validation, and train the best as `train_head` does.
@@ -161,7 +162,7 @@ class CurveResult:
 def learning_curve(
     config: HeadConfig,
     cache: Path,
-    options: TableOptions = TableOptions(),  # noqa: B008
+    options: TableOptions = NEWEST,
     per_class: Sequence[int] | None = None,
     draws: int = 5,
 ) -> CurveResult:

@@ -12,60 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import runtime
 from pipeline.calibration import fit_temperature, tempered
-from pipeline.datasets import shortened
-from pipeline.errors import CacheMismatchError, ConfigError, DataError
+from pipeline.errors import DataError
 from pipeline.heads import FitReport, Head, HeadConfig, make_head
 from pipeline.metrics import calibration_error, evaluate
 from pipeline.parts import Part, joined
-from pipeline.records import find_records, now
+from pipeline.records import now
 from pipeline.runs import Predictions, Run, command_line, new_id, save_run
-from pipeline.selection import Candidate, Round, folds, mean_over_views, rate
-from pipeline.table import FeatureTable, load_table
+from pipeline.selection import Candidate, mean_over_views, rate
+from pipeline.stages.tables import NEWEST, TableOptions, is_carved, open_table, rounds_of
+from pipeline.table import FeatureTable
 
-__all__ = [
-    "Fitted",
-    "TableOptions",
-    "check_trainable",
-    "describe_run",
-    "fit_head",
-    "open_table",
-    "rounds_of",
-    "train_head",
-]
+__all__ = ["Fitted", "describe_run", "fit_head", "train_head"]
 
 log = logging.getLogger("tlpipe")
-
-
-@dataclass(frozen=True, slots=True)
-class TableOptions:
-    """Which features, and how they are used.
-
-    Attributes:
-        features: Features id, or its start; several joined by commas; None for the newest pooled features.
-        test_views: Views over which the probabilities of an image are averaged, beside the image itself; None for none,
-            and for a sweep to try all there are.
-        memory: Bytes of features that may be held; None for half of the machine's.
-        calibrate: Whether to scale the logits by a temperature fitted on val.
-        cv: Number of folds of a cross-validation; None for none.
-        seeds: Number of seeds.
-    """
-
-    features: str | None = None
-    test_views: int | None = None
-    memory: int | None = None
-    calibrate: bool = False
-    cv: int | None = None
-    seeds: int = 1
-
-    def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ConfigError(f"--seeds is {self.seeds}; give 1 or more")
-        if self.cv is not None and self.cv < 2:
-            raise ConfigError(f"--cv is {self.cv}; give 2 folds or more")
-        if self.test_views is not None and self.test_views < 0:
-            raise ConfigError(f"--test-views is {self.test_views}; give 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +51,7 @@ class Fitted:
     seconds: float
 
 
-def train_head(config: HeadConfig, cache: Path, reports: Path, options: TableOptions = TableOptions()) -> Run:
+def train_head(config: HeadConfig, cache: Path, reports: Path, options: TableOptions = NEWEST) -> Run:
     """Train a head on cached features.
 
     Args:
@@ -141,65 +101,6 @@ def train_head(config: HeadConfig, cache: Path, reports: Path, options: TableOpt
     return run
 
 
-def open_table(cache: Path, options: TableOptions, views: int | None, what: str) -> FeatureTable:
-    """The table that a user means, and a line about it; features that can't be trained on are refused."""
-    records = find_records(cache, options.features)
-    for record in records:
-        if record.spec.pooling == "none":
-            raise CacheMismatchError(
-                f"A head takes pooled features [n, d], {record.id} keeps height and width (pooling 'none'). "
-                f"Make some with: {record.config.command(pooling='avg')}"
-            )
-    views = min(record.config.views for record in records) if views is None else views
-    test_views = options.test_views or 0
-    most = max(views, test_views)
-    for record in records:
-        size = "x".join(map(str, record.spec.image_size))
-        log.info(
-            "%s on %s (%s %s, %s px, %d views)", what, record.id, record.spec.backbone, record.spec.endpoint, size, most
-        )
-    # A fold takes its validation images from the training images, and the other way round.
-    wanted = (most, most) if options.cv else (views, test_views)
-    memory = runtime.memory_limit() // 2 if options.memory is None else options.memory
-    table = load_table(cache, records, wanted[0], test_views=wanted[1], memory=memory)
-    if table.missing:
-        log.warning("%s images of %s can't be read and are left out", f"{table.missing:,}", records[0].name)
-    check_trainable(table)
-    return table
-
-
-def check_trainable(table: FeatureTable) -> None:
-    """Refuse data without training images of a class; say where there are few.
-
-    Raises:
-        DataError: If a class has no training images.
-    """
-    name, n_classes = table.records[0].name, len(table.class_names)
-    in_view = table.views == 0
-    counts = {
-        split: np.bincount(table.labels[in_view & (table.splits == split)], minlength=n_classes)
-        for split in ("train", "val")
-    }
-    absent = [table.class_names[label] for label in np.flatnonzero(counts["train"] == 0)]
-    if absent:
-        raise DataError(
-            f"{name} has no training images of the class {shortened(absent)}; "
-            "add some, or carve smaller splits (--val-fraction, --test-fraction)"
-        )
-    if counts["train"].sum() < 2 * n_classes:
-        log.warning(
-            "%s training images for %s classes are fewer than two each; expect little", counts["train"].sum(), n_classes
-        )
-    unseen = [table.class_names[label] for label in np.flatnonzero(counts["val"] == 0)]
-    if unseen and counts["val"].sum():
-        log.warning("No validation images of the class %s: nothing is chosen for it", shortened(unseen))
-
-
-def is_carved(table: FeatureTable) -> bool:
-    """Whether the validation images were carved from the training images, so that a final head may have both."""
-    return all("val" in record.carved for record in table.records)
-
-
 def fit_head(config: HeadConfig, table: FeatureTable, options: TableOptions) -> Fitted:
     """Fit a head on train, choosing with val; predict val, fit again on both where that is sound, and predict test."""
     head, resolved = make_head(config)
@@ -245,28 +146,6 @@ def _calibrate(found: dict[str, tuple[Part, NDArray[np.floating]]]) -> tuple[flo
         for split, (rows, value) in found.items()
     }
     return temperature, {"temperature": temperature, "ece": errors}
-
-
-def rounds_of(table: FeatureTable, options: TableOptions, test_views: int, seed: int) -> list[Round]:
-    """What heads are fitted on and rated by: folds where there is a cross-validation, else val; once for each seed.
-
-    Raises:
-        DataError: If there are neither.
-    """
-    pool = table.all()
-    offsets = range(options.seeds)
-    if options.cv:
-        used = (table.splits == "train") | ((table.splits == "val") & is_carved(table))
-        rows = np.flatnonzero(used)
-        found = [folds(pool, rows, options.cv, test_views, seed + offset) for offset in offsets]
-        return [replace(turn, seed=offset) for offset, turns in zip(offsets, found, strict=True) for turn in turns]
-    vals = [np.flatnonzero((table.splits == "val") & (table.views == view)) for view in range(test_views + 1)]
-    if not len(vals[0]):
-        raise DataError(
-            f"{table.records[0].name} has no validation images to choose by; give --cv 5, or carve some "
-            "(--val-fraction)"
-        )
-    return [Round(pool, np.flatnonzero(table.splits == "train"), vals, offset) for offset in offsets]
 
 
 def _repeat(config: HeadConfig, table: FeatureTable, options: TableOptions) -> dict[str, Any]:
