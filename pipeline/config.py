@@ -7,6 +7,7 @@ import re
 import shlex
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pipeline.errors import ConfigError
@@ -14,10 +15,12 @@ from pipeline.files import digest_of
 
 __all__ = [
     "BACKBONE",
+    "CACHE",
     "ENGINE_NAMES",
     "INTERPOLATIONS",
     "POOLINGS",
     "PRECISIONS",
+    "REPORTS",
     "RESIZES",
     "SPEC_VERSION",
     "ExtractConfig",
@@ -42,6 +45,9 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 BACKBONE = "densenet121"
 """The default backbone."""
+
+CACHE, REPORTS = Path("cache"), Path("reports")
+"""The default folders."""
 
 # Raised when the same options give other values than before (another resize, another preprocessing).
 SPEC_VERSION = 1

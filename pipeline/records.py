@@ -195,7 +195,10 @@ def find_records(cache: Path, reference: str | None) -> tuple[TableRecord, ...]:
     """
     if reference is None or "," not in reference:
         return (find_record(cache, reference),)
-    found = tuple(find_record(cache, part.strip()) for part in reference.split(","))
+    parts = [part.strip() for part in reference.split(",")]
+    if not all(parts):
+        raise ConfigError(f"{reference!r} has an empty name between or beside its commas; give A,B")
+    found = tuple(find_record(cache, part) for part in parts)
     if len({record.id for record in found}) < len(found):
-        raise ConfigError(f"{reference} names the same features twice: {', '.join(record.id for record in found)}")
+        raise ConfigError(f"{reference} names the same features twice")
     return found

@@ -21,6 +21,7 @@ from pipeline.errors import StoppedError
 __all__ = [
     "Stopping",
     "cpu_count",
+    "deaf_children",
     "has_nvidia_gpu",
     "installed",
     "keras",
@@ -192,6 +193,16 @@ def stopping() -> Iterator[Stopping]:
         yield wish
     finally:
         restore()
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Let processes that the block starts not hear Ctrl-C: this one hears it, and ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def keras_home() -> Path:

@@ -70,6 +70,7 @@ class TestSweep:
         assert again.metrics == run.metrics
         command = next(note for note in run.notes if note.startswith("Again: "))
         assert f"tlpipe train-head {extracted.record.id} --head {best['head']}" in command
+        assert command.endswith(f"--cache {cache} --reports {reports}")
         assert json.loads((reports / run.id / "run.json").read_text())["candidates"] == run.candidates
 
     def test_winner_can_be_fine_tuned_from(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
@@ -106,6 +107,8 @@ class TestLearningCurve:
         assert [point.per_class for point in result.points][:4] == [1, 2, 5, 10]
         assert [len(point.accuracies) for point in result.points] == [3] * (len(result.points) - 1) + [1]
         assert result.points[0].n_train == 3
+        beyond = stages.learning_curve(HeadConfig("ridge"), cache, per_class=[10, 100_000], draws=1)
+        assert [point.per_class for point in beyond.points] == [10, result.points[-1].per_class]
         assert result.points[-1].accuracy > result.points[0].accuracy
         assert result.split == "val"
         value = json.loads(json.dumps(result.to_json()))

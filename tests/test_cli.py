@@ -159,6 +159,8 @@ def test_import_loads_nothing_heavy(module: str) -> None:
         (["sweep", "--head", "mlp,forest"], 1, "Unknown head 'forest'"),
         (["sweep", "--grid", "huge"], 1, "small, full"),
         (["sweep", "--budget", "0"], 1, "--budget"),
+        (["train-head", "--cv", "0"], 1, "--cv is 0"),
+        (["train-head", "a,"], 1, "empty name"),
         (["learning-curve", "--per-class", "1,few"], 1, "1,2,5,10"),
         (["finetune"], 1, "tlpipe train-head"),
         (["cache", "export", "x.h5"], 1, "no features"),
@@ -217,6 +219,34 @@ def test_terminal_shows_a_bar_and_ctrl_c_says_how_to_go_on(run: Any, tmp_path: P
     again = answer(run("extract", "digits", *SMALL, "--image-size", "224", "--json"))
     assert again["n_reused"] == kept
     assert again["n_computed"] == 1797 - kept
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_sweep_leaves_no_process_behind(run: Any, red_and_blue: Path, number: int) -> None:
+    import psutil
+
+    run("extract", red_and_blue, *SMALL)
+    command = [sys.executable, "-m", "pipeline", "sweep", "--head", "mlp8,mlp16", "--epochs", "100000"]
+    process = subprocess.Popen(
+        command, cwd=run.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    workers: list[psutil.Process] = []
+    end = time.monotonic() + 60
+    while len(workers) < 2 and time.monotonic() < end:
+        time.sleep(0.1)
+        workers = [child for child in psutil.Process(process.pid).children() if "loky" in " ".join(child.cmdline())]
+    time.sleep(1)
+    if number == signal.SIGTERM:
+        process.send_signal(number)
+    else:
+        os.killpg(process.pid, number)  # as a terminal does
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in errors
+    assert "Stopped." in errors
+    gone, alive = psutil.wait_procs(workers, timeout=10)
+    assert (len(gone), alive) == (len(workers), [])
+    assert not list((run.folder / "reports").glob("*"))
 
 
 @pytest.mark.parametrize("seconds", [0.6, 2.5])

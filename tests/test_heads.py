@@ -58,6 +58,7 @@ def test_learns_and_is_the_same_after_saving(name: str, n_classes: int, tmp_path
     head, _ = fitted(name, train, val, n_classes)
     probabilities = head.predict_proba(test.array())
     assert probabilities.shape == (400, n_classes)
+    assert head.n_features == 13
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     assert (probabilities.argmax(axis=1) == test.labels).mean() > 0.85
     assert log_loss(test.labels, probabilities) < 0.6 * np.log(n_classes)
@@ -220,7 +221,8 @@ class TestLogreg:
         best = min(report.history, key=lambda row: row["val_log_loss"])
         head.refit(joined(train, val))
         both = joined(train, val)
-        reference = make_pipeline(StandardScaler(), LogisticRegression(C=best["C"], max_iter=1000))
+        assert best["C"] == pytest.approx(1 / (300 * best["l2"]))
+        reference = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (400 * best["l2"]), max_iter=1000))
         reference.fit(both.array(), both.labels)
         expected = reference.predict_proba(test.array())
         np.testing.assert_allclose(head.predict_proba(test.array()), expected, atol=0.01)
@@ -491,6 +493,16 @@ class TestConfig:
         option = "--" + next(iter(options)).replace("_", "-")
         with pytest.raises(ConfigError, match=option):
             HeadConfig("linear", **options)  # type: ignore[arg-type]
+
+    def test_near_names(self) -> None:
+        for wrong, right in (
+            ("logregg", "logreg"),
+            ("LogReg", "logreg"),
+            ("lineer", "linear"),
+            ("centriod", "centroid"),
+        ):
+            with pytest.raises(ConfigError, match=f"Did you mean {right}"):
+                make_head(HeadConfig(wrong))
 
     def test_options_a_head_does_not_have(self) -> None:
         with pytest.raises(

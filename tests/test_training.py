@@ -222,6 +222,20 @@ class TestTrainedHead:
         head.check([replace(extracted.record.spec, precision="tensorflow-float16")], "others")
         assert "these are in tensorflow-float16" in caplog.text
 
+    @pytest.mark.parametrize("head", ["ridge", "knn5", "mlp4"])
+    def test_refuses_what_are_no_features(
+        self, head: str, extracted: stages.ExtractResult, cache: Path, reports: Path
+    ) -> None:
+        stages.train_head(HeadConfig(head), cache, reports)
+        trained = load_head(reports=reports)
+        features = load_features(cache=cache)
+        for wrong in (features.X[:, :5], features.X[0], features.X.astype(int), [[0.5] * 5]):
+            with pytest.raises(DataError, match=r"Expected features \[n, 12\]"):
+                trained.predict_proba(wrong, features.specs)
+        for value in (np.nan, np.inf):
+            with pytest.raises(DataError, match="Features of 1 images .* no finite numbers"):
+                trained.predict_proba(np.where(np.arange(24).reshape(2, 12) == 3, value, 1.0), features.specs)
+
     @pytest.mark.parametrize(
         "change",
         [
@@ -232,6 +246,7 @@ class TestTrainedHead:
             {"class_names": None},
             {"class_names": [1, 2, 3]},
             {"features": 3},
+            {"head": "logreg"},
             {"calibration": {"temperature": 0}},
             {"calibration": {"temperature": "nan"}},
             {"calibration": {"temperature": -1}},

@@ -10,12 +10,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
+from pipeline.config import CACHE, REPORTS
 from pipeline.errors import StoppedError, TlpipeError
 
 __all__ = ["Answer", "Common", "command"]
@@ -64,8 +66,8 @@ _DEFAULTS = {
     "quiet": False,
     "verbose": False,
     "seed": 0,
-    "cache": Path("cache"),
-    "reports": Path("reports"),
+    "cache": CACHE,
+    "reports": REPORTS,
 }
 
 
@@ -121,6 +123,10 @@ STOPPED = "Stopped. What was finished before is kept; run the same command again
 def _terminate(*_: object) -> None:
     """End at once on SIGTERM: an exception from here could come up inside a library that takes it for its own."""
     log.error(STOPPED)
+    if multiprocessing := sys.modules.get("multiprocessing"):
+        for child in multiprocessing.active_children():
+            with suppress(OSError):  # it may have ended by itself
+                os.kill(child.pid, signal.SIGKILL)
     os._exit(128 + signal.SIGTERM)
 
 

@@ -111,12 +111,12 @@ def _table_options(argument: str | None, options: dict[str, Any]) -> TableOption
     from pipeline.errors import ConfigError
     from pipeline.stages import TableOptions
 
-    if argument and options["same_features"]:
+    if argument is not None and options["same_features"] is not None:
         raise ConfigError(f"Features are given twice: {argument}, and --features {options['same_features']}; give one")
     return TableOptions(
-        features=argument or options["same_features"],
+        features=options["same_features"] if argument is None else argument,
         test_views=options["test_views"],
-        memory=parse_bytes("--memory", options["memory"]) if options["memory"] else None,
+        memory=parse_bytes("--memory", options["memory"]) if options["memory"] is not None else None,
         calibrate=bool(options.get("calibrate")),
         cv=options.get("cv"),
         seeds=1 if options.get("seeds") is None else options["seeds"],

@@ -105,7 +105,7 @@ def run_text(run: Run, folder: str) -> str:
         "",
         f"Run        {folder} ({run.seconds['total']:.1f} s)",
     ]
-    if run.stage != "finetune":
+    if run.stage != "finetune" and not run.head.startswith("knn") and "," not in run.features:
         lines.append("Next       tlpipe finetune --blocks NAME; block names: tlpipe backbones")
     return "\n".join(lines)
 
@@ -117,7 +117,9 @@ def _repeated(run: Run) -> list[str]:
         return []
     over = f"{found['folds']} folds" if found["folds"] else "val"
     over += f", {found['seeds']} seeds" if found["seeds"] > 1 else ""
-    return [f"Accuracy over {over}: {percent(found['accuracy'])}, standard deviation {percent(found['accuracy_std'])}"]
+    line = f"Accuracy over {over}: {percent(found['accuracy'])}, standard deviation {percent(found['accuracy_std'])}"
+    drawn = len(set(found["rounds"])) > 1
+    return [line if drawn else f"{line}: nothing in this head is drawn, or too little to matter"]
 
 
 SHOWN = 20  # candidates of a sweep on the terminal; run.json has all
@@ -126,7 +128,7 @@ SHOWN = 20  # candidates of a sweep on the terminal; run.json has all
 def sweep_text(run: Run, folder: str) -> str:
     """What a sweep gave: a table of the candidates, then the winner's run."""
     found = run.candidates
-    columns = ["head", "settings", "val accuracy", "log loss", "seconds"]
+    columns = ["head", "settings", "val accuracy", "log loss", "share of seconds"]
     rows = []
     for one in found[:SHOWN]:
         accuracy = percent(one["val_accuracy"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,9 @@ def kind_of(head: str) -> Kind:
     for kind in KINDS:
         if re.fullmatch(kind.pattern, head):
             return kind
-    raise ConfigError(f"Unknown head {head!r}. Legal are {FORMS}, with any numbers in place of these")
+    near = get_close_matches(head.lower(), [kind.name for kind in KINDS], n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"Unknown head {head!r}. Legal are {FORMS}, with any numbers in place of these.{hint}")
 
 
 def make_head(config: HeadConfig) -> tuple[Head, HeadConfig]:

@@ -84,6 +84,11 @@ class AffineHead(ABC):
         """As `Head.trainable_parameters`."""
         return 0 if self.final is None else self.final.weights.size + self.final.bias.size
 
+    @property
+    def n_features(self) -> int:
+        """As `Head.n_features`."""
+        return 0 if self.final is None else len(self.final.weights)
+
     def predict_proba(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """As `Head.predict_proba`."""
         if self.final is None:

@@ -177,6 +177,10 @@ class Head(Protocol):
     def trainable_parameters(self) -> int:
         """Numbers that were fitted."""
 
+    @property
+    def n_features(self) -> int:
+        """Features per image."""
+
     def fit(self, train: Part, val: Part, n_classes: int) -> FitReport:
         """Fit on `train`, choosing with `val`, which may be empty."""
 

@@ -43,6 +43,11 @@ class KnnHead:
         self.bank = np.zeros((0, 0), np.float32)
         self.labels = np.zeros(0, np.int64)
 
+    @property
+    def n_features(self) -> int:
+        """As `Head.n_features`."""
+        return self.bank.shape[1]
+
     def fit(self, train: Part, val: Part, n_classes: int) -> FitReport:
         """As `Head.fit`; nothing is chosen."""
         self.n_classes = n_classes

@@ -118,7 +118,7 @@ class _Columns:
         rates = [runtime.tensorflow().Variable(self._wide(group, self._rates())) for group in self.groups]
         passes = Passes(self._step(rates), self.train, batch_size, self.config.seed)
         losses_of = self._losses(val) if len(val) else None
-        watch, report = Watch(self.config, len(self.configs)), FitReport()
+        watch, report = Watch(self.config, len(self.configs)), FitReport(chosen={"batch_size": batch_size})
         with progress("Training", self.config.epochs or 1, "epochs") as advance:
             for epoch in range(1, (self.config.epochs or 1) + 1):
                 row = {"epoch": epoch, "loss": passes.epoch() / len(self.configs)}

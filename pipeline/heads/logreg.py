@@ -6,7 +6,6 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,36 +37,33 @@ class LogregHead(AffineHead):
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__(config)
-        self.c = np.nan
+        self.penalty = DEFAULT_PENALTY if config.l2 is None else config.l2
 
     def fit(self, train: Part, val: Part, n_classes: int) -> FitReport:
         """As `Head.fit`."""
         report = FitReport()
         if self.config.l2 is not None or not len(val):
-            penalty = DEFAULT_PENALTY if self.config.l2 is None else self.config.l2
             if self.config.l2 is None:
-                report.notes.append(f"No validation images to choose the penalty with; l2 is {penalty:g}")
-            self.c, self.trained = next(_path(train, (penalty,), self.config))
+                report.notes.append(f"No validation images to choose the penalty with; l2 is {self.penalty:g}")
+            self.trained = next(_path(train, (self.penalty,), self.config))
         else:
             best = np.inf
-            for penalty, (c, candidate) in zip(PENALTIES, _path(train, PENALTIES, self.config), strict=False):
+            for penalty, candidate in zip(PENALTIES, _path(train, PENALTIES, self.config), strict=False):
                 log.info("Tried l2 = %g", penalty)
                 found = scores(candidate.predict_proba(val.array()), val.labels)
-                report.history.append(
-                    {"l2": penalty, "C": c, "val_accuracy": found["accuracy"], "val_log_loss": found["log_loss"]}
-                )
+                row = {"l2": penalty, "C": _c(penalty, train)}
+                report.history.append(row | {f"val_{name}": value for name, value in found.items()})
                 if found["log_loss"] >= best:
                     break  # the loss has one minimum along the path
-                best, self.c, self.trained = found["log_loss"], c, candidate
+                best, self.penalty, self.trained = found["log_loss"], penalty, candidate
         self.final = self.trained
-        report.chosen["l2"] = 1 / (self.c * len(train))
-        report.notes.append(f"C = {self.c:.4g}, that is l2 = {report.chosen['l2']:.3g}")
+        report.chosen["l2"] = self.penalty
+        report.notes.append(f"l2 = {self.penalty:g}, that is C = {_c(self.penalty, train):.3g}")
         return report
 
     def refit(self, both: Part) -> None:
-        """As `Head.refit`, with the same C."""
-        same_c = replace(self.config, l2=1 / (self.c * len(both)))
-        self.final = next(_path(both, (same_c.l2 or 0,), same_c))[1]
+        """As `Head.refit`."""
+        self.final = next(_path(both, (self.penalty,), self.config))
 
 
 def fit_many(
@@ -78,14 +74,19 @@ def fit_many(
     order: list[int] = np.argsort(penalties)[::-1].tolist()
     path = _path(train, [penalties[number] for number in order], configs[0])
     end = time.monotonic() + seconds
-    for number, (_, candidate) in zip(order, path, strict=False):
+    for number, candidate in zip(order, path, strict=False):
         yield Trial(number, [candidate.predict_proba(val.array()) for val in vals])
         if time.monotonic() >= end:
             return
 
 
-def _path(part: Part, penalties: Sequence[float], config: HeadConfig) -> Iterator[tuple[float, AffineMap]]:
-    """Fit for each penalty in turn, from where the last one ended; C and the map of each."""
+def _c(penalty: float, part: Part) -> float:
+    """scikit-learn's C, the weight of the summed loss beside half the squared weights."""
+    return 1 / (max(penalty, LEAST_PENALTY) * len(part))
+
+
+def _path(part: Part, penalties: Sequence[float], config: HeadConfig) -> Iterator[AffineMap]:
+    """Fit for each penalty in turn, from where the last one ended."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -98,16 +99,11 @@ def _path(part: Part, penalties: Sequence[float], config: HeadConfig) -> Iterato
         class_weight="balanced" if config.class_weight == "balanced" else None,
     )
     for penalty in penalties:
-        c = 1 / (max(penalty, LEAST_PENALTY) * len(part))
-        model.set_params(C=c)
+        model.set_params(C=_c(penalty, part))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             model.fit(features, part.labels)
         if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
-            log.warning("logreg with C = %.3g did not converge in %d iterations", c, MAX_ITERATIONS)
-        yield (
-            c,
-            AffineMap(
-                prepare, np.ascontiguousarray(model.coef_.T, np.float64), np.asarray(model.intercept_, np.float64)
-            ),
-        )
+            log.warning("logreg with l2 = %g did not converge in %d iterations", penalty, MAX_ITERATIONS)
+        weights, bias = np.ascontiguousarray(model.coef_.T, np.float64), np.asarray(model.intercept_, np.float64)
+        yield AffineMap(prepare, weights, bias)

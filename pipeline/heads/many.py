@@ -94,14 +94,16 @@ def in_processes(make: Callable[[HeadConfig], Head]) -> FitMany:
 
         end = time.monotonic() + seconds
         threads = runtime.cpu_count() // n_jobs
-        with Parallel(n_jobs=n_jobs) as parallel:
+        with Parallel(n_jobs=n_jobs, return_as="generator") as parallel:
             for start in range(0, len(configs), n_jobs):
                 if start and time.monotonic() >= end:
                     return
                 batch = range(start, min(start + n_jobs, len(configs)))
-                yield from parallel(
-                    delayed(_fit_one)(make, configs[number], number, train, vals, n_classes, threads)
-                    for number in batch
-                )
+                with runtime.deaf_children():
+                    found = parallel(
+                        delayed(_fit_one)(make, configs[number], number, train, vals, n_classes, threads)
+                        for number in batch
+                    )
+                yield from found
 
     return fit_many

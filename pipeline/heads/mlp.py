@@ -74,6 +74,11 @@ class MlpHead:
         """As `Head.trainable_parameters`."""
         return 0 if self.model is None else sum(math.prod(weight.shape) for weight in self.model.trainable_weights)
 
+    @property
+    def n_features(self) -> int:
+        """As `Head.n_features`."""
+        return 0 if self.model is None else int(self.model.input_shape[1])
+
     def fit(self, train: Part, val: Part, n_classes: int) -> FitReport:
         """As `Head.fit`; without validation images the last epoch counts."""
         config = self.config
@@ -85,7 +90,7 @@ class MlpHead:
         passes = Passes(
             self._step(model, optimizer, train, n_classes), train, batch_size_for(config, len(train)), config.seed
         )
-        watch, report = Watch(config, 1), FitReport()
+        watch, report = Watch(config, 1), FitReport(chosen={"batch_size": batch_size_for(config, len(train))})
         best = model.get_weights()
         with progress("Training", config.epochs or 1, "epochs") as advance:
             for epoch in range(1, (config.epochs or 1) + 1):

@@ -156,4 +156,7 @@ class Watch:
 
 def diverged(config: HeadConfig) -> RunError:
     """The error of a loss that was never a number."""
-    return RunError(f"The loss was never a finite number with --learning-rate {config.learning_rate:g}; lower it")
+    return RunError(
+        f"The loss was never a finite number with --learning-rate {config.learning_rate:g} and --l2 {config.l2:g}; "
+        "lower them"
+    )

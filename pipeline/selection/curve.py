@@ -26,7 +26,7 @@ class Point:
     """
 
     per_class: int
-    n_train: float
+    n_train: int
     accuracies: list[float]
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.config import CACHE, REPORTS
 from pipeline.errors import ConfigError, DataError
 from pipeline.heads import HeadConfig, make_head
 from pipeline.metrics import scores
@@ -81,6 +83,7 @@ def sweep(
     searched = time.perf_counter()
     winner = ratings.rated[0].candidate
     fitted = fit_head(winner.config, table, replace(options, test_views=winner.test_views))
+    again = f"Again: {_command(winner, table, options, cache, reports)}"
     run = describe_run(
         "sweep",
         winner.config.head,
@@ -95,7 +98,11 @@ def sweep(
             "total": time.perf_counter() - start,
         },
         trainable_parameters=fitted.head.trainable_parameters,
-        notes=[*_notes(ratings, options), *fitted.report.notes, f"Again: {_command(winner, table, options)}"],
+        notes=[
+            *_notes(ratings, options),
+            *fitted.report.notes,
+            f"Again: {_command(winner, table, options, cache, reports)}",
+        ],
         calibration=fitted.calibration,
         candidates=[one.to_json() for one in ratings.rated],
     )
@@ -107,9 +114,10 @@ def _notes(ratings: Ratings, options: TableOptions) -> list[str]:
     by = f"{options.cv} folds" if options.cv else "val"
     by += f" and {options.seeds} seeds" if options.seeds > 1 else ""
     notes = [
-        f"Best of {len(ratings.rated)} by accuracy on {by}, by which linear and mlp heads choose their epoch as well; "
-        "the best of many is a little lucky there: test tells more"
+        f"Best of {len(ratings.rated)} by accuracy on {by}; the best of many is a little lucky there, test tells more"
     ]
+    if any(one.candidate.config.epochs for one in ratings.rated):
+        notes.append("Heads with epochs choose the best of them by the same images, which flatters them a little")
     for cause in dict.fromkeys(ratings.failed.values()):
         heads = [candidate.config.head for candidate, other in ratings.failed.items() if other == cause]
         notes.append(f"{len(heads)} settings of {', '.join(sorted(set(heads)))} failed: {cause}")
@@ -119,12 +127,15 @@ def _notes(ratings: Ratings, options: TableOptions) -> list[str]:
     return notes
 
 
-def _command(winner: Candidate, table: FeatureTable, options: TableOptions) -> str:
+def _command(winner: Candidate, table: FeatureTable, options: TableOptions, cache: Path, reports: Path) -> str:
     """The command line that trains the winner alone."""
     words = ["tlpipe train-head", table.id, winner.config.command(make_head(HeadConfig(winner.config.head))[1])]
     words += [f"--test-views {winner.test_views}"] if winner.test_views else []
     words += [f"--memory {options.memory}"] if options.memory else []
-    return " ".join(words + (["--calibrate"] if options.calibrate else []))
+    words += ["--calibrate"] if options.calibrate else []
+    words += [shlex.join(["--cache", str(cache)])] if cache != CACHE else []
+    words += [shlex.join(["--reports", str(reports)])] if reports != REPORTS else []
+    return " ".join(words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +202,8 @@ def learning_curve(
     if not len(parts[0]):
         raise DataError(f"{table.records[0].name} has no images to measure on; carve some (--val-fraction)")
     train = table.part("train").up_to_view(config.views)
-    sizes = sorted(set(per_class or sizes_for(train)))
     most = int(np.bincount(train.labels[train.views == 0]).max())
+    sizes = sorted({min(size, most) for size in per_class or sizes_for(train)})
     nothing = train.select(np.zeros(0, np.int64))
     points = []
     with progress("Drawing", len(sizes), "sizes") as advance:
@@ -202,7 +213,7 @@ def learning_curve(
                 subset = draw_subset(train, size, draw, config.seed)
                 accuracies.append(_accuracy(resolved, subset, nothing, parts, len(table.class_names)))
                 counts.append(int((subset.views == 0).sum()))
-            points.append(Point(size, float(np.mean(counts)), accuracies))
+            points.append(Point(size, round(np.mean(counts)), accuracies))
             advance(1)
     return CurveResult(table.id, config.head, split, points, gain_of_doubling(points), time.perf_counter() - start)
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from pipeline.calibration import tempered
 from pipeline.config import FeatureSpec
-from pipeline.errors import CacheMismatchError, ConfigError, RunError
+from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError
 from pipeline.heads import Head, load_head
+from pipeline.parts import check_finite
 from pipeline.runs import Run, find_run
 
 __all__ = ["HEAD_STAGES", "TrainedHead", "open_head"]
@@ -78,9 +79,17 @@ class TrainedHead:
 
         Raises:
             CacheMismatchError: If they are not what the head was trained on.
+            DataError: If they have another shape or type, or are no finite numbers.
         """
         self.check(specs, name)
-        probabilities = self.head.predict_proba(features)
+        array = np.asarray(features)
+        if array.ndim != 2 or array.shape[1] != self.head.n_features or not np.issubdtype(array.dtype, np.floating):
+            raise DataError(
+                f"Expected features [n, {self.head.n_features}] of floating-point numbers. "
+                f"Received: {array.dtype} of shape {list(array.shape)}"
+            )
+        check_finite(array)
+        probabilities = self.head.predict_proba(array)
         if probabilities.shape[1] != len(self.class_names):
             raise RunError(
                 f"The head of {self.run.id} gives {probabilities.shape[1]} probabilities, run.json names "
@@ -103,6 +112,8 @@ def open_head(reports: Path, reference: str | None) -> tuple[TrainedHead, Path]:
     try:
         specs = tuple(FeatureSpec.from_json(spec) for spec in run.specs)
         settings = run.settings["head"]
+        if settings["head"] != run.head:
+            raise ValueError(f"its head is {run.head!r} here and {settings['head']!r} there")
         temperature = float((run.calibration or {}).get("temperature", 1.0))
         if not 0 < temperature < math.inf:
             raise ValueError(f"a temperature of {temperature}")

@@ -83,6 +83,7 @@ def train_head(config: HeadConfig, cache: Path, reports: Path, options: TableOpt
             "head": fitted.config.to_json(),
             "chosen": fitted.report.chosen,
             "test_views": options.test_views or 0,
+            "memory": options.memory,
         },
         seed=config.seed,
         predictions=fitted.predictions,
