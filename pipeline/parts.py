@@ -16,6 +16,8 @@ from pipeline.store import FeatureStore
 
 __all__ = ["Part", "StoredFeatures", "check_finite", "joined"]
 
+MOST_SLICES = 8  # of a shard; smaller ones would be slow to read
+
 
 @dataclass(frozen=True, slots=True)
 class StoredFeatures:
@@ -59,31 +61,42 @@ class StoredFeatures:
         return features
 
     def blocks(self, generator: np.random.Generator | None) -> Iterator[NDArray[np.int64]]:
-        """All rows, in blocks of about as many whole shards each as may be held; a generator draws the shards' order.
+        """All rows, in blocks of as many as may be held, all of about the same size.
 
-        No block is much smaller than the others: of a few shards it would hold a few classes.
+        Without a generator a block is a run of whole shards. With one, shards in random order are cut into slices, and
+        dealt to the blocks in turn: a folder's shards each hold one class, and a block must hold all.
         """
         if not len(self.places[0]):
             return
-        order = np.argsort(self.places[0][:, 0], kind="stable")
+        order = np.lexsort((self.places[0][:, 1], self.places[0][:, 0]))
         starts = np.unique(self.places[0][order, 0], return_index=True)[1]
         shards = np.split(order, starts[1:])
-        if generator:
-            shards = [shards[number] for number in generator.permutation(len(shards))]
         n_blocks = -(-len(order) // self.block_rows)
-        while n_blocks < len(shards):
-            sizes = [sum(map(len, block)) for block in _dealt(shards, n_blocks)]
-            if max(sizes) <= self.block_rows:
+        while True:
+            blocks = _dealt(shards, n_blocks, generator) if generator else _runs(shards, n_blocks)
+            if max(map(len, blocks)) <= self.block_rows or n_blocks >= len(shards):
                 break
             n_blocks += 1
-        for block in _dealt(shards, n_blocks):
-            yield np.concatenate(block)
+        yield from blocks
 
 
-def _dealt(shards: list[NDArray[np.int64]], n_blocks: int) -> list[list[NDArray[np.int64]]]:
-    """Shards in so many runs of equal length, or one more."""
+def _runs(shards: list[NDArray[np.int64]], n_blocks: int) -> list[NDArray[np.int64]]:
+    """Blocks of shards that follow each other."""
     bounds = [number * len(shards) // n_blocks for number in range(n_blocks + 1)]
-    return [shards[start:end] for start, end in pairwise(bounds) if end > start]
+    return [np.concatenate(shards[start:end]) for start, end in pairwise(bounds) if end > start]
+
+
+def _dealt(shards: list[NDArray[np.int64]], n_blocks: int, generator: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Blocks of slices of as many shards as can be."""
+    n_slices = min(n_blocks, MOST_SLICES)
+    blocks: list[list[NDArray[np.int64]]] = [[] for _ in range(n_blocks)]
+    place = 0
+    for number in generator.permutation(len(shards)):
+        slices = np.array_split(shards[number], n_slices)
+        for turn in generator.permutation(n_slices):
+            blocks[place % n_blocks].append(slices[turn])
+            place += 1
+    return [np.concatenate(block) for block in blocks if block]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +157,7 @@ class Part:
     def blocks(self, generator: np.random.Generator | None = None) -> Iterator[NDArray[np.int64]]:
         """All rows, as many at a time as may be held: features in memory in one block, in their order.
 
-        With a generator, blocks of features on disk hold shards drawn at random.
+        With a generator, blocks of features on disk hold slices of shards drawn at random.
         """
         if isinstance(self.features, StoredFeatures):
             yield from self.features.blocks(generator)

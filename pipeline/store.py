@@ -190,7 +190,7 @@ class FeatureStore:
         return self._read_shard(0, rows=slice(0, 1)).shape[1:]
 
     def read_at(self, places: NDArray[np.int64]) -> NDArray[np.floating]:
-        """Features of the rows at some places, in their order, each shard read once.
+        """Features of the rows at some places, in their order, each shard opened once.
 
         Raises:
             StoreError: If a shard went away.
@@ -199,7 +199,9 @@ class FeatureStore:
         order = np.argsort(places[:, 0], kind="stable")
         numbers, starts = np.unique(places[order, 0], return_index=True)
         for number, rows in zip(numbers, np.split(order, starts[1:]), strict=True):
-            features[rows] = self._read_shard(number)[places[rows, 1]]
+            inside = places[rows, 1]
+            first = inside.min()
+            features[rows] = self._read_shard(number, slice(first, inside.max() + 1))[inside - first]
         return features
 
     def _read_shard(self, number: int, rows: slice = slice(None)) -> NDArray[np.floating]:

@@ -98,11 +98,7 @@ def sweep(
             "total": time.perf_counter() - start,
         },
         trainable_parameters=fitted.head.trainable_parameters,
-        notes=[
-            *_notes(ratings, options),
-            *fitted.report.notes,
-            f"Again: {_command(winner, table, options, cache, reports)}",
-        ],
+        notes=[*_notes(ratings, options), *fitted.report.notes, again],
         calibration=fitted.calibration,
         candidates=[one.to_json() for one in ratings.rated],
     )
