@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import extraction
+from pipeline import extraction, stages
 from pipeline.backbones import BACKBONES, Backbone
-from pipeline.config import FeatureSpec, ImageConfig
+from pipeline.config import ExtractConfig, FeatureSpec, ImageConfig
 from pipeline.datasets import ArraySource, array_key
 from pipeline.extraction import Row
 from pipeline.parts import Part
+from pipeline.stages import ExtractResult
 from pipeline.store import FeatureStore
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -121,6 +122,33 @@ def fake_engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     monkeypatch.setattr(features, "open_engine", lambda *_: engine)
     monkeypatch.setattr(features, "open_backbone", lambda *_: FakePretrained())
     return engine
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Path:
+    return tmp_path / "reports"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, draw: Callable[..., Path]) -> Path:
+    """Three classes that overlap a little, 40 pictures each."""
+    shade = np.random.default_rng(5)
+    folder = tmp_path / "shades"
+    for number in range(40):
+        for name, level in (("dark", 90), ("grey", 130), ("light", 170)):
+            value = int(level + shade.normal(0, 17))
+            draw(folder / name / f"{number}.png", colour=(value, value, value))
+    return folder
+
+
+@pytest.fixture
+def extracted(pictures: Path, cache: Path, fake_engine: FakeEngine) -> ExtractResult:
+    return stages.extract(ExtractConfig(str(pictures), views=1, augment="flip"), cache)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,33 +14,6 @@ from pipeline.config import ExtractConfig, SplitConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.heads import HeadConfig
 from pipeline.stages import TableOptions
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def reports(tmp_path: Path) -> Path:
-    return tmp_path / "reports"
-
-
-@pytest.fixture
-def pictures(tmp_path: Path, draw: Callable[..., Path]) -> Path:
-    """Three classes that overlap a little, 40 pictures each."""
-    shade = np.random.default_rng(5)
-    folder = tmp_path / "shades"
-    for number in range(40):
-        for name, level in (("dark", 90), ("grey", 130), ("light", 170)):
-            value = int(level + shade.normal(0, 17))
-            draw(folder / name / f"{number}.png", colour=(value, value, value))
-    return folder
-
-
-@pytest.fixture
-def extracted(pictures: Path, cache: Path, fake_engine: FakeEngine) -> stages.ExtractResult:
-    return stages.extract(ExtractConfig(str(pictures), views=1, augment="flip"), cache)
 
 
 class TestSweep:

@@ -25,16 +25,6 @@ from pipeline.store import FeatureStore
 from pipeline.table import load_table
 
 
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def reports(tmp_path: Path) -> Path:
-    return tmp_path / "reports"
-
-
 @pytest.mark.usefixtures("fake_engine")
 class TestIncremental:
     def extract(self, data: Path, cache: Path, **options: object) -> stages.ExtractResult:

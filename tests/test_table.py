@@ -27,11 +27,6 @@ ROW_BYTES = 4 * WIDTH
 TIGHT = 4 * 8 * (N // SHARDS) * ROW_BYTES  # four blocks of eight shards: the least that is allowed
 
 
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
 def write(cache: Path, spec: FeatureSpec, features: np.ndarray, labels: np.ndarray, name: str = "drawn") -> TableRecord:
     """A table of drawn features in shards, sorted by class, as a folder of images would give."""
     keys = np.array([f"{row:032d}" for row in range(len(labels))], "S32")

@@ -21,33 +21,6 @@ from pipeline.stages import TableOptions, open_head
 from pipeline.table import load_table
 
 
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def reports(tmp_path: Path) -> Path:
-    return tmp_path / "reports"
-
-
-@pytest.fixture
-def pictures(tmp_path: Path, draw: Callable[..., Path]) -> Path:
-    """Three classes that overlap a little, 40 pictures each."""
-    shade = np.random.default_rng(5)
-    folder = tmp_path / "shades"
-    for number in range(40):
-        for name, level in (("dark", 90), ("grey", 130), ("light", 170)):
-            value = int(level + shade.normal(0, 17))
-            draw(folder / name / f"{number}.png", colour=(value, value, value))
-    return folder
-
-
-@pytest.fixture
-def extracted(pictures: Path, cache: Path, fake_engine: FakeEngine) -> stages.ExtractResult:
-    return stages.extract(ExtractConfig(str(pictures), views=1, augment="flip"), cache)
-
-
 def test_run_holds_all_metrics_and_predictions(extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
     run = stages.train_head(HeadConfig("ridge"), cache, reports)
     keys = "n accuracy accuracy_95 balanced_accuracy macro_f1 log_loss roc_auc ece per_class confusion_matrix"
