@@ -102,7 +102,7 @@ def test_stage_two_on_drawn_pictures(run: Any, red_and_blue: Path) -> None:
     text = run("sweep", first, "--head", "ridge", "--cv", "3", "--views", "0")
     assert text.returncode == 0, text.stderr
     assert "100.0 % ± 0.0" in text.stdout
-    assert "Best of 10 by accuracy on 3 folds" in text.stdout
+    assert "Best of 20 by accuracy on 3 folds" in text.stdout
     assert f"tlpipe train-head {first} --head ridge" in text.stdout
 
     joined = answer(run("train-head", "--features", f"{first},{other}", "--views", "0", "--calibrate", "--json"))

@@ -16,7 +16,6 @@ from pipeline import load_features, load_head, stages
 from pipeline.config import ExtractConfig, SplitConfig
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError
 from pipeline.heads import HeadConfig
-from pipeline.records import find_record
 from pipeline.stages import TableOptions, open_head
 from pipeline.table import load_table
 
@@ -314,7 +313,3 @@ class TestFewLabels:
         assert "No validation images of the class c" in caplog.text
         assert run.metrics["val"]["roc_auc"] is None
         assert run.metrics["test"]["accuracy"] == 1.0
-
-
-def test_newest_features_need_no_network(extracted: stages.ExtractResult, cache: Path) -> None:
-    assert find_record(cache, None).id == extracted.record.id
