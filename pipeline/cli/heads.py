@@ -164,7 +164,7 @@ def add_commands(app: typer.Typer) -> None:
         grid: Annotated[str, typer.Option(help="small or full: how many settings of each head.")] = "small",
         budget: Annotated[float | None, typer.Option(help="Seconds after which nothing new is tried.")] = None,
     ) -> Answer:
-        """Try many heads and settings, choose on val, train the best. Options that are given hold for all; others vary."""
+        """Try many heads and settings, choose on val, and train the best. Given options hold for all; others vary."""
         from pipeline import stages
         from pipeline.cli.render import run_json, sweep_text
 
