@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["fit_temperature", "tempered"]
+__all__ = ["fit_temperature", "logits_of", "tempered"]
 
 RANGE = (1e-3, 1e3)
 LEAST = 1e-12  # a probability that rounds to 0 has no logarithm
@@ -35,9 +35,15 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> 
     return float(np.exp(found.x))
 
 
+def logits_of(probabilities: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Logarithms of probabilities [n, classes], which are logits of which they are the softmax."""
+    logits: NDArray[np.floating] = np.log(np.maximum(probabilities, LEAST))
+    return logits
+
+
 def tempered(probabilities: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:
     """Probabilities [n, classes] at another temperature: the softmax of their logarithms divided by it."""
     from scipy.special import softmax
 
-    found: NDArray[np.float64] = softmax(np.log(np.maximum(probabilities, LEAST)) / temperature, axis=1)
+    found: NDArray[np.float64] = softmax(logits_of(probabilities) / temperature, axis=1)
     return found

@@ -39,11 +39,6 @@ class StoredFeatures:
         shapes = [store.row_shape() for store in self.stores]
         return (len(self.places[0]), *shapes[0][:-1], sum(shape[-1] for shape in shapes))
 
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> StoredFeatures:
         """Some of the rows, still on disk."""
         return StoredFeatures(self.stores, tuple(places[rows] for places in self.places), self.block_rows)

@@ -41,10 +41,12 @@ class Shard:
     Attributes:
         path: The file.
         keys: Row keys, shape [n]: image keys, or keys of their views.
+        row_shape: Shape of one row's features.
     """
 
     path: Path
     keys: NDArray[np.bytes_]
+    row_shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +128,15 @@ class FeatureStore:
             if data is None:
                 return "differs from its checksum: bytes were changed after it was written"
             with h5py.File(io.BytesIO(data), "r") as file:
-                keys, n_rows = file["key"][:], len(file["features"])
+                keys, shape = file["key"][:], file["features"].shape
                 spec = file.attrs["spec"]
         except (OSError, KeyError, RuntimeError, ValueError) as error:
             return f"can't be read: {str(error).splitlines()[0]}"
         if spec != self.digest:
             return "belongs to another spec"
-        if len(keys) != n_rows:
-            return f"has {len(keys)} keys for {n_rows} rows"
-        return Shard(path, keys.astype(KEY_DTYPE))
+        if len(keys) != shape[0]:
+            return f"has {len(keys)} keys for {shape[0]} rows"
+        return Shard(path, keys.astype(KEY_DTYPE), shape[1:])
 
     def _index(self) -> None:
         """Sort all row keys; the first shard that has a row wins, as all copies of a row are alike."""
@@ -187,7 +189,9 @@ class FeatureStore:
         Raises:
             StoreError: If there is no row.
         """
-        return self._read_shard(0, rows=slice(0, 1)).shape[1:]
+        if not self.shards:
+            raise StoreError(f"There are no rows in {self.folder}; run tlpipe extract")
+        return self.shards[0].row_shape
 
     def read_at(self, places: NDArray[np.int64]) -> NDArray[np.floating]:
         """Features of the rows at some places, in their order, each shard opened once.
@@ -204,9 +208,7 @@ class FeatureStore:
             features[rows] = self._read_shard(number, slice(first, inside.max() + 1))[inside - first]
         return features
 
-    def _read_shard(self, number: int, rows: slice = slice(None)) -> NDArray[np.floating]:
-        if not self.shards:
-            raise StoreError(f"There are no rows in {self.folder}; run tlpipe extract")
+    def _read_shard(self, number: int, rows: slice) -> NDArray[np.floating]:
         path = self.shards[number].path
         try:
             with h5py.File(path, "r") as file:
@@ -229,7 +231,8 @@ class FeatureStore:
         """
         self._write_spec()
         column = np.array(keys, KEY_DTYPE)
-        shard = Shard(publish_checked(self.folder / "shards", self._shard_bytes(column, features), ".h5"), column)
+        path = publish_checked(self.folder / "shards", self._shard_bytes(column, features), ".h5")
+        shard = Shard(path, column, features.shape[1:])
         self.shards.append(shard)
         return shard
 

@@ -103,11 +103,11 @@ class TestRepeats:
 
         table = load_table(cache, [extracted.record], 1, test_views=1)
         images = {split: set(table.keys[table.splits == split].tolist()) for split in ("train", "val", "test")}
-        rounds = rounds_of(table, TableOptions(cv=3), 1, 0)
+        rounds = rounds_of(table, TableOptions(cv=3, test_views=1), 0)
         used = {key for turn in rounds for key in turn.vals()[0].keys.tolist()}
         assert used == images["train"] | images["val"]
         given = replace(table, records=(replace(extracted.record, carved=("test",)),))
-        rounds = rounds_of(given, TableOptions(cv=3), 1, 0)
+        rounds = rounds_of(given, TableOptions(cv=3, test_views=1), 0)
         used = {key for turn in rounds for key in turn.vals()[0].keys.tolist()}
         assert used == images["train"]
 
@@ -272,6 +272,14 @@ def test_several_sets_of_features(extracted: stages.ExtractResult, pictures: Pat
     assert head.predict_proba(features.X, features.specs).shape == (120, 3)
 
 
+def draw_greys(draw: Callable[..., Path], folder: Path, names: str, count: int) -> None:
+    """So many pictures of each class, a, b or c, the later the lighter."""
+    for name in names:
+        level = 60 * ("abc".index(name) + 1)
+        for number in range(count):
+            draw(folder / name / f"{number}.png", colour=(level, level, level))
+
+
 class TestFewLabels:
     @pytest.mark.parametrize("head", ["logreg", "ridge", "centroid", "knn5", "linear", "mlp8", "bn-mlp8"])
     def test_one_image_of_each_class_is_trained_on_and_said(
@@ -285,9 +293,7 @@ class TestFewLabels:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         for split, count in (("train", 1), ("test", 3)):
-            for name, level in (("a", 60), ("b", 180), ("c", 230)):
-                for number in range(count):
-                    draw(tmp_path / "data" / split / name / f"{number}.png", colour=(level, level, level))
+            draw_greys(draw, tmp_path / "data" / split, "abc", count)
         stages.extract(ExtractConfig(str(tmp_path / "data"), splits=SplitConfig(val_fraction=0)), cache)
         run = stages.train_head(HeadConfig(head), cache, reports)
         assert (run.n_train, run.n_val, run.n_test) == (3, 0, 9)
@@ -304,10 +310,7 @@ class TestFewLabels:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         for split, names in (("train", "abc"), ("val", "ab"), ("test", "abc")):
-            for name in names:
-                for number in range(3):
-                    level = 60 * (1 + ord(name) - ord("a"))
-                    draw(tmp_path / "data" / split / name / f"{number}.png", colour=(level, level, level))
+            draw_greys(draw, tmp_path / "data" / split, names, 3)
         stages.extract(ExtractConfig(str(tmp_path / "data")), cache)
         run = stages.train_head(HeadConfig("logreg"), cache, reports)
         assert "No validation images of the class c" in caplog.text

@@ -48,7 +48,6 @@ class Kind:
 
     Attributes:
         form: How its names look, by an example.
-        about: What it is, in a line.
         pattern: What its names match.
         head: Its class.
         defaults: Of the options it has; None where the value is found while fitting, or depends on other options.
@@ -59,7 +58,6 @@ class Kind:
     """
 
     form: str
-    about: str
     pattern: str
     head: type[Head]
     defaults: Mapping[str, Any]
@@ -92,12 +90,12 @@ _MLP = {
     "schedule": "cosine",
     **_STEPS,
 }
+_ALL_BUT_VIEWS = tuple(field.name for field in fields(HeadConfig) if field.name != "views")
 _WIDTHS = r"[1-9]\d{0,4}(?:-[1-9]\d{0,4})*"
 
 KINDS = (
     Kind(
         form="logreg",
-        about="logistic regression, by scikit-learn; l2 is chosen on val",
         pattern="logreg",
         head=LogregHead,
         defaults={"l2": None, "class_weight": "none", **_PREPARED},
@@ -108,7 +106,6 @@ KINDS = (
     ),
     Kind(
         form="ridge",
-        about="ridge regression of the labels, in closed form; l2 is chosen on val",
         pattern="ridge",
         head=RidgeHead,
         defaults={"l2": None, "class_weight": "none", **_PREPARED},
@@ -119,7 +116,6 @@ KINDS = (
     ),
     Kind(
         form="centroid",
-        about="the nearest class mean by cosine",
         pattern="centroid",
         head=CentroidHead,
         defaults=_COSINE,
@@ -130,7 +126,6 @@ KINDS = (
     ),
     Kind(
         form="knn20",
-        about="the 20 nearest images by cosine, any number",
         pattern=r"knn[1-9]\d{0,5}",
         head=KnnHead,
         defaults=_COSINE,
@@ -141,7 +136,6 @@ KINDS = (
     ),
     Kind(
         form="linear",
-        about="one layer, by gradient steps in Keras",
         pattern="linear",
         head=LinearHead,
         defaults={
@@ -164,12 +158,11 @@ KINDS = (
     ),
     Kind(
         form="mlp512-128",
-        about="hidden layers of these widths, any number, in Keras",
         pattern=f"mlp{_WIDTHS}",
         head=MlpHead,
         defaults=_MLP,
         fit_many=in_processes(MlpHead),
-        varies=tuple(field.name for field in fields(HeadConfig) if field.name != "views"),
+        varies=_ALL_BUT_VIEWS,
         small={"head": ["mlp512-128"], "label_smoothing": [0.0, 0.1]},
         full={
             "head": ["mlp256", "mlp512-128", "mlp1024-256"],
@@ -179,12 +172,11 @@ KINDS = (
     ),
     Kind(
         form="bn-mlp50",
-        about="the same over BatchNormalization, instead of standardisation",
         pattern=f"bn-mlp{_WIDTHS}",
         head=MlpHead,
         defaults={**_MLP, "standardize": False},
         fit_many=in_processes(MlpHead),
-        varies=tuple(field.name for field in fields(HeadConfig) if field.name != "views"),
+        varies=_ALL_BUT_VIEWS,
         full={"head": ["bn-mlp50", "bn-mlp256"], "dropout": [0.3, 0.5]},
     ),
 )

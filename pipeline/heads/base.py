@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import keras
 
 __all__ = [
+    "COSINE_TEMPERATURE",
     "OPTIMIZERS",
     "SCHEDULES",
     "FitReport",
@@ -36,6 +37,7 @@ __all__ = [
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("plateau", "cosine", "none")
 L2_OF = {"adamw": 1.0, "adam": 1e-4, "sgd": 1e-4}  # a decoupled decay of 1 is weak, a penalty of 1 is not
+COSINE_TEMPERATURE = 0.07  # by which cosines are divided: Wu et al. 2018, arXiv:1805.01978, section 3.4
 CLASS_WEIGHTS = ("balanced", "none")
 
 

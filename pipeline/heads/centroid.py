@@ -8,13 +8,12 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.heads.affine import AffineHead, AffineMap, one_column
-from pipeline.heads.base import FitReport, HeadConfig
+from pipeline.heads.base import COSINE_TEMPERATURE, FitReport, HeadConfig
 from pipeline.heads.prepare import Preparation
 from pipeline.parts import Part
 
-__all__ = ["TEMPERATURE", "CentroidHead"]
+__all__ = ["CentroidHead"]
 
-TEMPERATURE = 0.07
 LEAST_LENGTH = 1e-12
 
 
@@ -42,5 +41,5 @@ class CentroidHead(AffineHead):
             sums += np.eye(self.n_classes)[part.labels[rows]].T @ prepare(part.load(rows))
         lengths = np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), LEAST_LENGTH)
         # Prepared features have the length sqrt(d), so this product is the cosine over the temperature.
-        weights = (sums / lengths).T / (TEMPERATURE * np.sqrt(sums.shape[1]))
+        weights = (sums / lengths).T / (COSINE_TEMPERATURE * np.sqrt(sums.shape[1]))
         return AffineMap(prepare, *one_column(weights, np.zeros(self.n_classes)))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from pipeline.heads.base import FitReport, HeadConfig, check_array, damaged, not_fitted
+from pipeline.heads.base import COSINE_TEMPERATURE, FitReport, HeadConfig, check_array, damaged, not_fitted
 from pipeline.heads.many import Trial
 from pipeline.heads.prepare import Preparation
 from pipeline.parts import Part
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KnnHead", "fit_many"]
 
-TEMPERATURE = 0.07
 FILE = "head.npz"
 MOST_CLASSES = 1_000_000  # a file that names more was not written by `save`
 COSINES = 2**23  # that are held at a time
@@ -83,7 +82,7 @@ class KnnHead:
             order = np.argsort(-near, axis=1, kind="stable")
             near = np.take_along_axis(near, order, axis=1).astype(np.float64)
             labels = self.labels[np.take_along_axis(nearest, order, axis=1)]
-            weights = np.exp((near - near[:, :1]) / TEMPERATURE)
+            weights = np.exp((near - near[:, :1]) / COSINE_TEMPERATURE)
             for k, probabilities in zip(ks, found, strict=True):
                 votes = np.zeros((len(query), self.n_classes))
                 rows = np.arange(len(query))[:, None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 import time
 from collections.abc import Sequence
@@ -36,8 +35,6 @@ from pipeline.stages.training import describe_run, fit_head
 from pipeline.table import FeatureTable
 
 __all__ = ["CurveResult", "learning_curve", "sweep"]
-
-log = logging.getLogger("tlpipe")
 
 
 def sweep(
@@ -73,13 +70,12 @@ def sweep(
     if options.test_views is None:
         extracted = min(record.config.views for record in find_records(cache, options.features))
         options = replace(options, test_views=extracted)
-    test_views = options.test_views or 0
     table = open_table(cache, options, common.views, f"Sweeping {', '.join(heads)}")
     loaded = time.perf_counter()
     most = int(table.views[table.splits == "train"].max(initial=0))
     views = sorted({0, most}) if common.views is None else [common.views]
-    tried = candidates(heads, grid, common, views, sorted({0, test_views}))
-    ratings = rate(tried, rounds_of(table, options, test_views, common.seed), len(table.class_names), budget)
+    tried = candidates(heads, grid, common, views, sorted({0, options.averaged}))
+    ratings = rate(tried, rounds_of(table, options, common.seed), len(table.class_names), budget)
     searched = time.perf_counter()
     winner = ratings.rated[0].candidate
     fitted = fit_head(winner.config, table, replace(options, test_views=winner.test_views))
@@ -194,7 +190,7 @@ def learning_curve(
         raise ConfigError("--draws and the numbers of --per-class must be 1 or more")
     table = open_table(cache, options, config.views, f"Learning curve of {config.head}")
     split = "val" if (table.splits == "val").any() else "test"
-    parts = [table.part(split, view) for view in range((options.test_views or 0) + 1)]
+    parts = [table.part(split, view) for view in range(options.averaged + 1)]
     if not len(parts[0]):
         raise DataError(f"{table.records[0].name} has no images to measure on; carve some (--val-fraction)")
     train = table.part("train").up_to_view(config.views)

@@ -49,6 +49,11 @@ class TableOptions:
         if self.test_views is not None and self.test_views < 0:
             raise ConfigError(f"--test-views is {self.test_views}; give 0 or more")
 
+    @property
+    def averaged(self) -> int:
+        """Views over which probabilities are averaged; none unless that was asked for."""
+        return self.test_views or 0
+
 
 NEWEST = TableOptions()
 """The newest pooled features, and nothing beside."""
@@ -64,15 +69,14 @@ def open_table(cache: Path, options: TableOptions, views: int | None, what: str)
                 f"Make some with: {record.config.command(pooling='avg')}"
             )
     views = min(record.config.views for record in records) if views is None else views
-    test_views = options.test_views or 0
-    most = max(views, test_views)
+    most = max(views, options.averaged)
     for record in records:
         size = "x".join(map(str, record.spec.image_size))
         log.info(
             "%s on %s (%s %s, %s px, %d views)", what, record.id, record.spec.backbone, record.spec.endpoint, size, most
         )
     # A fold takes its validation images from the training images, and the other way round.
-    wanted = (most, most) if options.cv else (views, test_views)
+    wanted = (most, most) if options.cv else (views, options.averaged)
     memory = runtime.memory_limit() // 2 if options.memory is None else options.memory
     table = load_table(cache, records, wanted[0], test_views=wanted[1], memory=memory)
     if table.missing:
@@ -113,7 +117,7 @@ def is_carved(table: FeatureTable) -> bool:
     return all("val" in record.carved for record in table.records)
 
 
-def rounds_of(table: FeatureTable, options: TableOptions, test_views: int, seed: int) -> list[Round]:
+def rounds_of(table: FeatureTable, options: TableOptions, seed: int) -> list[Round]:
     """What heads are fitted on and rated by: folds where there is a cross-validation, else val; once for each seed.
 
     Raises:
@@ -124,9 +128,9 @@ def rounds_of(table: FeatureTable, options: TableOptions, test_views: int, seed:
     if options.cv:
         used = (table.splits == "train") | ((table.splits == "val") & is_carved(table))
         rows = np.flatnonzero(used)
-        found = [folds(pool, rows, options.cv, test_views, seed + offset) for offset in offsets]
+        found = [folds(pool, rows, options.cv, options.averaged, seed + offset) for offset in offsets]
         return [replace(turn, seed=offset) for offset, turns in zip(offsets, found, strict=True) for turn in turns]
-    vals = [np.flatnonzero((table.splits == "val") & (table.views == view)) for view in range(test_views + 1)]
+    vals = [np.flatnonzero((table.splits == "val") & (table.views == view)) for view in range(options.averaged + 1)]
     if not len(vals[0]):
         raise DataError(
             f"{table.records[0].name} has no validation images to choose by; give --cv 5, or carve some "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.calibration import fit_temperature, tempered
+from pipeline.calibration import fit_temperature, logits_of, tempered
 from pipeline.errors import DataError
 from pipeline.heads import FitReport, Head, HeadConfig, make_head
 from pipeline.metrics import calibration_error, evaluate
@@ -25,8 +24,6 @@ from pipeline.table import FeatureTable
 
 __all__ = ["Fitted", "describe_run", "fit_head", "train_head"]
 
-log = logging.getLogger("tlpipe")
-
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
@@ -37,8 +34,7 @@ class Fitted:
         config: Its settings.
         report: What fitting gave.
         predictions: Of val and test.
-        temperature: By which logits are divided; None if that was not asked for.
-        calibration: Temperature, and the expected calibration error before and after by split.
+        calibration: Temperature, and the expected calibration error before and after by split; None if not asked for.
         seconds: Of the fit itself.
     """
 
@@ -46,7 +42,6 @@ class Fitted:
     config: HeadConfig
     report: FitReport
     predictions: list[Predictions]
-    temperature: float | None
     calibration: dict[str, Any] | None
     seconds: float
 
@@ -82,7 +77,7 @@ def train_head(config: HeadConfig, cache: Path, reports: Path, options: TableOpt
         settings={
             "head": fitted.config.to_json(),
             "chosen": fitted.report.chosen,
-            "test_views": options.test_views or 0,
+            "test_views": options.averaged,
             "memory": options.memory,
         },
         seed=config.seed,
@@ -106,7 +101,7 @@ def fit_head(config: HeadConfig, table: FeatureTable, options: TableOptions) -> 
     """Fit a head on train, choosing with val; predict val, fit again on both where that is sound, and predict test."""
     head, resolved = make_head(config)
     train = table.part("train").up_to_view(config.views)
-    views = range((options.test_views or 0) + 1)
+    views = range(options.averaged + 1)
     vals, tests = ([table.part(split, view) for view in views] for split in ("val", "test"))
     start = time.perf_counter()
     report = head.fit(train, vals[0], len(table.class_names))
@@ -122,37 +117,38 @@ def fit_head(config: HeadConfig, table: FeatureTable, options: TableOptions) -> 
     n_views = int(train.views.max(initial=0))
     if n_views:
         report.notes.append(f"Trained on {n_views + 1} versions of each image")
-    if options.test_views:
-        report.notes.append(f"Probabilities are means over {options.test_views + 1} versions of each image")
-    temperature, calibration = None, None
+    if options.averaged:
+        report.notes.append(f"Probabilities are means over {options.averaged + 1} versions of each image")
+    calibration = None
     if options.calibrate:
-        temperature, calibration = _calibrate(found)
+        calibration = _calibrate(found)
+        temperature = calibration["temperature"]
         report.notes.append(
             f"Temperature {temperature:.3f}; expected calibration error "
             + ", ".join(f"{split} {before:.3f} -> {after:.3f}" for split, (before, after) in calibration["ece"].items())
         )
         found = {split: (part, tempered(probabilities, temperature)) for split, (part, probabilities) in found.items()}
     predictions = [Predictions(split, part.keys, part.labels, value) for split, (part, value) in found.items()]
-    return Fitted(head, resolved, report, predictions, temperature, calibration, seconds)
+    return Fitted(head, resolved, report, predictions, calibration, seconds)
 
 
-def _calibrate(found: dict[str, tuple[Part, NDArray[np.floating]]]) -> tuple[float, dict[str, Any]]:
+def _calibrate(found: dict[str, tuple[Part, NDArray[np.floating]]]) -> dict[str, Any]:
     """A temperature fitted on val, and what it does to the calibration error of each split."""
     if "val" not in found:
         raise DataError("--calibrate needs validation images, and there are none; carve some with --val-fraction")
     part, probabilities = found["val"]
-    temperature = fit_temperature(np.log(np.maximum(probabilities, 1e-12)), part.labels)
+    temperature = fit_temperature(logits_of(probabilities), part.labels)
     errors = {
         split: [calibration_error(value, rows.labels), calibration_error(tempered(value, temperature), rows.labels)]
         for split, (rows, value) in found.items()
     }
-    return temperature, {"temperature": temperature, "ece": errors}
+    return {"temperature": temperature, "ece": errors}
 
 
 def _repeat(config: HeadConfig, table: FeatureTable, options: TableOptions) -> dict[str, Any]:
     """Mean and standard deviation over folds and seeds."""
-    rounds = rounds_of(table, options, options.test_views or 0, config.seed)
-    candidate = Candidate(config, options.test_views or 0)
+    rounds = rounds_of(table, options, config.seed)
+    candidate = Candidate(config, options.averaged)
     value = rate([candidate], rounds, len(table.class_names), np.inf).rated[0].to_json()
     return {
         "folds": options.cv,
