@@ -56,5 +56,6 @@ def demo(cache: Path, reports: Path, seed: int) -> DemoResult:
         config = replace(config, weights="random")
         extracted = stages.extract(config, cache)
     head = stages.train_head(HeadConfig("logreg", seed=seed), cache, reports, stages.TableOptions(extracted.record.id))
-    tuned = stages.finetune(FinetuneConfig("conv5", epochs=EPOCHS, seed=seed), cache, reports, head.id)
+    options = stages.FinetuneOptions(head.id)
+    tuned = stages.finetune(FinetuneConfig("conv5", epochs=EPOCHS, seed=seed), cache, reports, options)
     return DemoResult(config.weights, extracted, head, tuned)

@@ -22,7 +22,7 @@ from pipeline.images import Pixels
 from pipeline.progress import progress
 from pipeline.store import FeatureStore, Quarantined
 
-__all__ = ["PassReport", "Row", "compute", "reader_name"]
+__all__ = ["PassReport", "Row", "compute", "pixels_of", "reader_name"]
 
 SHARD_ROWS = 1024
 SHARD_BYTES = 32 * 2**20
@@ -165,7 +165,8 @@ class _ShardWriter:
         self.store = store
         self.n_published = 0
         self.dtype = np.dtype(store.spec.dtype)
-        self.row_bytes = int(np.prod(engine.shape)) * self.dtype.itemsize
+        self.shape = engine.shape
+        self.row_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
         self.capacity = max(1, min(SHARD_ROWS, SHARD_BYTES // self.row_bytes))
         self.total_bytes = n_rows * self.row_bytes
         self.keys: list[bytes] = []
@@ -181,8 +182,8 @@ class _ShardWriter:
                 f"The features will take {self.total_bytes / 1e9:,.2f} GB, {folder} has {free / 1e9:,.2f} GB free; "
                 "make room (tlpipe cache gc), or give another folder with --cache"
             )
-        if self.total_bytes > 1e9:
-            log.info("The features will take %.1f GB of %s", self.total_bytes / 1e9, folder)
+        if len(self.shape) > 1 or self.total_bytes > 1e9:
+            log.info("The features will take %.3g GB of %s", self.total_bytes / 1e9, folder)
 
     def add(self, rows: list[Row], features: NDArray[np.float32]) -> None:
         stored = features.astype(self.dtype)
@@ -239,7 +240,7 @@ def _decoded(
         failed = []
         for row in part:
             try:
-                pixels[len(good)] = _pixels(source, row, config, augment)
+                pixels[len(good)] = pixels_of(source, row, config, augment)
                 good.append(row)
             except ImageError as error:
                 failed.append((row, error))
@@ -259,7 +260,7 @@ def _decoded(
                 future.cancel()
 
 
-def _pixels(source: ImageSource, row: Row, config: ImageConfig, augment: Augment | None) -> Pixels:
+def pixels_of(source: ImageSource, row: Row, config: ImageConfig, augment: Augment | None) -> Pixels:
     """Pixels of one view of one image, of the size wanted.
 
     Raises:

@@ -21,7 +21,9 @@ from pipeline import runtime
 from pipeline.errors import RunError
 from pipeline.files import published_folder, read_json
 
-__all__ = ["Predictions", "Run", "find_run", "runs", "save_run"]
+__all__ = ["MODEL_FILE", "Predictions", "Run", "find_run", "read_run", "runs", "save_run"]
+
+MODEL_FILE = "model.keras"  # of a fine-tuned run
 
 log = logging.getLogger("tlpipe")
 
@@ -50,6 +52,7 @@ class Run:
         baseline: Metrics before fine-tuning; None for a head.
         seconds: Length of each part.
         trainable_parameters: Numbers that were fitted.
+        peak_memory: Largest resident memory of the process, bytes; None where it wasn't measured.
         calibration: Temperature, and calibration errors before and after; None if that was not asked for.
         repeats: Mean and standard deviation over folds and seeds; None if that was not asked for.
         candidates: Of a sweep, each with its settings and its scores on val, the best first.
@@ -76,6 +79,7 @@ class Run:
     seconds: dict[str, float]
     trainable_parameters: int
     baseline: dict[str, Any] | None = None
+    peak_memory: int | None = None
     calibration: dict[str, Any] | None = None
     repeats: dict[str, Any] | None = None
     candidates: list[dict[str, Any]] = field(default_factory=list)

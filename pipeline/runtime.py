@@ -10,11 +10,12 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from pipeline.errors import StoppedError
 
@@ -31,6 +32,7 @@ __all__ = [
     "peak_memory",
     "quiet_stderr",
     "stopping",
+    "strategy",
     "tensorflow",
     "version",
     "versions",
@@ -138,6 +140,17 @@ def tensorflow() -> ModuleType:
     if stop.signal is not None:
         raise StoppedError("Stopped before the work began; run the same command again.", signal=stop.signal)
     return tf  # type: ignore[no-any-return]
+
+
+def strategy(devices: Sequence[str] | None = None) -> Any:
+    """How TensorFlow spreads training: over all GPUs where there are several, each with a copy of the weights.
+
+    Args:
+        devices: Names of TensorFlow devices; None for all GPUs.
+    """
+    tf = tensorflow()
+    names = devices or [gpu.name for gpu in tf.config.list_logical_devices("GPU")]
+    return tf.distribute.MirroredStrategy(names) if len(names) > 1 else tf.distribute.get_strategy()
 
 
 def limit_threads(n: int) -> None:

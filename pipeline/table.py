@@ -79,10 +79,14 @@ class FeatureTable:
 
     def part(self, split: str, view: int = 0) -> Part:
         """The rows of one split: of `train` all views, of `val` and `test` one view, images in the same order."""
+        return self.all().select(self.rows(split, view))
+
+    def rows(self, split: str, view: int = 0) -> NDArray[np.int64]:
+        """Numbers of the rows that `part` gives."""
         chosen = self.splits == split
         if split != "train":
             chosen &= self.views == view
-        return self.all().select(chosen)
+        return np.flatnonzero(chosen)
 
 
 def row_keys(image_keys: NDArray[np.bytes_], augment: Augment | None, view: int) -> NDArray[np.bytes_]:
@@ -219,19 +223,23 @@ def _features(
 ) -> NDArray[np.floating] | StoredFeatures:
     """The rows as an array if they may be held, else on disk."""
     places = tuple(store.places(keys) for store in stores)
-    row_bytes = 4 * sum(int(np.prod(store.row_shape())) for store in stores)
-    if memory is None or COPIES * row_bytes * len(keys) <= memory:
+    shapes = [store.row_shape() for store in stores]
+    copies, n_blocks, number_bytes = COPIES, BLOCKS, 4
+    if len(shapes[0]) > 1:  # of activations single batches are widened, and no copy is made
+        copies, n_blocks, number_bytes = 1, 2, np.dtype(stores[0].spec.dtype).itemsize
+    row_bytes = number_bytes * sum(int(np.prod(shape)) for shape in shapes)
+    if memory is None or copies * row_bytes * len(keys) <= memory:
         parts = [store.read_at(part) for store, part in zip(stores, places, strict=True)]
         features = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
         check_finite(features, locations)
         return features
-    block_rows = memory // BLOCKS // row_bytes
+    block_rows = memory // n_blocks // row_bytes
     largest = max(int(np.bincount(part[:, 0]).max(initial=1)) for part in places)
     least = min(LEAST_SHARDS * largest, len(keys))
     if block_rows < least:
         raise ConfigError(
             f"--memory of {memory / 1e6:,.0f} MB is too little for these features; give at least "
-            f"{np.ceil(least * BLOCKS * row_bytes / 1e6):,.0f}MB"
+            f"{np.ceil(least * n_blocks * row_bytes / 1e6):,.0f}MB"
         )
     log.info("%.1f GB of features stay on disk, and are read as they are needed", row_bytes * len(keys) / 1e9)
     return StoredFeatures(tuple(stores), places, int(block_rows))

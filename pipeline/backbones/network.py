@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import runtime
 from pipeline.backbones.catalogue import Backbone, Block
-from pipeline.backbones.graph import Node, apply, cuts, nodes
+from pipeline.backbones.graph import Node, apply, cuts, nodes, tensor_of
 from pipeline.config import POOLINGS, one_of
 from pipeline.errors import ConfigError, EndpointError, WeightsError
 
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["Network", "Unfrozen", "build_network", "check_image_size", "first_line", "load_network"]
+__all__ = ["Network", "Unfrozen", "build_network", "check_image_size", "first_line", "load_network", "load_tuned"]
 
 # Mean and standard deviation of ImageNet's RGB as shares of white, and the mean in BGR 0..255: the constants of
 # keras.applications.imagenet_utils.
@@ -33,12 +33,19 @@ class Unfrozen:
     """Where frozen meets trainable.
 
     Attributes:
-        cut: Layer whose output alone decides all that lies above it.
-        layers: Names of the layers above the cut that may be trained.
+        cut: Layer whose output alone decides all that lies above it; the input itself if all is trained.
+        depths: Names of the layers above the cut that may be trained, each with the number of blocks above its own.
+        from_pixels: Whether the cut is the input.
     """
 
     cut: str
-    layers: frozenset[str]
+    depths: dict[str, int]
+    from_pixels: bool
+
+    @property
+    def layers(self) -> frozenset[str]:
+        """Names of the layers that may be trained."""
+        return frozenset(self.depths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,25 +96,72 @@ class Network:
         maps = [node for node in order if len(node.outputs) == 1 and len(node.outputs[0].shape) == 4]
         return (maps or order)[-1].name
 
+    def top_block(self, features: keras.Model) -> str:
+        """The highest block that features are computed by; "all" of a model without blocks."""
+        return next(reversed(self._block_starts(nodes(features))), "all")
+
+    def top(self, endpoint: str) -> str:
+        """Name of the highest layer whose output is taken at an endpoint, or at several that are joined by "+"."""
+        order = nodes(self.model)
+        taken = {id(self._tensor(name)) for name in endpoint.split("+")}
+        return [node.name for node in order if any(id(tensor) in taken for tensor in node.outputs)][-1]
+
     def unfreeze(self, features: keras.Model, blocks: str) -> Unfrozen:
-        """Find the cut below a block: the last single tensor below its first layer.
+        """Find the cut below the blocks that are trained: the last single tensor below their first layer.
+
+        Where nothing below it could be trained (preprocessing, padding), the cut is the input.
 
         Args:
             features: What `features` gave.
-            blocks: A block or a layer; it and all above it may be trained.
+            blocks: A block or a layer, which is trained with all above it; the blocks from one to the top, joined by
+                commas, which says the same; "all", or "none".
 
         Raises:
-            EndpointError: If there is no such block or layer, or nothing of the features lies above it.
+            EndpointError: If there is no such block or layer, blocks between them are left out, or nothing of the
+                features lies above them.
         """
         order = nodes(features)
-        start = self._start(order, blocks)
-        below = cuts(features)
+        if blocks == "none":
+            return Unfrozen(order[-1].name, {}, False)
+        start = 0 if blocks == "all" else self._lowest(order, blocks)
         positions = {node.name: position for position, node in enumerate(order)}
-        cut = max((positions[name] for name in below if positions[name] < start), default=None)
-        if cut is None:
-            raise EndpointError(f"--blocks {blocks} leaves no layer below it that could stay frozen")
-        layers = frozenset(node.name for node in order[start:] if getattr(node.layer, "weights", ()))
-        return Unfrozen(order[cut].name, layers)
+        cut = max((positions[name] for name in cuts(features) if positions[name] < start), default=0)
+        if not any(_is_trained(node) for node in order[: cut + 1]):
+            cut = 0
+        depths = self._depths(order)
+        trained = {node.name: depths[at] for at, node in enumerate(order) if at >= start and _is_trained(node)}
+        return Unfrozen(order[cut].name, trained, cut == 0)
+
+    def _lowest(self, order: list[Node], blocks: str) -> int:
+        """Position of the first layer of the lowest of some blocks, without a gap above it."""
+        names = [name.strip() for name in blocks.split(",")]
+        starts = {name: self._start(order, name) for name in names}
+        if len(starts) > 1:
+            known = list(self._block_starts(order))
+            foreign = [name for name in starts if name not in known]
+            if foreign:
+                raise EndpointError(
+                    f"--blocks {blocks} joins {foreign[0]}, which is no block; a layer's name stands alone, "
+                    "for it and all above it"
+                )
+            lowest = min(starts, key=known.index)
+            missing = [name for name in known[known.index(lowest) :] if name not in starts]
+            if missing:
+                raise EndpointError(
+                    f"--blocks {blocks} leaves out {', '.join(missing)}; what is trained has no gaps up to the top: "
+                    f"--blocks {lowest} trains it and all above it"
+                )
+        return min(starts.values())
+
+    def _depths(self, order: list[Node]) -> list[int]:
+        """For each layer, how many blocks start above it."""
+        starts = self._block_starts(order).values()
+        return [sum(start > position for start in starts) for position in range(len(order))]
+
+    def _block_starts(self, order: list[Node]) -> dict[str, int]:
+        """Position of the first layer of each block that a graph has, from the image upwards."""
+        found = {block.name: self._block_start(order, block) for block in self.row.blocks} if self.row else {}
+        return {name: start for name, start in found.items() if start is not None}
 
     def _tensor(self, endpoint: str) -> Any:
         order = nodes(self.model)
@@ -115,12 +169,18 @@ class Network:
         if block is None:
             return self._layer(order, endpoint, "--endpoint").outputs[0]
         if block.output:
-            return next(node for node in order if re.match(block.output, node.name)).outputs[0]
+            found = next((node for node in order if re.match(block.output, node.name)), None)
+            if found is None:
+                raise EndpointError(f"--endpoint {endpoint} lies above the last layer of this backbone")
+            return found.outputs[0]
         if self.row is not None and block is not self.row.blocks[-1]:
             following = self.row.blocks[self.row.blocks.index(block) + 1]
-            start = self._start(order, following.name)
-            below = set(cuts(self.model))
-            return next(node for node in reversed(order[:start]) if node.name in below).outputs[0]
+            start = self._block_start(order, following)
+            if start is not None:
+                below = set(cuts(self.model))
+                return next(node for node in reversed(order[:start]) if node.name in below).outputs[0]
+        if self._block_start(order, block) is None:
+            raise EndpointError(f"--endpoint {endpoint} lies above the last layer of this backbone")
         return self.model.outputs[0]
 
     def _start(self, order: list[Node], name: str) -> int:
@@ -160,6 +220,11 @@ class Network:
             f"Blocks are {', '.join(blocks)}; any layer's name will do too." if blocks else "Any layer's name will do."
         )
         raise EndpointError(f"{option}: there is no block or layer {name!r}. {hint}{legal}")
+
+
+def _is_trained(node: Node) -> bool:
+    """Whether training changes anything in a layer; a network's own normalisation of pixels is fixed."""
+    return bool(getattr(node.layer, "trainable_weights", ()))
 
 
 @contextmanager
@@ -273,13 +338,42 @@ def load_network(path: Path, image_size: tuple[int, int], policy: str = "float32
     with fresh_names(), _dtype_policy(policy):
         pixels = keras.Input((*image_size, 3), dtype="uint8", name="pixels")
         inside = keras.layers.Rescaling(1.0, name="preprocessing")(pixels)
-        # Cloned for the policy: a loaded layer keeps the one it was saved with.
-        copy = keras.models.clone_model(
-            loaded, clone_function=lambda layer: type(layer).from_config({**layer.get_config(), "dtype": policy})
-        )
-        model = keras.Model(pixels, apply(copy, inside), name=re.sub(r"\W", "_", path.stem))
+        model = keras.Model(pixels, apply(_under(loaded, policy), inside), name=re.sub(r"\W", "_", path.stem))
     model.set_weights(loaded.get_weights())
     return Network(model, None)
+
+
+def load_tuned(path: Path, row: Backbone | None, top: str, policy: str = "float32") -> Network:
+    """Load the backbone inside a model that was fine-tuned, which takes uint8 images, without running code from it.
+
+    Args:
+        path: The `.keras` file.
+        row: The row of the backbone that was fine-tuned; None for a model of one's own.
+        top: Name of the highest layer of the backbone.
+        policy: Keras dtype policy.
+
+    Raises:
+        WeightsError: If it can't be loaded, or has no such layer.
+    """
+    keras = runtime.keras()
+    try:
+        loaded = keras.models.load_model(path, compile=False, safe_mode=True)
+        backbone = keras.Model(loaded.inputs[0], tensor_of(loaded, top), name="backbone")
+        if policy != "float32":
+            arrays, backbone = backbone.get_weights(), _under(backbone, policy)
+            backbone.set_weights(arrays)
+    except StopIteration as error:
+        raise WeightsError(f"{path} has no layer {top!r}, so it is not the model of its run") from error
+    except Exception as error:  # Keras raises many kinds, for damaged files and for code it won't run
+        raise WeightsError(f"{path} can't be loaded as a Keras model: {first_line(error)}") from error
+    return Network(backbone, row)
+
+
+def _under(model: keras.Model, policy: str) -> keras.Model:
+    """A copy for a dtype policy, with weights as Keras draws them: a loaded layer keeps the one it was saved with."""
+    return runtime.keras().models.clone_model(
+        model, clone_function=lambda layer: type(layer).from_config({**layer.get_config(), "dtype": policy})
+    )
 
 
 def first_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import sys
 import time
@@ -10,23 +11,24 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
-from os import environ
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline import runtime
-from pipeline.backbones.catalogue import Backbone, get_backbone
-from pipeline.backbones.network import Network, build_network, check_image_size, first_line, load_network
-from pipeline.errors import ConfigError, WeightsError
+from pipeline.backbones.catalogue import BACKBONES, Backbone, get_backbone
+from pipeline.backbones.network import Network, build_network, check_image_size, first_line, load_network, load_tuned
+from pipeline.config import FeatureSpec
+from pipeline.errors import ConfigError, RunError, WeightsError
 from pipeline.files import digest_of
 from pipeline.memo import Memo, Stamp
+from pipeline.runs import MODEL_FILE, read_run
 
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["Pretrained", "find_imagenet", "keras_file", "open_backbone", "weights_digest"]
+__all__ = ["Pretrained", "find_imagenet", "is_path", "keras_file", "open_backbone", "weights_digest"]
 
 WEIGHTS_FOLDER = "TLPIPE_WEIGHTS"
 
@@ -39,7 +41,7 @@ def keras_file(row: Backbone) -> Path:
 def find_imagenet(row: Backbone) -> Path | None:
     """The file with ImageNet weights: in $TLPIPE_WEIGHTS, else in Keras's own cache, else None."""
     candidates = [keras_file(row)]
-    if folder := environ.get(WEIGHTS_FOLDER):
+    if folder := os.environ.get(WEIGHTS_FOLDER):
         candidates = [Path(folder) / row.weights_file, Path(folder) / f"{row.name}_imagenet_notop.h5", *candidates]
     return next((path for path in candidates if path.is_file()), None)
 
@@ -98,6 +100,7 @@ class Pretrained:
         seed: Seed of random weights.
         image_size: (height, width), pixels.
         memo: Where the digest is remembered, so that features are found again without loading a network.
+        tuned: Endpoint and highest layer of a fine-tuned backbone; None for others.
     """
 
     name: str
@@ -106,6 +109,7 @@ class Pretrained:
     seed: int
     image_size: tuple[int, int]
     memo: Memo | None = None
+    tuned: tuple[str, str] | None = None
     _networks: dict[str, Network] = field(default_factory=dict, repr=False)
 
     def digest(self) -> str:
@@ -136,7 +140,12 @@ class Pretrained:
         return digest
 
     def default_endpoint(self) -> str:
-        """Name of the last block, or of the last layer with height and width in a model of one's own."""
+        """Name of the last block, or of the last layer with height and width in a model of one's own.
+
+        A fine-tuned backbone ends where its head took the features.
+        """
+        if self.tuned:
+            return self.tuned[0]
         return self.row.default_endpoint if self.row else self.network().last_map()
 
     def network(self, policy: str = "float32") -> Network:
@@ -158,6 +167,8 @@ class Pretrained:
 
     def _load(self, policy: str) -> Network:
         self._fetch()
+        if self.tuned:
+            return load_tuned(Path(self.source), self.row, self.tuned[1], policy)
         if self.row is None:
             return load_network(Path(self.source), self.image_size, policy)
         if isinstance(self.source, str):
@@ -184,13 +195,40 @@ def _load_file(model: keras.Model, path: Path, name: str) -> None:
         ) from error
 
 
+def is_path(name: str) -> bool:
+    """Whether a backbone is a model file or a run folder, not a name in the table."""
+    return name.endswith(".keras") or os.sep in name
+
+
+def _open_run(folder: Path, image_size: tuple[int, int] | None, memo: Memo | None) -> Pretrained:
+    """The backbone inside a fine-tuned model."""
+    run = read_run(folder)
+    if run.stage != "finetune":
+        raise RunError(f"{folder} is a run of tlpipe {run.stage}; as a backbone one of tlpipe finetune is needed")
+    try:
+        spec, top = FeatureSpec.from_json(run.specs[0]), run.settings["top"]
+        if not isinstance(top, str):
+            raise TypeError("its highest layer has no name")
+    except (IndexError, KeyError, TypeError, ConfigError) as error:
+        raise RunError(f"{folder}/run.json is not what tlpipe wrote: {error!r}") from error
+    if image_size not in (None, spec.image_size):
+        raise ConfigError(
+            f"{folder} takes images of {'x'.join(map(str, spec.image_size))} pixels; leave --image-size out"
+        )
+    path = folder / MODEL_FILE
+    if not path.is_file():
+        raise RunError(f"{folder} has no {MODEL_FILE} any more; fine-tune again: {run.command}")
+    row = BACKBONES.get(spec.backbone)
+    return Pretrained(spec.backbone, row, path, 0, spec.image_size, memo, (spec.endpoint, top))
+
+
 def open_backbone(
     name: str, weights: str, seed: int, image_size: tuple[int, int] | None, memo: Memo | None = None
 ) -> Pretrained:
     """Find a backbone and its weights; nothing heavy is loaded.
 
     Args:
-        name: Name in the table, or the path of a `.keras` file.
+        name: Name in the table, the path of a `.keras` file, or the folder of a run of finetune.
         weights: "imagenet", "random", or a file (`.h5`, `.weights.h5` or `.keras`).
         seed: Seed of random weights.
         image_size: (height, width), pixels; None for the native size.
@@ -200,13 +238,19 @@ def open_backbone(
         UnknownBackboneError: If there is no such backbone.
         ConfigError: If the image size is too small, or options don't fit each other.
         WeightsError: If a file isn't there. ImageNet weights are fetched later, when they are needed.
+        RunError: If the run can't be read, or none of finetune.
     """
-    if name.endswith(".keras"):
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise WeightsError(f"There is no model file {name}; give a .keras file, or a name from tlpipe backbones")
+    if is_path(name):
         if weights != "imagenet":
-            raise ConfigError(f"--weights {weights} with --backbone {name}: a model file brings its own weights")
+            raise ConfigError(f"--weights {weights} with --backbone {name}: a trained model brings its own weights")
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return _open_run(path, image_size, memo)
+        if not path.is_file():
+            raise WeightsError(
+                f"There is no model {name}; give a .keras file, the folder of a run of tlpipe finetune, or a name from "
+                "tlpipe backbones"
+            )
         return Pretrained(path.stem, None, path, 0, image_size or (224, 224), memo)
     row = get_backbone(name)
     size = image_size or (row.native_size, row.native_size)

@@ -1,4 +1,4 @@
-"""The commands of the three stages, and the built-in demonstration."""
+"""The program: its first stage, and the commands of the other modules."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import cache, heads, tools
+from pipeline.cli import cache, heads, tools, tuning
 from pipeline.cli.common import Answer, Common, command
 
 __all__ = ["app", "main"]
@@ -34,7 +34,9 @@ DataArgument = Annotated[
 def extract(
     common: Common,
     data: DataArgument = "digits",
-    backbone: Annotated[str, typer.Option(help="A name from `tlpipe backbones`, or a .keras file.")] = "densenet121",
+    backbone: Annotated[
+        str, typer.Option(help="A name from `tlpipe backbones`, a .keras file, or a fine-tuned run: reports/RUN.")
+    ] = "densenet121",
     weights: Annotated[str, typer.Option(help="imagenet, random, or a .h5 or .keras file.")] = "imagenet",
     image_size: Annotated[
         str | None, typer.Option(help="Pixels: 224, or 192x256 (height x width). [default: the backbone's own]")
@@ -93,29 +95,8 @@ def extract(
     return Answer(result.to_json(), extract_text(result))
 
 
-@command(app, "finetune")
-def finetune(
-    common: Common,
-    blocks: Annotated[
-        str | None, typer.Option(help="Block or layer; it and all above it are trained. [default: the top block]")
-    ] = None,
-    head_run: Annotated[str | None, typer.Option(help="Run of train-head to start from. [default: the newest]")] = None,
-    epochs: Annotated[int, typer.Option(help="Most passes over the training images.")] = 5,
-    batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW at its highest, after warm-up.")] = 1e-4,
-    patience: Annotated[int, typer.Option(help="Epochs without a better validation accuracy until the end.")] = 3,
-) -> Answer:
-    """Fine-tune the top blocks below a trained head, from activations cached below them."""
-    from pipeline import stages
-    from pipeline.cli.render import run_json, run_text
-    from pipeline.finetune import FinetuneConfig
-
-    config = FinetuneConfig(blocks, epochs, batch_size, learning_rate, patience, common.seed)
-    run = stages.finetune(config, common.cache, common.reports, head_run)
-    return Answer(run_json(run), run_text(run, str(common.reports / run.id)))
-
-
 heads.add_commands(app)
+tuning.add_commands(app)
 tools.add_commands(app)
 app.add_typer(cache.app, name="cache")
 

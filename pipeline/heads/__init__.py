@@ -17,7 +17,8 @@ from pipeline.heads.knn import KnnHead
 from pipeline.heads.linear import LinearHead
 from pipeline.heads.logreg import LogregHead
 from pipeline.heads.many import FitMany, Trial, in_processes, one_by_one
-from pipeline.heads.mlp import MlpHead, accuracy_of_logits, sparse_loss
+from pipeline.heads.mlp import MlpHead, accuracy_of_logits, soft_loss, sparse_loss
+from pipeline.heads.optimise import Watch, optimizer_with_rates
 from pipeline.heads.ridge import RidgeHead
 
 __all__ = [
@@ -28,14 +29,17 @@ __all__ = [
     "HeadConfig",
     "Kind",
     "Trial",
+    "Watch",
     "accuracy_of_logits",
     "kind_of",
     "load_head",
     "make_head",
     "n_logits",
+    "optimizer_with_rates",
     "option_name",
     "predict",
     "probabilities_of",
+    "soft_loss",
     "sparse_loss",
 ]
 

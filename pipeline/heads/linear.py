@@ -21,7 +21,7 @@ from pipeline import runtime
 from pipeline.heads.affine import AffineHead, AffineMap
 from pipeline.heads.base import FitReport, HeadConfig, class_weights, n_logits, probabilities_of
 from pipeline.heads.many import Trial
-from pipeline.heads.optimise import MOMENTUM, Passes, Watch, batch_size_for, diverged, schedule_for
+from pipeline.heads.optimise import Passes, Watch, batch_size_for, diverged, optimizer_with_rates, schedule_for
 from pipeline.heads.prepare import Preparation
 from pipeline.parts import Part
 from pipeline.progress import progress
@@ -186,20 +186,20 @@ class _Columns:
             tf.constant(self._wide(group, [config.l2 or 0.0 for config in self.configs])) for group in self.groups
         ]
         variables = [variable for group in self.groups for variable in (group.kernel, group.bias)]
-        of_variable = {
-            id(v): rate for group, rate in zip(self.groups, rates, strict=True) for v in (group.kernel, group.bias)
-        }
-        optimizer = _with_rates(self.config, len(self.train), of_variable)
+        optimizer = optimizer_with_rates(
+            self.config.optimizer or "",
+            schedule_for(self.config, 1.0, len(self.train)),
+            [rate for rate in rates for _ in ("kernel", "bias")],
+            [each for decay in decays for each in (decay if decoupled else None, None)],
+        )
         optimizer.build(variables)
 
         # Compiled, the dozen passes over all weights become one; for a single head that saves less than it takes.
         @tf.function(jit_compile=len(self.configs) > 1)  # type: ignore[untyped-decorator]
         def update(given: list[Any]) -> None:
             gradients = list(given)
-            for number, (group, decay) in enumerate(zip(self.groups, decays, strict=True)):
-                if decoupled:
-                    group.kernel.assign_sub(group.kernel * decay * rates[number] * optimizer.learning_rate)
-                else:
+            if not decoupled:
+                for number, (group, decay) in enumerate(zip(self.groups, decays, strict=True)):
                     gradients[2 * number] += decay * group.kernel
             optimizer.apply(gradients, variables)
 
@@ -265,17 +265,3 @@ class _Columns:
 def _pick(tf: Any, log_p: Any, labels: Any) -> Any:
     """The entry of each image's own class, [b, heads] of [b, heads, classes]."""
     return tf.reduce_sum(log_p * tf.one_hot(labels, log_p.shape[2])[:, None, :], axis=2)
-
-
-def _with_rates(config: HeadConfig, n_train: int, rates: dict[int, Any]) -> Any:
-    """The optimizer of a configuration, but with a learning rate of its own for each column of each variable."""
-    optimizers = runtime.keras().optimizers
-    base, options = (optimizers.SGD, {"momentum": MOMENTUM}) if config.optimizer == "sgd" else (optimizers.Adam, {})
-
-    class PerColumn(base):  # type: ignore[misc, valid-type]
-        """Multiplies the scheduled learning rate, which starts at 1, by that of each column."""
-
-        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-            super().update_step(gradient, variable, learning_rate * rates[id(variable)])
-
-    return PerColumn(schedule_for(config, 1.0, n_train), **options)

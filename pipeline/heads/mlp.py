@@ -30,7 +30,7 @@ from pipeline.progress import progress
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["MlpHead", "accuracy_of_logits", "sparse_loss"]
+__all__ = ["MlpHead", "accuracy_of_logits", "soft_loss", "sparse_loss"]
 
 FILE = "head.keras"
 BN_MOMENTUM = 0.9
@@ -38,13 +38,19 @@ BN_MOMENTUM = 0.9
 
 def sparse_loss(n_classes: int, label_smoothing: float = 0.0, **options: Any) -> Any:
     """Keras's cross-entropy of class indices and logits."""
-    losses = runtime.keras().losses
     if n_classes == 2:
-        return losses.BinaryCrossentropy(from_logits=True, label_smoothing=label_smoothing, **options)
+        return soft_loss(n_classes, label_smoothing, **options)
     if label_smoothing == 0:
-        return losses.SparseCategoricalCrossentropy(from_logits=True, **options)
-    smooth = losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing, **options)
+        return runtime.keras().losses.SparseCategoricalCrossentropy(from_logits=True, **options)
+    smooth = soft_loss(n_classes, label_smoothing, **options)
     return lambda labels, logits: smooth(runtime.keras().ops.one_hot(labels, n_classes), logits)
+
+
+def soft_loss(n_classes: int, label_smoothing: float = 0.0, **options: Any) -> Any:
+    """Keras's cross-entropy of shares [b, logits] and logits."""
+    losses = runtime.keras().losses
+    kind = losses.BinaryCrossentropy if n_classes == 2 else losses.CategoricalCrossentropy
+    return kind(from_logits=True, label_smoothing=label_smoothing, **options)
 
 
 def accuracy_of_logits(n_classes: int) -> Any:

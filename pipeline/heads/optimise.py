@@ -6,8 +6,8 @@ time of `keras.Model.fit` at the same batch size, and it lets many heads share e
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,15 @@ from pipeline.parts import Part
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["MOMENTUM", "Passes", "Watch", "batch_size_for", "diverged", "optimizer_for", "schedule_for"]
+__all__ = [
+    "Passes",
+    "Watch",
+    "batch_size_for",
+    "diverged",
+    "optimizer_for",
+    "optimizer_with_rates",
+    "schedule_for",
+]
 
 MOMENTUM = 0.9
 REDUCTION = 0.3  # of the learning rate on a plateau
@@ -51,6 +59,39 @@ def optimizer_for(config: HeadConfig, n_train: int) -> keras.optimizers.Optimize
     optimizer = optimizers.AdamW(rate, weight_decay=config.l2 or 0)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
+
+
+def optimizer_with_rates(
+    name: str,
+    schedule: Any,
+    rates: Sequence[Any],
+    decays: Sequence[Any],
+    *,
+    factor: Any = 1.0,
+    **options: Any,
+) -> keras.optimizers.Optimizer:
+    """Keras's optimizer, but each variable has a learning rate and a decoupled weight decay of its own.
+
+    Args:
+        name: "sgd", else Adam; with decays that is AdamW.
+        schedule: Learning rate of each step.
+        rates: Factors of it, one for each variable; a number, or an array over its last axis.
+        decays: Weight decay of each variable, multiplied by its rate; None for none.
+        factor: A variable by which all rates are multiplied.
+        options: Of Keras's optimizer.
+    """
+    optimizers = runtime.keras().optimizers
+    base, own = (optimizers.SGD, {"momentum": MOMENTUM}) if name == "sgd" else (optimizers.Adam, {})
+
+    class WithRates(base):  # type: ignore[misc, valid-type]
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            number = self._get_variable_index(variable)
+            rate = learning_rate * rates[number] * factor
+            if decays[number] is not None:
+                self.assign_sub(variable, variable * decays[number] * rate)
+            super().update_step(gradient, variable, rate)
+
+    return WithRates(schedule, **own, **options)
 
 
 class Passes:
@@ -98,6 +139,18 @@ class Passes:
         return float(total), n_steps
 
 
+class Watched(Protocol):
+    """Settings that a watch looks at."""
+
+    @property
+    def patience(self) -> int | None:
+        """Epochs without a lower loss until the end."""
+
+    @property
+    def schedule(self) -> str | None:
+        """Of the learning rate."""
+
+
 class Watch:
     """Which heads got better, which have stopped getting better, and how far "plateau" has reduced their rates.
 
@@ -109,11 +162,11 @@ class Watch:
         reductions: Factor of each head's learning rate, shape [heads].
     """
 
-    def __init__(self, config: HeadConfig, n_heads: int) -> None:
+    def __init__(self, config: Watched, n_heads: int, *, stops: bool | None = None) -> None:
         self.patience = config.patience or 1
         self.plateau = config.schedule == "plateau"
-        # Under a cosine the last epochs, with small steps, are the best: it must run to its end.
-        self.stops = config.schedule != "cosine"
+        # Under a cosine the last epochs, with small steps, are the best: epochs of seconds are run to its end.
+        self.stops = config.schedule != "cosine" if stops is None else stops
         self.best_epoch = np.zeros(n_heads, np.int64)
         self.reductions = np.ones(n_heads)
         self._accuracy = np.full(n_heads, -np.inf)

@@ -5,11 +5,12 @@ from pipeline.stages.features import ExtractResult, extract, features_of
 from pipeline.stages.tables import TableOptions
 from pipeline.stages.trained import TrainedHead, open_head
 from pipeline.stages.training import train_head
-from pipeline.stages.tuning import finetune
+from pipeline.stages.tuning import FinetuneOptions, finetune
 
 __all__ = [
     "CurveResult",
     "ExtractResult",
+    "FinetuneOptions",
     "TableOptions",
     "TrainedHead",
     "extract",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline import extraction
 from pipeline.augment import Augment
-from pipeline.backbones import Pretrained, open_backbone
+from pipeline.backbones import Pretrained, is_path, open_backbone
 from pipeline.config import ExtractConfig, FeatureSpec, ImageConfig
 from pipeline.datasets import BUILT_IN, KEY_DTYPE, Dataset, ImageSource, Opened, open_dataset, shortened
 from pipeline.engines import Engine, EngineChoice, choose, graph_folder, open_engine
@@ -273,7 +273,7 @@ def _save_record(plan: _Plan, opened: Opened, config: ExtractConfig, dataset: Da
     config = replace(
         config,
         data=config.data if config.data in BUILT_IN else _absolute(config.data),
-        backbone=_absolute(config.backbone) if config.backbone.endswith(".keras") else config.backbone,
+        backbone=_absolute(config.backbone) if is_path(config.backbone) else config.backbone,
         weights=config.weights if config.weights in ("imagenet", "random") else _absolute(config.weights),
     )
     record = TableRecord(

@@ -15,7 +15,7 @@ from pipeline.records import find_records
 from pipeline.selection import Round, folds
 from pipeline.table import FeatureTable, load_table
 
-__all__ = ["NEWEST", "TableOptions", "is_carved", "open_table", "rounds_of"]
+__all__ = ["NEWEST", "TableOptions", "is_carved", "memory_for", "open_table", "rounds_of"]
 
 log = logging.getLogger("tlpipe")
 
@@ -59,6 +59,11 @@ NEWEST = TableOptions()
 """The newest pooled features, and nothing beside."""
 
 
+def memory_for(given: int | None) -> int:
+    """Bytes of features that may be held: as given, else half of the machine's."""
+    return runtime.memory_limit() // 2 if given is None else given
+
+
 def open_table(cache: Path, options: TableOptions, views: int | None, what: str) -> FeatureTable:
     """The table that a user means, and a line about it; features that can't be trained on are refused."""
     records = find_records(cache, options.features)
@@ -77,8 +82,7 @@ def open_table(cache: Path, options: TableOptions, views: int | None, what: str)
         )
     # A fold takes its validation images from the training images, and the other way round.
     wanted = (most, most) if options.cv else (views, options.averaged)
-    memory = runtime.memory_limit() // 2 if options.memory is None else options.memory
-    table = load_table(cache, records, wanted[0], test_views=wanted[1], memory=memory)
+    table = load_table(cache, records, wanted[0], test_views=wanted[1], memory=memory_for(options.memory))
     if table.missing:
         log.warning("%s images of %s can't be read and are left out", f"{table.missing:,}", records[0].name)
     _check_trainable(table)

@@ -1,0 +1,24 @@
+"""Fine-tuning: the top blocks from activations cached at the cut below them, or a whole network from its images.
+
+With BatchNormalization in inference mode nothing below the first trainable layer changes, so its activations are the
+same in every epoch, and are computed once.
+"""
+
+from pipeline.finetune.checkpoint import Checkpoint
+from pipeline.finetune.config import FinetuneConfig
+from pipeline.finetune.examples import Examples, images_of, rows_of
+from pipeline.finetune.fitting import Tuned, fit
+from pipeline.finetune.models import FinetuneModels, assemble, drawn_anew
+
+__all__ = [
+    "Checkpoint",
+    "Examples",
+    "FinetuneConfig",
+    "FinetuneModels",
+    "Tuned",
+    "assemble",
+    "drawn_anew",
+    "fit",
+    "images_of",
+    "rows_of",
+]

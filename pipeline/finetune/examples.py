@@ -1,0 +1,161 @@
+"""What is trained on: labelled inputs that are read as they are needed, and their batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import extraction, runtime
+from pipeline.config import ImageConfig
+from pipeline.datasets import Dataset, ImageSource
+from pipeline.errors import DataError, ImageError
+from pipeline.parts import StoredFeatures
+from pipeline.table import FeatureTable
+
+__all__ = ["Batches", "Examples", "batches", "images_of", "predict", "rows_of"]
+
+Rows = NDArray[np.int64]
+
+AHEAD = 4  # batches that wait for the step
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Labelled inputs of one split.
+
+    Attributes:
+        labels: Class indices, shape [n].
+        keys: Image keys, shape [n].
+        read: Some of the inputs, float [m, ...], or uint8 [m, height, width, 3].
+        blocks: All rows, as many at a time as are read together; None where any row is read as fast as any other.
+        workers: Threads that read.
+    """
+
+    labels: NDArray[np.int64]
+    keys: NDArray[np.bytes_]
+    read: Callable[[Rows], NDArray[Any]]
+    blocks: Callable[[np.random.Generator | None], Sequence[Rows]] | None = None
+    workers: int = 1
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def rows_of(table: FeatureTable, split: str) -> Examples:
+    """The rows of one split of a table, none of which is copied: of `train` all views, else the images themselves."""
+    rows = table.rows(split)
+    labels, keys, features = table.labels[rows], table.keys[rows], table.features
+    if isinstance(features, StoredFeatures):
+        stored = features.take(rows)
+        return Examples(labels, keys, stored.read, lambda generator: list(stored.blocks(generator)))
+    return Examples(labels, keys, lambda some: features[rows[some]])
+
+
+def images_of(
+    table: FeatureTable, split: str, dataset: Dataset, source: ImageSource, config: ImageConfig, workers: int
+) -> Examples:
+    """The images of one split of a table, decoded when they are read.
+
+    Args:
+        table: The table.
+        split: The split.
+        dataset: The dataset that the table was extracted from, as it is now.
+        source: Its images.
+        config: How files become pixels.
+        workers: Decoding threads.
+    """
+    rows = np.flatnonzero((table.splits == split) & (table.views == 0))
+    keys, first = np.unique(dataset.keys, return_index=True)
+    indices = first[np.searchsorted(keys, table.keys[rows])]
+
+    def read(some: Rows) -> NDArray[np.uint8]:
+        pixels = np.empty((len(some), *config.image_size, 3), np.uint8)
+        for number, index in enumerate(indices[some].tolist()):
+            key, location = bytes(dataset.keys[index]), dataset.locations[index]
+            try:
+                pixels[number] = extraction.pixels_of(
+                    source, extraction.Row(key, key, 0, index, location), config, None
+                )
+            except ImageError as error:
+                raise DataError(
+                    f"{location} could be read when its features were computed, and can't be now: {error}; mend it, "
+                    "or run tlpipe extract again"
+                ) from error
+        return pixels
+
+    return Examples(table.labels[rows], table.keys[rows], read, workers=workers)
+
+
+class Batches:
+    """One pass over examples.
+
+    Attributes:
+        order: Rows in the order in which they are read, shape [n].
+    """
+
+    def __init__(self, examples: Examples, batch_size: int, generator: np.random.Generator | None) -> None:
+        self.examples = examples
+        self.batch_size = batch_size
+        found = examples.blocks(generator) if examples.blocks else [np.arange(len(examples))]
+        self.blocks = [generator.permutation(block) for block in found] if generator else list(found)
+        self.ends = np.cumsum([len(block) for block in self.blocks])
+        self.order = np.concatenate(self.blocks)
+        self._held: tuple[int, NDArray[Any]] | None = None
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.order) / self.batch_size)
+
+    def __getitem__(self, number: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        start = number * self.batch_size
+        rows = self.order[start : start + self.batch_size]
+        inputs = self._from_blocks(start, start + len(rows)) if self.examples.blocks else self.examples.read(rows)
+        # Keras would turn a float16 array into float32 as a whole, before the first batch.
+        return inputs.astype(np.float32) if inputs.dtype == np.float16 else inputs, self.examples.labels[rows]
+
+    def _from_blocks(self, start: int, end: int) -> NDArray[Any]:
+        """Inputs from `start` to `end` in the order of reading; the block they lie in is read once, as a whole."""
+        parts = []
+        while start < end:
+            block = int(np.searchsorted(self.ends, start, side="right"))
+            if self._held is None or self._held[0] != block:
+                self._held = None  # so that only one is held at a time
+                self._held = (block, self.examples.read(self.blocks[block]))
+            offset = int(self.ends[block]) - len(self.blocks[block])
+            stop = min(end, int(self.ends[block]))
+            parts.append(self._held[1][start - offset : stop - offset])
+            start = stop
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def batches(examples: Examples, batch_size: int, generator: np.random.Generator | None) -> tuple[Any, Rows]:
+    """Keras's data set of one pass, read in threads ahead of the step, and the rows in its order.
+
+    Args:
+        examples: The examples.
+        batch_size: Examples in a batch; the last may hold fewer.
+        generator: Draws the order; None to take the rows as they come.
+    """
+    one_pass = Batches(examples, batch_size, generator)
+
+    class DataSet(runtime.keras().utils.PyDataset):  # type: ignore[misc]
+        def __len__(self) -> int:
+            return len(one_pass)
+
+        def __getitem__(self, number: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+            return one_pass[number]
+
+    return DataSet(workers=examples.workers, max_queue_size=AHEAD + examples.workers), one_pass.order
+
+
+def predict(model: Any, examples: Examples, batch_size: int) -> NDArray[np.floating]:
+    """Logits [n, k] of examples, in their order."""
+    data, order = batches(examples, batch_size, None)
+    logits: NDArray[np.floating] = model.predict(data, verbose=0)
+    found = np.empty_like(logits)
+    found[order] = logits
+    return found
