@@ -156,7 +156,7 @@ class ExtractConfig:
         augment: Operations that make a view, joined by commas; None where there are no views.
         engine: "auto", "tensorflow" or "openvino".
         precision: "auto", "float32", "bfloat16" or "float16".
-        dtype: Type of stored features; None for float32, or float16 without pooling.
+        dtype: Type of stored features; None for float32, or float16 without pooling, if weights are not random.
         splits: How missing splits are carved.
         seed: Seed of random weights.
     """

@@ -1,124 +1,600 @@
-"""Fine-tuning from the cut is fine-tuning, and never ends below its start."""
+"""Fine-tuning from the cut is fine-tuning, never ends below its start, and can be left and resumed."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
-from conftest import part_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline.backbones import BACKBONES, tensor_of
-from pipeline.backbones.network import build_network
-from pipeline.errors import RunError
-from pipeline.finetune import FinetuneConfig, assemble, fit
-from pipeline.heads import HeadConfig, make_head, probabilities_of
+from pipeline.backbones import BACKBONES, Unfrozen, tensor_of
+from pipeline.backbones.network import Network, build_network
+from pipeline.errors import ConfigError, RunError, StoppedError, StoreError
+from pipeline.finetune import Checkpoint, Examples, FinetuneConfig, FinetuneModels, assemble, drawn_anew, fit
+from pipeline.finetune.examples import Batches, predict
+from pipeline.finetune.fitting import _Training
+from pipeline.finetune.models import with_remat
+from pipeline.finetune.steps import Augmentation
+from pipeline.heads import Head, HeadConfig, make_head, probabilities_of
+from pipeline.parts import Part
+
+N = 48
 
 
-def setting(name: str, blocks: str, n_classes: int, head_name: str = "logreg", size: int = 64):  # type: ignore[no-untyped-def]
+@dataclass
+class Setting:
     """A small network with random weights, a head fitted on its features, and activations at the cut."""
+
+    network: Network
+    features: keras.Model
+    unfrozen: Unfrozen
+    head: Head
+    images: np.ndarray
+    labels: np.ndarray
+    pooled: np.ndarray
+    maps: np.ndarray
+    n_classes: int
+
+    def models(self, **more: Any) -> FinetuneModels:
+        return assemble(self.features, self.unfrozen, self.head.layers(), self.n_classes, **more)
+
+    def examples(self, inputs: np.ndarray | None = None) -> dict[str, Examples]:
+        inputs = self.maps if inputs is None else inputs
+        return {"train": of(inputs[:32], self.labels[:32]), "val": of(inputs[32:], self.labels[32:])}
+
+
+def of(inputs: np.ndarray, labels: np.ndarray) -> Examples:
+    keys = np.array([f"{number:032x}" for number in range(len(labels))], "S32")
+    return Examples(labels, keys, lambda rows: inputs[rows])
+
+
+def setting(
+    name: str, blocks: str, n_classes: int = 3, head_name: str = "logreg", size: int = 64, endpoint: str | None = None
+) -> Setting:
     keras.utils.set_random_seed(0)
     row = BACKBONES[name]
     network = build_network(row, (size, size))
-    features = network.features(row.default_endpoint, "avg")
+    features = network.features(endpoint or row.default_endpoint, "avg")
     unfrozen = network.unfreeze(features, blocks)
     draw = np.random.default_rng(0)
-    images = draw.integers(0, 256, (48, size, size, 3), np.uint8)
-    labels = np.arange(48) % n_classes
+    images = draw.integers(0, 256, (N, size, size, 3), np.uint8)
+    labels = np.arange(N) % n_classes
     images[labels == 0, : size // 2] //= 4
     head, _ = make_head(HeadConfig(head_name, epochs=2 if head_name.startswith("mlp") else None))
-    pooled = part_of(np.asarray(features(images)), labels)
-    head.fit(pooled, pooled, n_classes)
+    pooled = np.asarray(features(images))
+    keys = np.array([f"{number:032x}" for number in range(N)], "S32")
+    part = Part(pooled, labels, keys, np.zeros(N, np.int64))
+    head.fit(part, part, n_classes)
     lower = keras.Model(features.inputs[0], tensor_of(features, unfrozen.cut))
-    maps = part_of(np.asarray(lower(images)), labels)
-    return features, unfrozen, head, images, pooled, maps
+    return Setting(network, features, unfrozen, head, images, labels, pooled, np.asarray(lower(images)), n_classes)
 
 
-@pytest.mark.parametrize("n_classes", [2, 3])
-@pytest.mark.parametrize("head_name", ["logreg", "mlp8"])
 @pytest.mark.parametrize(
-    ("name", "blocks"),
-    [("mobilenet025", "block13"), ("densenet121", "conv5"), ("resnet50", "conv5"), ("vgg16", "block5")],
+    ("name", "blocks", "head_name", "n_classes"),
+    [
+        ("mobilenet025", "block13", "logreg", 2),
+        ("mobilenet025", "block13", "mlp8", 3),
+        ("densenet121", "conv4,conv5", "logreg", 3),
+        ("resnet50", "conv5", "mlp8", 2),
+        ("vgg16", "none", "logreg", 2),
+    ],
 )
 def test_the_start_is_the_frozen_network_with_its_head(name: str, blocks: str, head_name: str, n_classes: int) -> None:
-    features, unfrozen, head, images, pooled, maps = setting(name, blocks, n_classes, head_name)
-    models = assemble(features, unfrozen, head, n_classes)
-    expected = head.predict_proba(pooled.features)
-    from_cut = probabilities_of(np.asarray(models.upper(maps.features, training=False)))
+    given = setting(name, blocks, n_classes, head_name)
+    models = given.models()
+    expected = given.head.predict_proba(given.pooled)
+    from_cut = probabilities_of(np.asarray(models.trained(given.maps, training=False)))
     np.testing.assert_allclose(from_cut, expected, atol=1e-4)
-    served = np.asarray(models.serving()(images))
-    assert served.shape == (48, n_classes)
+    served = np.asarray(models.serving()(given.images))
+    assert served.shape == (N, n_classes)
     np.testing.assert_allclose(served, expected, atol=1e-4)
 
 
-def test_losses_from_the_cut_are_those_end_to_end() -> None:
-    """The same batches, no dropout: the first steps agree, as nothing below the cut changes."""
+class TestWhatIsTrained:
+    @pytest.mark.parametrize(
+        ("blocks", "cut", "changed"),
+        [
+            ("block13", "conv_pw_12_relu", {"conv_dw_13", "conv_pw_13"}),
+            ("block12,block13", "conv_pw_11_relu", {"conv_dw_12", "conv_pw_12", "conv_dw_13", "conv_pw_13"}),
+            ("conv_pw_13", "conv_dw_13_relu", {"conv_pw_13"}),
+            ("none", "pooled_0", set()),
+        ],
+    )
+    def test_only_the_blocks_and_the_head_change(self, blocks: str, cut: str, changed: set[str]) -> None:
+        given = setting("mobilenet025", blocks)
+        assert given.unfrozen.cut == cut
+        models = given.models()
+        before = {weight.path: weight.numpy() for weight in models.whole.weights}
+        # Without validation images the last epoch is kept.
+        train = {"train": given.examples()["train"]}
+        fit(models, train, FinetuneConfig(blocks, epochs=1, batch_size=8, learning_rate=1e-2))
+        differing = {
+            weight.path.split("/")[0]
+            for weight in models.whole.weights
+            if (weight.numpy() != before[weight.path]).any()
+        }
+        assert differing - {"logits"} == changed, "BatchNormalization stays as it is"
+
+    def test_all_starts_at_the_images(self) -> None:
+        given = setting("mobilenet025", "all")
+        assert (given.unfrozen.cut, given.unfrozen.from_pixels) == ("pixels", True)
+        models = given.models(from_images=True)
+        assert models.trained is models.whole
+        kinds = {type(layer).__name__ for layer in models.whole.layers if layer.trainable_weights}
+        assert kinds == {"Conv2D", "DepthwiseConv2D", "Dense"}
+        opened = given.models(from_images=True, train_bn=True)
+        kinds = {type(layer).__name__ for layer in opened.whole.layers if layer.trainable_weights}
+        assert "BatchNormalization" in kinds
+
+    def test_padding_alone_below_the_blocks_is_not_cached(self) -> None:
+        assert setting("densenet121", "conv1", size=32).unfrozen.from_pixels
+
+    def test_a_backbone_cut_short(self) -> None:
+        given = setting("vgg16", "block3", size=32, endpoint="block3")
+        assert given.network.top_block(given.features) == "block3"
+        assert given.unfrozen.cut == "block2_pool"
+        models = given.models()
+        assert models.whole.get_layer("pooled_0").output.shape == (None, 256)
+        assert not any(layer.name.startswith("block4") for layer in models.whole.layers)
+
+    def test_blocks_with_a_gap_are_refused(self) -> None:
+        network = build_network(BACKBONES["densenet121"], (32, 32))
+        features = network.features("conv5", "avg")
+        with pytest.raises(ConfigError, match="leaves out conv4; .* --blocks conv3 trains it and all above"):
+            network.unfreeze(features, "conv3,conv5")
+        with pytest.raises(ConfigError, match="joins pool3_conv, which is no block"):
+            network.unfreeze(features, "pool3_conv,conv4,conv5")
+        assert network.unfreeze(features, "conv5,conv4") == network.unfreeze(features, "conv4")
+
+    def test_each_layer_has_a_rate_of_its_own(self) -> None:
+        """With plain gradient steps an update is the rate times the gradient; Adam's first is the rate itself."""
+        given = setting("densenet121", "conv4", size=32)
+        models = given.models()
+        config = FinetuneConfig(
+            "conv4", epochs=1, batch_size=32, learning_rate=1e-3, backbone_lr_scale=0.5, layer_decay=0.1,
+            warm_up=0, schedule="none", weight_decay=0,
+        )  # fmt: skip
+        before = {weight.path: weight.numpy() for weight in models.whole.weights}
+        fit(models, {"train": given.examples()["train"]}, config)
+        moved = {
+            weight.path.split("/")[0]: float(np.abs(weight.numpy() - before[weight.path]).max())
+            for weight in models.whole.weights
+            if weight.path.endswith("/kernel")
+        }
+        assert moved["logits"] == pytest.approx(1e-3, rel=0.1)
+        assert moved["conv5_block1_1_conv"] == pytest.approx(0.5e-3, rel=0.1)
+        assert moved["conv4_block1_1_conv"] == pytest.approx(0.05e-3, rel=0.1)
+        assert moved["conv3_block1_1_conv"] == 0
+
+    def test_weight_decay_is_decoupled_and_of_kernels(self) -> None:
+        given = setting("mobilenet025", "none")
+        sizes = []
+        for decay in (0.0, 5.0):
+            models = given.models()
+            config = FinetuneConfig("none", epochs=1, batch_size=32, learning_rate=1e-2, warm_up=0, weight_decay=decay)
+            fit(models, {"train": given.examples()["train"]}, config)
+            sizes.append(models.trained.layers[-1].get_weights())
+        start = given.head.layers()[-1].get_weights()[0]
+        np.testing.assert_allclose(sizes[1][0] - sizes[0][0], -5.0 * 1e-2 * start, atol=1e-6)
+        np.testing.assert_array_equal(sizes[1][1], sizes[0][1])
+
+    def test_cold_head(self) -> None:
+        given = setting("mobilenet025", "block13", head_name="mlp8")
+        layers = given.head.layers()
+        before = {layer.name: layer.get_weights() for layer in layers}
+        anew = {layer.name: layer.get_weights() for layer in drawn_anew(layers, 3, prepared=True)}
+        assert list(anew) == list(before)
+        assert (anew["hidden_1"][0] != before["hidden_1"][0]).all()
+        bare = drawn_anew(layers, 3, prepared=False)
+        assert [layer.name for layer in bare] == ["hidden_1", "dropout_1", "logits"]
+        again = drawn_anew(layers, 3, prepared=True)
+        np.testing.assert_array_equal(again[-1].get_weights()[0], anew["logits"][0])
+
+
+FAMILIES = [("densenet121", "conv5"), ("resnet50", "conv5"), ("vgg16", "block5"), ("mobilenet", "block12")]
+
+
+@pytest.mark.parametrize(("name", "blocks"), FAMILIES)
+def test_losses_from_the_cut_are_those_end_to_end(name: str, blocks: str) -> None:
+    """The same batches, no dropout: the first 20 steps agree, as nothing below the cut changes."""
     losses = []
     for whole in (False, True):
-        features, unfrozen, head, images, _, maps = setting("mobilenet025", "block12", 3)
-        models = assemble(features, unfrozen, head, 3)
-        model = models.whole if whole else models.upper
-        inputs = images if whole else maps.features
-        model.compile(keras.optimizers.AdamW(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        losses.append(
-            [float(model.train_on_batch(inputs[at : at + 8], maps.labels[at : at + 8])) for at in range(0, 48, 8)]
-        )
+        given = setting(name, blocks, size=32)
+        models = given.models(from_images=whole)
+        inputs = given.images if whole else given.maps
+        training = _Training(models, given.examples(inputs), FinetuneConfig(blocks, epochs=9), None)
+        found = []
+        for step in range(20):
+            rows = np.arange(8 * step, 8 * step + 8) % N
+            found.append(float(training.stepped.train_on_batch(inputs[rows], given.labels[rows])[0]))
+            training.stepped.reset_metrics()
+        losses.append(found)
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
     assert losses[0][0] != losses[0][-1]
 
 
-def test_only_the_blocks_and_the_head_change() -> None:
-    features, unfrozen, head, _, _, maps = setting("mobilenet025", "block13", 3)
-    models = assemble(features, unfrozen, head, 3)
-    before = {weight.path: weight.numpy() for weight in features.weights}
-    train = part_of(maps.features[:32], maps.labels[:32])
-    fit(models, {"train": train}, FinetuneConfig("block13", epochs=1, batch_size=8, learning_rate=1e-3))
-    changed = {
-        weight.path.split("/")[0] for weight in features.weights if (weight.numpy() != before[weight.path]).any()
-    }
-    assert changed == {"conv_dw_13", "conv_pw_13"}, "BatchNormalization stays as it is"
+class TestEpochs:
+    def test_the_best_epoch_is_kept_and_a_bad_rate_changes_nothing(self) -> None:
+        given = setting("mobilenet025", "block13")
+        examples = given.examples()
+        config = FinetuneConfig("block13", epochs=3, batch_size=4, learning_rate=0.9)
+        tuned = fit(given.models(), examples, config)
+        scores = [(row["val_accuracy"], -row["val_loss"]) for row in tuned.history]
+        assert tuned.best_epoch == int(max(range(len(scores)), key=lambda epoch: scores[epoch]))
+        accuracy = (tuned.probabilities["val"].argmax(axis=1) == examples["val"].labels).mean()
+        assert accuracy == pytest.approx(max(score[0] for score in scores))
+
+    def test_fine_tuning_learns(self) -> None:
+        """A task that random features make hard, and one trained block makes easy."""
+        given = setting("densenet121", "conv5", 2)
+        part = of(given.maps, given.labels)
+        config = FinetuneConfig("conv5", epochs=6, batch_size=8, learning_rate=1e-3, patience=6)
+        tuned = fit(given.models(), {"train": part, "val": part}, config)
+        assert tuned.best_epoch > 0
+        assert tuned.history[tuned.best_epoch]["val_loss"] < 0.7 * tuned.history[0]["val_loss"]
+
+    def test_the_history_has_rates_and_seconds(self) -> None:
+        given = setting("mobilenet025", "none")
+        config = FinetuneConfig("none", epochs=4, batch_size=8, learning_rate=1e-3, warm_up=0.25, patience=9)
+        history = fit(given.models(), given.examples(), config).history
+        assert list(history[0]) == list(history[4])
+        rates = [row["learning_rate"] for row in history[1:]]
+        assert rates[0] == 0
+        assert rates[1] == pytest.approx(1e-3), "the end of warm-up"
+        assert rates[1] > rates[2] > rates[3] > 0
+        assert all(later["seconds"] > row["seconds"] for row, later in pairwise(history))
+
+    def test_accumulated_gradients_are_those_of_one_larger_step(self) -> None:
+        weights = []
+        for batch_size, accumulate in ((32, 1), (8, 4)):
+            given = setting("mobilenet025", "none")
+            models = given.models()
+            config = FinetuneConfig(
+                "none", epochs=3, batch_size=batch_size, accumulate=accumulate, patience=9, schedule="none", warm_up=0
+            )
+            tuned = fit(models, {"train": given.examples()["train"]}, config)
+            assert len(tuned.history) == 4
+            weights.append(models.trained.get_weights())
+        for one, other in zip(*weights, strict=True):
+            np.testing.assert_allclose(one, other, atol=2e-6)
+
+    def test_plateau_cuts_the_rate_and_patience_ends_it(self) -> None:
+        given = setting("mobilenet025", "none")
+        examples = given.examples()
+        shuffled = replace(examples["val"], labels=np.roll(examples["val"].labels, 1))
+        config = FinetuneConfig(
+            "none", epochs=20, batch_size=8, learning_rate=0.05, schedule="plateau", patience=4, warm_up=0
+        )
+        tuned = fit(given.models(), {"train": examples["train"], "val": shuffled}, config)
+        rates = [row["learning_rate"] for row in tuned.history[1:]]
+        assert len(tuned.history) < 20
+        assert min(rates) == pytest.approx(0.3 * max(rates), rel=1e-5)
+
+    def test_loss_that_is_not_finite(self) -> None:
+        given = setting("mobilenet025", "block13")
+        broken = of(np.full_like(given.maps, np.nan), given.labels)
+        with pytest.raises(RunError, match="diverged"):
+            fit(given.models(), {"train": broken}, FinetuneConfig("block13", epochs=1))
+
+    def test_loss_that_stops_being_finite_keeps_the_best(self) -> None:
+        given = setting("mobilenet025", "block13")
+        examples = given.examples()
+        reads = iter(range(1000))
+
+        def read(rows: np.ndarray) -> np.ndarray:
+            return given.maps[rows] * (np.nan if next(reads) >= 6 else 1)
+
+        train = replace(examples["train"], read=read)
+        config = FinetuneConfig("block13", epochs=5, batch_size=8, learning_rate=1e-3)
+        tuned = fit(given.models(), {"train": train, "val": examples["val"]}, config)
+        assert any("no finite number in epoch 2" in note for note in tuned.notes)
+        assert len(tuned.history) == 3
+        assert np.isfinite(tuned.probabilities["val"]).all()
+
+    def test_out_of_memory_is_said(self) -> None:
+        given = setting("mobilenet025", "none")
+
+        def read(rows: np.ndarray) -> np.ndarray:
+            raise MemoryError
+
+        broken = {"train": replace(given.examples()["train"], read=read)}
+        with pytest.raises(Exception, match="--batch-size 16 --accumulate 2"):
+            fit(given.models(), broken, FinetuneConfig("none", epochs=1))
 
 
-def test_the_best_epoch_is_kept_and_a_bad_rate_changes_nothing() -> None:
-    features, unfrozen, head, _, _, maps = setting("mobilenet025", "block13", 3)
-    models = assemble(features, unfrozen, head, 3)
-    train, val = (part_of(maps.features[a:b], maps.labels[a:b]) for a, b in ((0, 32), (32, 48)))
-    tuned = fit(
-        models, {"train": train, "val": val}, FinetuneConfig("block13", epochs=3, batch_size=4, learning_rate=0.9)
+class TestEndToEnd:
+    AUGMENT = "flip,crop,rotate,zoom,brightness,contrast"
+
+    def test_images_are_augmented_in_training_alone(self) -> None:
+        augmentation = Augmentation(FinetuneConfig(augment=self.AUGMENT), 3)
+        images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+        images[:, :, :16] //= 8
+        first, labels = augmentation(images, np.arange(4))
+        second, _ = augmentation(images, np.arange(4))
+        assert first.dtype == "uint8"
+        assert (np.asarray(first) != np.asarray(second)).any()
+        np.testing.assert_array_equal(labels, np.arange(4))
+        difference = np.abs(np.asarray(first, np.float32) - images).mean()
+        assert 5 < difference < 100
+        same, _ = Augmentation(FinetuneConfig(), 3)(images, np.arange(4))
+        assert same is images
+
+    @pytest.mark.parametrize("operation", AUGMENT.split(","))
+    def test_each_operation_does_what_it_says(self, operation: str) -> None:
+        ramp = np.tile(np.linspace(20, 230, 64, dtype=np.uint8)[None, None, :, None], (64, 64, 1, 3))
+        found = np.asarray(Augmentation(FinetuneConfig(augment=operation), 3)(ramp, np.zeros(64, int))[0], np.float32)
+        slopes = found[:, 16:48, 40].mean(axis=(1, 2)) - found[:, 16:48, 24].mean(axis=(1, 2))
+        means, usual = found.mean(axis=(1, 2, 3)), float(ramp.mean())
+        if operation == "flip":
+            assert {round(float(slope / 53.3)) for slope in slopes} == {-1, 1}
+        elif operation in ("crop", "zoom"):
+            assert slopes.max() < 56 and slopes.min() > 30 and slopes.std() > 2
+        elif operation == "brightness":
+            assert 10 < means.std() < 40 and slopes == pytest.approx(53.3, abs=4)
+        elif operation == "contrast":
+            assert slopes.max() > 60 and slopes.min() < 45 and means == pytest.approx(usual, abs=6)
+        else:
+            assert slopes.min() > 45 and np.abs(found - ramp).mean() > 1
+
+    @pytest.mark.parametrize("n_classes", [2, 3])
+    def test_mixup_mixes_labels_as_it_mixes_images(self, n_classes: int) -> None:
+        """Images of one brightness a class: how bright a mixed one is says which share of its label it has."""
+        augmentation = Augmentation(FinetuneConfig(mixup=1.0), n_classes)
+        labels = np.arange(60) % n_classes
+        images = np.broadcast_to((100 * labels)[:, None, None, None], (60, 4, 4, 3)).astype(np.uint8)
+        mixed, shares = (np.asarray(part) for part in augmentation(images, labels))
+        brightness = mixed.mean(axis=(1, 2, 3))
+        expected = shares[:, 0] if n_classes == 2 else shares @ np.arange(n_classes)
+        np.testing.assert_allclose(brightness, 100 * expected, atol=0.6)
+        assert ((expected > 0.1) & (expected < 0.9)).any()
+
+    @pytest.mark.parametrize("n_classes", [2, 3])
+    def test_training_from_augmented_images(self, n_classes: int) -> None:
+        given = setting("mobilenet025", "block12", n_classes)
+        models = given.models(from_images=True)
+        config = FinetuneConfig(
+            "block12", epochs=2, batch_size=8, augment="flip", mixup=0.2, label_smoothing=0.1, learning_rate=1e-3
+        )
+        tuned = fit(models, given.examples(given.images), config)
+        assert "accuracy" not in tuned.history[1]
+        assert all(math.isfinite(row["loss"]) for row in tuned.history[1:])
+
+    @pytest.mark.parametrize(("name", "size"), [("densenet121", 64), ("efficientnetb0", 64)])
+    def test_rematerialised_gradients_are_the_same(self, name: str, size: int) -> None:
+        given = setting(name, "all", size=size)
+        models = given.models(from_images=True)
+        segmented = with_remat(models.trained)
+        assert len(segmented.layers) > 10
+        assert {id(weight) for weight in segmented.trainable_weights} == {
+            id(weight) for weight in models.trained.trainable_weights
+        }
+        import tensorflow as tf
+
+        def gradients(model: keras.Model, training: bool) -> list[np.ndarray]:
+            @tf.function
+            def run() -> Any:
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_mean(tf.square(model(given.images[:4], training=training)))
+                return tape.gradient(loss, models.trained.trainable_weights)
+
+            return [np.asarray(gradient) for gradient in run()]
+
+        random = name.startswith("efficient")  # drops whole blocks in training; not in inference
+        for one, other in zip(gradients(models.trained, not random), gradients(segmented, not random), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5 + 1e-4 * np.abs(one).max())
+
+
+class TestResume:
+    CONFIG = FinetuneConfig("block13", epochs=4, batch_size=8, learning_rate=1e-3, patience=9)
+
+    def undisturbed(self, config: FinetuneConfig) -> tuple[list[np.ndarray], list[dict[str, float]]]:
+        given = setting("mobilenet025", "block13", head_name="mlp8")
+        models = given.models()
+        history = fit(models, given.examples(), config).history
+        return models.trained.get_weights(), history
+
+    @pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+    def test_the_same_weights_as_undisturbed(
+        self, schedule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = replace(self.CONFIG, schedule=schedule)
+        expected, history = self.undisturbed(config)
+        checkpoint = Checkpoint.of(tmp_path, {"what": schedule})
+        checkpoint.begin({"head_run": "x"})
+        assert checkpoint.start() is None, "there is nothing to resume before the first epoch has ended"
+        saved = Checkpoint.save
+
+        def killed(self: Checkpoint, state: Any) -> None:
+            saved(self, state)
+            if len(state.history) == 3:
+                raise KeyboardInterrupt
+
+        given = setting("mobilenet025", "block13", head_name="mlp8")
+        monkeypatch.setattr(Checkpoint, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit(given.models(), given.examples(), config, checkpoint)
+        monkeypatch.setattr(Checkpoint, "save", saved)
+        assert checkpoint.start() == {"head_run": "x"}
+
+        keras.utils.set_random_seed(77)
+        again = setting("mobilenet025", "block13", head_name="mlp8")
+        models = again.models()
+        tuned = fit(models, again.examples(), config, checkpoint)
+        assert tuned.resumed == 2
+        for one, other in zip(models.trained.get_weights(), expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6)
+        for row, other in zip(tuned.history, history, strict=True):
+            assert row["loss"] == pytest.approx(other["loss"], rel=1e-5, nan_ok=True)
+            assert row["learning_rate"] == pytest.approx(other["learning_rate"], nan_ok=True)
+        checkpoint.remove()
+        assert not any(tmp_path.iterdir())
+
+    def test_random_generators_of_augmentation_go_on(self, tmp_path: Path) -> None:
+        config = FinetuneConfig("block12", epochs=2, batch_size=8, augment="flip,crop", mixup=0.4, patience=9)
+        losses = []
+        for resumed in (False, True):
+            given = setting("mobilenet025", "block12")
+            models = given.models(from_images=True)
+            examples = given.examples(given.images)
+            checkpoint = Checkpoint.of(tmp_path, {"resumed": resumed})
+            if resumed:
+                first = _Training(models, examples, config, checkpoint)
+                first.start()
+                from pipeline.runtime import Stopping
+
+                first.epoch(Stopping(), lambda _: None)
+                first.save()
+                given = setting("mobilenet025", "block12")
+                models, examples = given.models(from_images=True), given.examples(given.images)
+            losses.append([row["loss"] for row in fit(models, examples, config, checkpoint).history[1:]])
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+    def test_ctrl_c_says_what_is_kept(self, tmp_path: Path) -> None:
+        import os
+        import signal
+
+        given = setting("mobilenet025", "block13")
+        examples = given.examples()
+        reads = iter(range(1000))
+
+        def read(rows: np.ndarray) -> np.ndarray:
+            if next(reads) == 14:
+                os.kill(os.getpid(), signal.SIGINT)
+            return given.maps[rows]
+
+        checkpoint = Checkpoint.of(tmp_path, {})
+        train = replace(examples["train"], read=read)
+        with pytest.raises(StoppedError, match="of 50 epochs are kept. The same command with --resume"):
+            fit(given.models(), {"train": train, "val": examples["val"]}, replace(self.CONFIG, epochs=50), checkpoint)
+        state = checkpoint.load(("now", "optimizer", "best"))
+        assert state is not None and 2 <= len(state.history) < 50
+
+    def test_a_full_disk_ends_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def full(*_: Any) -> None:
+            raise StoreError("No space is left")
+
+        monkeypatch.setattr(Checkpoint, "save", full)
+        given = setting("mobilenet025", "none")
+        with caplog.at_level("WARNING", logger="tlpipe"):
+            tuned = fit(
+                given.models(), given.examples(), replace(self.CONFIG, blocks="none"), Checkpoint(tmp_path / "c")
+            )
+        assert len(tuned.history) == 5
+        assert [record.message for record in caplog.records] == ["No more checkpoints are written: No space is left"]
+
+    @pytest.mark.parametrize("how", ["torn", "other", "json"])
+    def test_damaged_checkpoints_are_refused(self, how: str, tmp_path: Path) -> None:
+        given = setting("mobilenet025", "none")
+        config = replace(self.CONFIG, blocks="none", epochs=1)
+        checkpoint = Checkpoint.of(tmp_path, {})
+        checkpoint.begin({})
+        fit(given.models(), given.examples(), config, checkpoint)
+        file = checkpoint.folder / "state.npz"
+        if how == "torn":
+            file.write_bytes(file.read_bytes()[:-200])
+        elif how == "json":
+            (checkpoint.folder / "start.json").write_text("[]")
+        if how == "json":
+            with pytest.raises(RunError, match="leave --resume out"):
+                checkpoint.start()
+            return
+        other = setting("mobilenet025", "none", n_classes=2) if how == "other" else given
+        with pytest.raises(RunError, match="leave --resume out"):
+            fit(other.models(), other.examples(), config, checkpoint)
+
+
+class TestBatches:
+    @staticmethod
+    def examples(n: int, sizes: list[int] | None) -> Examples:
+        values = np.arange(n, dtype=np.float16)[:, None]
+
+        def blocks(generator: np.random.Generator | None) -> list[np.ndarray]:
+            order = generator.permutation(n) if generator else np.arange(n)[::-1]
+            return np.split(order, np.cumsum(sizes)[:-1])
+
+        return Examples(
+            np.arange(n), np.zeros(n, "S32"), lambda rows: values[rows], blocks if sizes is not None else None
+        )
+
+    @given(
+        sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5), batch_size=st.integers(1, 12), seed=st.integers(0, 3)
     )
-    scores = [(row["val_accuracy"], -row["val_loss"]) for row in tuned.history]
-    assert tuned.best_epoch == int(max(range(len(scores)), key=lambda epoch: scores[epoch]))
-    accuracy = (tuned.end["val"].argmax(axis=1) == val.labels).mean()
-    assert accuracy == pytest.approx(max(score[0] for score in scores))
-    if tuned.best_epoch == 0:
-        np.testing.assert_allclose(tuned.end["val"], tuned.start["val"], atol=1e-6)
+    @settings(max_examples=60, deadline=None)
+    def test_all_rows_once_with_their_labels(self, sizes: list[int], batch_size: int, seed: int) -> None:
+        n = sum(sizes)
+        for blocks in (sizes, None):
+            found = Batches(self.examples(n, blocks), batch_size, np.random.default_rng(seed))
+            parts = [found[number] for number in range(len(found))]
+            inputs, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+            assert inputs.dtype == np.float32
+            np.testing.assert_array_equal(inputs[:, 0], labels)
+            np.testing.assert_array_equal(labels, found.order)
+            assert sorted(labels.tolist()) == list(range(n))
+            assert {len(part[1]) for part in parts[:-1]} <= {batch_size}
+
+    def test_a_block_is_read_once(self) -> None:
+        examples = self.examples(20, [7, 7, 6])
+        reads: list[int] = []
+
+        def read(rows: np.ndarray) -> np.ndarray:
+            reads.append(len(rows))
+            return examples.read(rows)
+
+        found = Batches(replace(examples, read=read), 3, np.random.default_rng(0))
+        for number in range(len(found)):
+            found[number]
+        assert reads == [7, 7, 6]
+
+    def test_predictions_stand_in_the_order_of_the_rows(self) -> None:
+        inputs = keras.Input((1,))
+        model = keras.Model(inputs, keras.layers.Rescaling(2.0)(inputs))
+        found = predict(model, self.examples(20, [7, 7, 6]), 4)
+        np.testing.assert_array_equal(found[:, 0], 2 * np.arange(20))
 
 
-def test_fine_tuning_learns() -> None:
-    """A task that random features make hard, and one trained block makes easy."""
-    features, unfrozen, head, _, _, maps = setting("densenet121", "conv5", 2)
-    models = assemble(features, unfrozen, head, 2)
-    part = part_of(maps.features, maps.labels)
-    config = FinetuneConfig("conv5", epochs=6, batch_size=8, learning_rate=1e-3, patience=6)
-    tuned = fit(models, {"train": part, "val": part}, config)
-    assert tuned.best_epoch > 0
-    assert tuned.history[tuned.best_epoch]["val_loss"] < 0.7 * tuned.history[0]["val_loss"]
+class TestConfig:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"epochs": 0}, "--epochs is 0"),
+            ({"layer_decay": 0}, "--layer-decay is 0"),
+            ({"backbone_lr_scale": 2}, "--backbone-lr-scale is 2"),
+            ({"warm_up": 1}, "--warm-up is 1"),
+            ({"schedule": "cosin"}, "Did you mean cosine"),
+            ({"mixup": -1}, "--mixup is -1"),
+            ({"accumulate": 0}, "--accumulate is 0"),
+            ({"augment": "flop"}, "Did you mean flip"),
+            ({"augment": "flip", "views": 2}, "repeat the mirror image"),
+            ({"weights": "imagenet", "blocks": "all"}, "it can be random"),
+            ({"weights": "random"}, "needs --blocks all"),
+            ({"remat": True, "train_bn": True}, "--remat with --train-bn"),
+        ],
+    )
+    def test_illegal_values(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            FinetuneConfig(**options)
 
 
 def test_served_model_is_a_plain_keras_file(tmp_path: Path) -> None:
-    features, unfrozen, head, images, _, _ = setting("resnet50", "conv5", 2)
-    models = assemble(features, unfrozen, head, 2)
-    served = models.serving()
+    given = setting("resnet50", "conv5", 2, size=32)
+    served = given.models().serving()
     served.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
     assert loaded.inputs[0].dtype == "uint8"
-    np.testing.assert_allclose(loaded(images), served(images), atol=1e-6)
+    np.testing.assert_allclose(loaded(given.images), served(given.images), atol=1e-6)
 
 
-def test_loss_that_is_not_finite() -> None:
-    features, unfrozen, head, _, _, maps = setting("mobilenet025", "block13", 3)
-    models = assemble(features, unfrozen, head, 3)
-    broken = part_of(np.full_like(maps.features, np.nan), maps.labels)
-    with pytest.raises(RunError, match="diverged"):
-        fit(models, {"train": broken}, FinetuneConfig("block13", epochs=1))
+@pytest.fixture(autouse=True)
+def _clear() -> Iterator[None]:
+    yield
+    keras.backend.clear_session()

@@ -206,8 +206,8 @@ def _open_run(folder: Path, image_size: tuple[int, int] | None, memo: Memo | Non
     if run.stage != "finetune":
         raise RunError(f"{folder} is a run of tlpipe {run.stage}; as a backbone one of tlpipe finetune is needed")
     try:
-        spec, top = FeatureSpec.from_json(run.specs[0]), run.settings["top"]
-        if not isinstance(top, str):
+        spec, endpoint, top = FeatureSpec.from_json(run.specs[0]), run.settings["endpoint"], run.settings["top"]
+        if not isinstance(endpoint, str) or not isinstance(top, str):
             raise TypeError("its highest layer has no name")
     except (IndexError, KeyError, TypeError, ConfigError) as error:
         raise RunError(f"{folder}/run.json is not what tlpipe wrote: {error!r}") from error
@@ -219,7 +219,7 @@ def _open_run(folder: Path, image_size: tuple[int, int] | None, memo: Memo | Non
     if not path.is_file():
         raise RunError(f"{folder} has no {MODEL_FILE} any more; fine-tune again: {run.command}")
     row = BACKBONES.get(spec.backbone)
-    return Pretrained(spec.backbone, row, path, 0, spec.image_size, memo, (spec.endpoint, top))
+    return Pretrained(spec.backbone, row, path, 0, spec.image_size, memo, (endpoint, top))
 
 
 def open_backbone(

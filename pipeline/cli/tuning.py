@@ -24,7 +24,7 @@ TRAINING_OPTIONS: dict[str, Any] = {
     "learning_rate": Annotated[float | None, typer.Option(help="At its highest (0.0001).")],
     "backbone_lr_scale": Annotated[float | None, typer.Option(help="Factor of it below the head (1).")],
     "layer_decay": Annotated[float | None, typer.Option(help="Further factor for each block further down (1).")],
-    "warm_up": Annotated[float | None, typer.Option(help="Share of the updates in which the rate rises (0.1).")],
+    "warm_up": Annotated[float | None, typer.Option(help="Share of the steps in which the rate rises (0.1).")],
     "schedule": Annotated[str | None, typer.Option(help="What the rate does then: cosine, plateau or none (cosine).")],
     "weight_decay": Annotated[float | None, typer.Option(help="Of kernels, as AdamW does it (0.004).")],
     "label_smoothing": Annotated[

@@ -96,7 +96,7 @@ class Checkpoint:
         if not self._arrays.is_file():
             return None
         try:
-            with np.load(self._arrays, allow_pickle=False) as file:
+            with self._arrays.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 counts = {name: sum(key.startswith(f"{name}_") for key in file.files) for name in names}
                 arrays = {name: [file[f"{name}_{i}"] for i in range(count)] for name, count in counts.items()}
                 return State(arrays, json.loads(str(file["history"])))

@@ -27,7 +27,7 @@ class FinetuneConfig:
         learning_rate: Of the head, at its highest.
         backbone_lr_scale: Factor of it for the backbone.
         layer_decay: Further factor from each block to the one below.
-        warm_up: Share of all updates in which the rate rises from 0.
+        warm_up: Share of all steps in which the rate rises from 0.
         schedule: What it does then: falls to 0 as a "cosine", is cut on a "plateau" of the validation loss, or "none".
         weight_decay: Decoupled, of kernels (AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101).
         label_smoothing: Share of each label that is spread over all classes.

@@ -160,8 +160,9 @@ class _Training:
         generator = np.random.default_rng((config.seed, number))
         data, _ = batches(self.examples["train"], config.batch_size, generator)
         sound = self.model.get_weights()
-        rate = float(self.optimizer.learning_rate) * float(self.factor)
-        fitted = self.stepped.fit(data, epochs=1, verbose=0, callbacks=[self._callback(stop, advance)])
+        rate = float(self.optimizer.learning_rate) * float(self.watch.reductions[0])
+        # Keras would shuffle the batches again, by a generator that no checkpoint knows.
+        fitted = self.stepped.fit(data, epochs=1, shuffle=False, verbose=0, callbacks=[self._callback(stop, advance)])
         figures = {name: float(values[-1]) for name, values in sorted(fitted.history.items())}
         seconds = time.perf_counter() - start
         row = {"epoch": float(number), "learning_rate": rate, **figures}
@@ -267,11 +268,7 @@ def _enough_memory(config: FinetuneConfig) -> Iterator[None]:
 
 @contextmanager
 def _writer(folder: Path | None) -> Iterator[Callable[[dict[str, float]], None]]:
-    """Write epochs as TensorBoard reads them.
-
-    Raises:
-        ConfigError: If that can't be done.
-    """
+    """Write epochs as TensorBoard reads them."""
     if folder is None:
         yield lambda _: None
         return

@@ -94,7 +94,8 @@ def with_steps(model: keras.Model, augmentation: Augmentation) -> keras.Model:
 
     class Stepped(runtime.keras().Model):  # type: ignore[misc]
         def train_step(self, data: Any) -> Any:
-            return super().train_step(augmentation(*data))
+            images, labels = data[:2]
+            return super().train_step(augmentation(images, labels))
 
     return Stepped(model.inputs[0], model.outputs[0])
 
@@ -118,12 +119,12 @@ def optimizer_of(
         factor: A variable by which all rates are multiplied.
     """
     keras = runtime.keras()
-    n_updates = max(1, config.epochs * n_steps // config.accumulate)
-    warm_up = round(config.warm_up * n_updates)
+    n_steps *= config.epochs  # Keras counts steps here, also those whose gradients are only added up
+    warm_up = round(config.warm_up * n_steps)
     # A cosine that falls to where it starts is constant, and brings the same warm-up.
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0 if warm_up else config.learning_rate,
-        max(1, n_updates - warm_up),
+        n_steps - warm_up,
         alpha=0.0 if config.schedule == "cosine" else 1.0,
         warmup_target=config.learning_rate if warm_up else None,
         warmup_steps=warm_up,

@@ -92,7 +92,9 @@ class Preparation:
         unit = float(min(1.0, self.scale.min()))
         found = [layers.Rescaling(1 / unit, name="enlarge")] if unit < LEAST_OF_KERAS else []
         unit = unit if found else 1.0
-        mean, variance = self.mean / unit, np.square(self.scale / unit, dtype=np.float64)
+        # Where nearly all features are tiny, one that never changes and so is not scaled would leave single precision.
+        variance = np.minimum(np.square(self.scale / unit, dtype=np.float64), np.finfo(np.float32).max)
+        mean = self.mean / unit
         found.append(layers.Normalization(mean=mean, variance=variance, name="standardise"))
         if self.l2_normalize:
             scale = float(np.sqrt(len(self.mean)))

@@ -222,10 +222,18 @@ def _plan(config: ExtractConfig, cache: Path, pretrained: Pretrained) -> _Plan:
         resize=config.resize,
         interpolation=config.interpolation,
         precision=choice.spec_precision,
-        dtype=config.dtype or ("float16" if config.pooling == "none" else "float32"),
+        dtype=config.dtype or _dtype(config),
     )
     images = ImageConfig(spec.image_size, config.resize, config.interpolation, config.pixel_limit)
     return _Plan(cache, pretrained, choice, spec, images, _views(config), config.views)
+
+
+def _dtype(config: ExtractConfig) -> str:
+    """Type of stored features: activations are many, and half precision holds them, but for those of random weights.
+
+    Nothing brings those to a scale: from layer to layer they shrink below what half precision can hold.
+    """
+    return "float16" if config.pooling == "none" and config.weights != "random" else "float32"
 
 
 def _complete(

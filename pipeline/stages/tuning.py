@@ -71,6 +71,8 @@ class FinetuneOptions:
             raise ConfigError(f"--head-run {self.head_run} and --head {self.head}: give one of them")
         if self.features and not self.head:
             raise ConfigError(f"--features {self.features} needs --head: which head to train on them first")
+        if self.tensorboard and not runtime.installed("tensorboard"):
+            raise ConfigError("--tensorboard needs TensorBoard; install it with: pip install tensorboard")
 
 
 NEWEST_HEAD = FinetuneOptions()
@@ -120,6 +122,11 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, options: Finetu
     if options.resume and known is None:
         log.info("This command has left no checkpoint; it begins at the beginning")
     strategy = runtime.strategy()
+    if config.accumulate > 1 and strategy.num_replicas_in_sync > 1:
+        raise ConfigError(
+            f"--accumulate {config.accumulate} works on one GPU only, and {strategy.num_replicas_in_sync} are visible; "
+            "give a larger --batch-size, or set CUDA_VISIBLE_DEVICES=0"
+        )
     runtime.keras().utils.set_random_seed(config.seed)
     head_run = str(known["head_run"]) if known else _head_run(config, cache, reports, options)
     with strategy.scope():
@@ -148,6 +155,7 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, options: Finetu
             "memory": options.memory,
             "head_run": from_run.id,
             "cut": begun.unfrozen.cut,
+            "endpoint": begun.record.spec.endpoint,
             "top": begun.pretrained.network().top(begun.record.spec.endpoint),
             "end_to_end": begun.end_to_end,
         },
@@ -251,9 +259,7 @@ def _examples(begun: _Start, cache: Path, options: FinetuneOptions) -> tuple[Fea
     else:
         log.info("Activations are cached at %s", cut)
         augment = config.augment if config.views else None
-        wanted = replace(
-            record.config, endpoint=cut, pooling="none", dtype="float16", views=config.views, augment=augment
-        )
+        wanted = replace(record.config, endpoint=cut, pooling="none", dtype=None, views=config.views, augment=augment)
         found = extract(wanted, cache)
         _check_same(record, found.record.dataset, begun.trained)
         table = load_table(cache, [found.record], config.views, memory=memory)

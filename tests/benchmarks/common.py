@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,19 @@ def tlpipe(*arguments: object, cwd: Path | None = None) -> dict[str, Any]:
     start = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=cwd, check=True)
     return {**json.loads(done.stdout), "wall": time.perf_counter() - start}
+
+
+def measured(*arguments: object, cwd: Path) -> tuple[dict[str, Any], int]:
+    """Answer of `tlpipe ... --json`, and the largest resident memory of the process, bytes."""
+    command = [sys.executable, "-m", "pipeline", *map(str, arguments), "--json", "--quiet"]
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen(command, stdout=out, cwd=cwd)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            sys.exit(f"{command} failed")
+        out.seek(0)
+        return json.load(out), usage.ru_maxrss * 1024
 
 
 def small_images(n: int, seed: int = 0) -> np.ndarray:

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from common import drawn_features, finish, verdict
+from common import drawn_features, finish, measured, verdict
 
 N, N_VAL, CAP = 400_000, 20_000, 1_000_000_000
 SETTINGS = (("linear", 3), ("mlp512-128", 3), ("ridge", None))
-
-
-def measured(*arguments: object, cwd: Path) -> tuple[dict[str, Any], int]:
-    """Answer of `tlpipe ... --json`, and the largest resident memory of the process, bytes."""
-    command = [sys.executable, "-m", "pipeline", *map(str, arguments), "--json", "--quiet"]
-    with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen(command, stdout=out, cwd=cwd)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit(f"{command} failed")
-        out.seek(0)
-        return json.load(out), usage.ru_maxrss * 1024
 
 
 def main() -> None:

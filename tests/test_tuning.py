@@ -1,0 +1,385 @@
+"""The third stage as a whole: small networks with random weights on drawn pictures, from extract to a model file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import stages
+from pipeline.backbones import open_backbone
+from pipeline.config import ExtractConfig, SplitConfig
+from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError, StoreError, WeightsError
+from pipeline.finetune import Checkpoint, FinetuneConfig
+from pipeline.heads import HeadConfig
+from pipeline.runs import Run, read_run, runs
+from pipeline.stages import FinetuneOptions, TableOptions
+from pipeline.store import FeatureStore
+from pipeline.table import load_table
+
+SMALL = {"backbone": "mobilenet025", "image_size": (32, 32), "weights": "random", "precision": "float32"}
+QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3}
+
+
+@pytest.fixture
+def head(red_and_blue: Path, cache: Path, reports: Path) -> Run:
+    """A head on features of a network with random weights."""
+    stages.extract(ExtractConfig(str(red_and_blue), **SMALL), cache)
+    return stages.train_head(HeadConfig("logreg"), cache, reports)
+
+
+def served(folder: Path, paths: list[Path]) -> np.ndarray:
+    """Probabilities by plain Keras, of pictures resized by plain Pillow."""
+    model = keras.models.load_model(folder / "model.keras", compile=False, safe_mode=True)
+    size = model.inputs[0].shape[2], model.inputs[0].shape[1]
+    pictures = [Image.open(path).convert("RGB").resize(size, Image.Resampling.BICUBIC) for path in paths]
+    return np.asarray(model.predict(np.stack([np.asarray(picture) for picture in pictures]), verbose=0))
+
+
+def test_before_and_after_stand_side_by_side(head: Run, cache: Path, reports: Path) -> None:
+    run = stages.finetune(FinetuneConfig("block12", **QUICK), cache, reports)
+    assert run.baseline == head.metrics
+    assert set(run.metrics) == {"val", "test"}
+    assert run.settings["blocks"] == "block12"
+    assert (run.settings["head_run"], run.settings["cut"]) == (head.id, "conv_pw_11_relu")
+    assert run.notes[0] == f"Before: {head.id}, on frozen features"
+    assert run.peak_memory is not None and run.peak_memory > 1e8
+    assert 0 < run.seconds["epoch"] < run.seconds["total"]
+    rows = (reports / run.id / "history.csv").read_text().splitlines()
+    assert rows[0] == "epoch,learning_rate,accuracy,loss,val_loss,val_accuracy,epoch_seconds,seconds"
+    assert len(rows) == 4
+    assert not (reports / ".unfinished").exists()
+
+
+@pytest.mark.parametrize("how", [{}, {"augment": "flip"}, {"views": 2}, {"blocks": "all"}, {"blocks": "none"}])
+def test_the_saved_model_predicts_what_the_run_says(
+    how: dict[str, Any], head: Run, red_and_blue: Path, cache: Path, reports: Path
+) -> None:
+    import h5py
+
+    run = stages.finetune(FinetuneConfig(**{"blocks": "block12", **QUICK, **how}), cache, reports)
+    table = load_table(cache, [stages.tuning.find_record(cache, head.features)], 0)
+    with h5py.File(reports / run.id / "predictions.h5") as file:
+        for split in ("val", "test"):
+            rows = table.rows(split)
+            assert file[f"{split}/key"][:].tolist() == table.keys[rows].tolist()
+            found = served(reports / run.id, [red_and_blue / table.locations[row] for row in rows])
+            np.testing.assert_allclose(found, file[f"{split}/probability"][:], atol=1e-3)
+
+
+def test_views_are_cached_and_trained_on(
+    head: Run, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+    fit = stages.tuning.fit
+
+    def spied(models: Any, examples: Any, *more: Any) -> Any:
+        seen.update({split: len(part) for split, part in examples.items()})
+        return fit(models, examples, *more)
+
+    monkeypatch.setattr(stages.tuning, "fit", spied)
+    with caplog.at_level("INFO", logger="tlpipe"):
+        run = stages.finetune(FinetuneConfig("block13", views=2, **QUICK), cache, reports)
+    assert seen == {"train": 3 * run.n_train, "val": run.n_val, "test": run.n_test}
+    assert run.settings["augment"] == "flip,crop"
+    assert "120 of 120 rows to compute with openvino in float32" in caplog.text
+    assert "The features will take" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO", logger="tlpipe"):
+        stages.finetune(FinetuneConfig("block13", **QUICK), cache, reports)
+    assert "rows to compute" not in caplog.text, "the images themselves are there already"
+
+
+def test_a_disk_that_cannot_hold_the_activations(
+    head: Run, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FeatureStore, "free_space", lambda _: 1000)
+    with pytest.raises(StoreError, match="The features will take 0.00 GB, .* free; make room"):
+        stages.finetune(FinetuneConfig("block13", **QUICK), cache, reports)
+
+
+class TestStart:
+    def test_a_head_is_trained_first(self, head: Run, cache: Path, reports: Path) -> None:
+        run = stages.finetune(FinetuneConfig("block13", **QUICK), cache, reports, FinetuneOptions(head="mlp8"))
+        first = read_run(reports / run.settings["head_run"])
+        assert (first.stage, first.head, run.head) == ("train-head", "mlp8", "mlp8")
+        assert run.baseline == first.metrics
+
+    def test_cold_head(self, head: Run, cache: Path, reports: Path) -> None:
+        config = FinetuneConfig("none", cold_head=True, epochs=1, learning_rate=1e-6)
+        run = stages.finetune(config, cache, reports)
+        assert "The head was drawn anew" in run.notes
+        assert run.metrics["val"]["log_loss"] > 2 * head.metrics["val"]["log_loss"]
+        assert run.notes[-1].endswith(f"use the head: {head.id}")
+
+    def test_from_scratch(self, head: Run, cache: Path, reports: Path) -> None:
+        config = FinetuneConfig("all", weights="random", epochs=1, batch_size=16, seed=4)
+        run = stages.finetune(config, cache, reports)
+        assert run.settings["train_bn"] is True
+        assert any("random weights" in note for note in run.notes)
+        with_bn = open_backbone("mobilenet025", "random", 4, (32, 32)).network().model
+        assert run.trainable_parameters == sum(np.prod(w.shape) for w in with_bn.trainable_weights) + 257
+
+    @pytest.mark.parametrize(
+        ("config", "options", "message"),
+        [
+            ({"blocks": "all", "views": 1}, {}, "nothing lies there; give --augment alone"),
+            ({"blocks": "block13", "mixup": 0.2}, {}, "--mixup 0.2 mixes images"),
+            ({}, {"head_run": "a", "head": "logreg"}, "give one of them"),
+            ({}, {"features": "a"}, "--features a needs --head"),
+            ({"blocks": "block99"}, {}, "there is no block or layer 'block99'"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(
+        self, config: dict[str, Any], options: dict[str, Any], message: str, head: Run, cache: Path, reports: Path
+    ) -> None:
+        with pytest.raises(ConfigError, match=message):
+            stages.finetune(FinetuneConfig(**config), cache, reports, FinetuneOptions(**options))
+        assert len(runs(reports)) == 1
+
+    def test_tensorboard_that_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pipeline.runtime.installed", lambda _: False)
+        with pytest.raises(ConfigError, match="pip install tensorboard"):
+            FinetuneOptions(tensorboard=True)
+
+    def test_data_that_changed(self, head: Run, red_and_blue: Path, cache: Path, reports: Path) -> None:
+        (red_and_blue / "red" / "3.png").unlink()
+        for blocks in ("block13", "all"):
+            with pytest.raises(CacheMismatchError, match="has changed since"):
+                stages.finetune(FinetuneConfig(blocks, **QUICK), cache, reports)
+
+    def test_an_image_that_goes_away_while_it_trains(
+        self, head: Run, red_and_blue: Path, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fit = stages.tuning.fit
+
+        def gone(*arguments: Any) -> Any:
+            for path in red_and_blue.rglob("*.png"):
+                path.write_bytes(b"gone")
+            return fit(*arguments)
+
+        monkeypatch.setattr(stages.tuning, "fit", gone)
+        with pytest.raises(DataError, match=r"\.png could be read when its features were computed"):
+            stages.finetune(FinetuneConfig("all", **QUICK), cache, reports)
+
+
+def test_a_backbone_cut_short_in_all_stages(red_and_blue: Path, cache: Path, reports: Path) -> None:
+    """VGG16's first three blocks: frozen below a head, trained from a cut, and trained as a whole."""
+    config = ExtractConfig(str(red_and_blue), **{**SMALL, "backbone": "vgg16"}, endpoint="block3")
+    stages.extract(config, cache)
+    head = stages.train_head(HeadConfig("logreg"), cache, reports)
+    for blocks, cut in ((None, "block2_pool"), ("all", "pixels")):
+        run = stages.finetune(FinetuneConfig(blocks, epochs=1), cache, reports, FinetuneOptions(head.id))
+        assert run.settings["cut"] == cut
+        model = keras.models.load_model(reports / run.id / "model.keras", compile=False)
+        assert model.get_layer("pooled_0").output.shape == (None, 256)
+    again = ExtractConfig(str(red_and_blue), backbone=str(reports / run.id), precision="float32")
+    assert stages.extract(again, cache).record.spec.endpoint == "block3"
+    with pytest.raises(ConfigError, match="lies above the last layer"):
+        stages.extract(ExtractConfig(str(red_and_blue), backbone=str(reports / run.id), endpoint="block5"), cache)
+
+
+class TestAsBackbone:
+    @pytest.fixture
+    def tuned(self, red_and_blue: Path, cache: Path, reports: Path) -> Run:
+        """Without validation images the last epoch is kept."""
+        config = ExtractConfig(str(red_and_blue), **SMALL, splits=SplitConfig(val_fraction=0))
+        stages.extract(config, cache)
+        stages.train_head(HeadConfig("logreg"), cache, reports)
+        config = FinetuneConfig("block12", epochs=2, batch_size=8, learning_rate=0.01, schedule="none", patience=9)
+        return stages.finetune(config, cache, reports)
+
+    def test_its_features_are_those_below_its_head(
+        self, tuned: Run, red_and_blue: Path, cache: Path, reports: Path
+    ) -> None:
+        result = stages.extract(
+            ExtractConfig(str(red_and_blue), backbone=str(reports / tuned.id), precision="float32"), cache
+        )
+        spec = result.record.spec
+        assert (spec.backbone, spec.endpoint, spec.image_size) == ("mobilenet025", "block13", (32, 32))
+        table = load_table(cache, [result.record], 0)
+        model = keras.models.load_model(reports / tuned.id / "model.keras", compile=False)
+        below = keras.Model(model.inputs[0], model.get_layer("pooled_0").output)
+        paths = [red_and_blue / location for location in table.locations]
+        pictures = [Image.open(path).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC) for path in paths]
+        expected = below.predict(np.stack([np.asarray(picture) for picture in pictures]), verbose=0)
+        np.testing.assert_allclose(table.array(), expected, atol=1e-4)
+        assert spec.weights_digest != tuned.specs[0]["weights_digest"]
+        assert stages.extract(result.record.config, cache).n_computed == 0
+
+    def test_all_stages_go_on_from_it(self, tuned: Run, red_and_blue: Path, cache: Path, reports: Path) -> None:
+        config = ExtractConfig(str(red_and_blue), backbone=str(reports / tuned.id), precision="float32")
+        features = stages.extract(config, cache).record.id
+        stages.train_head(HeadConfig("logreg"), cache, reports, TableOptions(features))
+        again = stages.finetune(FinetuneConfig("block13", **QUICK), cache, reports)
+        assert again.settings["cut"] == "conv_pw_12_relu"
+        third = ExtractConfig(str(red_and_blue), backbone=str(reports / again.id), engine="tensorflow")
+        assert stages.extract(third, cache).n_computed == 40
+
+    def test_what_is_no_fine_tuned_run_is_refused(
+        self, tuned: Run, red_and_blue: Path, cache: Path, reports: Path
+    ) -> None:
+        head = tuned.settings["head_run"]
+
+        def extract(name: Path, **more: Any) -> None:
+            stages.extract(ExtractConfig(str(red_and_blue), backbone=str(name), **more), cache)
+
+        with pytest.raises(RunError, match="one of tlpipe finetune is needed"):
+            extract(reports / head)
+        with pytest.raises(WeightsError, match="the folder of a run of tlpipe finetune"):
+            extract(reports / "nowhere")
+        with pytest.raises(ConfigError, match="takes images of 32x32 pixels"):
+            extract(reports / tuned.id, image_size=(64, 64))
+        with pytest.raises(ConfigError, match="brings its own weights"):
+            extract(reports / tuned.id, weights="random")
+        file = reports / tuned.id / "run.json"
+        text = file.read_text()
+        value = json.loads(text)
+        for top, error in ((3, RunError), ("nothing", WeightsError)):
+            value["settings"]["top"] = top
+            file.write_text(json.dumps(value))
+            with pytest.raises(error, match=r"run.json is not what|has no layer 'nothing'"):
+                extract(reports / tuned.id)
+        file.write_text(text)
+        (reports / tuned.id / "model.keras").unlink()
+        with pytest.raises(RunError, match=r"has no model\.keras any more"):
+            extract(reports / tuned.id)
+
+
+class TestResume:
+    def test_the_head_it_began_with_is_found_again(
+        self, head: Run, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        config = FinetuneConfig("block13", epochs=3, batch_size=8)
+        save = Checkpoint.save
+
+        def killed(self: Checkpoint, state: Any) -> None:
+            save(self, state)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Checkpoint, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stages.finetune(config, cache, reports)
+        monkeypatch.setattr(Checkpoint, "save", save)
+        newer = stages.train_head(HeadConfig("ridge"), cache, reports)
+        with caplog.at_level("INFO", logger="tlpipe"):
+            run = stages.finetune(config, cache, reports, FinetuneOptions(resume=True))
+        assert run.settings["head_run"] == head.id != newer.id
+        assert "Resumed after epoch 1" in run.notes
+        assert "Going on after epoch 1 of 3" in caplog.text
+        assert [read.stage for read in runs(reports)] == ["train-head", "train-head", "finetune"]
+
+    def test_nothing_to_resume(self, head: Run, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level("INFO", logger="tlpipe"):
+            run = stages.finetune(FinetuneConfig("none", epochs=1), cache, reports, FinetuneOptions(resume=True))
+        assert "left no checkpoint; it begins at the beginning" in caplog.text
+        assert not any("Resumed" in note for note in run.notes)
+
+    def test_killed_and_resumed_from_the_command_line(self, pictures: Path, cache: Path, reports: Path) -> None:
+        """SIGKILL after the second epoch; the same command with --resume ends with the same weights."""
+        stages.extract(ExtractConfig(str(pictures), **SMALL), cache)
+        head = stages.train_head(HeadConfig("logreg"), cache, reports)
+        options = ["finetune", "--blocks", "block13", "--epochs", "4", "--batch-size", "8", "--patience", "9"]
+        options += ["--learning-rate", "0.001", "--cache", str(cache), "--json", "--head-run", head.id]
+        script = textwrap.dedent(
+            """
+            import os, signal, sys
+            from pipeline.finetune import Checkpoint
+            from pipeline.cli.main import app
+            save = Checkpoint.save
+            def killed(self, state):
+                save(self, state)
+                if len(state.history) == 3:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            if "--kill" in sys.argv:
+                sys.argv.remove("--kill")
+                Checkpoint.save = killed
+            app()
+            """
+        )
+
+        def run(*more: str, folder: Path) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-c", script, *options, "--reports", str(folder), *more]
+            return subprocess.run(command, capture_output=True, text=True, check=False)
+
+        assert run("--kill", folder=reports).returncode == -9
+        resumed = run("--resume", folder=reports)
+        assert resumed.returncode == 0, resumed.stderr
+        other = reports.parent / "undisturbed"
+        other.mkdir()
+        (other / head.id).symlink_to(reports / head.id)
+        undisturbed = run(folder=other)
+        assert undisturbed.returncode == 0, undisturbed.stderr
+        weights = []
+        for done, folder in ((resumed, reports), (undisturbed, other)):
+            path = folder / json.loads(done.stdout)["run"] / "model.keras"
+            weights.append(keras.models.load_model(path, compile=False).get_weights())
+        for one, another in zip(*weights, strict=True):
+            np.testing.assert_allclose(one, another, atol=1e-6)
+        assert "Resumed after epoch 2" in resumed.stdout
+
+
+def test_tensorboard(head: Run, cache: Path, reports: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = FinetuneConfig("none", **QUICK)
+    run = stages.finetune(config, cache, reports, FinetuneOptions(tensorboard=True))
+    found = EventAccumulator(str(reports / run.id / "tensorboard"))
+    found.Reload()
+    assert {"loss", "val_accuracy", "val_loss", "learning_rate"} <= set(found.Tags()["tensors"])
+    assert [event.step for event in found.Tensors("loss")] == [1, 2]
+
+
+def test_several_devices_train_the_same(pictures: Path, cache: Path, reports: Path) -> None:
+    """Two logical processors, each with half of every batch: the losses of one, but for the last batch.
+
+    Keras takes the mean of each half for itself, and halves of the last batch differ in size.
+    """
+    stages.extract(ExtractConfig(str(pictures), **SMALL), cache)
+    head = stages.train_head(HeadConfig("logreg"), cache, reports)
+    script = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from pipeline import runtime, stages
+        from pipeline.finetune import FinetuneConfig
+        from pipeline.stages import FinetuneOptions
+        cache, reports, head, devices = sys.argv[1:]
+        tf = runtime.tensorflow()
+        if devices == "2":
+            cpu = tf.config.list_physical_devices("CPU")[0]
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+            strategy = runtime.strategy(["CPU:0", "CPU:1"])
+            assert strategy.num_replicas_in_sync == 2
+            runtime.strategy = lambda: strategy
+            from pipeline.errors import ConfigError
+            try:
+                stages.finetune(FinetuneConfig(accumulate=2), Path(cache), Path(reports), FinetuneOptions(head))
+            except ConfigError as error:
+                assert "works on one GPU only, and 2 are visible" in str(error)
+            else:
+                raise AssertionError("accumulated over several devices")
+        config = FinetuneConfig("block13", epochs=2, batch_size=8, learning_rate=1e-3)
+        print(stages.finetune(config, Path(cache), Path(reports), FinetuneOptions(head)).id)
+        """
+    )
+    losses = []
+    for devices in ("1", "2"):
+        command = [sys.executable, "-c", script, str(cache), str(reports), head.id, devices]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        rows = (reports / done.stdout.split()[-1] / "history.csv").read_text().splitlines()
+        columns = rows[0].split(",")
+        losses.append([dict(zip(columns, row.split(","), strict=True)) for row in rows[1:]])
+    for row, other in zip(*losses, strict=True):
+        for name in ("loss", "val_loss", "learning_rate"):
+            assert float(row[name]) == pytest.approx(float(other[name]), rel=0.03, nan_ok=True), name
+    assert float(losses[0][2]["loss"]) < 0.95 * float(losses[0][1]["loss"])
