@@ -101,6 +101,9 @@ def test_every_command_of_the_readme_runs(tmp_path: Path, data: Path) -> None:
             arguments += ["--backbone", "mobilenet025", "--image-size", "64"]
         arguments = ["block13" if argument == "conv5" else argument for argument in arguments]
         arguments = ["block11+block13" if argument == "conv4+conv5" else argument for argument in arguments]
+        arguments = ["block12,block13" if argument == "conv4,conv5" else argument for argument in arguments]
+        if arguments[1] == "finetune" and "--epochs" not in arguments:
+            arguments += ["--epochs", "1"]
         if arguments[1] == "sweep" and ("--head" not in arguments or "linear" in arguments):
             arguments += ["--epochs", "2"]
         if arguments[1] == "bench":

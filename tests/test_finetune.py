@@ -408,8 +408,8 @@ class TestResume:
         config = replace(self.CONFIG, schedule=schedule)
         expected, history = self.undisturbed(config)
         checkpoint = Checkpoint.of(tmp_path, {"what": schedule})
-        checkpoint.begin({"head_run": "x"})
-        assert checkpoint.start() is None, "there is nothing to resume before the first epoch has ended"
+        checkpoint.begin("x")
+        assert checkpoint.head_run() is None, "there is nothing to resume before the first epoch has ended"
         saved = Checkpoint.save
 
         def killed(self: Checkpoint, state: Any) -> None:
@@ -422,7 +422,7 @@ class TestResume:
         with pytest.raises(KeyboardInterrupt):
             fit(given.models(), given.examples(), config, checkpoint)
         monkeypatch.setattr(Checkpoint, "save", saved)
-        assert checkpoint.start() == {"head_run": "x"}
+        assert checkpoint.head_run() == "x"
 
         keras.utils.set_random_seed(77)
         again = setting("mobilenet025", "block13", head_name="mlp8")
@@ -497,7 +497,7 @@ class TestResume:
         given = setting("mobilenet025", "none")
         config = replace(self.CONFIG, blocks="none", epochs=1)
         checkpoint = Checkpoint.of(tmp_path, {})
-        checkpoint.begin({})
+        checkpoint.begin("x")
         fit(given.models(), given.examples(), config, checkpoint)
         file = checkpoint.folder / "state.npz"
         if how == "torn":
@@ -506,7 +506,7 @@ class TestResume:
             (checkpoint.folder / "start.json").write_text("[]")
         if how == "json":
             with pytest.raises(RunError, match="leave --resume out"):
-                checkpoint.start()
+                checkpoint.head_run()
             return
         other = setting("mobilenet025", "none", n_classes=2) if how == "other" else given
         with pytest.raises(RunError, match="leave --resume out"):

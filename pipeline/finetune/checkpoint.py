@@ -54,13 +54,13 @@ class Checkpoint:
         """
         return cls(reports / FOLDER / digest_of(json.dumps(request, sort_keys=True).encode()))
 
-    def begin(self, start: Mapping[str, Any]) -> None:
-        """Forget what there was, and note what the command was found to start from."""
+    def begin(self, head_run: str) -> None:
+        """Forget what there was, and note the head that the command was found to start from."""
         self.remove()
-        write_json(self.folder / "start.json", dict(start))
+        write_json(self.folder / "start.json", {"head_run": head_run})
 
-    def start(self) -> dict[str, Any] | None:
-        """What `begin` noted; None if there is nothing to resume.
+    def head_run(self) -> str | None:
+        """Run id of the head that `begin` noted; None if there is nothing to resume.
 
         Raises:
             RunError: If it can't be read.
@@ -68,12 +68,12 @@ class Checkpoint:
         if not self._arrays.is_file():
             return None
         try:
-            value = read_json(self.folder / "start.json")
-            if not isinstance(value, dict):
-                raise ValueError("it holds something else")
-        except (OSError, ValueError) as error:
+            found = read_json(self.folder / "start.json")["head_run"]
+            if not isinstance(found, str):
+                raise ValueError("it names no run")
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(error) from error
-        return value
+        return found
 
     def save(self, state: State) -> None:
         """Replace the state, whole or not at all.

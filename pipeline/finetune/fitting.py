@@ -113,7 +113,9 @@ class _Training:
         self.stepped = with_steps(stepped, self.augmentation)
         self.factor = runtime.keras().Variable(1.0, trainable=False, name="plateau")
         self.optimizer = optimizer_of(self.stepped, self.model, models.depths, config, self.n_steps, self.factor)
-        self.stepped.compile(optimizer=self.optimizer, **self.augmentation.objective())
+        # On a processor XLA ran no faster, took half as much memory again, and 6 s more for each shape of a batch.
+        jit = "auto" if runtime.tensorflow().config.list_physical_devices("GPU") else False
+        self.stepped.compile(optimizer=self.optimizer, jit_compile=jit, **self.augmentation.objective())
         self.watch = Watch(config, 1, stops=True)
         self.history: list[dict[str, float]] = []
         self.notes: list[str] = []
@@ -136,20 +138,17 @@ class _Training:
     def take_up(self, state: State) -> int:
         """Go on from a checkpoint; the number of epochs that are done."""
         try:
+            self.model.set_weights(state.arrays["best"])  # refuses what doesn't fit
             for name, variables in self._variables().items():
                 for variable, array in zip(variables, state.arrays[name], strict=True):
                     variable.assign(array)
-            self.model.set_weights(state.arrays["best"])
-            best = self.model.get_weights()
-            for variable, array in zip(self._variables()["now"], state.arrays["now"], strict=True):
-                variable.assign(array)
             for row in state.history:
                 self._take_in(row)
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"The checkpoint belongs to another network: {error}; leave --resume out to begin again"
             ) from error
-        self.best = best
+        self.best = state.arrays["best"]
         log.info("Going on after epoch %d of %d", len(self.history) - 1, self.config.epochs)
         return len(self.history) - 1
 

@@ -118,7 +118,7 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, options: Finetu
     """
     start = time.perf_counter()
     checkpoint = Checkpoint.of(reports, _request(config, options))
-    known = checkpoint.start() if options.resume else None
+    known = checkpoint.head_run() if options.resume else None
     if options.resume and known is None:
         log.info("This command has left no checkpoint; it begins at the beginning")
     strategy = runtime.strategy()
@@ -128,11 +128,11 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, options: Finetu
             "give a larger --batch-size, or set CUDA_VISIBLE_DEVICES=0"
         )
     runtime.keras().utils.set_random_seed(config.seed)
-    head_run = str(known["head_run"]) if known else _head_run(config, cache, reports, options)
+    head_run = known or _head_run(config, cache, reports, options)
     with strategy.scope():
         begun = _begin(config, cache, reports, head_run)
     if known is None:
-        checkpoint.begin({"head_run": begun.trained.run.id})
+        checkpoint.begin(begun.trained.run.id)
     table, examples = _examples(begun, cache, options)
     extracted = time.perf_counter()
     with strategy.scope():
@@ -141,37 +141,10 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, options: Finetu
         if logs:
             log.info("Logs for TensorBoard are in %s", logs)
         tuned = fit(models, examples, begun.config, checkpoint, logs)
-    predictions = [
-        Predictions(split, examples[split].keys, examples[split].labels, probabilities)
-        for split, probabilities in tuned.probabilities.items()
-    ]
-    from_run = begun.trained.run
-    run = describe_run(
-        "finetune",
-        from_run.head,
-        table,
-        settings={
-            **begun.config.to_json(),
-            "memory": options.memory,
-            "head_run": from_run.id,
-            "cut": begun.unfrozen.cut,
-            "endpoint": begun.record.spec.endpoint,
-            "top": begun.pretrained.network().top(begun.record.spec.endpoint),
-            "end_to_end": begun.end_to_end,
-        },
-        seed=config.seed,
-        predictions=predictions,
-        seconds={
-            "activations": extracted - start,
-            "fit": time.perf_counter() - extracted,
-            "epoch": tuned.seconds_per_epoch,
-            "total": time.perf_counter() - start,
-        },
-        trainable_parameters=models.trainable_parameters(),
-        notes=_notes(begun, tuned),
-        baseline=from_run.metrics,
-        peak_memory=runtime.peak_memory(),
-    )
+    run, predictions = _described(begun, table, examples, models, tuned)
+    run.settings["memory"] = options.memory
+    run.seconds.update(activations=extracted - start, fit=time.perf_counter() - extracted)
+    run.seconds["total"] = time.perf_counter() - start
 
     def save_models(folder: Path) -> None:
         models.serving().save(folder / MODEL_FILE)
@@ -181,6 +154,38 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, options: Finetu
     save_run(reports, run, tuned.history, predictions, save_models)
     checkpoint.remove()
     return run
+
+
+def _described(
+    begun: _Start, table: FeatureTable, examples: dict[str, Examples], models: FinetuneModels, tuned: Tuned
+) -> tuple[Run, list[Predictions]]:
+    """The run, and the predictions it is rated by."""
+    from_run, endpoint = begun.trained.run, begun.record.spec.endpoint
+    predictions = [
+        Predictions(split, examples[split].keys, examples[split].labels, probabilities)
+        for split, probabilities in tuned.probabilities.items()
+    ]
+    run = describe_run(
+        "finetune",
+        from_run.head,
+        table,
+        settings={
+            **begun.config.to_json(),
+            "head_run": from_run.id,
+            "cut": begun.unfrozen.cut,
+            "endpoint": endpoint,
+            "top": begun.pretrained.network().top(endpoint),
+            "end_to_end": begun.end_to_end,
+        },
+        seed=begun.config.seed,
+        predictions=predictions,
+        seconds={"epoch": tuned.seconds_per_epoch},
+        trainable_parameters=models.trainable_parameters(),
+        notes=_notes(begun, tuned),
+        baseline=from_run.metrics,
+        peak_memory=runtime.peak_memory(),
+    )
+    return run, predictions
 
 
 def _request(config: FinetuneConfig, options: FinetuneOptions) -> dict[str, Any]:

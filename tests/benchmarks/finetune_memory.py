@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from common import finish, measured, small_set, tlpipe, verdict
 
+from pipeline.backbones import BACKBONES
+from pipeline.backbones.network import build_network
 from pipeline.config import ExtractConfig, FeatureSpec
 from pipeline.datasets import open_dataset
 from pipeline.extraction import SHARD_BYTES
@@ -16,7 +18,6 @@ from pipeline.store import FeatureStore, stores
 
 N, SHAPE, LIMIT = 50_000, (7, 7, 512), 2.5e9
 CUT = "pool4_pool"
-OPTIONS = ("--weights", "random", "--precision", "float32")
 
 
 def fill(cache: Path, spec: FeatureSpec, keys: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -32,16 +33,20 @@ def fill(cache: Path, spec: FeatureSpec, keys: np.ndarray, shape: tuple[int, ...
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
+        # Weights of a file, as activations of random ones are not kept in half precision.
+        weights = work / "drawn.weights.h5"
+        build_network(BACKBONES["densenet121"], (224, 224)).model.save_weights(weights)
+        options = ("--weights", weights, "--precision", "float32")
         # What a small extract writes says how the features of the large one are called.
         small, large = small_set(work / "small.npz", 40), small_set(work / "large.npz", N)
         for more in ((), ("--endpoint", CUT, "--pooling", "none")):
-            tlpipe("extract", small, *OPTIONS, *more, cwd=work)
+            tlpipe("extract", small, *options, *more, cwd=work)
         keys = np.unique(open_dataset(str(large), ExtractConfig().splits, memo=Memo(work / "cache")).dataset.keys)
         for store in stores(work / "cache"):
             store.open()
             known = store.has(keys)
             fill(work / "cache", store.spec, keys[~known], store.row_shape())
-        tlpipe("extract", large, *OPTIONS, cwd=work)
+        tlpipe("extract", large, *options, cwd=work)
         tlpipe("train-head", "--head", "linear", "--epochs", "1", cwd=work)
         run, peak = measured("finetune", "--blocks", "conv5", "--epochs", "1", "--memory", "1GB", cwd=work)
         n = run["n_train"] + run["n_val"] + run["n_test"]
