@@ -16,6 +16,7 @@ from pipeline.augment import Augment
 from pipeline.engines import graph_folder
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import PARTIAL_SUFFIX, folder_size, published
+from pipeline.finetune import FOLDER
 from pipeline.records import TableRecord, find_record, load_dataset, records
 from pipeline.runs import runs
 from pipeline.store import DAMAGED_SUFFIX, Damage, FeatureStore, stores
@@ -24,6 +25,7 @@ from pipeline.table import load_table, row_keys
 __all__ = ["Needless", "collect", "describe", "export", "remove", "verify"]
 
 ABANDONED = 24 * 3600  # seconds after which a file that was never finished is no one's any more
+LEFT = 7 * ABANDONED
 
 log = logging.getLogger("tlpipe")
 
@@ -128,7 +130,7 @@ def collect(cache: Path, reports: Path) -> list[Needless]:
     for path in sorted((cache / "graphs").glob("[!.]*")):
         if path not in graphs:
             found.append(_needless(path, "no features that are needed were computed with it"))
-    return [item for item in found if not _young(item.path)] + _abandoned(cache)
+    return [item for item in found if not _young(item.path)] + _abandoned(cache) + _left(reports)
 
 
 def _young(path: Path) -> bool:
@@ -161,6 +163,16 @@ def _needless_of_store(cache: Path, store: FeatureStore, needed: list[TableRecor
         else:
             found.append(_needless(shard.path, "none of its rows are needed, or all lie in other shards"))
     return found
+
+
+def _left(reports: Path) -> list[Needless]:
+    """Checkpoints of fine-tuning that nobody went on with."""
+    latest = time.time() - LEFT
+    return [
+        _needless(path, "a fine-tuning that was interrupted over a week ago could be resumed from it")
+        for path in sorted((reports / FOLDER).glob("*"))
+        if path.stat().st_mtime < latest
+    ]
 
 
 def _abandoned(cache: Path) -> list[Needless]:

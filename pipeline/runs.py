@@ -182,11 +182,24 @@ def read_run(folder: Path) -> Run:
         dict: [run.settings, run.metrics, run.seconds],
     }
     right = all(isinstance(value, kind) for kind, values in kinds.items() for value in values)
-    if not right or not all(isinstance(name, str) for name in run.class_names):
+    if not right or not all(isinstance(name, str) for name in run.class_names) or not _is_rated(run.metrics):
         raise RunError(f"{folder}/run.json is not what tlpipe wrote: a value is of the wrong kind")
     if run.id != folder.name:
         raise RunError(f"{folder}/run.json belongs to the run {run.id!r}; was the folder renamed?")
     return run
+
+
+def _is_rated(metrics: dict[str, Any]) -> bool:
+    """Whether metrics hold what is shown of every split."""
+    numbers = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")
+    for found in metrics.values():
+        if not isinstance(found, dict) or not isinstance(found.get("n"), int):
+            return False
+        interval = found.get("accuracy_95")
+        values = [*(found.get(name) for name in numbers), *(interval if isinstance(interval, list) else [None])]
+        if found["n"] and not all(isinstance(value, (int, float)) for value in values):
+            return False
+    return True
 
 
 def runs(reports: Path, *, strict: bool = False) -> list[Run]:

@@ -18,7 +18,7 @@ from pipeline.parts import Part, StoredFeatures, check_finite
 from pipeline.records import TableRecord, load_dataset
 from pipeline.store import FeatureStore
 
-__all__ = ["FeatureTable", "load_table", "row_keys"]
+__all__ = ["FeatureTable", "load_table", "read_features", "row_keys"]
 
 log = logging.getLogger("tlpipe")
 
@@ -149,7 +149,7 @@ def load_table(
     return FeatureTable(
         records=tuple(records),
         class_names=class_names,
-        features=_features(stores, keys, locations, memory),
+        features=read_features(stores, keys, locations, memory),
         labels=labels.astype(np.int64),
         splits=dataset.splits[rows],
         views=np.concatenate([np.full(len(part), view) for part, _, view in columns]),
@@ -218,10 +218,21 @@ def _agreeing(dataset: Dataset, other: Dataset, name: str, other_name: str) -> N
     return shared
 
 
-def _features(
+def read_features(
     stores: Sequence[FeatureStore], keys: NDArray[np.bytes_], locations: Sequence[str], memory: int | None
 ) -> NDArray[np.floating] | StoredFeatures:
-    """The rows as an array if they may be held, else on disk."""
+    """Features of some rows: an array if they may be held, else on disk.
+
+    Args:
+        stores: Whose columns stand side by side.
+        keys: Row keys, shape [n].
+        locations: Of the images, for errors.
+        memory: Bytes that may be held; None to hold all.
+
+    Raises:
+        ConfigError: If `memory` is too little to read in.
+        DataError: If a feature is no finite number.
+    """
     places = tuple(store.places(keys) for store in stores)
     shapes = [store.row_shape() for store in stores]
     copies, n_blocks, number_bytes = COPIES, BLOCKS, 4

@@ -12,7 +12,7 @@ import pytest
 from pipeline import runtime
 from pipeline.backbones import BACKBONES, Backbone, cuts, get_backbone, open_backbone, weights_digest
 from pipeline.backbones.graph import nodes
-from pipeline.backbones.network import Network, build_network, load_network
+from pipeline.backbones.network import Network, build_network, load_network, load_tuned
 from pipeline.errors import ConfigError, EndpointError, UnknownBackboneError, WeightsError
 from pipeline.memo import Memo
 
@@ -66,9 +66,9 @@ def test_row_is_true(name: str) -> None:
     assert sides == sorted(sides, reverse=True)
     assert shapes[-1] == tuple(last.shape[1:])
     unfrozen = [network.unfreeze(features, block.name) for block in row.blocks]
-    sizes = [len(item.layers) for item in unfrozen]
+    sizes = [len(item.depths) for item in unfrozen]
     assert sizes == sorted(set(sizes), reverse=True), "each block lies above the one before it"
-    assert all(upper.layers < lower.layers for lower, upper in pairwise(unfrozen))
+    assert all(upper.depths.keys() < lower.depths.keys() for lower, upper in pairwise(unfrozen))
     assert {item.cut for item in unfrozen} <= set(cuts(features))
 
 
@@ -78,7 +78,7 @@ def test_cut_of_a_block(name: str, blocks: str) -> None:
     features = network.features(BACKBONES[name].default_endpoint, "avg")
     unfrozen = network.unfreeze(features, blocks)
     assert (unfrozen.cut, tuple(network.model.get_layer(unfrozen.cut).output.shape[1:])) == CUTS[name, blocks]
-    assert unfrozen.cut not in unfrozen.layers
+    assert unfrozen.cut not in unfrozen.depths
 
 
 def test_layers_between_cut_and_block_stay_frozen() -> None:
@@ -86,8 +86,8 @@ def test_layers_between_cut_and_block_stay_frozen() -> None:
     features = network.features("conv4+conv5", "avg")
     unfrozen = network.unfreeze(features, "conv5")
     assert unfrozen.cut == "pool4_relu"  # the last tensor that decides the conv4 features as well
-    assert "pool4_conv" not in unfrozen.layers
-    assert "conv5_block1_1_conv" in unfrozen.layers
+    assert "pool4_conv" not in unfrozen.depths
+    assert "conv5_block1_1_conv" in unfrozen.depths
 
 
 MODES = {"torch": "densenet121", "caffe": "resnet50", "tf": "mobilenet025"}
@@ -166,6 +166,27 @@ def test_blocks_above_the_endpoint_are_refused() -> None:
     network = build_network(BACKBONES["mobilenet025"], (32, 32))
     with pytest.raises(EndpointError, match="above the endpoint"):
         network.unfreeze(network.features("block5", "avg"), "block13")
+
+
+@pytest.mark.parametrize("name", ["mobilenet025", "resnet50"])
+def test_a_tuned_backbone_can_be_unfrozen_like_a_fresh_one(name: str, tmp_path: Path) -> None:
+    """A model file remembers which layers were frozen; under another policy the same graph computes the same."""
+    row = BACKBONES[name]
+    fresh = build_network(row, (32, 32))
+    features = fresh.features(row.default_endpoint, "avg")
+    lowest, highest = row.blocks[2].name, row.blocks[-1].name
+    expected = {blocks: fresh.unfreeze(features, blocks) for blocks in (highest, lowest, "all")}
+    for layer in features.layers:
+        layer.trainable = layer.name in expected[highest].depths
+    keras.Model(features.inputs[0], keras.layers.Dense(2)(features.outputs[0])).save(tmp_path / "model.keras")
+    top = fresh.top(row.default_endpoint)
+    tuned = load_tuned(tmp_path / "model.keras", row, top)
+    loaded = tuned.features(row.default_endpoint, "avg")
+    assert {blocks: tuned.unfreeze(loaded, blocks) for blocks in expected} == expected
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    half = load_tuned(tmp_path / "model.keras", row, top, "mixed_bfloat16").features(row.default_endpoint, "avg")
+    found, wide = np.asarray(half(images)), np.asarray(loaded(images))
+    np.testing.assert_allclose(found, wide, atol=0.1 * np.abs(wide).max())
 
 
 def test_names_do_not_depend_on_what_was_built_before() -> None:

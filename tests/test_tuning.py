@@ -18,8 +18,9 @@ from pipeline import stages
 from pipeline.backbones import open_backbone
 from pipeline.config import ExtractConfig, SplitConfig
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError, StoreError, WeightsError
-from pipeline.finetune import Checkpoint, FinetuneConfig
+from pipeline.finetune import Checkpoint, FinetuneConfig, State
 from pipeline.heads import HeadConfig
+from pipeline.records import find_record
 from pipeline.runs import Run, read_run, runs
 from pipeline.stages import FinetuneOptions, TableOptions
 from pipeline.store import FeatureStore
@@ -59,20 +60,37 @@ def test_before_and_after_stand_side_by_side(head: Run, cache: Path, reports: Pa
     assert not (reports / ".unfinished").exists()
 
 
-@pytest.mark.parametrize("how", [{}, {"augment": "flip"}, {"views": 2}, {"blocks": "all"}, {"blocks": "none"}])
+@pytest.mark.parametrize("how", [{"augment": "flip"}, {"views": 2}, {"blocks": "all"}, {"blocks": "none", "views": 1}])
 def test_the_saved_model_predicts_what_the_run_says(
     how: dict[str, Any], head: Run, red_and_blue: Path, cache: Path, reports: Path
 ) -> None:
     import h5py
 
     run = stages.finetune(FinetuneConfig(**{"blocks": "block12", **QUICK, **how}), cache, reports)
-    table = load_table(cache, [stages.tuning.find_record(cache, head.features)], 0)
+    table = load_table(cache, [find_record(cache, head.features)], 0)
     with h5py.File(reports / run.id / "predictions.h5") as file:
         for split in ("val", "test"):
             rows = table.rows(split)
             assert file[f"{split}/key"][:].tolist() == table.keys[rows].tolist()
             found = served(reports / run.id, [red_and_blue / table.locations[row] for row in rows])
             np.testing.assert_allclose(found, file[f"{split}/probability"][:], atol=1e-3)
+
+
+def test_a_fast_engine_does_not_bend_the_figures(red_and_blue: Path, cache: Path, reports: Path) -> None:
+    """Trained on activations in bfloat16, rated in float32, as the saved model runs."""
+    import h5py
+
+    config = ExtractConfig(str(red_and_blue), **{**SMALL, "engine": "tensorflow", "precision": "bfloat16"})
+    head = stages.extract(config, cache).record.id
+    stages.train_head(HeadConfig("logreg"), cache, reports)
+    run = stages.finetune(FinetuneConfig("block12", **QUICK), cache, reports)
+    assert "Rated in float32, as the saved model runs; the frozen head in tensorflow-bfloat16" in run.notes
+    table = load_table(cache, [find_record(cache, head)], 0)
+    rows = table.rows("val")
+    found = served(reports / run.id, [red_and_blue / table.locations[row] for row in rows])
+    with h5py.File(reports / run.id / "predictions.h5") as file:
+        assert file["val/key"][:].tolist() == table.keys[rows].tolist()
+        np.testing.assert_allclose(found, file["val/probability"][:], atol=1e-3)
 
 
 def test_views_are_cached_and_trained_on(
@@ -136,6 +154,10 @@ class TestStart:
             ({}, {"head_run": "a", "head": "logreg"}, "give one of them"),
             ({}, {"features": "a"}, "--features a needs --head"),
             ({"blocks": "block99"}, {}, "there is no block or layer 'block99'"),
+            ({"blocks": ""}, {}, "there is no block or layer ''"),
+            ({"blocks": "All"}, {}, "Did you mean all"),
+            ({"blocks": "conv_pw_13_bn"}, {}, "trains nothing of the backbone"),
+            ({}, {"head": "knn5"}, "knn5 is no network"),
         ],
     )
     def test_what_does_not_fit_is_refused(
@@ -162,8 +184,7 @@ class TestStart:
         fit = stages.tuning.fit
 
         def gone(*arguments: Any) -> Any:
-            for path in red_and_blue.rglob("*.png"):
-                path.write_bytes(b"gone")
+            max(red_and_blue.rglob("*.png")).write_bytes(b"gone")
             return fit(*arguments)
 
         monkeypatch.setattr(stages.tuning, "fit", gone)
@@ -194,7 +215,7 @@ class TestAsBackbone:
         config = ExtractConfig(str(red_and_blue), **SMALL, splits=SplitConfig(val_fraction=0))
         stages.extract(config, cache)
         stages.train_head(HeadConfig("logreg"), cache, reports)
-        config = FinetuneConfig("block12", epochs=2, batch_size=8, learning_rate=0.01, schedule="none", patience=9)
+        config = FinetuneConfig("block12", epochs=2, batch_size=8, learning_rate=1e-3, schedule="none", patience=9)
         return stages.finetune(config, cache, reports)
 
     def test_its_features_are_those_below_its_head(
@@ -219,8 +240,9 @@ class TestAsBackbone:
         config = ExtractConfig(str(red_and_blue), backbone=str(reports / tuned.id), precision="float32")
         features = stages.extract(config, cache).record.id
         stages.train_head(HeadConfig("logreg"), cache, reports, TableOptions(features))
-        again = stages.finetune(FinetuneConfig("block13", **QUICK), cache, reports)
-        assert again.settings["cut"] == "conv_pw_12_relu"
+        again = stages.finetune(FinetuneConfig("block11", **QUICK), cache, reports)
+        assert again.settings["cut"] == "conv_pw_10_relu", "what was frozen before can be trained now"
+        assert again.trainable_parameters > tuned.trainable_parameters
         third = ExtractConfig(str(red_and_blue), backbone=str(reports / again.id), engine="tensorflow")
         assert stages.extract(third, cache).n_computed == 40
 
@@ -248,6 +270,10 @@ class TestAsBackbone:
             file.write_text(json.dumps(value))
             with pytest.raises(error, match=r"run.json is not what|has no layer 'nothing'"):
                 extract(reports / tuned.id)
+        value["specs"][0]["backbone"] = "../../passwords"
+        file.write_text(json.dumps(value))
+        with pytest.raises(RunError, match="doesn't say what its backbone is"):
+            extract(reports / tuned.id)
         file.write_text(text)
         (reports / tuned.id / "model.keras").unlink()
         with pytest.raises(RunError, match=r"has no model\.keras any more"):
@@ -261,7 +287,7 @@ class TestResume:
         config = FinetuneConfig("block13", epochs=3, batch_size=8)
         save = Checkpoint.save
 
-        def killed(self: Checkpoint, state: Any) -> None:
+        def killed(self: Checkpoint, state: State) -> None:
             save(self, state)
             raise KeyboardInterrupt
 
@@ -276,6 +302,40 @@ class TestResume:
         assert "Resumed after epoch 1" in run.notes
         assert "Going on after epoch 1 of 3" in caplog.text
         assert [read.stage for read in runs(reports)] == ["train-head", "train-head", "finetune"]
+
+    def test_two_at_once_are_refused(
+        self, head: Run, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config, fit = FinetuneConfig("none", epochs=1), stages.tuning.fit
+
+        def again(*arguments: Any) -> Any:
+            with pytest.raises(RunError, match="running already"):
+                stages.finetune(config, cache, reports)
+            return fit(*arguments)
+
+        monkeypatch.setattr(stages.tuning, "fit", again)
+        assert stages.finetune(config, cache, reports).stage == "finetune"
+
+    def test_a_disk_that_is_full_at_the_end(
+        self, head: Run, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        config, save = FinetuneConfig("none", epochs=1), stages.tuning.save_run
+
+        def full(*_: Any) -> None:
+            raise StoreError("No space is left")
+
+        monkeypatch.setattr(stages.tuning, "save_run", full)
+        with pytest.raises(StoreError, match="The epochs are kept: once there is room"):
+            stages.finetune(config, cache, reports)
+        monkeypatch.setattr(stages.tuning, "save_run", save)
+        run = stages.finetune(config, cache, reports, FinetuneOptions(resume=True))
+        assert "Resumed after epoch 1" in run.notes
+        monkeypatch.setattr(stages.tuning, "save_run", full)
+        with pytest.raises(StoreError):
+            stages.finetune(config, cache, reports)
+        monkeypatch.setattr(stages.tuning, "save_run", save)
+        stages.finetune(config, cache, reports)
+        assert "--resume keeps them" in caplog.text
 
     def test_nothing_to_resume(self, head: Run, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level("INFO", logger="tlpipe"):
@@ -339,12 +399,10 @@ def test_tensorboard(head: Run, cache: Path, reports: Path) -> None:
 
 
 def test_several_devices_train_the_same(pictures: Path, cache: Path, reports: Path) -> None:
-    """Two logical processors, each with half of every batch: the losses of one, but for the last batch.
-
-    Keras takes the mean of each half for itself, and halves of the last batch differ in size.
-    """
-    stages.extract(ExtractConfig(str(pictures), **SMALL), cache)
+    """Two logical processors, each with half of every batch: the losses of one, where all batches are full."""
+    stages.extract(ExtractConfig(str(pictures), **SMALL, splits=SplitConfig(0, 0)), cache)
     head = stages.train_head(HeadConfig("logreg"), cache, reports)
+    assert head.n_train % 8 == 0
     script = textwrap.dedent(
         """
         import sys
@@ -361,12 +419,15 @@ def test_several_devices_train_the_same(pictures: Path, cache: Path, reports: Pa
             assert strategy.num_replicas_in_sync == 2
             runtime.strategy = lambda: strategy
             from pipeline.errors import ConfigError
-            try:
-                stages.finetune(FinetuneConfig(accumulate=2), Path(cache), Path(reports), FinetuneOptions(head))
-            except ConfigError as error:
-                assert "works on one GPU only, and 2 are visible" in str(error)
-            else:
-                raise AssertionError("accumulated over several devices")
+            for refused in ({"accumulate": 2}, {"batch_size": 7}):
+                try:
+                    stages.finetune(FinetuneConfig(**refused), Path(cache), Path(reports), FinetuneOptions(head))
+                except ConfigError as error:
+                    assert "as 2 GPUs are visible" in str(error)
+                else:
+                    raise AssertionError(refused)
+            mixed = FinetuneConfig("block13", epochs=1, batch_size=14, augment="flip", mixup=0.2)
+            stages.finetune(mixed, Path(cache), Path(reports), FinetuneOptions(head))
         config = FinetuneConfig("block13", epochs=2, batch_size=8, learning_rate=1e-3)
         print(stages.finetune(config, Path(cache), Path(reports), FinetuneOptions(head)).id)
         """
@@ -380,6 +441,6 @@ def test_several_devices_train_the_same(pictures: Path, cache: Path, reports: Pa
         columns = rows[0].split(",")
         losses.append([dict(zip(columns, row.split(","), strict=True)) for row in rows[1:]])
     for row, other in zip(*losses, strict=True):
-        for name in ("loss", "val_loss", "learning_rate"):
-            assert float(row[name]) == pytest.approx(float(other[name]), rel=0.03, nan_ok=True), name
+        for name in ("loss", "learning_rate"):
+            assert float(row[name]) == pytest.approx(float(other[name]), rel=1e-3, nan_ok=True), name
     assert float(losses[0][2]["loss"]) < 0.95 * float(losses[0][1]["loss"])

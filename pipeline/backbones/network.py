@@ -42,11 +42,6 @@ class Unfrozen:
     depths: dict[str, int]
     from_pixels: bool
 
-    @property
-    def layers(self) -> frozenset[str]:
-        """Names of the layers that may be trained."""
-        return frozenset(self.depths)
-
 
 @dataclass(frozen=True, slots=True)
 class Network:
@@ -214,7 +209,9 @@ class Network:
                     raise EndpointError(f"{option} {name} has {len(node.outputs)} outputs; take a layer with one")
                 return node
         blocks = [block.name for block in self.row.blocks] if self.row else []
-        near = get_close_matches(name, dict.fromkeys([*blocks, *(node.name for node in order)]), n=3)
+        if option == "--blocks":
+            blocks += ["all", "none"]
+        near = get_close_matches(name.lower(), dict.fromkeys([*blocks, *(node.name for node in order)]), n=3)
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
         legal = (
             f"Blocks are {', '.join(blocks)}; any layer's name will do too." if blocks else "Any layer's name will do."
@@ -335,6 +332,7 @@ def load_network(path: Path, image_size: tuple[int, int], policy: str = "float32
             f"{path} takes images of {sides} with {expected[2]} channels, not {image_size[0]}x{image_size[1]} RGB; "
             f"give --image-size {sides}"
         )
+    _thaw(loaded)
     with fresh_names(), _dtype_policy(policy):
         pixels = keras.Input((*image_size, 3), dtype="uint8", name="pixels")
         inside = keras.layers.Rescaling(1.0, name="preprocessing")(pixels)
@@ -358,6 +356,7 @@ def load_tuned(path: Path, row: Backbone | None, top: str, policy: str = "float3
     keras = runtime.keras()
     try:
         loaded = keras.models.load_model(path, compile=False, safe_mode=True)
+        _thaw(loaded)
         backbone = keras.Model(loaded.inputs[0], tensor_of(loaded, top), name="backbone")
         if policy != "float32":
             arrays, backbone = backbone.get_weights(), _under(backbone, policy)
@@ -369,11 +368,22 @@ def load_tuned(path: Path, row: Backbone | None, top: str, policy: str = "float3
     return Network(backbone, row)
 
 
+def _thaw(model: keras.Model) -> None:
+    """Let all layers be trained again: what was frozen when a model was saved is not frozen for good."""
+    for layer in model._flatten_layers():
+        layer.trainable = True
+
+
 def _under(model: keras.Model, policy: str) -> keras.Model:
     """A copy for a dtype policy, with weights as Keras draws them: a loaded layer keeps the one it was saved with."""
-    return runtime.keras().models.clone_model(
-        model, clone_function=lambda layer: type(layer).from_config({**layer.get_config(), "dtype": policy})
-    )
+    keras = runtime.keras()
+
+    def under(operation: Any) -> Any:
+        if not isinstance(operation, keras.layers.Layer):
+            return operation  # such as the flip of colours, which has no policy
+        return type(operation).from_config({**operation.get_config(), "dtype": policy})
+
+    return keras.models.clone_model(model, clone_function=under)
 
 
 def first_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 import sys
 import time
 import zipfile
@@ -207,10 +208,10 @@ def _open_run(folder: Path, image_size: tuple[int, int] | None, memo: Memo | Non
         raise RunError(f"{folder} is a run of tlpipe {run.stage}; as a backbone one of tlpipe finetune is needed")
     try:
         spec, endpoint, top = FeatureSpec.from_json(run.specs[0]), run.settings["endpoint"], run.settings["top"]
-        if not isinstance(endpoint, str) or not isinstance(top, str):
-            raise TypeError("its highest layer has no name")
+        if not isinstance(endpoint, str) or not isinstance(top, str) or not re.fullmatch(r"[\w.-]+", spec.backbone):
+            raise TypeError
     except (IndexError, KeyError, TypeError, ConfigError) as error:
-        raise RunError(f"{folder}/run.json is not what tlpipe wrote: {error!r}") from error
+        raise RunError(f"{folder}/run.json is not what tlpipe wrote: it doesn't say what its backbone is") from error
     if image_size not in (None, spec.image_size):
         raise ConfigError(
             f"{folder} takes images of {'x'.join(map(str, spec.image_size))} pixels; leave --image-size out"

@@ -117,7 +117,7 @@ def _listen(*, quiet: bool, verbose: bool) -> None:
     log.propagate = False
 
 
-STOPPED = "Stopped. What was finished before is kept; run the same command again."
+STOPPED = "Stopped. What was finished before is kept; run the same command again (finetune: with --resume)."
 
 
 def _terminate(*_: object) -> None:

@@ -4,21 +4,24 @@ With BatchNormalization in inference mode nothing below the first trainable laye
 same in every epoch, and are computed once.
 """
 
-from pipeline.finetune.checkpoint import Checkpoint
+from pipeline.finetune.checkpoint import FOLDER, Checkpoint, State
 from pipeline.finetune.config import FinetuneConfig
-from pipeline.finetune.examples import Examples, images_of, rows_of
+from pipeline.finetune.examples import Examples, images_of, indices_of, rows_of
 from pipeline.finetune.fitting import Tuned, fit
 from pipeline.finetune.models import FinetuneModels, assemble, drawn_anew
 
 __all__ = [
+    "FOLDER",
     "Checkpoint",
     "Examples",
     "FinetuneConfig",
     "FinetuneModels",
+    "State",
     "Tuned",
     "assemble",
     "drawn_anew",
     "fit",
     "images_of",
+    "indices_of",
     "rows_of",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import RunError
-from pipeline.files import digest_of, published, read_json, write_json
+from pipeline.files import digest_of, published
 
-__all__ = ["Checkpoint", "State"]
+__all__ = ["FOLDER", "Checkpoint", "State"]
 
 FOLDER = ".unfinished"  # in the reports folder; names that start with a dot are no runs
+
+
+PARTS = ("now", "optimizer", "best")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +31,14 @@ class State:
     """How far training has come.
 
     Attributes:
-        arrays: By name: "now" (weights and generators), "optimizer" and "best" (weights), each a list.
-        history: A row for each epoch so far.
+        arrays: "now" (weights and generators), "optimizer" and "best" (weights), each a list.
+        history: A row for each epoch, the start first.
+        head_run: Run id of the head that training started from.
     """
 
     arrays: dict[str, list[NDArray[Any]]]
     history: list[dict[str, float]]
+    head_run: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +61,30 @@ class Checkpoint:
         """
         return cls(reports / FOLDER / digest_of(json.dumps(request, sort_keys=True).encode()))
 
-    def begin(self, head_run: str) -> None:
-        """Forget what there was, and note the head that the command was found to start from."""
-        self.remove()
-        write_json(self.folder / "start.json", {"head_run": head_run})
-
-    def head_run(self) -> str | None:
-        """Run id of the head that `begin` noted; None if there is nothing to resume.
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Let no other process work on the same command; what was never written to is removed.
 
         Raises:
-            RunError: If it can't be read.
+            RunError: If one does.
         """
-        if not self._arrays.is_file():
-            return None
-        try:
-            found = read_json(self.folder / "start.json")["head_run"]
-            if not isinstance(found, str):
-                raise ValueError("it names no run")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self._damaged(error) from error
-        return found
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it, however a process ends
+            except OSError as error:
+                raise RunError(
+                    "This command is running already, in another process; wait for it, or stop it"
+                ) from error
+            try:
+                yield
+            finally:
+                if not self.exists():
+                    self.remove()
+
+    def exists(self) -> bool:
+        """Whether there is a state."""
+        return self._file.is_file()
 
     def save(self, state: State) -> None:
         """Replace the state, whole or not at all.
@@ -81,27 +92,31 @@ class Checkpoint:
         Raises:
             StoreError: If the disk is full.
         """
-        named: dict[str, Any] = {
-            f"{name}_{i}": array for name, part in state.arrays.items() for i, array in enumerate(part)
-        }
-        with published(self._arrays) as partial, partial.open("wb") as file:
-            np.savez(file, history=np.array(json.dumps(state.history)), **named)
+        named: dict[str, Any] = {f"{name}_{i}": array for name in PARTS for i, array in enumerate(state.arrays[name])}
+        about = json.dumps({"history": state.history, "head_run": state.head_run})
+        with published(self._file) as partial, partial.open("wb") as file:
+            np.savez(file, about=np.array(about), **named)
 
-    def load(self, names: Sequence[str]) -> State | None:
+    def load(self) -> State | None:
         """What was saved last; None if nothing was.
 
         Raises:
             RunError: If it can't be read.
         """
-        if not self._arrays.is_file():
+        if not self.exists():
             return None
         try:
-            with self._arrays.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                counts = {name: sum(key.startswith(f"{name}_") for key in file.files) for name in names}
+            with self._file.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                counts = {name: sum(key.startswith(f"{name}_") for key in file.files) for name in PARTS}
                 arrays = {name: [file[f"{name}_{i}"] for i in range(count)] for name, count in counts.items()}
-                return State(arrays, json.loads(str(file["history"])))
+                about = json.loads(str(file["about"]))
+            history, head_run = about["history"], about["head_run"]
+            sound = bool(history) and all(type(value) is float for row in history for value in row.values())
+            if not sound or not isinstance(head_run, str) or os.sep in head_run:
+                raise ValueError("its history or its head is not what tlpipe wrote")
+            return State(arrays, history, head_run)
         except Exception as error:  # NumPy and zipfile raise many kinds
-            raise self._damaged(error) from error
+            raise RunError(f"{self.folder} can't be read: {error}; leave --resume out to begin again") from error
 
     def remove(self) -> None:
         """Forget it, and the folder of all of them if it was the last."""
@@ -115,8 +130,5 @@ class Checkpoint:
         return self.folder / "tensorboard"
 
     @property
-    def _arrays(self) -> Path:
+    def _file(self) -> Path:
         return self.folder / "state.npz"
-
-    def _damaged(self, error: Exception) -> RunError:
-        return RunError(f"{self.folder} can't be read: {error}; leave --resume out to begin again")

@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 __all__ = ["FinetuneConfig"]
 
 SCHEDULES = ("cosine", "plateau", "none")
+MOST = 100_000  # of anything that is counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class FinetuneConfig:
 
     Attributes:
         blocks: Block or layer, which is trained with all above it; blocks joined by commas; "all" or "none". None for
-            the top block.
+            the top block, or for all of a model of one's own.
         epochs: Most passes over the training images.
         batch_size: Images in a step; of several GPUs, all together.
         accumulate: Steps whose gradients are averaged for one update.
@@ -66,10 +67,16 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         share = "a share from 0 up to, but not including, 1"
+        for option, number, least in (
+            ("--epochs", self.epochs, 1),
+            ("--batch-size", self.batch_size, 1),
+            ("--accumulate", self.accumulate, 1),
+            ("--views", self.views, 0),
+            ("--patience", self.patience, 1),
+        ):
+            if not least <= number <= MOST:
+                raise ConfigError(f"{option} is {number}; give {least} to {MOST:,}")
         for option, value, holds, legal in (
-            ("--epochs", self.epochs, self.epochs >= 1, "1 or more"),
-            ("--batch-size", self.batch_size, self.batch_size >= 1, "1 or more"),
-            ("--accumulate", self.accumulate, self.accumulate >= 1, "1 or more"),
             ("--learning-rate", self.learning_rate, 0 < self.learning_rate < 1, "a number above 0 and below 1"),
             ("--backbone-lr-scale", self.backbone_lr_scale, 0 < self.backbone_lr_scale <= 1, "above 0 and up to 1"),
             ("--layer-decay", self.layer_decay, 0 < self.layer_decay <= 1, "above 0 and up to 1"),
@@ -77,8 +84,6 @@ class FinetuneConfig:
             ("--weight-decay", self.weight_decay, 0 <= self.weight_decay < 10, "0 or more, below 10"),
             ("--label-smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, share),
             ("--mixup", self.mixup, 0 <= self.mixup <= 10, "0 to 10"),
-            ("--views", self.views, self.views >= 0, "0 or more"),
-            ("--patience", self.patience, self.patience >= 1, "1 or more"),
         ):
             if not holds:
                 raise ConfigError(f"{option} is {value}; give {legal}")

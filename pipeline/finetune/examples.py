@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.errors import DataError, ImageError
 from pipeline.parts import StoredFeatures
 from pipeline.table import FeatureTable
 
-__all__ = ["Batches", "Examples", "batches", "images_of", "predict", "rows_of"]
+__all__ = ["Batches", "Examples", "batches", "images_of", "indices_of", "predict", "rows_of"]
 
 Rows = NDArray[np.int64]
 
@@ -29,14 +30,14 @@ class Examples:
     """Labelled inputs of one split.
 
     Attributes:
-        labels: Class indices, shape [n].
+        labels: Class indices, shape [n]; where images are mixed, shares of classes, shape [n, logits].
         keys: Image keys, shape [n].
         read: Some of the inputs, float [m, ...], or uint8 [m, height, width, 3].
         blocks: All rows, as many at a time as are read together; None where any row is read as fast as any other.
         workers: Threads that read.
     """
 
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     keys: NDArray[np.bytes_]
     read: Callable[[Rows], NDArray[Any]]
     blocks: Callable[[np.random.Generator | None], Sequence[Rows]] | None = None
@@ -56,6 +57,12 @@ def rows_of(table: FeatureTable, split: str) -> Examples:
     return Examples(labels, keys, lambda some: features[rows[some]])
 
 
+def indices_of(dataset: Dataset, keys: NDArray[np.bytes_]) -> Rows:
+    """Positions in a dataset of the images with some keys."""
+    known, first = np.unique(dataset.keys, return_index=True)
+    return first[np.searchsorted(known, keys)]
+
+
 def images_of(
     table: FeatureTable, split: str, dataset: Dataset, source: ImageSource, config: ImageConfig, workers: int
 ) -> Examples:
@@ -70,8 +77,7 @@ def images_of(
         workers: Decoding threads.
     """
     rows = np.flatnonzero((table.splits == split) & (table.views == 0))
-    keys, first = np.unique(dataset.keys, return_index=True)
-    indices = first[np.searchsorted(keys, table.keys[rows])]
+    indices = indices_of(dataset, table.keys[rows])
 
     def read(some: Rows) -> NDArray[np.uint8]:
         pixels = np.empty((len(some), *config.image_size, 3), np.uint8)
@@ -94,15 +100,26 @@ def images_of(
 class Batches:
     """One pass over examples.
 
+    Args:
+        examples: The examples.
+        batch_size: Examples in a batch.
+        generator: Draws the order; None to take the rows as they come.
+        full: Whether the last batch is filled up with some that were there before; else it may hold fewer.
+
     Attributes:
-        order: Rows in the order in which they are read, shape [n].
+        order: Rows in the order in which they are read.
     """
 
-    def __init__(self, examples: Examples, batch_size: int, generator: np.random.Generator | None) -> None:
+    def __init__(
+        self, examples: Examples, batch_size: int, generator: np.random.Generator | None, *, full: bool = False
+    ) -> None:
         self.examples = examples
         self.batch_size = batch_size
         found = examples.blocks(generator) if examples.blocks else [np.arange(len(examples))]
         self.blocks = [generator.permutation(block) for block in found] if generator else list(found)
+        if full:
+            missing = -len(examples) % batch_size
+            self.blocks[-1] = np.concatenate([self.blocks[-1], np.resize(self.blocks[-1], missing)])
         self.ends = np.cumsum([len(block) for block in self.blocks])
         self.order = np.concatenate(self.blocks)
         self._held: tuple[int, NDArray[Any]] | None = None
@@ -110,7 +127,7 @@ class Batches:
     def __len__(self) -> int:
         return math.ceil(len(self.order) / self.batch_size)
 
-    def __getitem__(self, number: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    def __getitem__(self, number: int) -> tuple[NDArray[Any], NDArray[Any]]:
         start = number * self.batch_size
         rows = self.order[start : start + self.batch_size]
         inputs = self._from_blocks(start, start + len(rows)) if self.examples.blocks else self.examples.read(rows)
@@ -132,30 +149,48 @@ class Batches:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def batches(examples: Examples, batch_size: int, generator: np.random.Generator | None) -> tuple[Any, Rows]:
+@contextmanager
+def batches(examples: Examples, batch_size: int, generator: np.random.Generator | None) -> Iterator[tuple[Any, Rows]]:
     """Keras's data set of one pass, read in threads ahead of the step, and the rows in its order.
+
+    Where several devices share a batch, all are full: Keras can give a device no empty part, and takes the mean of each
+    part for itself, however large.
 
     Args:
         examples: The examples.
-        batch_size: Examples in a batch; the last may hold fewer.
+        batch_size: Examples in a batch.
         generator: Draws the order; None to take the rows as they come.
+
+    Raises:
+        Exception: What went wrong while reading, which TensorFlow would hide in an error of its own.
     """
-    one_pass = Batches(examples, batch_size, generator)
+    several = runtime.tensorflow().distribute.get_strategy().num_replicas_in_sync > 1
+    one_pass = Batches(examples, batch_size, generator, full=several)
+    failed: list[Exception] = []
 
     class DataSet(runtime.keras().utils.PyDataset):  # type: ignore[misc]
         def __len__(self) -> int:
             return len(one_pass)
 
-        def __getitem__(self, number: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
-            return one_pass[number]
+        def __getitem__(self, number: int) -> tuple[NDArray[Any], NDArray[Any]]:
+            try:
+                return one_pass[number]
+            except Exception as error:
+                failed.append(error)
+                raise
 
-    return DataSet(workers=examples.workers, max_queue_size=AHEAD + examples.workers), one_pass.order
+    try:
+        yield DataSet(workers=examples.workers, max_queue_size=AHEAD + examples.workers), one_pass.order
+    except Exception as error:
+        if failed:
+            raise failed[0] from error
+        raise
 
 
 def predict(model: Any, examples: Examples, batch_size: int) -> NDArray[np.floating]:
     """Logits [n, k] of examples, in their order."""
-    data, order = batches(examples, batch_size, None)
-    logits: NDArray[np.floating] = model.predict(data, verbose=0)
-    found = np.empty_like(logits)
+    with batches(examples, batch_size, None) as (data, order):
+        logits: NDArray[np.floating] = model.predict(data, verbose=0)
+    found = np.empty((len(examples), logits.shape[1]), logits.dtype)
     found[order] = logits
     return found

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import runtime
-from pipeline.errors import RunError, StoppedError, StoreError
-from pipeline.finetune.checkpoint import Checkpoint, State
+from pipeline.errors import ConfigError, RunError, StoppedError, StoreError
+from pipeline.finetune.checkpoint import State
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.examples import Examples, batches, predict
 from pipeline.finetune.models import FinetuneModels, with_remat
-from pipeline.finetune.steps import Augmentation, optimizer_of, with_steps
+from pipeline.finetune.steps import Augmentation, optimizer_of, schedule_of, with_steps
 from pipeline.heads import Watch, probabilities_of
 from pipeline.metrics import scores
 from pipeline.progress import Advance, progress
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Tuned", "fit"]
 
-PREDICTED = 128  # images at a time, at least, where nothing is kept for a backward pass
+PREDICTED = 128  # images whose activations are run at a time where nothing is kept for a backward pass
+DIVERGED = 10.0  # times the loss of a guess: no network that learns is so sure of what is wrong
+
+Keeping = Callable[[dict[str, list[NDArray[Any]]], list[dict[str, float]]], None]
 
 log = logging.getLogger("tlpipe")
 
@@ -63,7 +66,8 @@ def fit(
     models: FinetuneModels,
     examples: dict[str, Examples],
     config: FinetuneConfig,
-    checkpoint: Checkpoint | None = None,
+    keeping: Keeping | None = None,
+    state: State | None = None,
     logs: Path | None = None,
 ) -> Tuned:
     """Train; the weights kept are those of the epoch with the best validation accuracy, the start included.
@@ -72,16 +76,17 @@ def fit(
         models: What `assemble` gave, made in the scope of the strategy that is used.
         examples: Of `train` and, where there are any, of `val` and `test`.
         config: How.
-        checkpoint: Where the state is kept after each epoch, and taken up again.
+        keeping: Keeps the state after each epoch; None to keep nothing.
+        state: What to go on from; None to begin.
         logs: Folder of TensorBoard's logs; None for none.
 
     Raises:
-        RunError: If the loss diverges in the first epoch, memory is too little, or a checkpoint can't be read.
+        ConfigError: If all epochs together make no update.
+        RunError: If the loss diverges in the first epoch, memory is too little, or the state is of another network.
         StoppedError: After Ctrl-C or SIGTERM; the checkpoint stays.
     """
-    training = _Training(models, examples, config, checkpoint)
-    state = checkpoint.load(("now", "optimizer", "best")) if checkpoint else None
     with _enough_memory(config), _writer(logs) as written, runtime.stopping() as stop:
+        training = _Training(models, examples, config, keeping)
         resumed = training.take_up(state) if state else training.start()
         left = config.epochs - resumed
         with progress("Fine-tuning", left * training.n_steps, "steps") as advance:
@@ -101,18 +106,29 @@ class _Training:
         models: FinetuneModels,
         examples: dict[str, Examples],
         config: FinetuneConfig,
-        checkpoint: Checkpoint | None,
+        keeping: Keeping | None,
     ) -> None:
         self.config = config
-        self.examples = examples
-        self.checkpoint = checkpoint
+        self.keeping = keeping
         self.model = models.trained
         self.n_steps = math.ceil(len(examples["train"]) / config.batch_size)
+        if config.accumulate > config.epochs * self.n_steps:
+            raise ConfigError(
+                f"--accumulate {config.accumulate} is more than the {config.epochs * self.n_steps} steps of all "
+                "epochs, so nothing would ever be updated; give less"
+            )
         self.augmentation = Augmentation(config, models.n_classes)
+        train = replace(examples["train"], labels=self.augmentation.shares(examples["train"].labels))
+        self.examples = {**examples, "train": train}
+        # Of images every layer's maps are held; of activations little lies above.
+        self.n_predicted = config.batch_size if models.trained is models.whole else max(PREDICTED, config.batch_size)
         stepped = with_remat(self.model) if config.remat else self.model
         self.stepped = with_steps(stepped, self.augmentation)
         self.factor = runtime.keras().Variable(1.0, trainable=False, name="plateau")
-        self.optimizer = optimizer_of(self.stepped, self.model, models.depths, config, self.n_steps, self.factor)
+        self.schedule = schedule_of(config, self.n_steps)
+        self.optimizer = optimizer_of(self.stepped, self.model, models.depths, config, self.schedule, self.factor)
+        self.chance = math.log(models.n_classes)
+        self.diverged = DIVERGED * self.chance
         # On a processor XLA ran no faster, took half as much memory again, and 6 s more for each shape of a batch.
         jit = "auto" if runtime.tensorflow().config.list_physical_devices("GPU") else False
         self.stepped.compile(optimizer=self.optimizer, jit_compile=jit, **self.augmentation.objective())
@@ -121,7 +137,7 @@ class _Training:
         self.notes: list[str] = []
         self.best: list[NDArray[Any]] = self.model.get_weights()
         self.finished = False
-        self._saves = True
+        self._n_kept = 0
 
     @property
     def best_epoch(self) -> int:
@@ -129,7 +145,7 @@ class _Training:
         return max(int(self.watch.best_epoch[0]) - 1, 0)
 
     def start(self) -> int:
-        """Look at the validation images before anything has changed; no epoch is done."""
+        """Look at the validation images before anything has changed; 0, as no epoch is done."""
         figures = ["loss"] if self.augmentation.mixes else ["accuracy", "loss"]
         row = dict.fromkeys(["learning_rate", *figures], math.nan)
         self._take_in({"epoch": 0.0, **row, **self._validation(), "epoch_seconds": 0.0, "seconds": 0.0})
@@ -142,36 +158,41 @@ class _Training:
             for name, variables in self._variables().items():
                 for variable, array in zip(variables, state.arrays[name], strict=True):
                     variable.assign(array)
-            for row in state.history:
+            for row in state.history[: self.config.epochs + 1]:
                 self._take_in(row)
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"The checkpoint belongs to another network: {error}; leave --resume out to begin again"
             ) from error
         self.best = state.arrays["best"]
-        log.info("Going on after epoch %d of %d", len(self.history) - 1, self.config.epochs)
-        return len(self.history) - 1
+        self._n_kept = len(self.history) - 1
+        log.info("Going on after epoch %d of %d", self._n_kept, self.config.epochs)
+        return self._n_kept
 
     def epoch(self, stop: runtime.Stopping, advance: Advance) -> None:
         """One pass over the training images, then one look at the validation images."""
         config, number = self.config, len(self.history)
         start = time.perf_counter()
         generator = np.random.default_rng((config.seed, number))
-        data, _ = batches(self.examples["train"], config.batch_size, generator)
         sound = self.model.get_weights()
-        rate = float(self.optimizer.learning_rate) * float(self.watch.reductions[0])
         # Keras would shuffle the batches again, by a generator that no checkpoint knows.
-        fitted = self.stepped.fit(data, epochs=1, shuffle=False, verbose=0, callbacks=[self._callback(stop, advance)])
+        with batches(self.examples["train"], config.batch_size, generator) as (data, _):
+            callbacks = [self._callback(stop, advance)]
+            fitted = self.stepped.fit(data, epochs=1, shuffle=False, verbose=0, callbacks=callbacks)
         figures = {name: float(values[-1]) for name, values in sorted(fitted.history.items())}
         seconds = time.perf_counter() - start
-        row = {"epoch": float(number), "learning_rate": rate, **figures}
-        if not math.isfinite(figures["loss"]):
+        row = {"epoch": float(number), "learning_rate": self._rate(number), **figures}
+        if not figures["loss"] < self.diverged:
             self.model.set_weights(sound)
             self.finished = True
+            what = f"The loss diverged in epoch {number} ({figures['loss']:.3g}; guessing gives {self.chance:.2f})"
             if number == 1:
-                raise RunError(f"The loss diverged in the first epoch; lower --learning-rate {config.learning_rate:g}")
-            self.notes.append(f"The loss was no finite number in epoch {number}; training ended there")
-        row |= {**self._validation(), "epoch_seconds": seconds}
+                raise RunError(f"{what}; lower --learning-rate {config.learning_rate:g}")
+            self.notes.append(f"{what}; training ended there, a lower --learning-rate may do better")
+            row |= dict.fromkeys(self._validated, math.nan)
+        else:
+            row |= self._validation()
+        row["epoch_seconds"] = seconds
         self._take_in({**row, "seconds": self.history[-1]["seconds"] + time.perf_counter() - start})
         shown = {name: row[name] for name in ("loss", "val_accuracy", "val_loss") if name in row}
         log.info(
@@ -184,14 +205,16 @@ class _Training:
 
     def save(self) -> None:
         """Write the checkpoint; what can't be written ends nothing."""
-        if self.checkpoint is None or self.finished or not self._saves:
+        if self.keeping is None or self.finished:
             return
         variables = {name: [np.asarray(variable) for variable in part] for name, part in self._variables().items()}
         try:
-            self.checkpoint.save(State({**variables, "best": self.best}, self.history))
+            self.keeping({**variables, "best": self.best}, self.history)
         except StoreError as error:
-            self._saves = False
+            self.keeping = None
             log.warning("No more checkpoints are written: %s", error)
+        else:
+            self._n_kept = len(self.history) - 1
 
     def end(self) -> dict[str, NDArray[np.float64]]:
         """Put the best weights back; probabilities of all splits but train."""
@@ -200,7 +223,7 @@ class _Training:
 
     def _callback(self, stop: runtime.Stopping, advance: Advance) -> keras.callbacks.Callback:
         """What happens after each step."""
-        done, epochs = len(self.history) - 1, self.config.epochs
+        done, epochs = self._n_kept, self.config.epochs
 
         class AfterStep(runtime.keras().callbacks.Callback):  # type: ignore[misc]
             def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
@@ -230,15 +253,25 @@ class _Training:
         self.finished = self.watch.finished
         self.factor.assign(self.watch.reductions[0])
 
+    def _rate(self, epoch: int) -> float:
+        """Learning rate of the head in the middle of an epoch."""
+        middle = self.schedule(int((epoch - 0.5) * self.n_steps))
+        return float(middle) * float(self.watch.reductions[0])
+
+    @property
+    def _validated(self) -> list[str]:
+        """Columns of the history that come from the validation images."""
+        return ["val_loss", "val_accuracy"] if "val" in self.examples else []
+
     def _validation(self) -> dict[str, float]:
-        if "val" not in self.examples:
+        if not self._validated:
             return {}
         val = self.examples["val"]
         found = scores(self._probabilities(val), val.labels)
-        return {"val_loss": found["log_loss"], "val_accuracy": found["accuracy"]}
+        return dict(zip(self._validated, (found["log_loss"], found["accuracy"]), strict=True))
 
     def _probabilities(self, part: Examples) -> NDArray[np.float64]:
-        return probabilities_of(predict(self.model, part, max(PREDICTED, self.config.batch_size)))
+        return probabilities_of(predict(self.model, part, self.n_predicted))
 
     def _variables(self) -> dict[str, list[keras.Variable]]:
         """All that an epoch changes: weights, the state of random generators, and what the optimizer remembers."""
@@ -258,10 +291,13 @@ def _enough_memory(config: FinetuneConfig) -> Iterator[None]:
     try:
         yield
     except (runtime.tensorflow().errors.ResourceExhaustedError, MemoryError) as error:
-        half = config.batch_size // 2 or 1
+        ways = []
+        if config.batch_size > 1:
+            ways.append(f"--batch-size {config.batch_size // 2} --accumulate {2 * config.accumulate} (about the same)")
+        if not config.remat and not config.train_bn:
+            ways.append("--remat")
         raise RunError(
-            f"Out of memory with {config.batch_size} images in a step; try --batch-size {half} --accumulate "
-            f"{2 * config.accumulate} (the same update), --remat, or fewer --blocks"
+            f"Out of memory with {config.batch_size} images in a step; try {', '.join([*ways, 'or fewer --blocks'])}"
         ) from error
 
 

@@ -77,7 +77,7 @@ def assemble(
         unfrozen: The cut, and the layers that may be trained.
         head: Built layers, from features to logits.
         n_classes: Number of classes.
-        train_bn: Whether BatchNormalization above the cut is trained.
+        train_bn: Whether BatchNormalization above the cut is trained, the head's included.
         from_images: Whether the trained model starts at the images; else at the cut.
 
     Raises:
@@ -90,8 +90,10 @@ def assemble(
     if logits.shape[-1] != n_logits(n_classes):
         raise RunError(f"The head gives {logits.shape[-1]} logits, {n_classes} classes need {n_logits(n_classes)}")
     for layer in features.layers:
-        still = isinstance(layer, keras.layers.BatchNormalization) and not train_bn
-        layer.trainable = layer.name in unfrozen.depths and not still
+        layer.trainable = layer.name in unfrozen.depths
+    for layer in [*features.layers, *head]:
+        if isinstance(layer, keras.layers.BatchNormalization) and not train_bn:
+            layer.trainable = False
     whole = keras.Model(features.inputs[0], logits)
     trained = whole if from_images else keras.Model(tensor_of(features, unfrozen.cut), logits)
     return FinetuneModels(trained, whole, below, n_classes, unfrozen.depths)
@@ -107,8 +109,12 @@ def drawn_anew(head: Sequence[keras.Layer], seed: int, *, prepared: bool) -> lis
             it was, and fits no backbone that starts from random weights.
     """
     keras = runtime.keras()
-    kept = [layer for layer in head if prepared or isinstance(layer, (keras.layers.Dense, keras.layers.Dropout))]
+    drawn = (keras.layers.Dense, keras.layers.Dropout, keras.layers.BatchNormalization)
+    kept = [layer for layer in head if prepared or isinstance(layer, drawn)]
     for number, layer in enumerate(kept):
+        if isinstance(layer, keras.layers.BatchNormalization) and not prepared:
+            one, zero = np.ones(layer.gamma.shape, np.float32), np.zeros(layer.gamma.shape, np.float32)
+            layer.set_weights([one, zero, zero, one])
         if isinstance(layer, keras.layers.Dense):
             draw = keras.initializers.GlorotUniform(seed + number)
             layer.set_weights([np.asarray(draw(layer.kernel.shape)), np.zeros(layer.bias.shape, np.float32)])

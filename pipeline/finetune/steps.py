@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline import runtime
 from pipeline.augment import MAX_ANGLE, STRENGTH, ZOOM, Augment
 from pipeline.finetune.config import FinetuneConfig
@@ -12,7 +15,7 @@ from pipeline.heads import accuracy_of_logits, optimizer_with_rates, soft_loss, 
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["Augmentation", "optimizer_of", "with_steps"]
+__all__ = ["Augmentation", "optimizer_of", "schedule_of", "with_steps"]
 
 SHIFT = 0.15  # of the picture's sides, before `crop` enlarges it
 
@@ -38,7 +41,7 @@ class Augmentation:
         return [variable for layer in layers for variable in layer.variables]
 
     def __call__(self, images: Any, labels: Any) -> tuple[Any, Any]:
-        """Augment uint8 images [b, height, width, 3]; mixed labels are shares [b, logits]."""
+        """Augment uint8 images [b, height, width, 3]; labels that are mixed are shares [b, logits], from `shares`."""
         if not self.layers and not self.mixup:
             return images, labels
         ops = runtime.keras().ops
@@ -46,17 +49,17 @@ class Augmentation:
         for layer in self.layers:
             images = layer(images, training=True)
         if self.mixup:
-            labels = self._shares(labels)
             mixed = self.mixup({"images": images, "labels": labels}, training=True)
             images, labels = mixed["images"], mixed["labels"]
         # The network takes bytes, in training as in serving.
         return ops.cast(ops.round(ops.clip(images, 0, 255)), "uint8"), labels
 
-    def _shares(self, labels: Any) -> Any:
-        ops = runtime.keras().ops
-        if self.n_classes == 2:
-            return ops.cast(labels, "float32")[:, None]
-        return ops.one_hot(labels, self.n_classes)
+    def shares(self, labels: NDArray[np.int64]) -> NDArray[Any]:
+        """Labels as the step takes them: class indices [n], or, to be mixed, shares [n, logits]."""
+        if not self.mixes:
+            return labels
+        shares: NDArray[np.float32] = np.eye(self.n_classes, dtype=np.float32)[labels]
+        return shares[:, 1:] if self.n_classes == 2 else shares
 
     def objective(self) -> dict[str, Any]:
         """Loss and metrics, as `compile` takes them; of mixed images an accuracy would mean little."""
@@ -100,12 +103,31 @@ def with_steps(model: keras.Model, augmentation: Augmentation) -> keras.Model:
     return Stepped(model.inputs[0], model.outputs[0])
 
 
+def schedule_of(config: FinetuneConfig, n_steps: int) -> Any:
+    """Learning rate of the head at each step, which Keras counts also where gradients are only added up.
+
+    Args:
+        config: How.
+        n_steps: Steps in an epoch.
+    """
+    n_steps *= config.epochs
+    warm_up = min(round(config.warm_up * n_steps), n_steps - 1)
+    # A cosine that falls to where it starts is constant, and brings the same warm-up.
+    return runtime.keras().optimizers.schedules.CosineDecay(
+        0.0 if warm_up else config.learning_rate,
+        n_steps - warm_up,
+        alpha=0.0 if config.schedule == "cosine" else 1.0,
+        warmup_target=config.learning_rate if warm_up else None,
+        warmup_steps=warm_up,
+    )
+
+
 def optimizer_of(
     stepped: keras.Model,
     trained: keras.Model,
     depths: dict[str, int],
     config: FinetuneConfig,
-    n_steps: int,
+    schedule: Any,
     factor: Any,
 ) -> keras.optimizers.Optimizer:
     """AdamW with a rate for each layer: the head's, times the scale of the backbone, times the decay of its block.
@@ -115,20 +137,9 @@ def optimizer_of(
         trained: The model whose layers these are.
         depths: Of each layer of the backbone, the number of blocks above its own.
         config: How.
-        n_steps: Steps in an epoch.
+        schedule: What `schedule_of` gave.
         factor: A variable by which all rates are multiplied.
     """
-    keras = runtime.keras()
-    n_steps *= config.epochs  # Keras counts steps here, also those whose gradients are only added up
-    warm_up = round(config.warm_up * n_steps)
-    # A cosine that falls to where it starts is constant, and brings the same warm-up.
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0 if warm_up else config.learning_rate,
-        n_steps - warm_up,
-        alpha=0.0 if config.schedule == "cosine" else 1.0,
-        warmup_target=config.learning_rate if warm_up else None,
-        warmup_steps=warm_up,
-    )
     rates = {
         id(variable): config.backbone_lr_scale * config.layer_decay ** depths[layer.name]
         for layer in trained.layers

@@ -2,10 +2,11 @@
 
 from pipeline.stages.choosing import CurveResult, learning_curve, sweep
 from pipeline.stages.features import ExtractResult, extract, features_of
+from pipeline.stages.starting import FinetuneOptions
 from pipeline.stages.tables import TableOptions
 from pipeline.stages.trained import TrainedHead, open_head
 from pipeline.stages.training import train_head
-from pipeline.stages.tuning import FinetuneOptions, finetune
+from pipeline.stages.tuning import finetune
 
 __all__ = [
     "CurveResult",

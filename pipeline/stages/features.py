@@ -25,7 +25,7 @@ from pipeline.records import TableRecord, now, save_dataset, save_record, table_
 from pipeline.store import FeatureStore
 from pipeline.table import row_keys
 
-__all__ = ["ExtractResult", "extract", "features_of"]
+__all__ = ["ExtractResult", "complete_rows", "extract", "features_of"]
 
 NAMED_AT_MOST = 10  # unreadable images named on the terminal; the answer of --json lists all
 
@@ -196,6 +196,29 @@ def features_of(source: ImageSource, config: ExtractConfig, cache: Path) -> NDAr
             raise DataError(f"Image {number} can't be read: {done.refused[key]}")
     store.open()
     return store.read(column)
+
+
+def complete_rows(config: ExtractConfig, cache: Path, opened: Opened, rows: NDArray[np.int64]) -> FeatureStore:
+    """Compute the features of some rows of a dataset that are not in the cache yet; the store that has them all.
+
+    Args:
+        config: What to extract; `data` and `splits` are not used.
+        cache: The cache folder.
+        opened: The dataset.
+        rows: Numbers of rows, each image once.
+
+    Raises:
+        DataError: If an image can't be read.
+    """
+    plan = _plan(config, cache, _backbone(config, cache))
+    store = FeatureStore(cache, plan.spec)
+    keys, locations = opened.dataset.keys[rows], [opened.dataset.locations[row] for row in rows.tolist()]
+    done = _complete(plan, store, keys, locations, opened.source.take(rows.tolist()), None, None)
+    for key, location in zip(keys.tolist(), locations, strict=True):
+        if key in done.refused:
+            raise DataError(f"{location} can't be read any more: {done.refused[key]}")
+    store.open()
+    return store
 
 
 def _backbone(config: ExtractConfig, cache: Path) -> Pretrained:
