@@ -118,7 +118,7 @@ class TestWhatIsTrained:
         before = {weight.path: weight.numpy() for weight in models.whole.weights}
         # Without validation images the last epoch is kept.
         train = {"train": given.examples()["train"]}
-        fit(models, train, FinetuneConfig(blocks, epochs=1, batch_size=8, learning_rate=1e-2))
+        fit(models, train, FinetuneConfig(blocks, epochs=1, batch_size=8, learning_rate=1e-4))
         differing = {
             weight.path.split("/")[0]
             for weight in models.whole.weights
@@ -228,7 +228,7 @@ class TestEpochs:
     def test_the_best_epoch_is_kept_and_a_bad_rate_changes_nothing(self) -> None:
         given = setting("mobilenet025", "block13")
         examples = given.examples()
-        config = FinetuneConfig("block13", epochs=3, batch_size=4, learning_rate=0.05)
+        config = FinetuneConfig("block13", epochs=3, batch_size=4, learning_rate=3e-3)
         tuned = fit(given.models(), examples, config)
         scores = [(row["val_accuracy"], -row["val_loss"]) for row in tuned.history]
         assert tuned.best_epoch == int(max(range(len(scores)), key=lambda epoch: scores[epoch]))

@@ -240,7 +240,7 @@ class TestAsBackbone:
         config = ExtractConfig(str(red_and_blue), backbone=str(reports / tuned.id), precision="float32")
         features = stages.extract(config, cache).record.id
         stages.train_head(HeadConfig("logreg"), cache, reports, TableOptions(features))
-        again = stages.finetune(FinetuneConfig("block11", **QUICK), cache, reports)
+        again = stages.finetune(FinetuneConfig("block11", epochs=1, learning_rate=1e-5), cache, reports)
         assert again.settings["cut"] == "conv_pw_10_relu", "what was frozen before can be trained now"
         assert again.trainable_parameters > tuned.trainable_parameters
         third = ExtractConfig(str(red_and_blue), backbone=str(reports / again.id), engine="tensorflow")

@@ -91,6 +91,8 @@ def assemble(
         raise RunError(f"The head gives {logits.shape[-1]} logits, {n_classes} classes need {n_logits(n_classes)}")
     for layer in features.layers:
         layer.trainable = layer.name in unfrozen.depths
+    for layer in head:
+        layer.trainable = True
     for layer in [*features.layers, *head]:
         if isinstance(layer, keras.layers.BatchNormalization) and not train_bn:
             layer.trainable = False
