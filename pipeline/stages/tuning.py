@@ -156,15 +156,10 @@ def _head_run(config: FinetuneConfig, cache: Path, reports: Path, options: Finet
     """Train the head that was asked for; else the run that was given."""
     if options.head is None:
         return options.head_run
-    config_of_head = HeadConfig(options.head, seed=config.seed)
+    head = HeadConfig(options.head, seed=config.seed)
     with suppress(RunError):  # it isn't fitted yet; a head without layers says so
-        make_head(config_of_head)[0].layers()
-    run = train_head(
-        HeadConfig(options.head, seed=config.seed),
-        cache,
-        reports,
-        TableOptions(options.features, memory=options.memory),
-    )
+        make_head(head)[0].layers()
+    run = train_head(head, cache, reports, TableOptions(options.features, memory=options.memory))
     scores = ", ".join(f"{split} {100 * found['accuracy']:.1f} %" for split, found in run.metrics.items())
     log.info("Trained %s first, as %s: %s", run.head, run.id, scores)
     return run.id

@@ -19,6 +19,7 @@ from pipeline.backbones import BACKBONES, tensor_of
 from pipeline.backbones.network import build_network
 from pipeline.config import ExtractConfig
 from pipeline.finetune import Examples, FinetuneConfig, assemble, fit
+from pipeline.finetune.fitting import _Training
 
 N, BATCH, STEPS, N_EXTRACTED = 320, 32, 20, 1000
 
@@ -68,12 +69,12 @@ def first_losses(images: np.ndarray, labels: np.ndarray, kind: str) -> np.ndarra
     if kind != "images":
         lower = keras.Model(features.inputs[0], tensor_of(features, unfrozen.cut))
         inputs = lower.predict(images, batch_size=BATCH, verbose=0).astype(kind).astype(np.float32)
-    models.trained.compile(keras.optimizers.AdamW(1e-4), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    training = _Training(models, examples(inputs, labels), FinetuneConfig("conv5", epochs=2, batch_size=BATCH), None)
     losses = []
     for step in range(STEPS):
         rows = np.arange(BATCH * step, BATCH * (step + 1)) % len(labels)
-        losses.append(float(models.trained.train_on_batch(inputs[rows], labels[rows])))
-        models.trained.reset_metrics()
+        losses.append(float(training.stepped.train_on_batch(inputs[rows], labels[rows])[0]))
+        training.stepped.reset_metrics()
     return np.array(losses)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -44,6 +45,8 @@ def main() -> None:
         keys = np.unique(open_dataset(str(large), ExtractConfig().splits, memo=Memo(work / "cache")).dataset.keys)
         for store in stores(work / "cache"):
             store.open()
+            if store.spec.pooling == "none" and (store.row_shape(), store.spec.dtype) != (SHAPE, "float16"):
+                sys.exit(f"The cut gives {store.row_shape()} in {store.spec.dtype}, not {SHAPE} in float16")
             known = store.has(keys)
             fill(work / "cache", store.spec, keys[~known], store.row_shape())
         tlpipe("extract", large, *options, cwd=work)
