@@ -237,7 +237,7 @@ def read_features(
     shapes = [store.row_shape() for store in stores]
     copies, n_blocks, number_bytes = COPIES, BLOCKS, 4
     if len(shapes[0]) > 1:  # of activations single batches are widened, and no copy is made
-        copies, n_blocks, number_bytes = 1, 2, np.dtype(stores[0].spec.dtype).itemsize
+        copies, n_blocks, number_bytes = 1, 3, np.dtype(stores[0].spec.dtype).itemsize
     row_bytes = number_bytes * sum(int(np.prod(shape)) for shape in shapes)
     if memory is None or copies * row_bytes * len(keys) <= memory:
         parts = [store.read_at(part) for store, part in zip(stores, places, strict=True)]

@@ -253,7 +253,7 @@ class TestModelOfOnesOwn:
         (tmp_path / "bad.keras").write_bytes(b"PK no zip")
         with pytest.raises(WeightsError, match="bad.keras"):
             load_network(tmp_path / "bad.keras", (8, 8))
-        with pytest.raises(WeightsError, match="no model file"):
+        with pytest.raises(WeightsError, match="There is no model"):
             open_backbone(str(tmp_path / "gone.keras"), "imagenet", 0, None)
         start = keras.Input((8, 8, 3))
         keras.Model(start, keras.layers.Conv2D(2, 3)(start)).save(tmp_path / "fixed.keras")

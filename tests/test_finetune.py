@@ -417,7 +417,9 @@ class TestEndToEnd:
         assert "accuracy" not in tuned.history[1]
         assert all(math.isfinite(row["loss"]) for row in tuned.history[1:])
 
-    @pytest.mark.parametrize(("name", "size"), [("densenet121", 64), ("efficientnetb0", 64)])
+    @pytest.mark.parametrize(
+        ("name", "size"), [pytest.param("densenet121", 64, marks=pytest.mark.slow), ("efficientnetb0", 64)]
+    )
     def test_rematerialised_gradients_are_the_same(self, name: str, size: int) -> None:
         given = setting(name, "all", size=size)
         models = given.models(from_images=True)

@@ -134,6 +134,10 @@ class Batches:
         # Keras would turn a float16 array into float32 as a whole, before the first batch.
         return inputs.astype(np.float32) if inputs.dtype == np.float16 else inputs, self.examples.labels[rows]
 
+    def release(self) -> None:
+        """Let go of the block that is held."""
+        self._held = None
+
     def _from_blocks(self, start: int, end: int) -> NDArray[Any]:
         """Inputs from `start` to `end` in the order of reading; the block they lie in is read once, as a whole."""
         parts = []
@@ -185,6 +189,8 @@ def batches(examples: Examples, batch_size: int, generator: np.random.Generator 
         if failed:
             raise failed[0] from error
         raise
+    finally:
+        one_pass.release()  # Keras's cycles would keep it for a while
 
 
 def predict(model: Any, examples: Examples, batch_size: int) -> NDArray[np.floating]:

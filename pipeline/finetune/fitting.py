@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Tuned", "fit"]
 
-PREDICTED = 128  # images whose activations are run at a time where nothing is kept for a backward pass
+PREDICTED = 64  # images whose activations are run at a time where nothing is kept for a backward pass
 DIVERGED = 30.0  # times the loss of a guess: no network that learns is so sure of what is wrong
 
 Keeping = Callable[[dict[str, list[NDArray[Any]]], list[dict[str, float]]], None]
