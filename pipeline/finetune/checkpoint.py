@@ -21,8 +21,6 @@ from pipeline.files import digest_of, published
 __all__ = ["FOLDER", "Checkpoint", "State"]
 
 FOLDER = ".unfinished"  # in the reports folder; names that start with a dot are no runs
-
-
 PARTS = ("now", "optimizer", "best")
 
 

@@ -69,14 +69,14 @@ def images_of(
     """The images of one split of a table, decoded when they are read.
 
     Args:
-        table: The table.
+        table: The table, of the images themselves, without views.
         split: The split.
         dataset: The dataset that the table was extracted from, as it is now.
         source: Its images.
         config: How files become pixels.
         workers: Decoding threads.
     """
-    rows = np.flatnonzero((table.splits == split) & (table.views == 0))
+    rows = table.rows(split)
     indices = indices_of(dataset, table.keys[rows])
 
     def read(some: Rows) -> NDArray[np.uint8]:

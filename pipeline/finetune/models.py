@@ -143,7 +143,8 @@ def with_remat(model: keras.Model) -> keras.Model:
             # Nothing inside depends on the mode: BatchNormalization is frozen, and nothing is drawn.
             return self.inner(inputs, training=False)
 
-    order, length = nodes(model), math.isqrt(len(nodes(model)))
+    order = nodes(model)
+    length = math.isqrt(len(order))
     positions = {node.name: position for position, node in enumerate(order)}
     bounds, last = [model.inputs[0]], 0
     for name in cuts(model):

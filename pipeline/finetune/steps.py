@@ -31,8 +31,8 @@ class Augmentation:
         self.config = config
         self.n_classes = n_classes
         self.mixes = config.mixup > 0
-        on_the_fly = config.augment and not config.views
-        self.layers = _layers(Augment.parse(config.augment), config.seed) if on_the_fly and config.augment else []
+        on_the_fly = config.augment if not config.views else None
+        self.layers = _layers(Augment.parse(on_the_fly), config.seed) if on_the_fly else []
         self.mixup = runtime.keras().layers.MixUp(config.mixup, seed=config.seed) if self.mixes else None
 
     def variables(self) -> list[keras.Variable]:
