@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import FeatureExtractor, Features, extract, load_features, load_head
+    from pipeline.api import FeatureExtractor, Features, Model, extract, load_features, load_head, load_model
 
-__all__ = ["FeatureExtractor", "Features", "extract", "load_features", "load_head"]
+__all__ = ["FeatureExtractor", "Features", "Model", "extract", "load_features", "load_head", "load_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from sklearn.utils.validation import check_is_fitted
 from pipeline import stages
 from pipeline.config import ExtractConfig, FeatureSpec, SplitConfig
 from pipeline.datasets import ArraySource, FileSource, ImageSource
+from pipeline.errors import DataError
 from pipeline.records import find_records
 from pipeline.stages import ExtractResult, TrainedHead
 from pipeline.table import load_table
 
-__all__ = ["FeatureExtractor", "Features", "extract", "load_features", "load_head"]
+__all__ = ["FeatureExtractor", "Features", "Model", "extract", "load_features", "load_head", "load_model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,73 @@ def load_head(run: str | None = None, *, reports: str | Path = "reports") -> Tra
     return stages.open_head(Path(reports), run)[0]
 
 
+@dataclass(frozen=True)
+class Model:
+    """A trained run that takes images, as scikit-learn's classifiers take features.
+
+    Attributes:
+        run: Id of the run.
+        class_names: In the order of the probabilities.
+        cache: Folder where features are kept; None to keep none.
+    """
+
+    run: str
+    class_names: tuple[str, ...]
+    cache: Path | None
+    _classifier: stages.Classifier = field(repr=False)
+
+    def predict_proba(self, X: Sequence[str | Path] | NDArray[Any]) -> NDArray[np.floating]:
+        """Probabilities of images.
+
+        Args:
+            X: Paths, or an array [n, height, width] or [n, height, width, channels], uint8, of any size.
+
+        Returns:
+            Shape [n, classes], in the order of `class_names`.
+
+        Raises:
+            DataError: If an image can't be read: a row can't be left out here. `tlpipe predict` lists such images.
+            ValueError: If X is neither.
+        """
+        source = _source(X)
+        locations = [f"Image {number}" for number in range(len(source))]
+        with _folder(self.cache) as cache:
+            predicted = self._classifier.predict(source, locations, cache)
+        for number, cause in predicted.unreadable.items():
+            raise DataError(f"Image {number} can't be read: {cause}")
+        return predicted.probabilities
+
+    def predict(self, X: Sequence[str | Path] | NDArray[Any]) -> NDArray[np.str_]:
+        """Class names [n] of images; arguments and errors as in `predict_proba`."""
+        labels: NDArray[np.str_] = np.array(self.class_names)[self.predict_proba(X).argmax(axis=1)]
+        return labels
+
+
+def load_model(run: str | None = None, *, reports: str | Path = "reports", cache: str | Path | None = "cache") -> Model:
+    """Load a run of `tlpipe train-head`, `sweep` or `finetune` that takes images.
+
+    Args:
+        run: Its id, the start of one, or the path of its folder; None for the newest.
+        reports: The reports folder.
+        cache: Where features are looked up and kept; None to keep none.
+
+    Raises:
+        RunError: If there is no such run, or its files are missing or damaged.
+    """
+    classifier = stages.open_classifier(Path(reports), run)
+    return Model(classifier.run.id, classifier.class_names, None if cache is None else Path(cache), classifier)
+
+
+@contextmanager
+def _folder(cache: str | Path | None) -> Iterator[Path]:
+    """The cache folder; one that is gone afterwards if none is to be kept."""
+    if cache is not None:
+        yield Path(cache)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """A scikit-learn transformer from images to features of a frozen backbone, cached by content.
 
@@ -206,10 +275,8 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             precision=self.precision,
             seed=self.random_state,
         )
-        if self.cache is not None:
-            return stages.features_of(source, config, Path(self.cache))
-        with tempfile.TemporaryDirectory() as folder:
-            return stages.features_of(source, config, Path(folder))
+        with _folder(self.cache) as cache:
+            return stages.features_of(source, config, cache)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -34,7 +34,7 @@ class Run:
 
     Attributes:
         id: Name of the folder.
-        stage: "train-head", "sweep" or "finetune".
+        stage: "train-head", "sweep", "finetune" or "evaluate".
         created: ISO 8601, UTC.
         command: The command line.
         head: The head's name.
@@ -44,6 +44,7 @@ class Run:
         class_names: Sorted.
         settings: All options of the stage, as resolved.
         specs: The feature spec of each set of features.
+        extracts: The options of extract that gave each set, with which new images get the same features.
         seed: Of everything drawn.
         n_train: Training images.
         n_val: Validation images.
@@ -71,6 +72,7 @@ class Run:
     class_names: list[str]
     settings: dict[str, Any]
     specs: list[dict[str, Any]]
+    extracts: list[dict[str, Any]]
     seed: int
     n_train: int
     n_val: int
@@ -178,7 +180,7 @@ def read_run(folder: Path) -> Run:
         raise RunError(f"{folder} is no run that can be read: {error}") from error
     kinds: dict[type, list[Any]] = {
         str: [run.id, run.stage, run.created, run.head, run.features, run.dataset],
-        list: [run.class_names, run.specs, run.notes],
+        list: [run.class_names, run.specs, run.extracts, run.notes],
         dict: [run.settings, run.metrics, run.seconds],
     }
     right = all(isinstance(value, kind) for kind, values in kinds.items() for value in values)

@@ -116,11 +116,11 @@ class FakePretrained:
 @pytest.fixture
 def fake_engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """Let the stages run with an engine and a backbone that need no network."""
-    from pipeline.stages import features
+    from pipeline.stages import rows
 
     engine = FakeEngine()
-    monkeypatch.setattr(features, "open_engine", lambda *_: engine)
-    monkeypatch.setattr(features, "open_backbone", lambda *_: FakePretrained())
+    monkeypatch.setattr(rows, "open_engine", lambda *_: engine)
+    monkeypatch.setattr(rows, "open_backbone", lambda *_: FakePretrained())
     return engine
 
 

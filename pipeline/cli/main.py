@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import cache, heads, tools, tuning
+from pipeline.cli import cache, heads, tools, tuning, use
 from pipeline.cli.common import Answer, Common, command
 
 __all__ = ["app", "main"]
@@ -97,6 +97,7 @@ def extract(
 
 heads.add_commands(app)
 tuning.add_commands(app)
+use.add_commands(app)
 tools.add_commands(app)
 app.add_typer(cache.app, name="cache")
 

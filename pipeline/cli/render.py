@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.runs import Run
-    from pipeline.stages import CurveResult, ExtractResult
+    from pipeline.stages import Answers, CurveResult, ExtractResult
 
-__all__ = ["curve_text", "extract_text", "percent", "run_json", "run_text", "size", "sweep_text", "table"]
+__all__ = [
+    "curve_text",
+    "extract_text",
+    "percent",
+    "predict_text",
+    "run_json",
+    "run_text",
+    "size",
+    "sweep_text",
+    "table",
+]
 
 
 SCORES = ("", "split", "images", "accuracy", "95 % interval", "balanced", "macro F1", "log loss", "ECE")
@@ -96,8 +106,9 @@ def run_text(run: Run, folder: str) -> str:
         for split, count in (("train", run.n_train), ("val", run.n_val), ("test", run.n_test))
         if count
     )
+    on = run.data if run.stage == "evaluate" else run.features
     lines = [
-        f"{run.head} on {run.features}: {sizes}; {run.trainable_parameters:,} trainable parameters",
+        f"{run.head} on {on}: {sizes}; {run.trainable_parameters:,} trainable parameters",
         *run.notes,
         *_repeated(run),
         "",
@@ -105,7 +116,7 @@ def run_text(run: Run, folder: str) -> str:
         "",
         f"Run        {folder} ({run.seconds['total']:.1f} s)",
     ]
-    if run.stage != "finetune" and not run.head.startswith("knn") and "," not in run.features:
+    if run.stage in ("train-head", "sweep") and not run.head.startswith("knn") and "," not in run.features:
         lines.append("Next       tlpipe finetune --blocks NAME; block names: tlpipe backbones")
     return "\n".join(lines)
 
@@ -187,3 +198,18 @@ def curve_text(result: CurveResult) -> str:
             f"{result.seconds:.1f} s",
         ]
     )
+
+
+def predict_text(answers: Answers) -> str:
+    """Labels of images, a line each; what can't be read has been listed already."""
+    rows = [
+        [image.path, image.top[0][0], percent(image.top[0][1]), ", ".join(f"{name} {percent(p)}" for name, p in rest)]
+        for image in answers.images
+        if image.top
+        for rest in [image.top[1:]]
+    ]
+    n, bad = len(answers.images), len(answers.unreadable)
+    line = f"{n:,} images by {answers.run}: {answers.n_computed:,} rows computed"
+    line += f" at {answers.images_per_second:,.0f} images/s" if answers.n_computed else ", all features were cached"
+    line += f"; {bad:,} can't be read" if bad else ""
+    return "\n".join([table(["image", "label", "probability", "then"], rows), "", line])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from pipeline.datasets.cifar import is_cifar_folder, read_cifar, read_cifar_fold
 from pipeline.datasets.folder import read_folder
 from pipeline.datasets.manifest import MANIFEST_SUFFIXES, read_manifest
 from pipeline.datasets.splits import carve, twins
+from pipeline.datasets.unlabelled import list_images
 from pipeline.errors import DataError
 from pipeline.memo import Memo
 
@@ -44,7 +45,9 @@ __all__ = [
     "array_key",
     "check_classes",
     "file_key",
+    "list_images",
     "open_dataset",
+    "open_labelled",
     "read_bytes",
     "shortened",
 ]
@@ -83,6 +86,29 @@ def open_dataset(data: str, config: SplitConfig, *, memo: Memo | None = None, re
     Raises:
         DataError: If it isn't there, or can't be used to train a classifier.
     """
+    opened = _opened(data, memo, rehash)
+    dataset = opened.dataset
+    check_classes(dataset.name, dataset.class_names)
+    splits = carve(dataset.keys, dataset.labels, dataset.splits, config)
+    carved = tuple(split for split in SPLITS if split not in dataset.splits)
+    dataset = replace(dataset, splits=splits)
+    if not (splits == "train").any():
+        raise DataError(f"{data} has no training images: {dataset.counts()}")
+    notes = [*opened.notes, *twins(dataset.keys, dataset.labels, splits, list(dataset.locations))]
+    return replace(opened, dataset=dataset, notes=notes, carved=carved)
+
+
+def open_labelled(data: str, *, memo: Memo | None = None) -> Opened:
+    """Open labelled data to be rated on: splits as the source has them, "" where it has none; one class will do.
+
+    Raises:
+        DataError: If it isn't there, or can't be read.
+    """
+    return _opened(data, memo, rehash=False)
+
+
+def _opened(data: str, memo: Memo | None, rehash: bool) -> Opened:
+    """The images of a source that can be opened, with the splits it gives."""
     listing = _read(data)
     keys = listing.source.keys(memo, rehash=rehash)
     kept = [index for index, key in enumerate(keys) if isinstance(key, bytes)]
@@ -97,14 +123,8 @@ def open_dataset(data: str, config: SplitConfig, *, memo: Memo | None = None, re
     labels = np.array([numbers[listing.labels[index]] for index in kept], np.int64)
     locations = [listing.locations[index] for index in kept]
     given = np.array([listing.splits[index] for index in kept], "U5")
-    check_classes(listing.name, class_names)
-    splits = carve(key_column, labels, given, config)
-    dataset = Dataset(listing.name, key_column, labels, splits, tuple(locations), class_names)
-    if not (splits == "train").any():
-        raise DataError(f"{data} has no training images: {dataset.counts()}")
-    notes = [*listing.notes, *twins(key_column, labels, splits, locations)]
-    carved = tuple(split for split in SPLITS if split not in given)
-    return Opened(dataset, listing.source.take(kept), unreadable, notes, carved)
+    dataset = Dataset(listing.name, key_column, labels, given, tuple(locations), class_names)
+    return Opened(dataset, listing.source.take(kept), unreadable, listing.notes, ())
 
 
 def _class_order(names: set[str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.datasets.base import FileSource, Listing, printable, shortened
 from pipeline.errors import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "SPLIT_NAMES", "read_folder"]
+__all__ = ["IMAGE_SUFFIXES", "SPLIT_NAMES", "files_below", "is_image", "read_folder"]
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -54,11 +54,11 @@ def read_folder(root: Path) -> Listing:
     paths: list[Path] = []
     labels: list[str] = []
     splits: list[str] = []
-    aside: list[Path] = [child for child in root.iterdir() if child.is_file() and _is_image(child)]
+    aside: list[Path] = [child for child in root.iterdir() if child.is_file() and is_image(child)]
     for split, folder in classes:
-        files = sorted(_files(folder, ()))
-        images = [file for file in files if _is_image(file)]
-        aside += [file for file in files if not _is_image(file)]
+        files = sorted(files_below(folder))
+        images = [file for file in files if is_image(file)]
+        aside += [file for file in files if not is_image(file)]
         if not images:
             raise DataError(f"The class folder {folder} has no images; fill it, or take it away")
         paths += images
@@ -72,7 +72,8 @@ def read_folder(root: Path) -> Listing:
     return Listing(root.resolve().name, labels, splits, locations, FileSource(paths), notes)
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether a file is meant as an image, by its name."""
     return not path.suffix or path.suffix.lower() in IMAGE_SUFFIXES
 
 
@@ -103,8 +104,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
-    """All files below a class folder, through links too.
+def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """All files below a folder, through links too; `above` holds the folders it was come through.
 
     Raises:
         DataError: If a link leads back to a folder above it.
@@ -114,6 +115,6 @@ def _files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
         raise DataError(f"The link {folder} leads back to {real}, a folder above it; take the link away")
     for entry in _entries(folder):
         if _is_folder(entry):
-            yield from _files(folder / entry.name, (*above, real))
+            yield from files_below(folder / entry.name, (*above, real))
         else:
             yield folder / entry.name

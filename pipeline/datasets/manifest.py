@@ -9,7 +9,7 @@ from pipeline.datasets.base import FileSource, Listing, shortened
 from pipeline.datasets.folder import SPLIT_NAMES
 from pipeline.errors import DataError
 
-__all__ = ["MANIFEST_SUFFIXES", "read_manifest"]
+__all__ = ["MANIFEST_SUFFIXES", "read_manifest", "read_paths"]
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".parquet")
 COLUMNS = ("path", "label", "split")
@@ -55,6 +55,18 @@ def read_manifest(path: Path) -> Listing:
     notes = [f"{doubles:,} rows of {path.name} repeat others and were merged"] if doubles else []
     labels = [label for label, _ in rows.values()]
     return Listing(path.stem, labels, [split for _, split in rows.values()], list(rows), FileSource(files), notes)
+
+
+def read_paths(path: Path) -> list[Path]:
+    """The files that a manifest names, each once; they need not be there.
+
+    Raises:
+        DataError: If there is no column `path`, or a path leaves the folder.
+    """
+    columns = _read_columns(path)
+    if "path" not in columns:
+        raise DataError(f"{path} lacks the column 'path'; it has {', '.join(columns) or 'none'}")
+    return [_inside(path, name) for name in dict.fromkeys(columns["path"])]
 
 
 def _split(path: Path, row: int, text: str) -> str:

@@ -17,7 +17,9 @@ from pipeline.heads import n_logits
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["FinetuneModels", "assemble", "drawn_anew", "with_remat"]
+__all__ = ["PROBABILITIES", "FinetuneModels", "assemble", "drawn_anew", "with_remat"]
+
+PROBABILITIES = "probabilities"  # name of the last layer of a saved model
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class FinetuneModels:
         if kernel.shape[1] < self.n_classes:
             kernel = np.concatenate([np.zeros_like(kernel), kernel], axis=1)
             bias = np.concatenate([np.zeros_like(bias), bias])
-        dense = keras.layers.Dense(self.n_classes, activation="softmax", name="probabilities", dtype="float32")
+        dense = keras.layers.Dense(self.n_classes, activation="softmax", name=PROBABILITIES, dtype="float32")
         outputs = dense(self.below_logits)
         dense.set_weights([kernel, bias])
         return keras.Model(self.whole.inputs[0], outputs, name="classifier")

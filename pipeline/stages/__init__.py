@@ -1,7 +1,11 @@
 """The stages, and how they are wired: nothing else knows more than its own part."""
 
 from pipeline.stages.choosing import CurveResult, learning_curve, sweep
-from pipeline.stages.features import ExtractResult, extract, features_of
+from pipeline.stages.features import ExtractResult, extract
+from pipeline.stages.judging import evaluate
+from pipeline.stages.predicting import Answers, ImageAnswer, predict
+from pipeline.stages.rows import features_of
+from pipeline.stages.serving import Classifier, open_classifier
 from pipeline.stages.starting import FinetuneOptions
 from pipeline.stages.tables import TableOptions
 from pipeline.stages.trained import TrainedHead, open_head
@@ -9,16 +13,22 @@ from pipeline.stages.training import train_head
 from pipeline.stages.tuning import finetune
 
 __all__ = [
+    "Answers",
+    "Classifier",
     "CurveResult",
     "ExtractResult",
     "FinetuneOptions",
+    "ImageAnswer",
     "TableOptions",
     "TrainedHead",
+    "evaluate",
     "extract",
     "features_of",
     "finetune",
     "learning_curve",
+    "open_classifier",
     "open_head",
+    "predict",
     "sweep",
     "train_head",
 ]

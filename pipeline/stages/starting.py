@@ -17,7 +17,8 @@ from pipeline.errors import CacheMismatchError, ConfigError, DataError
 from pipeline.finetune import Examples, FinetuneConfig, images_of, indices_of, rows_of
 from pipeline.memo import Memo
 from pipeline.records import TableRecord, find_record
-from pipeline.stages.features import complete_rows, extract
+from pipeline.stages.features import extract
+from pipeline.stages.rows import complete_rows
 from pipeline.stages.tables import memory_for
 from pipeline.stages.trained import TrainedHead, open_head
 from pipeline.table import FeatureTable, load_table, read_features

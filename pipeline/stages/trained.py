@@ -18,7 +18,7 @@ from pipeline.heads import Head, load_head
 from pipeline.parts import check_finite
 from pipeline.runs import Run, find_run
 
-__all__ = ["HEAD_STAGES", "TrainedHead", "open_head"]
+__all__ = ["HEAD_STAGES", "TrainedHead", "open_head", "trained_head"]
 
 HEAD_STAGES = ("train-head", "sweep")
 
@@ -89,7 +89,15 @@ class TrainedHead:
                 f"Received: {array.dtype} of shape {list(array.shape)}"
             )
         check_finite(array)
-        probabilities = self.head.predict_proba(array)
+        return self.mean_proba([array])
+
+    def mean_proba(self, views: Sequence[NDArray[np.floating]]) -> NDArray[np.floating]:
+        """Probabilities [n, classes], means over views of the same images, each [n, d]; their specs are not checked.
+
+        Raises:
+            RunError: If the head is one of other classes.
+        """
+        probabilities = np.mean([self.head.predict_proba(features) for features in views], axis=0)
         if probabilities.shape[1] != len(self.class_names):
             raise RunError(
                 f"The head of {self.run.id} gives {probabilities.shape[1]} probabilities, run.json names "
@@ -109,6 +117,15 @@ def open_head(reports: Path, reference: str | None) -> tuple[TrainedHead, Path]:
         RunError: If there is none, or it can't be read.
     """
     run, folder = find_run(reports, reference, HEAD_STAGES)
+    return trained_head(run, folder), folder
+
+
+def trained_head(run: Run, folder: Path) -> TrainedHead:
+    """The trained head of a run.
+
+    Raises:
+        RunError: If it can't be read.
+    """
     try:
         specs = tuple(FeatureSpec.from_json(spec) for spec in run.specs)
         settings = run.settings["head"]
@@ -119,4 +136,4 @@ def open_head(reports: Path, reference: str | None) -> tuple[TrainedHead, Path]:
             raise ValueError(f"a temperature of {temperature}")
     except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{folder}/run.json is not what tlpipe wrote: {error}") from error
-    return TrainedHead(run, load_head(folder, settings), tuple(run.class_names), specs, temperature), folder
+    return TrainedHead(run, load_head(folder, settings), tuple(run.class_names), specs, temperature)

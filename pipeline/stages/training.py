@@ -187,6 +187,7 @@ def describe_run(
         class_names=list(table.class_names),
         settings=settings,
         specs=[spec.to_json() for spec in table.specs],
+        extracts=[record.config.to_json() for record in table.records],
         seed=seed,
         n_train=sizes["train"],
         n_val=sizes["val"],

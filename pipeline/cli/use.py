@@ -1,0 +1,65 @@
+"""`tlpipe predict` and `evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.common import Answer, Common, command
+
+__all__ = ["add_commands"]
+
+RunArgument = Annotated[
+    str, typer.Argument(help="A run of train-head, sweep or finetune: its id, the start of it, or reports/RUN.")
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="auto, float32, bfloat16 or float16. [default: that of the features, and float32 for a fine-tuned model]",
+        show_default=False,
+    ),
+]
+
+
+def predict(
+    common: Common,
+    run: RunArgument,
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Images, folders with all below them, or tables (.csv, .tsv, .parquet) with a path."),
+    ],
+    top: Annotated[int, typer.Option(min=1, help="Classes to name of each image.")] = 3,
+    csv: Annotated[Path | None, typer.Option(help="Write a table here, too.", dir_okay=False)] = None,
+    precision: PrecisionOption = None,
+) -> Answer:
+    """Label images by a run; what can't be read is listed."""
+    from pipeline import stages
+    from pipeline.cli.render import predict_text
+
+    answers = stages.predict(run, images, common.cache, common.reports, top=top, precision=precision)
+    if csv is not None:
+        answers.write_csv(csv)
+    rows = [image.to_json() for image in answers.images]
+    return Answer(rows, predict_text(answers), failed=len(answers.unreadable) == len(rows))
+
+
+def evaluate(
+    common: Common,
+    run: RunArgument,
+    data: Annotated[str, typer.Argument(help="Labelled data, as for extract; classes are matched by name.")],
+    precision: PrecisionOption = None,
+) -> Answer:
+    """Rate a run on labelled data, by the splits that the data gives; without any, images that are new are test."""
+    from pipeline import stages
+    from pipeline.cli.render import run_json, run_text
+
+    found = stages.evaluate(run, data, common.cache, common.reports, precision)
+    return Answer(run_json(found), run_text(found, str(common.reports / found.id)))
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    for function in (evaluate, predict):
+        command(app, function.__name__)(function)

@@ -1,0 +1,134 @@
+"""Predict: labels and probabilities of images, in the order in which a user names them."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.datasets import list_images
+from pipeline.errors import ConfigError
+from pipeline.files import published
+from pipeline.stages.serving import open_classifier
+
+__all__ = ["TOP", "Answers", "ImageAnswer", "predict"]
+
+TOP = 3
+NAMED_AT_MOST = 10
+
+log = logging.getLogger("tlpipe")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageAnswer:
+    """What is predicted of one image.
+
+    Attributes:
+        path: Where it lies.
+        top: The most probable classes and their probabilities, the best first; empty if it can't be read.
+        error: Why it can't be read; None if it can.
+    """
+
+    path: str
+    top: list[tuple[str, float]]
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        label, probability = self.top[0] if self.top else (None, None)
+        value: dict[str, Any] = {
+            "path": self.path,
+            "label": label,
+            "probability": probability,
+            "top": [{"label": name, "probability": share} for name, share in self.top],
+        }
+        return value if self.error is None else {**value, "error": self.error}
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What is predicted of all images.
+
+    Attributes:
+        run: Id of the run.
+        images: In the order in which they were named.
+        n_computed: Rows of features that were not in the cache.
+        images_per_second: Rate of the pass; 0 where nothing was computed.
+    """
+
+    run: str
+    images: list[ImageAnswer]
+    n_computed: int
+    images_per_second: float
+
+    @property
+    def unreadable(self) -> list[ImageAnswer]:
+        """The images that can't be read."""
+        return [image for image in self.images if image.error is not None]
+
+    def write_csv(self, path: Path) -> None:
+        """Write a row for each image: path, label, probability, the next classes, and why it can't be read.
+
+        Raises:
+            StoreError: If the file can't be written.
+        """
+        most = max(len(image.top) for image in self.images)
+        header = ["path", "label", "probability"]
+        header += [f"{name}_{number}" for number in range(2, most + 1) for name in ("label", "probability")]
+        with published(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow([*header, "error"])
+            for image in self.images:
+                cells = [cell for name, share in image.top for cell in (name, f"{share:.6g}")]
+                cells += [""] * (2 * most - len(cells))
+                writer.writerow([image.path, *cells, image.error or ""])
+
+
+def predict(
+    reference: str | None,
+    names: Sequence[str],
+    cache: Path,
+    reports: Path,
+    *,
+    top: int = TOP,
+    precision: str | None = None,
+) -> Answers:
+    """Label images by a run.
+
+    Args:
+        reference: A run id, the start of one, or the path of a run folder; None for the newest.
+        names: Images, folders and manifests.
+        cache: The cache folder; features that it has are not computed again.
+        reports: The reports folder.
+        top: Classes that are named of each image.
+        precision: As in `ExtractConfig`; None for that in which the run was rated.
+
+    Raises:
+        RunError: If the run can't be used.
+        DataError: If one of the names isn't there, or holds no images.
+    """
+    if top < 1:
+        raise ConfigError(f"--top is {top}; give 1 or more")
+    classifier = open_classifier(reports, reference, precision)
+    locations, source = list_images(names)
+    predicted = classifier.predict(source, locations, cache)
+    if bad := predicted.unreadable:
+        log.warning("%s of %s images can't be read:", f"{len(bad):,}", f"{len(locations):,}")
+        for number in sorted(bad)[:NAMED_AT_MOST]:
+            log.warning("  %s: %s", locations[number], bad[number])
+        if len(bad) > NAMED_AT_MOST:
+            log.warning("  and %s more; all are in the answer of --json, and in --csv", f"{len(bad) - NAMED_AT_MOST:,}")
+    class_names = classifier.class_names
+    order = np.argsort(-predicted.probabilities, axis=1, kind="stable")[:, :top]
+    best = np.take_along_axis(predicted.probabilities, order, axis=1).tolist()
+    images = []
+    for number, (location, row, shares) in enumerate(zip(locations, order.tolist(), best, strict=True)):
+        cause = predicted.unreadable.get(number)
+        named = [] if cause else [(class_names[label], share) for label, share in zip(row, shares, strict=True)]
+        images.append(ImageAnswer(location, named, cause))
+    return Answers(classifier.run.id, images, predicted.n_computed, predicted.images_per_second)

@@ -1,0 +1,225 @@
+"""Rows of features: computed where the store lacks them, for a dataset or for images that belong to none."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import extraction
+from pipeline.augment import Augment
+from pipeline.backbones import Pretrained, open_backbone
+from pipeline.config import ExtractConfig, FeatureSpec, ImageConfig
+from pipeline.datasets import KEY_DTYPE, ImageSource, Opened
+from pipeline.engines import Engine, EngineChoice, choose, graph_folder, open_engine
+from pipeline.errors import DataError, ImageError
+from pipeline.extraction import PassReport, Row
+from pipeline.memo import Memo
+from pipeline.store import FeatureStore
+from pipeline.table import row_keys
+
+__all__ = ["Done", "Plan", "backbone_for", "complete", "complete_rows", "features_of", "plan_for"]
+
+log = logging.getLogger("tlpipe")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the options come to on this machine."""
+
+    cache: Path
+    pretrained: Pretrained
+    choice: EngineChoice
+    spec: FeatureSpec
+    images: ImageConfig
+    augment: Augment | None
+    views: int
+
+    def engine(self, batch_size: int | None) -> Engine:
+        """Compile the graph."""
+        spec, graph = self.spec, graph_folder(self.cache, self.spec)
+        return open_engine(self.choice, self.pretrained.network, spec.endpoint, spec.pooling, graph, batch_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Images whose features are all in the store, but for those that can't be read.
+
+    Attributes:
+        plan: What was wanted.
+        store: Where the features are.
+        report: Of the pass.
+        refused: Why each image has no features that can't be read, by image key.
+        n_wanted: Rows: one for each distinct image and view.
+        started: When the engine was ready, by the performance counter.
+    """
+
+    plan: Plan
+    store: FeatureStore
+    report: PassReport
+    refused: dict[bytes, str]
+    n_wanted: int
+    started: float
+
+    def features(self, keys: NDArray[np.bytes_], view: int = 0) -> NDArray[np.floating]:
+        """Features [n, ...] of one view of images that could be read."""
+        return self.store.read(row_keys(keys, self.plan.augment, view))
+
+
+def backbone_for(config: ExtractConfig, cache: Path) -> Pretrained:
+    """The backbone of some options; nothing heavy is loaded, and what is wrong with them is said.
+
+    Raises:
+        ConfigError: For illegal options, or such as don't fit each other.
+        WeightsError: If there is no such file.
+    """
+    pretrained = open_backbone(config.backbone, config.weights, config.seed, config.image_size, Memo(cache))
+    _views(config)
+    choose(config.engine, config.precision)
+    return pretrained
+
+
+def _views(config: ExtractConfig) -> Augment | None:
+    augment = Augment.parse(config.augment) if config.augment else None
+    if augment:
+        augment.check(config.views)
+    return augment
+
+
+def plan_for(config: ExtractConfig, cache: Path, pretrained: Pretrained) -> Plan:
+    """Resolve all options; nothing heavy is loaded if the memo knows the weights.
+
+    Args:
+        config: What to extract; `data` and `splits` are not used.
+        cache: The cache folder.
+        pretrained: What `backbone_for` gave.
+    """
+    choice = choose(config.engine, config.precision)
+    spec = FeatureSpec(
+        backbone=pretrained.name,
+        weights_digest=pretrained.digest(),
+        weights_seed=pretrained.seed if config.weights == "random" else None,
+        endpoint=config.endpoint or pretrained.default_endpoint(),
+        pooling=config.pooling,
+        image_size=pretrained.image_size,
+        resize=config.resize,
+        interpolation=config.interpolation,
+        precision=choice.spec_precision,
+        dtype=config.dtype or _dtype(config),
+    )
+    images = ImageConfig(spec.image_size, config.resize, config.interpolation, config.pixel_limit)
+    return Plan(cache, pretrained, choice, spec, images, _views(config), config.views)
+
+
+def _dtype(config: ExtractConfig) -> str:
+    """Type of stored features: activations are many, and half precision holds them, but for those of random weights.
+
+    Nothing brings those to a scale: from layer to layer they shrink below what half precision can hold.
+    """
+    return "float16" if config.pooling == "none" and config.weights != "random" else "float32"
+
+
+def complete(
+    plan: Plan,
+    keys: NDArray[np.bytes_],
+    locations: Sequence[str],
+    source: ImageSource,
+    batch_size: int | None = None,
+    workers: int | None = None,
+) -> Done:
+    """Compute what the store lacks of some images.
+
+    Args:
+        plan: What to compute.
+        keys: Image keys, shape [n]; one may stand there several times.
+        locations: Where the images lie, for people.
+        source: The images, in this order.
+        batch_size: Images in a batch; changes no feature.
+        workers: Decoding threads.
+
+    Raises:
+        StoreError: If the disk is full; what was published stays.
+        StoppedError: After Ctrl-C or SIGTERM, with all that was computed stored.
+    """
+    store = FeatureStore(plan.cache, plan.spec)
+    for damage in store.open():
+        log.warning("%s %s; it was set aside, and its rows are computed again", damage.path, damage.cause)
+    _, first = np.unique(keys, return_index=True)
+    first = np.sort(first)
+    n_wanted = len(first) * (plan.views + 1)
+    reader = extraction.reader_name(plan.images)
+    known = {key: entry.cause for key, entry in store.quarantined().items() if entry.reader == reader}
+    refused = {key: known[key] for key in keys[first].tolist() if key in known}
+    rows = []
+    for view in range(plan.views + 1):
+        view_keys = row_keys(keys[first], plan.augment, view)
+        for key, index, stored in zip(view_keys.tolist(), first.tolist(), store.has(view_keys).tolist(), strict=True):
+            image_key = bytes(keys[index])
+            if not stored and image_key not in refused:
+                rows.append(Row(key, image_key, view, index, locations[index]))
+    if not rows:
+        return Done(plan, store, PassReport(), refused, n_wanted, time.perf_counter())
+    log.info(
+        "%s of %s rows to compute with %s in %s",
+        f"{len(rows):,}",
+        f"{n_wanted:,}",
+        plan.choice.engine,
+        plan.choice.precision,
+    )
+    engine = plan.engine(batch_size)
+    started = time.perf_counter()
+    report = extraction.compute(store, source, rows, plan.images, plan.augment, engine, workers=workers)
+    refused |= {key: str(error) for key, (_, error) in report.unreadable.items()}
+    store.open()
+    return Done(plan, store, report, refused, n_wanted, started)
+
+
+def features_of(source: ImageSource, config: ExtractConfig, cache: Path) -> NDArray[np.floating]:
+    """Features of images that belong to no dataset, in their order, shape [n, d].
+
+    Args:
+        source: The images.
+        config: What to extract; `data` and `splits` are not used.
+        cache: The cache folder.
+
+    Raises:
+        DataError: If an image can't be read.
+    """
+    keys = source.keys(Memo(cache), rehash=False)
+    locations = [f"Image {number}" for number in range(len(keys))]
+    for key, location in zip(keys, locations, strict=True):
+        if isinstance(key, ImageError):
+            raise DataError(f"{location} can't be read: {key}")
+    column = np.array(keys, KEY_DTYPE)
+    return _all_of(plan_for(config, cache, backbone_for(config, cache)), column, locations, source).features(column)
+
+
+def complete_rows(config: ExtractConfig, cache: Path, opened: Opened, rows: NDArray[np.int64]) -> FeatureStore:
+    """Compute the features of some rows of a dataset that are not in the cache yet; the store that has them all.
+
+    Args:
+        config: What to extract; `data` and `splits` are not used.
+        cache: The cache folder.
+        opened: The dataset.
+        rows: Numbers of rows, each image once.
+
+    Raises:
+        DataError: If an image can't be read.
+    """
+    keys, locations = opened.dataset.keys[rows], [opened.dataset.locations[row] for row in rows.tolist()]
+    plan = plan_for(config, cache, backbone_for(config, cache))
+    return _all_of(plan, keys, locations, opened.source.take(rows.tolist())).store
+
+
+def _all_of(plan: Plan, keys: NDArray[np.bytes_], locations: Sequence[str], source: ImageSource) -> Done:
+    """As `complete`, but every image must be one that can be read."""
+    done = complete(plan, keys, locations, source)
+    for key, location in zip(keys.tolist(), locations, strict=True):
+        if key in done.refused:
+            raise DataError(f"{location} can't be read: {done.refused[key]}")
+    return done
