@@ -11,6 +11,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -21,7 +22,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from pipeline.config import ImageConfig
 from pipeline.errors import ImageError
 
-__all__ = ["Pixels", "decode", "from_array", "reader_version", "reading", "resize"]
+__all__ = ["Facts", "Pixels", "decode", "describe", "from_array", "reader_version", "reading", "resize"]
 
 Pixels = NDArray[np.uint8]
 
@@ -79,13 +80,63 @@ def decode(data: bytes, config: ImageConfig, *, enlarge: int = 1) -> Image.Image
     Raises:
         ImageError: If the bytes are no picture that can be shown as RGB.
     """
-    try:
-        image = Image.open(io.BytesIO(data), formats=_formats())
-        if image.width * image.height > config.pixel_limit:
-            raise ImageError(f"{image.width:,} x {image.height:,} pixels, over the limit of {config.pixel_limit:,}")
+    with _bad_bytes():
+        image = _opened(data, config.pixel_limit)
         _draft(image, config, enlarge)
         image.load()
         return _rgb(_upright(image))
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What an image file says of itself.
+
+    Attributes:
+        format: Pillow's name of the format, "JPEG"; "array" of an array.
+        mode: Pillow's name of the colour mode: "RGB", "L", "P", "CMYK", ...
+        width: Pixels, as stored.
+        height: Pixels, as stored.
+    """
+
+    format: str
+    mode: str
+    width: int
+    height: int
+
+
+def describe(content: bytes | NDArray[np.uint8], pixel_limit: int) -> Facts:
+    """What an image says of itself, after it was decoded to its end.
+
+    Args:
+        content: A file's bytes, or an array as in `from_array`.
+        pixel_limit: Images of more pixels than this are refused.
+
+    Raises:
+        ImageError: As `decode`.
+    """
+    if not isinstance(content, bytes):
+        mode = {4: "RGBA", 3: "RGB"}.get(content.shape[2] if content.ndim == 3 else 1, "L")
+        return Facts("array", mode, content.shape[1], content.shape[0])
+    with _bad_bytes():
+        image = _opened(content, pixel_limit)
+        facts = Facts(image.format or "unknown", image.mode, image.width, image.height)
+        _draft(image, ImageConfig((1, 1)), 1)  # the smaller, the faster; damage is found all the same
+        image.load()
+        return facts
+
+
+def _opened(data: bytes, pixel_limit: int) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=_formats())
+    if image.width * image.height > pixel_limit:
+        raise ImageError(f"{image.width:,} x {image.height:,} pixels, over the limit of {pixel_limit:,}")
+    return image
+
+
+@contextmanager
+def _bad_bytes() -> Iterator[None]:
+    """Turn whatever Pillow raises into the error of an image."""
+    try:
+        yield
     except ImageError:
         raise
     except MemoryError:  # the machine's fault, not the file's

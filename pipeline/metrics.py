@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["accuracy_interval", "calibration_error", "evaluate", "scores"]
+__all__ = ["accuracy_interval", "calibration_error", "evaluate", "reliability", "scores"]
 
 NORMAL_95 = 1.959964  # two-sided 95 % point of the standard normal distribution
 BINS = 15
@@ -55,11 +55,31 @@ def calibration_error(probabilities: NDArray[np.floating], labels: NDArray[np.in
 
     Source: Guo et al. 2017, arXiv:1706.04599, section 2.
     """
+    return sum(one["n"] * abs(one["accuracy"] - one["confidence"]) for one in reliability(probabilities, labels)) / len(
+        labels
+    )
+
+
+def reliability(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> list[dict[str, float]]:
+    """Confidence, which is the probability of the predicted class, and accuracy, in 15 bins of equal width.
+
+    Returns:
+        `low`, `high`, `n`, mean `confidence` and `accuracy` of each bin that has images.
+    """
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(bins, weights=right - confidence, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(labels))
+    return [
+        {
+            "low": number / BINS,
+            "high": (number + 1) / BINS,
+            "n": int(inside.sum()),
+            "confidence": float(confidence[inside].mean()),
+            "accuracy": float(right[inside].mean()),
+        }
+        for number in range(BINS)
+        if (inside := bins == number).any()
+    ]
 
 
 def evaluate(

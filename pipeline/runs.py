@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import os
 import sys
 import uuid
@@ -21,7 +22,17 @@ from pipeline import runtime
 from pipeline.errors import RunError
 from pipeline.files import published_folder, read_json
 
-__all__ = ["MODEL_FILE", "Predictions", "Run", "find_run", "read_run", "runs", "save_run"]
+__all__ = [
+    "MODEL_FILE",
+    "Predictions",
+    "Run",
+    "find_run",
+    "read_history",
+    "read_predictions",
+    "read_run",
+    "runs",
+    "save_run",
+]
 
 MODEL_FILE = "model.keras"  # of a fine-tuned run
 
@@ -189,6 +200,55 @@ def read_run(folder: Path) -> Run:
     if run.id != folder.name:
         raise RunError(f"{folder}/run.json belongs to the run {run.id!r}; was the folder renamed?")
     return run
+
+
+def read_predictions(folder: Path, run: Run) -> dict[str, Predictions]:
+    """The predictions of a run, by split.
+
+    Raises:
+        RunError: If they are missing or not what `save_run` wrote.
+    """
+    path = folder / "predictions.h5"
+    try:
+        with h5py.File(path, "r") as file:
+            splits = [name for name in ("train", "val", "test") if name in file]
+            found = {
+                split: Predictions(split, *(file[split][name][:] for name in ("key", "label", "probability")))
+                for split in splits
+            }
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{path} can't be read: {error}; train again: {run.command}") from error
+    for part in found.values():
+        n, wanted = len(part.keys), (len(part.keys), len(run.class_names))
+        kinds = (part.keys.dtype.kind, part.labels.dtype.kind, part.probabilities.dtype.kind)
+        if (
+            kinds != ("S", "i", "f")
+            or part.keys.ndim != 1
+            or part.labels.shape != (n,)
+            or part.probabilities.shape != wanted
+            or not n
+            or not ((part.labels >= 0) & (part.labels < wanted[1])).all()
+            or not ((part.probabilities >= 0) & (part.probabilities <= 1)).all()
+        ):
+            raise RunError(f"{path} is not what tlpipe wrote: its {part.split} doesn't fit run.json")
+    return found
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """The rows of a run's history; none where it has none. What was not measured is left out of a row.
+
+    Raises:
+        RunError: If it isn't what `save_run` wrote.
+    """
+    path = folder / "history.csv"
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise RunError(f"{path} is not what tlpipe wrote: {error}") from error
+    return [{name: value for name, value in row.items() if math.isfinite(value)} for row in rows]
 
 
 def _is_rated(metrics: dict[str, Any]) -> bool:

@@ -335,7 +335,8 @@ def load_network(path: Path, image_size: tuple[int, int], policy: str = "float32
     _thaw(loaded)
     with fresh_names(), _dtype_policy(policy):
         pixels = keras.Input((*image_size, 3), dtype="uint8", name="pixels")
-        inside = keras.layers.Rescaling(1.0, name="preprocessing")(pixels)
+        takes_bytes = loaded.inputs[0].dtype == "uint8"  # such as a model that tlpipe fine-tuned
+        inside = pixels if takes_bytes else keras.layers.Rescaling(1.0, name="preprocessing")(pixels)
         model = keras.Model(pixels, apply(_under(loaded, policy), inside), name=re.sub(r"\W", "_", path.stem))
     model.set_weights(loaded.get_weights())
     return Network(model, None)

@@ -8,12 +8,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.inspection import Group
     from pipeline.runs import Run
-    from pipeline.stages import Answers, CurveResult, ExtractResult
+    from pipeline.stages import Answers, CurveResult, ExtractResult, Inspection
 
 __all__ = [
     "curve_text",
     "extract_text",
+    "inspect_text",
     "percent",
     "predict_text",
     "run_json",
@@ -213,3 +215,59 @@ def predict_text(answers: Answers) -> str:
     line += f" at {answers.images_per_second:,.0f} images/s" if answers.n_computed else ", all features were cached"
     line += f"; {bad:,} can't be read" if bad else ""
     return "\n".join([table(["image", "label", "probability", "then"], rows), "", line])
+
+
+LISTED = 10  # findings of a kind on the terminal; the page and --json have more
+
+
+def inspect_text(found: Inspection) -> str:
+    """What is in a dataset and what is wrong with it."""
+    dataset, by = found.dataset, found.by_features
+    splits = list(dataset.counts())
+    classes = [[name, *(f"{counts[split]:,}" for split in splits)] for name, counts in found.counts().items()]
+    lines = [table(["class", *splits], classes), ""]
+    if found.opened.carved:
+        lines.append(f"The data has no {' and no '.join(found.opened.carved)}: as tlpipe extract carves by default")
+    for name, values in found.sizes().items():
+        lines.append(f"{name:<11}{values[0]:,} to {values[2]:,} px, median {values[1]:,}")
+    for name, tally in (("formats", found.formats()), ("modes", found.modes())):
+        lines.append(f"{name:<11}{', '.join(f'{kind} {n:,}' for kind, n in tally.items())}")
+    if uneven := found.imbalance():
+        lines.append(
+            f"imbalance  {uneven['largest']} has {uneven['ratio']:.1f} times as many training images as "
+            f"{uneven['smallest']}; train with {uneven['option']}"
+        )
+    bad = [f"{path}: {cause}" for path, cause in found.unreadable().items()]
+    lines += _listed("can't be read", bad)
+    lines += _listed("groups of byte-identical images", _pairs(found, found.exact))
+    if by is None:
+        lines += ["", f"Near duplicates, label errors and outliers need features: tlpipe extract {found.data}"]
+    else:
+        names = dataset.class_names
+        wrong = [
+            f"{dataset.locations[one.row]}: labelled {names[dataset.labels[one.row]]}, looks like {one.suggested} "
+            f"({percent(one.probability)})"
+            for one in by.label_errors
+        ]
+        far = [f"{dataset.locations[row]}: {distance:.2f} from the nearest" for row, distance in by.outliers]
+        lines += ["", f"By the features {by.record.id} of {by.n:,} images:"]
+        lines += _listed("pairs of near duplicates", _pairs(found, by.near))
+        lines += [*_listed("likely label errors", wrong), *_listed("outliers", far), *by.skipped]
+    return "\n".join([*lines, "", f"Open       {found.page} ({found.seconds:.1f} s)"])
+
+
+def _pairs(found: Inspection, groups: Sequence[Group]) -> list[str]:
+    """Groups of the same picture, leaks first, with what is wrong with each."""
+    dataset = found.dataset
+    lines = []
+    for group in sorted(groups, key=lambda group: not group.leaks(dataset)):
+        line = " = ".join(dataset.locations[row] for row in group.rows)
+        line += "  LEAK: in different splits" if group.leaks(dataset) else ""
+        lines.append(line + ("  DIFFERENT LABELS" if group.disputed(dataset) else ""))
+    return lines
+
+
+def _listed(what: str, items: Sequence[str]) -> list[str]:
+    """How many there are, and the first of them."""
+    more = [f"  and {len(items) - LISTED:,} more"] if len(items) > LISTED else []
+    return [f"{len(items):,} {what}", *(f"  {item}" for item in items[:LISTED]), *more]

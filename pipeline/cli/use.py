@@ -1,4 +1,4 @@
-"""`tlpipe predict` and `evaluate`."""
+"""`tlpipe predict`, `evaluate`, `inspect` and `report`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,35 @@ def evaluate(
     return Answer(run_json(found), run_text(found, str(common.reports / found.id)))
 
 
+def inspect(
+    common: Common,
+    data: Annotated[str, typer.Argument(help="As for extract; features of it are used once there are any.")],
+) -> Answer:
+    """Look at a dataset: counts, duplicates, leaks, likely label errors, outliers; and write a page of them."""
+    from pipeline import stages
+    from pipeline.cli.render import inspect_text
+
+    found = stages.inspect(data, common.cache, common.reports, common.seed)
+    return Answer(found.to_json(), inspect_text(found))
+
+
+def report(
+    common: Common,
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Run ids, or reports/RUN. [default: all]", show_default=False)
+    ] = None,
+    map_by: Annotated[str, typer.Option("--map", help="How features become a map: pca or tsne.")] = "pca",
+) -> Answer:
+    """Write reports/index.html, a leaderboard of all runs, and a page and figures for each run."""
+    from pipeline import stages
+
+    done = stages.report(runs or [], common.cache, common.reports, method=map_by, seed=common.seed)
+    n = len(done.pages)
+    text = f"{n:,} {'page' if n == 1 else 'pages'} in {done.seconds:.1f} s\nOpen       {done.index}"
+    return Answer(done.to_json(), text)
+
+
 def add_commands(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for function in (evaluate, predict):
+    for function in (evaluate, predict, inspect, report):
         command(app, function.__name__)(function)

@@ -2,8 +2,10 @@
 
 from pipeline.stages.choosing import CurveResult, learning_curve, sweep
 from pipeline.stages.features import ExtractResult, extract
+from pipeline.stages.inspecting import Inspection, inspect
 from pipeline.stages.judging import evaluate
 from pipeline.stages.predicting import Answers, ImageAnswer, predict
+from pipeline.stages.reporting import Report, report
 from pipeline.stages.rows import features_of
 from pipeline.stages.serving import Classifier, open_classifier
 from pipeline.stages.starting import FinetuneOptions
@@ -19,16 +21,20 @@ __all__ = [
     "ExtractResult",
     "FinetuneOptions",
     "ImageAnswer",
+    "Inspection",
+    "Report",
     "TableOptions",
     "TrainedHead",
     "evaluate",
     "extract",
     "features_of",
     "finetune",
+    "inspect",
     "learning_curve",
     "open_classifier",
     "open_head",
     "predict",
+    "report",
     "sweep",
     "train_head",
 ]

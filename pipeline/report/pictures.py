@@ -1,0 +1,72 @@
+"""Pictures of a dataset for a page: thumbnails as data addresses, so that a page needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline import extraction
+from pipeline.augment import Augment
+from pipeline.config import ImageConfig
+from pipeline.datasets import ImageSource
+from pipeline.errors import ImageError
+from pipeline.extraction import Row
+from pipeline.images import Pixels
+
+__all__ = ["Pictures"]
+
+QUALITY = 70
+
+
+class Pictures:
+    """The images of a dataset, by row; those that can't be read have no picture.
+
+    Args:
+        source: The images.
+        keys: Their keys, shape [n].
+    """
+
+    def __init__(self, source: ImageSource, keys: NDArray[np.bytes_]) -> None:
+        self.source = source
+        self.keys = keys
+        self.rows = {bytes(key): row for row, key in reversed(list(enumerate(keys.tolist())))}
+        self._made: dict[tuple[bytes, int, int], str | None] = {}
+
+    def pixels(self, row: int, config: ImageConfig) -> Pixels:
+        """Pixels [h, w, 3] of an image.
+
+        Raises:
+            ImageError: If it can't be read, or has changed.
+        """
+        return self._pixels(row, config, None, 0)
+
+    def thumbnail(self, row: int, side: int, augment: Augment | None = None, view: int = 0) -> str | None:
+        """A square picture as the address of its own content; the same for the same image.
+
+        Args:
+            row: Of the image.
+            side: Pixels.
+            augment: How views are made.
+            view: 0 for the image itself.
+        """
+        name = (bytes(self.keys[row]), side, view)
+        if name not in self._made:
+            self._made[name] = self._draw(row, side, augment, view)
+        return self._made[name]
+
+    def _draw(self, row: int, side: int, augment: Augment | None, view: int) -> str | None:
+        try:
+            pixels = self._pixels(row, ImageConfig((side, side), "crop"), augment if view else None, view)
+        except ImageError:
+            return None
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "WEBP", quality=QUALITY)
+        return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+    def _pixels(self, row: int, config: ImageConfig, augment: Augment | None, view: int) -> Pixels:
+        key = bytes(self.keys[row])
+        return extraction.pixels_of(self.source, Row(key, key, view, row, ""), config, augment)

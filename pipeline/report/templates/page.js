@@ -1,0 +1,93 @@
+"use strict";
+// Tables: a heading is a button that sorts by its column.
+for (const table of document.querySelectorAll("table.sortable")) {
+  const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+  const value = (row, column) => {
+    const cell = row.cells[column], given = cell.dataset.value ?? cell.textContent.trim();
+    const number = Number(given);
+    return given !== "" && Number.isFinite(number) ? number : given;
+  };
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      // Figures are wanted largest first, names from A.
+      const first = head.classList.contains("figure") ? "descending" : "ascending";
+      const other = first === "descending" ? "ascending" : "descending";
+      const order = head.getAttribute("aria-sort") === first ? other : first;
+      heads.forEach((one) => one.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", order);
+      const sign = order === "ascending" ? 1 : -1;
+      const compare = (a, b) => typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
+      body.append(...[...body.rows].sort((a, b) => sign * compare(value(a, column), value(b, column))));
+    });
+  });
+}
+// A search field leaves the rows that have all its words.
+for (const field of document.querySelectorAll("input[data-filter]")) {
+  const rows = [...document.getElementById(field.dataset.filter).tBodies[0].rows];
+  const count = document.querySelector(`output[data-count="${field.dataset.filter}"]`);
+  field.addEventListener("input", () => {
+    const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+    for (const row of rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
+    count.textContent = words.length ? `${rows.filter((row) => !row.hidden).length} of ${rows.length}` : "";
+  });
+}
+// The gallery: one of two views, or the images of one cell of the confusion matrix.
+const gallery = document.getElementById("gallery");
+const cells = [...document.querySelectorAll("#confusions button")];
+const views = [...document.querySelectorAll("button[data-view]")];
+if (gallery) {
+  const figures = [...gallery.children], count = document.querySelector('output[data-count="gallery"]');
+  const show = (chosen, wanted, text) => {
+    for (const button of [...cells, ...views]) button.setAttribute("aria-pressed", String(button === chosen));
+    for (const figure of figures) figure.hidden = !wanted(figure);
+    const n = figures.filter((figure) => !figure.hidden).length;
+    count.textContent = text(n);
+  };
+  for (const button of views) {
+    button.addEventListener("click", () => show(button, (figure) => button.dataset.view in figure.dataset, (n) => `${n} images`));
+  }
+  for (const button of cells) {
+    const same = (figure) => figure.dataset.true === button.dataset.true && figure.dataset.predicted === button.dataset.predicted;
+    button.addEventListener("click", () => {
+      if (button.getAttribute("aria-pressed") === "true") return views[0].click();
+      show(button, same, (n) => `${n} shown: ${button.getAttribute("aria-label")}`);
+    });
+  }
+  views[0].click();
+}
+// Arrow keys move between the cells; Tab enters and leaves the matrix as a whole.
+const table = document.getElementById("confusions");
+if (table && cells.length) {
+  cells.forEach((button, number) => { button.tabIndex = number ? -1 : 0; });
+  const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+  table.addEventListener("keydown", (event) => {
+    const step = steps[event.key], cell = event.target.closest("td");
+    if (!step || !cell) return;
+    event.preventDefault();
+    const rows = [...table.tBodies[0].rows];
+    let row = cell.parentNode.sectionRowIndex + step[0], column = cell.cellIndex + step[1];
+    for (; rows[row]?.cells[column]; row += step[0], column += step[1]) {
+      const next = rows[row].cells[column].querySelector("button");
+      if (next) {
+        event.target.tabIndex = -1;
+        next.tabIndex = 0;
+        return next.focus();
+      }
+    }
+  });
+}
+// Charts, drawn when they come near, as SVG, so that the page's style gives them their colours.
+const draw = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    if (!isIntersecting) continue;
+    draw.unobserve(target);
+    const spec = JSON.parse(target.querySelector("script").textContent);
+    target.replaceChildren();
+    vegaEmbed(target, spec, { renderer: "svg", actions: false }).catch((error) => { target.textContent = `This chart can't be drawn: ${error.message}`; });
+  }
+}, { rootMargin: "400px" });
+document.querySelectorAll(".chart").forEach((chart) => draw.observe(chart));

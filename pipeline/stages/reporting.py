@@ -1,0 +1,207 @@
+"""Report: what the pages of runs are made of, gathered from the reports, the cache and the data."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.augment import Augment
+from pipeline.config import ExtractConfig, one_of
+from pipeline.datasets import Opened, open_labelled
+from pipeline.errors import ConfigError, DataError, RunError, StoreError
+from pipeline.memo import Memo
+from pipeline.progress import progress
+from pipeline.records import find_records, load_dataset
+from pipeline.report import RUN_PAGE, Map, Pictures, RunData, shown_split, write_index, write_run
+from pipeline.runs import Run, find_run, read_history, read_predictions, runs
+from pipeline.store import FeatureStore
+
+__all__ = ["MAPS", "Report", "report"]
+
+MAPS = ("pca", "tsne")
+MAP_IMAGES = 1500
+SAMPLES = 6
+STAGES = ("train-head", "sweep", "finetune", "evaluate")
+
+log = logging.getLogger("tlpipe")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Where the pages are.
+
+    Attributes:
+        index: The leaderboard.
+        pages: Of each run that was asked for, by run id.
+        seconds: In all.
+    """
+
+    index: Path
+    pages: dict[str, Path]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        pages = {run: str(page) for run, page in self.pages.items()}
+        return {"index": str(self.index), "pages": pages, "seconds": self.seconds}
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """What several runs share, opened once: data with their pictures, and maps."""
+
+    cache: Path
+    method: str
+    seed: int
+    data: dict[str, tuple[Pictures, dict[bytes, str]] | str] = field(default_factory=dict)
+    maps: dict[tuple[str, bytes], NDArray[np.floating]] = field(default_factory=dict)
+
+    def pictures(self, data: str) -> tuple[Pictures, dict[bytes, str]] | str:
+        """Pictures and locations of some data; why there are none, if they can't be opened."""
+        if data not in self.data:
+            try:
+                opened: Opened = open_labelled(data, memo=Memo(self.cache))
+            except DataError as error:
+                self.data[data] = str(error)
+            else:
+                keys = opened.dataset.keys
+                named = dict(zip(reversed(keys.tolist()), reversed(opened.dataset.locations), strict=True))
+                self.data[data] = (Pictures(opened.source, keys), named)
+        return self.data[data]
+
+
+def report(references: Sequence[str], cache: Path, reports: Path, *, method: str = "pca", seed: int = 0) -> Report:
+    """Write the leaderboard of all runs, and the pages and figures of some.
+
+    Args:
+        references: Run ids, starts of them, or paths of run folders; none for all runs.
+        cache: The cache folder, for the map of the features.
+        reports: The reports folder.
+        method: Of the map: "pca" or "tsne".
+        seed: Of t-SNE.
+
+    Raises:
+        RunError: If there are no runs, or one that was named can't be read.
+        ConfigError: If the method is not legal.
+    """
+    start = time.perf_counter()
+    one_of("--map", method, MAPS)
+    known = runs(reports)
+    if not known:
+        raise RunError(f"There are no runs in {reports} yet; make one with: tlpipe train-head")
+    chosen = [find_run(reports, reference, STAGES)[0] for reference in references] or known
+    by_id = {run.id: run for run in known}
+    shelf, pages = _Shelf(cache, method, seed), {}
+    with progress("Drawing", len(chosen), "pages") as advance:
+        for run in chosen:
+            try:
+                pages[run.id] = write_run(reports / run.id, _run_data(run, reports, by_id, shelf))
+            except (RunError, ConfigError) as error:
+                if references:
+                    raise
+                log.warning("No page of %s: %s", run.id, error)
+            advance(1)
+    # A run without a page has nothing that the leaderboard could lead to.
+    listed = [run for run in known if run.id in pages or (reports / run.id / RUN_PAGE).is_file()]
+    inspections = sorted(path.name for path in reports.glob("inspect-*.html"))
+    index = write_index(reports, listed, inspections)
+    return Report(index, pages, time.perf_counter() - start)
+
+
+def _run_data(run: Run, reports: Path, by_id: dict[str, Run], shelf: _Shelf) -> RunData:
+    folder = reports / run.id
+    predictions = read_predictions(folder, run)
+    missing = []
+    frozen = by_id.get(str(run.settings.get("head_run"))) if run.stage == "finetune" else None
+    if run.stage == "finetune" and frozen is None:
+        missing.append("The run before fine-tuning is gone, and with it its learning curve.")
+    found = shelf.pictures(run.data)
+    pictures, locations = (None, {}) if isinstance(found, str) else found
+    if isinstance(found, str):
+        missing.append(f"There are no pictures: {found}.")
+    drawn = None
+    if split := shown_split(run):
+        if split not in predictions:
+            raise RunError(f"{folder}/predictions.h5 has no {split} images, run.json does; one of them was changed")
+        try:
+            drawn = _map(run if frozen is None else frozen, predictions[split].keys, shelf)
+        except (StoreError, ConfigError) as error:
+            missing.append(f"There is no map: {error}.")
+    augment, samples = _samples(run, shelf.cache)
+    return RunData(
+        run=run,
+        history=read_history(folder),
+        predictions=predictions,
+        frozen=None if frozen is None else (frozen, read_history(reports / frozen.id)),
+        pictures=pictures,
+        locations=locations,
+        augment=augment,
+        samples=samples,
+        map=drawn,
+        missing=missing,
+    )
+
+
+def _map(run: Run, keys: NDArray[np.bytes_], shelf: _Shelf) -> Map:
+    """Some images as points, by the features that a head took.
+
+    Raises:
+        StoreError: If the features are not in the cache any more.
+    """
+    records = find_records(shelf.cache, run.features)
+    stores = [FeatureStore(shelf.cache, record.spec) for record in records]
+    for store in stores:
+        store.open()
+    keys = np.unique(keys)
+    there = np.logical_and.reduce([store.has(keys) for store in stores])
+    if there.sum() < 3:
+        raise StoreError(f"the features {run.features} are not in {shelf.cache} any more")
+    # Keys are digests, so that the first ones in their order are a random choice, and always the same.
+    keys = keys[there][:MAP_IMAGES]
+    name = (run.features, keys.tobytes())
+    if name not in shelf.maps:
+        features = np.concatenate([store.read(keys) for store in stores], axis=1)
+        shelf.maps[name] = _flat(features.reshape(len(keys), -1), shelf.method, shelf.seed)
+    how = {"pca": "on their first two principal components", "tsne": "by t-SNE"}[shelf.method]
+    return Map(keys, shelf.maps[name], how, run.features)
+
+
+def _flat(features: NDArray[np.floating], method: str, seed: int) -> NDArray[np.floating]:
+    """Two numbers for each image, shape [n, 2].
+
+    Source of t-SNE: van der Maaten and Hinton 2008, JMLR 9, p. 2579; here on 50 principal components.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    n_components = 2 if method == "pca" else min(50, *features.shape)
+    points: NDArray[np.floating] = PCA(n_components, random_state=seed).fit_transform(features.astype(np.float32))
+    if method == "tsne":
+        points = TSNE(perplexity=min(30.0, (len(points) - 1) / 3), init="pca", random_state=seed).fit_transform(points)
+    return points
+
+
+def _samples(run: Run, cache: Path) -> tuple[Augment | None, list[bytes]]:
+    """How views of the training images were made, and some of these images."""
+    if run.stage == "evaluate":
+        return None, []
+    text = run.settings.get("augment") if run.stage == "finetune" else _config(run).augment
+    try:
+        dataset = load_dataset(cache, run.dataset)
+    except StoreError:
+        return None, []
+    keys = np.unique(dataset.keys[dataset.splits == "train"])
+    return (Augment.parse(str(text)) if text else None), keys[:SAMPLES].tolist()
+
+
+def _config(run: Run) -> ExtractConfig:
+    if not run.extracts:
+        raise RunError(f"The run.json of {run.id} doesn't say how its features were extracted; train again")
+    return ExtractConfig.from_json(run.extracts[0])
