@@ -12,7 +12,7 @@ from pipeline.errors import WeightsError
 from pipeline.finetune import FinetuneConfig
 from pipeline.heads import HeadConfig
 from pipeline.runs import Run
-from pipeline.stages import ExtractResult
+from pipeline.stages import ExtractResult, Report
 
 __all__ = ["DemoResult", "demo"]
 
@@ -31,16 +31,18 @@ class DemoResult:
         extracted: Of extract.
         head: Run of train-head.
         tuned: Run of finetune.
+        report: Pages of both runs.
     """
 
     weights: str
     extracted: ExtractResult
     head: Run
     tuned: Run
+    report: Report
 
 
 def demo(cache: Path, reports: Path, seed: int) -> DemoResult:
-    """Extract, train a head, fine-tune the top block; with random weights where real ones can't be had."""
+    """Extract, train a head, fine-tune the top block, report; with random weights where real ones can't be had."""
     config = ExtractConfig(data="digits", image_size=IMAGE_SIZE, seed=seed)
     try:
         extracted = stages.extract(config, cache)
@@ -58,4 +60,5 @@ def demo(cache: Path, reports: Path, seed: int) -> DemoResult:
     head = stages.train_head(HeadConfig("logreg", seed=seed), cache, reports, stages.TableOptions(extracted.record.id))
     options = stages.FinetuneOptions(head.id)
     tuned = stages.finetune(FinetuneConfig("conv5", epochs=EPOCHS, seed=seed), cache, reports, options)
-    return DemoResult(config.weights, extracted, head, tuned)
+    pages = stages.report([head.id, tuned.id], cache, reports, seed=seed)
+    return DemoResult(config.weights, extracted, head, tuned, pages)

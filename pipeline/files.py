@@ -83,13 +83,17 @@ def published(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def published_folder(path: Path) -> Iterator[Path]:
+def published_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path`, with all its files on disk, only if the block succeeds.
+
+    Args:
+        path: Where it is published.
+        replace: Whether a folder that is there makes room for it.
 
     Raises:
         StoreError: If the disk is full or can't be written; nothing is left behind.
     """
-    partial = _partial_name(path)
+    partial, aside = _partial_name(path), _partial_name(path)
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
@@ -98,11 +102,14 @@ def published_folder(path: Path) -> Iterator[Path]:
             for file in partial.rglob("*"):
                 flush_to_disk(file)
             flush_to_disk(partial)
+            if replace and path.is_dir():
+                path.rename(aside)
             partial.replace(path)
             flush_to_disk(path.parent)
         finally:
-            if partial.exists():
-                shutil.rmtree(partial)
+            for folder in (partial, aside):
+                if folder.exists():
+                    shutil.rmtree(folder)
 
 
 def digest_of(data: bytes) -> str:

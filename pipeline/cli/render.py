@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.inspection import Group
     from pipeline.runs import Run
-    from pipeline.stages import Answers, CurveResult, ExtractResult, Inspection
+    from pipeline.stages import Answers, CurveResult, Export, ExtractResult, Inspection
 
 __all__ = [
     "curve_text",
+    "export_text",
     "extract_text",
     "inspect_text",
     "percent",
@@ -271,3 +272,14 @@ def _listed(what: str, items: Sequence[str]) -> list[str]:
     """How many there are, and the first of them."""
     more = [f"  and {len(items) - LISTED:,} more"] if len(items) > LISTED else []
     return [f"{len(items):,} {what}", *(f"  {item}" for item in items[:LISTED]), *more]
+
+
+def export_text(done: Export) -> str:
+    """What an export gave."""
+    return "\n".join(
+        [
+            f"Agreement  {percent(done.agreement)} of {done.n:,} images of the run get the same label as from tlpipe; "
+            f"probabilities differ by {done.difference:.1e} at most",
+            f"File       {done.path} ({done.seconds:.1f} s)",
+        ]
+    )

@@ -110,7 +110,7 @@ def bench(
 
 
 def demo(common: Common) -> Answer:
-    """Run all three stages on the built-in digits, small, in about a minute."""
+    """Run all three stages on the built-in digits, small, in about a minute, and report on them."""
     from pipeline.cli import render
     from pipeline.demo import IMAGE_SIZE
     from pipeline.demo import demo as run_demo
@@ -131,12 +131,14 @@ def demo(common: Common) -> Answer:
             f"Features   {common.cache / 'features' / result.extracted.record.spec.digest()}",
             f"Head       {common.reports / result.head.id}",
             f"Model      {common.reports / result.tuned.id / 'model.keras'}",
+            f"Report     {result.report.index}",
         ]
     )
     value = {
         "weights": result.weights,
         "extract": result.extracted.to_json(),
         "head": {"run": result.head.id, "metrics": result.head.metrics, "seconds": result.head.seconds},
+        "report": result.report.to_json(),
         "finetune": {"run": result.tuned.id, "metrics": result.tuned.metrics, "seconds": result.tuned.seconds},
     }
     return Answer(value, text)

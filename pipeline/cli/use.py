@@ -59,6 +59,22 @@ def evaluate(
     return Answer(run_json(found), run_text(found, str(common.reports / found.id)))
 
 
+def export(
+    common: Common,
+    run: RunArgument,
+    format_: Annotated[str, typer.Option("--format", help="keras, savedmodel, onnx, openvino or tflite.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write. [default: reports/RUN/export/FORMAT]", show_default=False)
+    ] = None,
+) -> Answer:
+    """Write a run as a model for other programs, from uint8 images to probabilities, and check it."""
+    from pipeline import stages
+    from pipeline.cli.render import export_text
+
+    done = stages.export(run, format_, common.cache, common.reports, output)
+    return Answer(done.to_json(), export_text(done))
+
+
 def inspect(
     common: Common,
     data: Annotated[str, typer.Argument(help="As for extract; features of it are used once there are any.")],
@@ -89,5 +105,5 @@ def report(
 
 def add_commands(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for function in (evaluate, predict, inspect, report):
+    for function in (evaluate, predict, export, inspect, report):
         command(app, function.__name__)(function)

@@ -8,11 +8,10 @@ from pipeline.finetune.checkpoint import FOLDER, Checkpoint, State
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.examples import Examples, images_of, indices_of, rows_of
 from pipeline.finetune.fitting import Tuned, fit
-from pipeline.finetune.models import PROBABILITIES, FinetuneModels, assemble, drawn_anew
+from pipeline.finetune.models import FinetuneModels, assemble, drawn_anew
 
 __all__ = [
     "FOLDER",
-    "PROBABILITIES",
     "Checkpoint",
     "Examples",
     "FinetuneConfig",

@@ -12,14 +12,12 @@ import numpy as np
 from pipeline import runtime
 from pipeline.backbones import Unfrozen, apply, cuts, nodes, tensor_of
 from pipeline.errors import RunError
-from pipeline.heads import n_logits
+from pipeline.heads import n_logits, probability_layer
 
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["PROBABILITIES", "FinetuneModels", "assemble", "drawn_anew", "with_remat"]
-
-PROBABILITIES = "probabilities"  # name of the last layer of a saved model
+__all__ = ["FinetuneModels", "assemble", "drawn_anew", "with_remat"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +39,9 @@ class FinetuneModels:
     depths: dict[str, int]
 
     def serving(self) -> keras.Model:
-        """From uint8 images to probabilities [n, classes], with the weights as they are now.
-
-        With two classes the one logit becomes a pair, of which the first is always 0: the same probabilities.
-        """
-        keras = runtime.keras()
-        kernel, bias = (np.asarray(weight) for weight in self.whole.layers[-1].get_weights())
-        if kernel.shape[1] < self.n_classes:
-            kernel = np.concatenate([np.zeros_like(kernel), kernel], axis=1)
-            bias = np.concatenate([np.zeros_like(bias), bias])
-        dense = keras.layers.Dense(self.n_classes, activation="softmax", name=PROBABILITIES, dtype="float32")
-        outputs = dense(self.below_logits)
-        dense.set_weights([kernel, bias])
-        return keras.Model(self.whole.inputs[0], outputs, name="classifier")
+        """From uint8 images to probabilities [n, classes], with the weights as they are now."""
+        outputs = probability_layer(self.whole.layers[-1], self.n_classes, self.below_logits)
+        return runtime.keras().Model(self.whole.inputs[0], outputs, name="classifier")
 
     def trainable_parameters(self) -> int:
         """Numbers that are trained."""

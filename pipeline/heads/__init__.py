@@ -11,7 +11,17 @@ from typing import Any
 
 from pipeline.errors import ConfigError, RunError
 from pipeline.heads import knn, linear, logreg, ridge
-from pipeline.heads.base import FitReport, Head, HeadConfig, n_logits, option_name, predict, probabilities_of
+from pipeline.heads.base import (
+    PROBABILITIES,
+    FitReport,
+    Head,
+    HeadConfig,
+    n_logits,
+    option_name,
+    predict,
+    probabilities_of,
+    probability_layer,
+)
 from pipeline.heads.centroid import CentroidHead
 from pipeline.heads.knn import KnnHead
 from pipeline.heads.linear import LinearHead
@@ -24,6 +34,7 @@ from pipeline.heads.ridge import RidgeHead
 __all__ = [
     "FORMS",
     "KINDS",
+    "PROBABILITIES",
     "FitReport",
     "Head",
     "HeadConfig",
@@ -39,6 +50,7 @@ __all__ = [
     "option_name",
     "predict",
     "probabilities_of",
+    "probability_layer",
     "soft_loss",
     "sparse_loss",
 ]

@@ -95,14 +95,15 @@ class AffineHead(ABC):
             raise not_fitted()
         return self.final.predict_proba(features)
 
-    def layers(self) -> list[keras.Layer]:
+    def layers(self, *, final: bool = False) -> list[keras.Layer]:
         """As `Head.layers`."""
-        if self.trained is None:
+        affine = self.final if final else self.trained
+        if affine is None:
             raise not_fitted()
-        dense = runtime.keras().layers.Dense(self.trained.weights.shape[1], name="logits")
-        dense.build((None, self.trained.weights.shape[0]))
-        dense.set_weights([self.trained.weights, self.trained.bias])
-        return [*self.trained.prepare.layers(), dense]
+        dense = runtime.keras().layers.Dense(affine.weights.shape[1], name="logits")
+        dense.build((None, affine.weights.shape[0]))
+        dense.set_weights([affine.weights, affine.bias])
+        return [*affine.prepare.layers(), dense]
 
     def save(self, folder: Path) -> None:
         """As `Head.save`: plain arrays."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import runtime
 from pipeline.config import one_of
 from pipeline.errors import ConfigError, RunError
 from pipeline.parts import Part
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COSINE_TEMPERATURE",
     "OPTIMIZERS",
+    "PROBABILITIES",
     "SCHEDULES",
     "FitReport",
     "Head",
@@ -32,11 +34,13 @@ __all__ = [
     "option_name",
     "predict",
     "probabilities_of",
+    "probability_layer",
 ]
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("plateau", "cosine", "none")
 L2_OF = {"adamw": 1.0, "adam": 1e-4, "sgd": 1e-4}  # a decoupled decay of 1 is weak, a penalty of 1 is not
+PROBABILITIES = "probabilities"  # name of the last layer of a model that serves
 COSINE_TEMPERATURE = 0.07  # by which cosines are divided: Wu et al. 2018, arXiv:1805.01978, section 3.4
 CLASS_WEIGHTS = ("balanced", "none")
 
@@ -192,10 +196,12 @@ class Head(Protocol):
     def predict_proba(self, features: NDArray[np.floating]) -> NDArray[np.floating]:
         """Probabilities [n, classes] of features [n, d]."""
 
-    def layers(self) -> list[keras.Layer]:
-        """The same classifier as built Keras layers, from features [n, d] to logits, which fine-tuning starts from.
+    def layers(self, *, final: bool = False) -> list[keras.Layer]:
+        """The same classifier as built Keras layers, from features [n, d] to logits; the last one is dense.
 
-        It is the one that was fitted on the training images alone, so that the validation images stay unseen.
+        Args:
+            final: Whether it is the one that predicts; else that which was fitted on the training images alone, so that
+                for fine-tuning the validation images stay unseen.
 
         Raises:
             ConfigError: If this kind of head has none.
@@ -243,6 +249,27 @@ def class_weights(labels: NDArray[np.int64], n_classes: int, class_weight: str |
 def n_logits(n_classes: int) -> int:
     """Two classes need one logit, that of the second."""
     return 1 if n_classes == 2 else n_classes
+
+
+def probability_layer(logits: keras.Layer, n_classes: int, below: Any, temperature: float = 1.0) -> Any:
+    """Probabilities [n, classes] in place of logits, as a tensor of a graph.
+
+    With two classes the one logit becomes a pair, of which the first is always 0: the same probabilities.
+
+    Args:
+        logits: The dense layer that gives the logits.
+        n_classes: Number of classes.
+        below: The tensor that it reads.
+        temperature: By which the logits are divided.
+    """
+    kernel, bias = (np.asarray(weight) / temperature for weight in logits.get_weights())
+    if kernel.shape[1] < n_classes:
+        kernel = np.concatenate([np.zeros_like(kernel), kernel], axis=1)
+        bias = np.concatenate([np.zeros_like(bias), bias])
+    dense = runtime.keras().layers.Dense(n_classes, activation="softmax", name=PROBABILITIES, dtype="float32")
+    outputs = dense(below)
+    dense.set_weights([kernel, bias])
+    return outputs
 
 
 def probabilities_of(logits: NDArray[np.floating]) -> NDArray[np.float64]:

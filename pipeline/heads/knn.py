@@ -90,10 +90,10 @@ class KnnHead:
                 probabilities[start : start + at_once] = votes / votes.sum(axis=1, keepdims=True)
         return found
 
-    def layers(self) -> list[keras.Layer]:
+    def layers(self, *, final: bool = False) -> list[keras.Layer]:
         """As `Head.layers`: there are none."""
         raise ConfigError(
-            f"{self.config.head} is no network, so nothing can be fine-tuned below it; train another head: "
+            f"{self.config.head} is no network: it can be neither exported nor fine-tuned below; train another head: "
             "tlpipe train-head --head linear"
         )
 

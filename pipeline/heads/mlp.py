@@ -183,7 +183,7 @@ class MlpHead:
     def refit(self, both: Part) -> None:
         """As `Head.refit`: the best epoch can't be told on images that were trained on, so nothing is done."""
 
-    def layers(self) -> list[keras.Layer]:
+    def layers(self, *, final: bool = False) -> list[keras.Layer]:
         """As `Head.layers`."""
         if self.model is None:
             raise not_fitted()

@@ -1,6 +1,7 @@
 """The stages, and how they are wired: nothing else knows more than its own part."""
 
 from pipeline.stages.choosing import CurveResult, learning_curve, sweep
+from pipeline.stages.exporting import Export, export
 from pipeline.stages.features import ExtractResult, extract
 from pipeline.stages.inspecting import Inspection, inspect
 from pipeline.stages.judging import evaluate
@@ -18,6 +19,7 @@ __all__ = [
     "Answers",
     "Classifier",
     "CurveResult",
+    "Export",
     "ExtractResult",
     "FinetuneOptions",
     "ImageAnswer",
@@ -26,6 +28,7 @@ __all__ = [
     "TableOptions",
     "TrainedHead",
     "evaluate",
+    "export",
     "extract",
     "features_of",
     "finetune",

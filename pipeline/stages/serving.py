@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from pipeline.config import ExtractConfig, FeatureSpec
 from pipeline.datasets import KEY_DTYPE, ImageSource
 from pipeline.errors import ConfigError, ImageError, RunError
-from pipeline.finetune import PROBABILITIES
+from pipeline.heads import PROBABILITIES
 from pipeline.memo import Memo
 from pipeline.runs import MODEL_FILE, Run, find_run
-from pipeline.stages.rows import Done, backbone_for, complete, plan_for
+from pipeline.stages.rows import Done, Plan, backbone_for, complete, plan_for
 from pipeline.stages.trained import HEAD_STAGES, TrainedHead, trained_head
 
 __all__ = ["MODEL_STAGES", "Classifier", "Predicted", "open_classifier"]
@@ -72,6 +72,17 @@ class Classifier:
         """In the order of the probabilities."""
         return tuple(self.run.class_names)
 
+    def plans(self, cache: Path) -> list[Plan]:
+        """How each set of features is computed.
+
+        Raises:
+            CacheMismatchError: If the backbone's weights are no longer those the head was trained with.
+        """
+        plans = [plan_for(config, cache, backbone_for(config, cache)) for config in self.configs]
+        if self.trained is not None:
+            self.trained.check([plan.spec for plan in plans], None)
+        return plans
+
     def predict(self, source: ImageSource, locations: Sequence[str], cache: Path) -> Predicted:
         """Probabilities of images; features that are not in the cache are computed and kept there.
 
@@ -84,9 +95,7 @@ class Classifier:
             CacheMismatchError: If the backbone's weights are no longer those the head was trained with.
             StoppedError: After Ctrl-C or SIGTERM; the same call goes on from there.
         """
-        plans = [plan_for(config, cache, backbone_for(config, cache)) for config in self.configs]
-        if self.trained is not None:
-            self.trained.check([plan.spec for plan in plans], None)
+        plans = self.plans(cache)
         found = source.keys(Memo(cache), rehash=False)
         unreadable = {number: str(key) for number, key in enumerate(found) if isinstance(key, ImageError)}
         opened = [number for number in range(len(found)) if number not in unreadable]
