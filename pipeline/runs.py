@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import h5py
 import numpy as np
@@ -189,14 +189,11 @@ def read_run(folder: Path) -> Run:
         run = Run(**value)
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{folder} is no run that can be read: {error}") from error
-    kinds: dict[type, list[Any]] = {
-        str: [run.id, run.stage, run.created, run.head, run.features, run.dataset],
-        list: [run.class_names, run.specs, run.extracts, run.notes],
-        dict: [run.settings, run.metrics, run.seconds],
-    }
-    right = all(isinstance(value, kind) for kind, values in kinds.items() for value in values)
-    if not right or not all(isinstance(name, str) for name in run.class_names) or not _is_rated(run.metrics):
-        raise RunError(f"{folder}/run.json is not what tlpipe wrote: a value is of the wrong kind")
+    wrong = [name for name, hint in get_type_hints(Run).items() if not _fits(getattr(run, name), hint)]
+    wrong += [] if "total" in run.seconds else ["seconds"]
+    wrong += [name for name in ("metrics", "baseline") if not wrong and not _is_rated(getattr(run, name) or {})]
+    if wrong:
+        raise RunError(f"{folder}/run.json is not what tlpipe wrote: {wrong[0]} is of the wrong kind")
     if run.id != folder.name:
         raise RunError(f"{folder}/run.json belongs to the run {run.id!r}; was the folder renamed?")
     return run
@@ -249,6 +246,20 @@ def read_history(folder: Path) -> list[dict[str, float]]:
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise RunError(f"{path} is not what tlpipe wrote: {error}") from error
     return [{name: value for name, value in row.items() if math.isfinite(value)} for row in rows]
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON is of an annotated type."""
+    if hint is Any:
+        return True
+    inner = get_args(hint)
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
+    if inner:  # one of several
+        return any(_fits(value, one) for one in inner)
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def _is_rated(metrics: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from pipeline.parts import Part
 from pipeline.stages import ExtractResult
 from pipeline.store import FeatureStore
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
@@ -28,6 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = {
         "data": None if _folder("TLPIPE_TEST_DATA") else "no folder of real images in $TLPIPE_TEST_DATA",
         "weights": None if _folder("TLPIPE_WEIGHTS") else "no folder of real weights in $TLPIPE_WEIGHTS",
+        "browser": None if any(map(shutil.which, BROWSERS)) else f"none of {', '.join(BROWSERS)} is installed",
     }
     for item in items:
         for marker, reason in missing.items():

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.augment import Augment
-from pipeline.config import ExtractConfig, one_of
+from pipeline.config import ExtractConfig, FeatureSpec, one_of
 from pipeline.datasets import Opened, open_labelled
 from pipeline.errors import ConfigError, DataError, RunError, StoreError
 from pipeline.memo import Memo
@@ -96,7 +96,7 @@ def report(references: Sequence[str], cache: Path, reports: Path, *, method: str
     known = runs(reports)
     if not known:
         raise RunError(f"There are no runs in {reports} yet; make one with: tlpipe train-head")
-    chosen = [find_run(reports, reference, STAGES)[0] for reference in references] or known
+    chosen = [_inside(reports, *find_run(reports, reference, STAGES)) for reference in references] or known
     by_id = {run.id: run for run in known}
     shelf, pages = _Shelf(cache, method, seed), {}
     with progress("Drawing", len(chosen), "pages") as advance:
@@ -115,8 +115,19 @@ def report(references: Sequence[str], cache: Path, reports: Path, *, method: str
     return Report(index, pages, time.perf_counter() - start)
 
 
+def _inside(reports: Path, run: Run, folder: Path) -> Run:
+    """A run, if its folder is one of the reports folder, whose pages lead to each other."""
+    if folder.resolve().parent != reports.resolve():
+        raise RunError(
+            f"{folder} lies outside of the reports folder {reports}; name its own: --reports {folder.parent}"
+        )
+    return run
+
+
 def _run_data(run: Run, reports: Path, by_id: dict[str, Run], shelf: _Shelf) -> RunData:
     folder = reports / run.id
+    for spec in run.specs:
+        FeatureSpec.from_json(spec)  # what can't be told of the features is said before the page is made
     predictions = read_predictions(folder, run)
     missing = []
     frozen = by_id.get(str(run.settings.get("head_run"))) if run.stage == "finetune" else None

@@ -1,0 +1,232 @@
+"""The pages in a real browser: no errors, sorting, filtering, keyboard, dark mode, phone width."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BROWSERS
+from playwright.sync_api import Page, sync_playwright
+
+from pipeline import stages
+from pipeline.config import ExtractConfig
+from pipeline.finetune import FinetuneConfig
+from pipeline.heads import HeadConfig
+from pipeline.runs import Run
+from pipeline.stages import ExtractResult
+
+pytestmark = pytest.mark.browser
+
+PHONE, DESKTOP = 390, 1280  # pixels
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    path = next(path for name in BROWSERS if (path := shutil.which(name)))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Iterator[Callable[..., Page]]:
+    """Open a page; when the test ends, nothing must have been written to the console, and nothing asked for."""
+    problems: list[str] = []
+    contexts = []
+
+    def open_page(path: Path, width: int = DESKTOP, scheme: str = "light") -> Page:
+        context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        page: Page = context.new_page()
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda request: request.url.startswith(("file:", "data:")) or problems.append(request.url))
+        page.goto(path.resolve().as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+@pytest.fixture
+def heads(extracted: ExtractResult, cache: Path, reports: Path) -> list[Run]:
+    return [stages.train_head(HeadConfig(head), cache, reports) for head in ("mlp8", "centroid", "ridge")]
+
+
+@pytest.fixture
+def index(heads: list[Run], cache: Path, reports: Path) -> Path:
+    return stages.report([], cache, reports).index
+
+
+def column(page: Page, number: int) -> list[str]:
+    found: list[str] = page.eval_on_selector_all(
+        "#runs tbody tr",
+        "(rows, number) => rows.filter(row => !row.hidden).map(row => row.cells[number].textContent.trim())",
+        number,
+    )
+    return found
+
+
+def shown(page: Page) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = page.eval_on_selector_all(
+        "#gallery figure", "all => all.filter(one => !one.hidden).map(one => ({...one.dataset}))"
+    )
+    return found
+
+
+class TestIndex:
+    def test_sorting(self, index: Path, visit: Callable[..., Page]) -> None:
+        page = visit(index)
+        accuracy, parameters = (page.locator("#runs thead th").nth(number) for number in (1, 9))
+        first = [float(text.split()[0]) for text in column(page, 1)]
+        assert first == sorted(first, reverse=True)
+        assert accuracy.get_attribute("aria-sort") == "descending"
+        accuracy.locator("button").click()
+        assert [float(text.split()[0]) for text in column(page, 1)] == sorted(first)
+        assert accuracy.get_attribute("aria-sort") == "ascending"
+        parameters.locator("button").focus()
+        page.keyboard.press("Enter")
+        numbers = [int(text.replace(",", "")) for text in column(page, 9)]
+        assert numbers == sorted(numbers, reverse=True)
+        assert accuracy.get_attribute("aria-sort") is None
+        page.locator("#runs thead th").nth(5).locator("button").click()
+        assert column(page, 5) == ["centroid", "mlp8", "ridge"]
+
+    def test_filtering(self, index: Path, visit: Callable[..., Page]) -> None:
+        page = visit(index)
+        page.get_by_label("Show runs with").fill("RID train")
+        assert column(page, 5) == ["ridge"]
+        assert page.locator("output").inner_text() == "1 of 3"
+        page.get_by_label("Show runs with").fill("")
+        assert len(column(page, 5)) == 3
+
+    def test_links_lead_to_the_runs_and_back(self, index: Path, heads: list[Run], visit: Callable[..., Page]) -> None:
+        page = visit(index)
+        page.get_by_role("link", name=heads[0].id).click()
+        assert page.locator("h1").inner_text() == heads[0].id
+        page.get_by_role("link", name="All runs").click()
+        assert page.locator("h1").inner_text() == "Runs"
+
+
+class TestRunPage:
+    @pytest.fixture
+    def path(self, index: Path, heads: list[Run]) -> Path:
+        return index.parent / heads[0].id / "report.html"
+
+    def test_charts_are_drawn(self, path: Path, visit: Callable[..., Page]) -> None:
+        page = visit(path)
+        charts = page.locator(".chart")
+        assert charts.count() == 4
+        for number in range(4):
+            charts.nth(number).scroll_into_view_if_needed()
+            charts.nth(number).locator("svg").wait_for()
+        assert page.locator(".chart").nth(3).locator(".mark-symbol.role-mark path").count() > 10
+
+    def test_a_cell_filters_the_gallery(self, path: Path, heads: list[Run], visit: Callable[..., Page]) -> None:
+        page = visit(path)
+        assert all("wrong" in one for one in shown(page))
+        cell = page.locator("#confusions button").first
+        cell.click()
+        wanted = {"true": cell.get_attribute("data-true"), "predicted": cell.get_attribute("data-predicted")}
+        found = shown(page)
+        assert found
+        assert all({name: one[name] for name in wanted} == wanted for one in found)
+        assert cell.get_attribute("aria-pressed") == "true"
+        assert f"{len(found)} shown" in page.locator("output").inner_text()
+        cell.click()
+        assert page.get_by_role("button", name="Confidently wrong").get_attribute("aria-pressed") == "true"
+        page.get_by_role("button", name="Least certain").click()
+        assert all("uncertain" in one for one in shown(page))
+
+    def test_keyboard(self, path: Path, heads: list[Run], visit: Callable[..., Page]) -> None:
+        page = visit(path)
+        assert page.locator('#confusions button[tabindex="0"]').count() == 1
+        page.locator('#confusions button[tabindex="0"]').focus()
+        before = page.evaluate("[document.activeElement.dataset.true, document.activeElement.dataset.predicted]")
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowRight")
+        after = page.evaluate("[document.activeElement.dataset.true, document.activeElement.dataset.predicted]")
+        assert after != before
+        page.keyboard.press("Enter")
+        assert {(one["true"], one["predicted"]) for one in shown(page)} == {tuple(after)}
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.dataset.view") == "wrong"
+
+    def test_a_point_of_the_map_shows_its_picture(self, path: Path, visit: Callable[..., Page]) -> None:
+        page = visit(path)
+        chart = page.locator(".chart").nth(3)
+        chart.scroll_into_view_if_needed()
+        point = chart.locator(".mark-symbol.role-mark path").first
+        point.wait_for()
+        point.hover(force=True)
+        image = page.locator("#vg-tooltip-element img")
+        image.wait_for()
+        assert str(image.get_attribute("src")).startswith("data:image/webp")
+        assert image.evaluate("image => image.naturalWidth") == 48
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    @pytest.mark.parametrize("width", [PHONE, DESKTOP])
+    def test_colours_and_width(self, scheme: str, width: int, path: Path, visit: Callable[..., Page]) -> None:
+        """Text stands out from the paper, also in charts, and only tables are wider than a phone."""
+        for page in (visit(path, width, scheme), visit(path.parent.parent / "index.html", width, scheme)):
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            colours = page.evaluate(
+                "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+            )
+            paper, ink = (luminance(colour) for colour in colours)
+            assert (max(paper, ink) + 0.05) / (min(paper, ink) + 0.05) > 7  # AAA of WCAG 2.2
+            assert (paper < ink) == (scheme == "dark")
+        page = visit(path, width, scheme)
+        page.locator(".chart").first.scroll_into_view_if_needed()
+        label = page.locator(".chart svg text").first
+        label.wait_for()
+        assert label.evaluate("one => getComputedStyle(one).fill") == colours[1]
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of `rgb(r, g, b)`, as WCAG 2.2 defines it."""
+    shares = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
+    red, green, blue = (share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_names_that_are_code_do_nothing(
+    tmp_path: Path, draw: Any, cache: Path, reports: Path, fake_engine: Any, visit: Callable[..., Page]
+) -> None:
+    for number in range(20):
+        value = 60 + 5 * number
+        draw(tmp_path / "data" / "<img src=x onerror=document.title='broken'>" / f"{number}.png", colour=(value,) * 3)
+        draw(tmp_path / "data" / "'+(document.title='broken')+'" / f"<b>{number}.png", colour=(240 - value, 100, 100))
+    stages.extract(ExtractConfig(str(tmp_path / "data")), cache)
+    run = stages.train_head(HeadConfig("centroid"), cache, reports)
+    stages.report([], cache, reports)
+    inspected = stages.inspect(str(tmp_path / "data"), cache, reports).page
+    for path in (reports / run.id / "report.html", inspected, reports / "index.html"):
+        page = visit(path)
+        for number in range(page.locator(".chart").count()):
+            page.locator(".chart").nth(number).scroll_into_view_if_needed()
+            page.locator(".chart svg").nth(number).wait_for()
+        if page.locator(".chart").count():
+            page.locator(".mark-symbol.role-mark path").first.hover(force=True)
+            page.locator("#vg-tooltip-element img").wait_for()
+        assert page.title() != "broken"
+
+
+def test_frozen_and_fine_tuned_share_their_axes(
+    red_and_blue: Path, cache: Path, reports: Path, visit: Callable[..., Page]
+) -> None:
+    small = {"backbone": "mobilenet025", "image_size": (32, 32), "weights": "random", "precision": "float32"}
+    stages.extract(ExtractConfig(str(red_and_blue), **small), cache)
+    stages.train_head(HeadConfig("mlp8", epochs=2), cache, reports)
+    tuned = stages.finetune(FinetuneConfig("block13", epochs=2, batch_size=16), cache, reports)
+    page = visit(stages.report([], cache, reports).pages[tuned.id])
+    chart = page.locator(".chart").first
+    chart.locator("svg").wait_for()
+    legend = chart.locator(".role-legend-label text").all_text_contents()
+    assert legend == ["fine-tuned, train", "fine-tuned, val", "frozen, val"]

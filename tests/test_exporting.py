@@ -1,0 +1,226 @@
+"""Exports: each format is loaded by its own runtime, and must say what tlpipe says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import exporting, runtime, stages
+from pipeline.config import ExtractConfig
+from pipeline.errors import ConfigError, DataError, RunError
+from pipeline.exporting import FORMATS
+from pipeline.finetune import FinetuneConfig
+from pipeline.heads import HeadConfig
+from pipeline.runs import Run, read_predictions
+from pipeline.stages import TableOptions
+
+SIZE = (32, 40)
+SMALL = {"backbone": "mobilenet025", "image_size": SIZE, "weights": "random", "precision": "float32"}
+
+
+@pytest.fixture
+def features(pictures: Path, cache: Path) -> str:
+    """Features of three classes, by a network with random weights that takes pictures higher than wide."""
+    return stages.extract(ExtractConfig(str(pictures), **SMALL), cache).record.id
+
+
+@pytest.fixture
+def run(features: str, cache: Path, reports: Path) -> Run:
+    """A head with a temperature, which was fitted on val, too."""
+    return stages.train_head(HeadConfig("ridge"), cache, reports, TableOptions(features, calibrate=True))
+
+
+@pytest.fixture
+def pixels(pictures: Path) -> np.ndarray:
+    """Seven pictures, resized by plain Pillow."""
+    paths = [pictures / name / f"{number}.png" for number in (0, 1) for name in ("dark", "grey", "light")][:7]
+    images = [Image.open(path).resize(SIZE[::-1], Image.Resampling.BICUBIC) for path in [*paths, paths[0]]]
+    return np.stack([np.asarray(image) for image in images])
+
+
+def run_by_keras(path: Path, images: np.ndarray) -> tuple[np.ndarray, str]:
+    import keras
+
+    model = keras.models.load_model(path, compile=False, safe_mode=True)
+    assert model.inputs[0].dtype == "uint8"
+    return np.asarray(model.predict(images, verbose=0)), zipfile.ZipFile(path).read("tlpipe.json").decode()
+
+
+def run_by_tensorflow(path: Path, images: np.ndarray) -> tuple[np.ndarray, str]:
+    import tensorflow as tf
+
+    (found,) = tf.saved_model.load(str(path)).signatures["serving_default"](tf.constant(images)).values()
+    return found.numpy(), (path / "assets.extra" / "tlpipe.json").read_text()
+
+
+def run_by_onnxruntime(path: Path, images: np.ndarray) -> tuple[np.ndarray, str]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (taken,) = session.get_inputs()
+    assert (taken.name, taken.type, taken.shape) == ("image", "tensor(uint8)", ["n", *SIZE, 3])
+    found = session.run(["probabilities"], {"image": images})[0]
+    return found, session.get_modelmeta().custom_metadata_map["tlpipe"]
+
+
+def run_by_openvino(path: Path, images: np.ndarray) -> tuple[np.ndarray, str]:
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    found = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({"image": images})
+    assert "/tmp" not in path.read_text()
+    return found["probabilities"], model.get_rt_info(["tlpipe"]).value
+
+
+def run_by_litert(path: Path, images: np.ndarray) -> tuple[np.ndarray, str]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path))
+    taken, given = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    assert taken["dtype"] == np.uint8
+    interpreter.resize_tensor_input(taken["index"], images.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(taken["index"], images)
+    interpreter.invoke()
+    return interpreter.get_tensor(given["index"]), zipfile.ZipFile(path).read("tlpipe.json").decode()
+
+
+RUNTIMES: dict[str, Any] = {
+    "keras": run_by_keras,
+    "savedmodel": run_by_tensorflow,
+    "onnx": run_by_onnxruntime,
+    "openvino": run_by_openvino,
+    "tflite": run_by_litert,
+}
+
+
+def expected_of(run: Run, pixels: np.ndarray, cache: Path, reports: Path) -> np.ndarray:
+    return stages.open_classifier(reports, run.id).predict(source_of(pixels), ["x"] * len(pixels), cache).probabilities
+
+
+def source_of(pixels: np.ndarray) -> Any:
+    from pipeline.datasets import ArraySource
+
+    return ArraySource([(pixels, 1.0)])
+
+
+def test_every_format_has_its_runtime_here() -> None:
+    assert set(RUNTIMES) == set(FORMATS)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_its_own_runtime_says_the_same(
+    name: str, run: Run, pixels: np.ndarray, cache: Path, reports: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = stages.export(run.id, name, cache, reports)
+    assert capfd.readouterr().out == ""
+    assert done.path.parent == reports / run.id / "export" / name
+    assert done.agreement == 1
+    assert done.difference < 1e-5
+    assert done.n == run.n_val + run.n_test
+    found, text = RUNTIMES[name](done.path, pixels)
+    assert (found.shape, found.dtype) == ((7, 3), np.float32)
+    np.testing.assert_allclose(found, expected_of(run, pixels, cache, reports), atol=1e-5)
+    metadata = json.loads(text)
+    assert metadata["class_names"] == ["dark", "grey", "light"]
+    assert (metadata["run"], metadata["image_size"], metadata["resize"]) == (run.id, list(SIZE), "stretch")
+    assert metadata["weights_digest"] == run.specs[0]["weights_digest"]
+    assert metadata["accuracy"]["test"] == run.metrics["test"]["accuracy"]
+
+
+@pytest.mark.parametrize("head", ["logreg", "centroid", "linear", "mlp8", "bn-mlp8"])
+def test_heads(head: str, features: str, pixels: np.ndarray, cache: Path, reports: Path) -> None:
+    """What is exported is the head that predicts, which may have seen the validation images."""
+    run = stages.train_head(HeadConfig(head), cache, reports, TableOptions(features))
+    done = stages.export(run.id, "keras", cache, reports)
+    found, _ = run_by_keras(done.path, pixels)
+    np.testing.assert_allclose(found, expected_of(run, pixels, cache, reports), atol=1e-5)
+
+
+def test_two_classes_and_fine_tuning(red_and_blue: Path, cache: Path, reports: Path) -> None:
+    stages.extract(ExtractConfig(str(red_and_blue), **SMALL), cache)
+    head = stages.train_head(HeadConfig("logreg"), cache, reports)
+    tuned = stages.finetune(FinetuneConfig("block13", epochs=1, batch_size=16), cache, reports)
+    for run in (head, tuned):
+        done = stages.export(run.id, "openvino", cache, reports)
+        assert done.agreement == 1
+        keys = read_predictions(reports / run.id, run)
+        assert done.n == sum(len(part.keys) for part in keys.values())
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_runs_without_tensorflow(name: str, run: Run, pixels: np.ndarray, cache: Path, reports: Path) -> None:
+    done = stages.export(run.id, name, cache, reports)
+    images = done.path.with_name("images.npy")
+    np.save(images, pixels)
+    code = {
+        "onnx": "import onnxruntime; found = onnxruntime.InferenceSession(path).run(None, {'image': images})[0]",
+        "openvino": "import openvino; found = openvino.Core().compile_model("
+        "path, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})(images)[0]",
+    }[name]
+    script = f"""
+        import sys
+        sys.modules.update(tensorflow=None, keras=None, pipeline=None)
+        import numpy as np
+        path, images = sys.argv[1], np.load(sys.argv[2])
+        {code}
+        np.save(sys.argv[2], found)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(done.path), str(images)]
+    subprocess.run(command, check=True, cwd=done.path.parent, capture_output=True)
+    np.testing.assert_allclose(np.load(images), expected_of(run, pixels, cache, reports), atol=1e-5)
+
+
+def test_a_file_that_says_something_else_is_not_kept(
+    run: Run, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = stages.export(run.id, "keras", cache, reports)
+    written = good.path.read_bytes()
+    right = FORMATS["keras"]
+
+    def load(path: Path) -> Any:
+        return lambda images: right.load(path)(images)[:, ::-1]
+
+    monkeypatch.setitem(exporting.FORMATS, "keras", exporting.Format("keras", right.file, (), "", right.write, load))
+    with pytest.raises(RunError, match=r"same label as tlpipe on \d.* less than 99 %; it was not kept"):
+        stages.export(run.id, "keras", cache, reports)
+    assert good.path.read_bytes() == written
+    assert [path.name for path in good.path.parent.parent.iterdir()] == ["keras"]
+
+
+def test_a_folder_of_ones_own(run: Run, tmp_path: Path, cache: Path, reports: Path) -> None:
+    done = stages.export(run.id, "keras", cache, reports, tmp_path / "mine")
+    assert done.path == tmp_path / "mine" / "classifier.keras"
+    with pytest.raises(ConfigError, match="already"):
+        stages.export(run.id, "keras", cache, reports, tmp_path / "mine")
+    again = stages.export(run.id, "keras", cache, reports)
+    assert stages.export(run.id, "keras", cache, reports).path == again.path
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.extra])
+def test_libraries_that_are_not_there(name: str, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "installed", lambda module: False)
+    with pytest.raises(ConfigError, match=rf"pip install 'tlpipe\[{FORMATS[name].extra}\]'"):
+        stages.export(None, name, cache, reports)
+
+
+def test_what_cannot_be_exported(
+    run: Run, features: str, pictures: Path, cache: Path, reports: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="--format is 'pickle'"):
+        stages.export(run.id, "pickle", cache, reports)
+    knn = stages.train_head(HeadConfig("knn3"), cache, reports, TableOptions(features))
+    with pytest.raises(ConfigError, match="knn3 is no network"):
+        stages.export(knn.id, "keras", cache, reports)
+    pictures.rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="checked on images of its run, and these are gone"):
+        stages.export(run.id, "keras", cache, reports)

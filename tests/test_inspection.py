@@ -1,0 +1,164 @@
+"""Inspect: what is found in a dataset that was spoilt on purpose, and in real ones."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FakeEngine
+from PIL import Image
+
+from pipeline import inspection, stages
+from pipeline.config import ExtractConfig, SplitConfig
+from pipeline.errors import DataError
+from pipeline.images import Facts, describe
+from pipeline.inspection import Group
+
+
+def named(found: Any, groups: list[Group]) -> set[frozenset[str]]:
+    return {frozenset(found.dataset.locations[row] for row in group.rows) for group in groups}
+
+
+@pytest.fixture
+def spoilt(pictures: Path) -> Path:
+    """Three classes with splits, twins across splits and labels, an unreadable file, and other formats."""
+    folder = pictures.parent / "spoilt"
+    for name in ("dark", "grey", "light"):
+        for number in range(40):
+            split = "test" if number < 8 else "train"
+            target = folder / split / name / f"{number}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(pictures / name / f"{number}.png", target)
+    for number in range(20, 40):
+        (folder / "train" / "light" / f"{number}.png").unlink()
+    shutil.copy(folder / "train/dark/9.png", folder / "test/dark/leak.png")
+    shutil.copy(folder / "train/dark/10.png", folder / "train/light/disputed.png")
+    (folder / "train/grey/bad.jpg").write_text("no picture")
+    Image.open(folder / "train/grey/11.png").convert("L").resize((64, 48)).save(folder / "train/grey/grey.bmp")
+    return folder
+
+
+class TestBeforeTraining:
+    def test_counts_and_kinds(self, spoilt: Path, cache: Path, reports: Path) -> None:
+        found = stages.inspect(str(spoilt), cache, reports)
+        value = found.to_json()
+        assert value["n_images"] == 8 * 3 + 1 + 32 + 32 + 2 + 12 + 1
+        assert value["classes"]["dark"]["test"] == 9
+        assert sum(value["classes"]["dark"].values()) == 41
+        assert value["carved"] == ["val"]
+        assert value["formats"] == {"PNG": value["n_images"] - 2, "BMP": 1}
+        assert value["modes"] == {"RGB": value["n_images"] - 2, "L": 1}
+        assert value["sizes"] == {"width": [40, 40, 64], "height": [30, 30, 48]}
+        assert value["unreadable"] == {"train/grey/bad.jpg": "not an image in a format that can be read"}
+        assert value["features"] is None
+        assert value["near_duplicates"] is None
+
+    def test_twins_leaks_and_disputes(self, spoilt: Path, cache: Path, reports: Path) -> None:
+        value = stages.inspect(str(spoilt), cache, reports).to_json()
+        groups = {tuple(sorted(group["paths"])): group for group in value["duplicates"]}
+        assert set(groups) == {
+            ("test/dark/leak.png", "train/dark/9.png"),
+            ("train/dark/10.png", "train/light/disputed.png"),
+        }
+        leak = groups["test/dark/leak.png", "train/dark/9.png"]
+        assert (leak["leak"], leak["different_labels"]) == (True, False)
+        assert groups["train/dark/10.png", "train/light/disputed.png"]["different_labels"] is True
+
+    def test_imbalance_names_the_option(self, spoilt: Path, cache: Path, reports: Path) -> None:
+        uneven = stages.inspect(str(spoilt), cache, reports).imbalance()
+        assert uneven is not None
+        assert (uneven["smallest"], uneven["option"]) == ("light", "--class-weight balanced")
+        assert uneven["ratio"] > 2
+
+    def test_even_classes(self, red_and_blue: Path, cache: Path, reports: Path) -> None:
+        assert stages.inspect(str(red_and_blue), cache, reports).imbalance() is None
+
+    def test_data_that_is_none(self, tmp_path: Path, cache: Path, reports: Path) -> None:
+        with pytest.raises(DataError, match="There is no"):
+            stages.inspect(str(tmp_path / "nowhere"), cache, reports)
+
+    def test_arrays(self, cache: Path, reports: Path) -> None:
+        found = stages.inspect("digits", cache, reports)
+        assert found.formats() == {"array": 1797}
+        assert found.modes() == {"L": 1797}
+        assert found.sizes() == {"width": [8, 8, 8], "height": [8, 8, 8]}
+
+
+class TestByFeatures:
+    def test_planted_faults_are_found(
+        self, spoilt: Path, cache: Path, reports: Path, fake_engine: FakeEngine, draw: Any
+    ) -> None:
+        wrong = draw(spoilt / "train/light/wrong.png", colour=(60, 60, 60))
+        draw(spoilt / "train/light/odd.png", colour=(10, 250, 10))
+        picture = Image.fromarray(np.tile(np.linspace(60, 200, 40, dtype=np.uint8), (30, 1)))
+        picture.save(spoilt / "train/grey/slope.png")
+        picture.resize((60, 45)).save(spoilt / "test/grey/slope-larger.jpg")
+        stages.extract(ExtractConfig(str(spoilt)), cache)
+        found = stages.inspect(str(spoilt), cache, reports)
+        by = found.by_features
+        assert by is not None
+        assert frozenset({"train/grey/slope.png", "test/grey/slope-larger.jpg"}) in named(found, by.near)
+        errors = {found.dataset.locations[one.row]: one for one in by.label_errors}
+        assert "train/light/wrong.png" in errors
+        assert errors["train/light/wrong.png"].suggested == "dark"
+        assert found.dataset.locations[by.outliers[0][0]] == "train/light/odd.png"
+        page = found.page.read_text()
+        assert "data:image/webp" in page
+        assert "wrong.png" in page
+        assert wrong.is_file()
+
+    def test_splits_are_those_of_the_features(
+        self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        splits = SplitConfig(val_fraction=0.4, test_fraction=0)
+        stages.extract(ExtractConfig(str(pictures), splits=splits), cache)
+        found = stages.inspect(str(pictures), cache, reports)
+        assert set(found.dataset.counts()) == {"train", "val"}
+
+    def test_features_of_other_images_do_not_count(
+        self, pictures: Path, red_and_blue: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        stages.extract(ExtractConfig(str(red_and_blue)), cache)
+        assert stages.inspect(str(pictures), cache, reports).by_features is None
+
+    def test_one_image_of_a_class_is_too_few_to_doubt_labels(
+        self, red_and_blue: Path, draw: Any, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        draw(red_and_blue / "green" / "0.png", colour=(10, 200, 10))
+        stages.extract(ExtractConfig(str(red_and_blue), splits=SplitConfig(0, 0)), cache)
+        by = stages.inspect(str(red_and_blue), cache, reports).by_features
+        assert by is not None
+        assert by.label_errors == []
+        assert by.skipped[0].startswith("Label errors: ")
+
+
+class TestParts:
+    def test_facts(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.jpg"
+        Image.new("CMYK", (300, 200)).save(path)
+        assert describe(path.read_bytes(), 10**6) == Facts("JPEG", "CMYK", 300, 200)
+        assert describe(np.zeros((5, 7, 4), np.uint8), 10) == Facts("array", "RGBA", 7, 5)
+
+    def test_a_picture_of_one_colour_is_like_no_other(self) -> None:
+        features = np.ones((4, 3), np.float32)
+        keys = np.array([b"a", b"b", b"c", b"d"], "S32")
+        flat = np.full((16, 16, 3), 90, np.uint8)
+        assert inspection.near_duplicates(features, keys, lambda _: flat) == []
+
+    def test_outliers_of_few_images(self) -> None:
+        assert inspection.outliers(np.ones((3, 4), np.float32)) == []
+
+
+@pytest.mark.data
+def test_the_pairs_of_the_real_set(data: Path, cache: Path, reports: Path) -> None:
+    """Four byte-identical groups, two of them across train and validation."""
+    found = stages.inspect(str(data / "alien-predator"), cache, reports)
+    leaks = [group for group in found.exact if group.leaks(found.dataset)]
+    assert len(found.exact) == 4
+    assert named(found, leaks) == {
+        frozenset({"train/predator/199.jpg", "validation/predator/1.jpg"}),
+        frozenset({"train/predator/247.jpg", "validation/predator/58.jpg"}),
+    }

@@ -1,0 +1,297 @@
+"""Using a run: predict, evaluate, and a model from Python."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from conftest import FakeEngine
+
+from pipeline import load_model, stages
+from pipeline.config import ExtractConfig
+from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError
+from pipeline.finetune import FinetuneConfig
+from pipeline.heads import HeadConfig
+from pipeline.records import load_dataset
+from pipeline.runs import Run, read_predictions, read_run
+from pipeline.stages import ExtractResult, TableOptions
+
+SMALL = {"backbone": "mobilenet025", "image_size": (32, 32), "weights": "random", "precision": "float32"}
+
+
+@pytest.fixture
+def head(extracted: ExtractResult, cache: Path, reports: Path) -> Run:
+    """A logistic regression on three classes that overlap a little."""
+    return stages.train_head(HeadConfig("logreg", views=0), cache, reports)
+
+
+def figures(metrics: dict[str, Any]) -> dict[str, float]:
+    """Those that are single numbers."""
+    return {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+
+
+def rewrite(folder: Path, **values: Any) -> None:
+    path = folder / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+class TestPredict:
+    def test_gives_what_the_run_predicted(self, head: Run, pictures: Path, cache: Path, reports: Path) -> None:
+        dataset = load_dataset(cache, head.dataset)
+        places = dict(zip(dataset.keys.tolist(), dataset.locations, strict=True))
+        test = read_predictions(reports / head.id, head)["test"]
+        paths = [str(pictures / places[key]) for key in test.keys.tolist()]
+        answers = stages.predict(head.id, paths, cache, reports, top=3)
+        assert answers.n_computed == 0
+        for image, expected in zip(answers.images, test.probabilities, strict=True):
+            found = dict(image.top)
+            assert [share for _, share in image.top] == sorted(found.values(), reverse=True)
+            np.testing.assert_allclose([found[name] for name in head.class_names], expected, atol=1e-6)
+
+    def test_computes_what_is_new_and_keeps_it(
+        self, head: Run, draw: Any, tmp_path: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        for number in range(5):
+            draw(tmp_path / "new" / "deep" / f"{number}.png", colour=(175, 175, 175))
+        before = fake_engine.n_computed
+        first = stages.predict(head.id, [str(tmp_path / "new")], cache, reports)
+        assert (first.n_computed, fake_engine.n_computed - before) == (5, 5)
+        assert [image.top[0][0] for image in first.images] == ["light"] * 5
+        assert first.images[0].path == str(tmp_path / "new" / "deep" / "0.png")
+        again = stages.predict(head.id, [str(tmp_path / "new")], cache, reports)
+        assert again.n_computed == 0
+        assert again.images == first.images
+
+    def test_bad_images_are_listed(
+        self, head: Run, draw: Any, tmp_path: Path, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        good = draw(tmp_path / "a.png", colour=(90, 90, 90))
+        (tmp_path / "b.jpg").write_text("no picture")
+        answers = stages.predict(head.id, [str(good), str(tmp_path / "b.jpg"), str(good)], cache, reports)
+        assert [image.error is None for image in answers.images] == [True, False, True]
+        bad = answers.images[1].to_json()
+        assert bad == {
+            "path": str(tmp_path / "b.jpg"),
+            "label": None,
+            "probability": None,
+            "top": [],
+            "error": "not an image in a format that can be read",
+        }
+        assert "1 of 3 images can't be read" in caplog.text
+        answers.write_csv(tmp_path / "out.csv")
+        with (tmp_path / "out.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["label"] for row in rows] == ["dark", "", "dark"]
+        assert float(rows[0]["probability"]) + float(rows[0]["probability_2"]) + float(
+            rows[0]["probability_3"]
+        ) == pytest.approx(1, abs=1e-5)
+        assert rows[1]["error"] == "not an image in a format that can be read"
+
+    def test_a_manifest_needs_no_labels(
+        self, head: Run, pictures: Path, tmp_path: Path, cache: Path, reports: Path
+    ) -> None:
+        manifest = tmp_path / "some.csv"
+        name = pictures.relative_to(tmp_path)
+        manifest.write_text(f"path\n{name}/dark/0.png\n{name}/gone.png\n{name}/dark/0.png\n")
+        answers = stages.predict(head.id, [str(manifest)], cache, reports)
+        assert [image.path for image in answers.images] == [str(pictures / "dark/0.png"), str(pictures / "gone.png")]
+        assert answers.images[1].error == "No such file or directory"
+
+    def test_a_manifest_stays_in_its_folder(self, head: Run, tmp_path: Path, cache: Path, reports: Path) -> None:
+        manifest = tmp_path / "inner" / "some.csv"
+        manifest.parent.mkdir()
+        manifest.write_text("path\n../../etc/passwd\n")
+        with pytest.raises(DataError, match="leaves the folder"):
+            stages.predict(head.id, [str(manifest)], cache, reports)
+
+    @pytest.mark.parametrize(
+        ("name", "word"), [("nowhere.jpg", "There is no"), ("", "There is no"), ("empty", "no images")]
+    )
+    def test_names_that_lead_nowhere(
+        self, name: str, word: str, head: Run, tmp_path: Path, cache: Path, reports: Path
+    ) -> None:
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(DataError, match=word):
+            stages.predict(head.id, [name and str(tmp_path / name)], cache, reports)
+
+    def test_views_and_temperature_count_as_they_did_in_training(
+        self, extracted: ExtractResult, pictures: Path, cache: Path, reports: Path
+    ) -> None:
+        run = stages.train_head(HeadConfig("logreg"), cache, reports, TableOptions(test_views=1, calibrate=True))
+        assert run.calibration is not None and run.calibration["temperature"] != 1
+        again = stages.evaluate(run.id, str(pictures), cache, reports)
+        expected = read_predictions(reports / run.id, run)["test"]
+        found = read_predictions(reports / again.id, again)["test"]
+        order = {key: row for row, key in enumerate(expected.keys.tolist())}
+        rows = [order[key] for key in found.keys.tolist()]
+        np.testing.assert_allclose(found.probabilities, expected.probabilities[rows], atol=1e-6)
+
+    def test_several_sets_of_features(
+        self, extracted: ExtractResult, pictures: Path, cache: Path, reports: Path
+    ) -> None:
+        other = stages.extract(ExtractConfig(str(pictures), resize="crop"), cache).record.id
+        run = stages.train_head(
+            HeadConfig("ridge", views=0), cache, reports, TableOptions(f"{extracted.record.id},{other}")
+        )
+        found = stages.evaluate(run.id, str(pictures), cache, reports)
+        assert figures(found.metrics["test"]) == pytest.approx(figures(run.metrics["test"]), rel=1e-6)
+
+    def test_another_backbone_than_that_of_training(
+        self, head: Run, pictures: Path, cache: Path, reports: Path
+    ) -> None:
+        specs = [{**head.specs[0], "weights_digest": "1" * 32}]
+        rewrite(reports / head.id, specs=specs)
+        with pytest.raises(CacheMismatchError, match="weights_digest"):
+            stages.predict(head.id, [str(pictures)], cache, reports)
+
+
+class TestFinetuned:
+    @pytest.fixture
+    def tuned(self, red_and_blue: Path, cache: Path, reports: Path) -> Run:
+        stages.extract(ExtractConfig(str(red_and_blue), **SMALL), cache)
+        stages.train_head(HeadConfig("logreg"), cache, reports)
+        config = FinetuneConfig("block13", epochs=1, batch_size=16, learning_rate=1e-3)
+        return stages.finetune(config, cache, reports)
+
+    def test_figures_are_those_of_the_run(self, tuned: Run, red_and_blue: Path, cache: Path, reports: Path) -> None:
+        run = stages.evaluate(tuned.id, str(red_and_blue), cache, reports)
+        for split in ("val", "test"):
+            assert run.metrics[split]["accuracy"] == tuned.metrics[split]["accuracy"]
+            assert run.metrics[split]["log_loss"] == pytest.approx(tuned.metrics[split]["log_loss"], abs=1e-4)
+        assert stages.predict(tuned.id, [str(red_and_blue)], cache, reports).n_computed == 0
+        model = load_model(tuned.id, reports=reports, cache=None)
+        paths = [red_and_blue / "red" / "0.png", red_and_blue / "blue" / "0.png"]
+        found = model.predict_proba(paths)
+        answers = stages.predict(tuned.id, [str(path) for path in paths], cache, reports)
+        for row, image in zip(found, answers.images, strict=True):
+            assert dict(image.top) == pytest.approx(dict(zip(model.class_names, row.tolist(), strict=True)), abs=1e-5)
+
+    def test_missing_and_foreign_models(self, tuned: Run, red_and_blue: Path, cache: Path, reports: Path) -> None:
+        path = reports / tuned.id / "model.keras"
+        rewrite(reports / tuned.id, class_names=["a", "b", "c"])
+        with pytest.raises(RunError, match="gives 2 probabilities"):
+            stages.predict(tuned.id, [str(red_and_blue)], cache, reports)
+        path.unlink()
+        with pytest.raises(RunError, match="no model.keras any more"):
+            stages.predict(tuned.id, [str(red_and_blue)], cache, reports)
+
+    def test_code_in_a_model_is_not_run(self, tuned: Run, red_and_blue: Path, cache: Path, reports: Path) -> None:
+        inputs = keras.Input((32, 32, 3), dtype="uint8")
+        features = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1.0)(inputs))
+        evil = keras.layers.Lambda(lambda x: x, output_shape=(3,))(features)
+        outputs = keras.layers.Dense(2, name="probabilities")(evil)
+        keras.Model(inputs, outputs).save(reports / tuned.id / "model.keras")
+        with pytest.raises(Exception, match=r"can't be loaded.*[Ll]ambda") as caught:
+            stages.predict(tuned.id, [str(red_and_blue)], cache, reports)
+        assert type(caught.value).__module__ == "pipeline.errors"
+
+
+class TestEvaluate:
+    def test_same_data_same_figures(self, head: Run, pictures: Path, cache: Path, reports: Path) -> None:
+        run = stages.evaluate(head.id, str(pictures), cache, reports)
+        assert figures(run.metrics["test"]) == pytest.approx(figures(head.metrics["test"]), rel=1e-6)
+        assert run.metrics["test"]["confusion_matrix"] == head.metrics["test"]["confusion_matrix"]
+        assert (run.n_train, run.n_val, run.n_test) == (head.n_train, head.n_val, head.n_test)
+        assert (run.stage, run.head, run.settings["of"]) == ("evaluate", "logreg", head.id)
+        assert read_run(reports / run.id) == run
+
+    def test_classes_are_matched_by_name(
+        self, head: Run, draw: Any, tmp_path: Path, cache: Path, reports: Path
+    ) -> None:
+        """In other data, "light" comes first and has the index 0, and "red" is unknown."""
+        for number in range(4):
+            draw(tmp_path / "other" / "light" / f"{number}.png", colour=(175, 175, 175))
+            draw(tmp_path / "other" / "red" / f"{number}.png", colour=(200, 20, 20))
+        run = stages.evaluate(head.id, str(tmp_path / "other"), cache, reports)
+        assert run.metrics["test"]["n"] == 4
+        assert run.metrics["test"]["accuracy"] == 1
+        assert run.metrics["test"]["confusion_matrix"][2] == [0, 0, 4]
+        assert "4 images of classes that the run doesn't know are left out: red" in run.notes
+        assert any(note.startswith("No images of dark, grey: their recall isn't known") for note in run.notes)
+
+    def test_no_class_in_common(self, head: Run, red_and_blue: Path, cache: Path, reports: Path) -> None:
+        with pytest.raises(DataError, match="has no class that the run .* knows: it has blue, red"):
+            stages.evaluate(head.id, str(red_and_blue), cache, reports)
+
+    def test_images_that_were_trained_on_are_told(
+        self, head: Run, pictures: Path, tmp_path: Path, cache: Path, reports: Path
+    ) -> None:
+        shutil.copytree(pictures, tmp_path / "again" / "train")
+        shutil.copytree(pictures, tmp_path / "again" / "test")
+        run = stages.evaluate(head.id, str(tmp_path / "again"), cache, reports)
+        assert f"The run was trained on {head.n_train} of the 120 test images, which flatters it" in run.notes
+
+    def test_unreadable_images_are_left_out_and_told(
+        self, head: Run, pictures: Path, cache: Path, reports: Path
+    ) -> None:
+        (pictures / "dark" / "bad.png").write_text("no picture")
+        run = stages.evaluate(head.id, str(pictures), cache, reports)
+        assert run.n_train + run.n_val + run.n_test == 120
+        assert "1 images can't be read and are left out: dark/bad.png" in run.notes
+
+
+class TestRuns:
+    @pytest.mark.parametrize(
+        ("values", "word"),
+        [
+            ({"extracts": []}, "1 specs, 0 extracts"),
+            ({"extracts": [{"backbone": 1}]}, "not options of extract"),
+            ({"extracts": "x"}, "wrong kind"),
+            ({"specs": [{"backbone": "densenet121"}]}, "not what tlpipe wrote"),
+            ({"settings": {"head": {"head": "mlp1"}}}, "not what tlpipe wrote"),
+            ({"class_names": ["one"]}, "one of them was changed"),
+            ({"class_names": [1, 2, 3]}, "wrong kind"),
+            ({"id": "../../etc"}, "was the folder renamed"),
+            ({"metrics": {"test": {"n": 3}}}, "wrong kind"),
+        ],
+    )
+    def test_tampered(
+        self, values: dict[str, Any], word: str, head: Run, pictures: Path, cache: Path, reports: Path
+    ) -> None:
+        rewrite(reports / head.id, **values)
+        with pytest.raises(RunError, match=word):
+            stages.predict(str(reports / head.id), [str(pictures)], cache, reports)
+
+    def test_a_missing_head(self, head: Run, pictures: Path, cache: Path, reports: Path) -> None:
+        (reports / head.id / "head.npz").unlink()
+        with pytest.raises(RunError, match=r"head.npz can't be read"):
+            stages.predict(head.id, [str(pictures)], cache, reports)
+
+    def test_no_such_run(self, head: Run, cache: Path, reports: Path) -> None:
+        with pytest.raises(RunError, match=head.id):
+            stages.predict("2020", ["x"], cache, reports)
+
+    def test_illegal_options(self, head: Run, pictures: Path, cache: Path, reports: Path) -> None:
+        with pytest.raises(ConfigError, match="--top is 0"):
+            stages.predict(head.id, [str(pictures)], cache, reports, top=0)
+        with pytest.raises(ConfigError, match="--precision is 'int8'"):
+            stages.predict(head.id, [str(pictures)], cache, reports, precision="int8")
+
+
+class TestModel:
+    def test_takes_paths_and_arrays(self, head: Run, pictures: Path, cache: Path, reports: Path) -> None:
+        from PIL import Image
+
+        model = load_model(head.id, reports=reports, cache=cache)
+        paths = [pictures / "dark" / "0.png", pictures / "light" / "0.png"]
+        arrays = np.stack([np.asarray(Image.open(path)) for path in paths])
+        found = model.predict_proba(paths)
+        np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
+        np.testing.assert_allclose(model.predict_proba(arrays), found, atol=1e-6)
+        assert model.predict(arrays).tolist() == ["dark", "light"]
+        assert model.class_names == ("dark", "grey", "light")
+
+    def test_an_image_that_cannot_be_read(self, head: Run, tmp_path: Path, cache: Path, reports: Path) -> None:
+        (tmp_path / "bad.png").write_text("no picture")
+        with pytest.raises(DataError, match="Image 0 can't be read"):
+            load_model(reports=reports, cache=cache).predict([tmp_path / "bad.png"])
+
+    def test_wrong_input(self, head: Run, cache: Path, reports: Path) -> None:
+        with pytest.raises(ValueError, match="uint8 array"):
+            load_model(reports=reports, cache=cache).predict(np.zeros((2, 5)))
