@@ -305,6 +305,9 @@ def test_demo(run: Any) -> None:
     assert value["weights"] == "imagenet"
     assert value["head"]["metrics"]["test"]["accuracy"] > 0.9
     assert value["finetune"]["metrics"]["val"]["accuracy"] >= value["head"]["metrics"]["val"]["accuracy"] - 0.02
+    assert (run.folder / value["report"]["index"]).is_file()
+    for page in value["report"]["pages"].values():
+        assert (run.folder / page).read_text().count('<img src="data:image/webp') > 20
 
 
 @pytest.mark.weights
@@ -316,7 +319,7 @@ def test_promises(run: Any, data: Path) -> None:
     if not script.is_file():
         pytest.skip("there is no checks/contract.py beside the data")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for part in ("stage one", "heads", "finetune"):
+    for part in ("stage one", "heads", "finetune", "use"):
         done = subprocess.run(
             [sys.executable, str(script), part],
             capture_output=True,

@@ -15,7 +15,7 @@ from pipeline.datasets import BUILT_IN, SPLITS, Dataset, open_labelled, shortene
 from pipeline.errors import DataError, StoreError
 from pipeline.memo import Memo
 from pipeline.metrics import evaluate as metrics_of
-from pipeline.records import load_dataset, now, save_dataset
+from pipeline.records import load_dataset, now
 from pipeline.runs import Predictions, Run, command_line, new_id, save_run
 from pipeline.stages.serving import Classifier, open_classifier
 
@@ -95,7 +95,6 @@ def evaluate(reference: str | None, data: str, cache: Path, reports: Path, preci
         versions=runtime.versions(),
         notes=[f"Of the run {of.id}", *notes],
     )
-    save_dataset(cache, dataset)
     save_run(reports, run, [], predictions, lambda _: None)
     return run
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 
 def tlpipe(*arguments: object, cwd: Path | None = None) -> dict[str, Any]:
@@ -46,6 +47,18 @@ def small_set(path: Path, n: int) -> Path:
     """An `.npz` of two classes."""
     np.savez(path, x_train=small_images(n), y_train=np.arange(n) % 2)
     return path
+
+
+def write_jpegs(folder: Path, n: int) -> Path:
+    """Pictures of 320x240 with detail at all scales, of two classes."""
+    draw = np.random.default_rng(0)
+    for number in range(n):
+        layers = [draw.integers(0, 256, (24 * s // 2, 32 * s // 2, 3), np.uint8) for s in (1, 4)]
+        images = [Image.fromarray(layer).resize((320, 240), Image.Resampling.BICUBIC) for layer in layers]
+        path = folder / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.blend(images[0], images[1], 0.3).save(path, quality=90)
+    return folder
 
 
 def drawn_features(cache: Path, n: int, width: int = 1024, n_classes: int = 10, *, n_val: int, name: str) -> str:

@@ -11,25 +11,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-from common import finish, small_set, tlpipe, verdict
-from PIL import Image
+from common import finish, small_set, tlpipe, verdict, write_jpegs
 
 from pipeline.backbones import open_backbone
 from pipeline.engines import call, choose, open_engine
 
 ROUNDS = 3
-
-
-def write_jpegs(folder: Path, n: int) -> Path:
-    """Pictures of 320x240 with detail at all scales, of two classes."""
-    draw = np.random.default_rng(0)
-    for number in range(n):
-        layers = [draw.integers(0, 256, (24 * s // 2, 32 * s // 2, 3), np.uint8) for s in (1, 4)]
-        images = [Image.fromarray(layer).resize((320, 240), Image.Resampling.BICUBIC) for layer in layers]
-        path = folder / "ab"[number % 2] / f"{number}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.blend(images[0], images[1], 0.3).save(path, quality=90)
-    return folder
 
 
 def engine_rate(folder: Path) -> float:
