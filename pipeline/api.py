@@ -142,7 +142,8 @@ class Model:
         """Probabilities of images.
 
         Args:
-            X: Paths, or an array [n, height, width] or [n, height, width, channels], uint8, of any size.
+            X: Paths, an array [n, height, width] or [n, height, width, channels], or a list of arrays of any sizes;
+                uint8.
 
         Returns:
             Shape [n, classes], in the order of `class_names`.
@@ -292,12 +293,20 @@ def _size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     return (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
 
 
+def _is_picture(image: Any) -> bool:
+    """Whether something is an array [h, w], [h, w, 1], [h, w, 3] or [h, w, 4], uint8."""
+    right = isinstance(image, np.ndarray) and image.dtype == np.uint8
+    return right and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4)))
+
+
 def _source(images: Sequence[str | Path] | NDArray[Any]) -> ImageSource:
     """Images of a transformer's input.
 
     Raises:
         ValueError: If it is neither paths nor an array of images; scikit-learn's convention for bad input.
     """
+    if isinstance(images, (list, tuple)) and images and all(_is_picture(image) for image in images):
+        return ArraySource([(image[None], 1.0) for image in images])  # of any sizes
     array = np.asarray(images)
     if array.shape[:1] == (0,):
         raise ValueError("Found array with 0 sample(s), a minimum of 1 is required: there are no images")
@@ -306,6 +315,7 @@ def _source(images: Sequence[str | Path] | NDArray[Any]) -> ImageSource:
     if array.ndim == 1 and array.dtype.kind in "UO" and all(isinstance(path, (str, Path)) for path in array.tolist()):
         return FileSource([Path(path) for path in array.tolist()])
     raise ValueError(
-        "Expected paths, or a uint8 array [n, height, width] or [n, height, width, 1, 3 or 4]. "
+        "Expected paths, or a uint8 array [n, height, width] or [n, height, width, 1, 3 or 4], or a list of "
+        "images. "
         f"Received: {array.dtype} of shape {list(array.shape)}. Reshape your data"
     )

@@ -25,6 +25,7 @@ __all__ = [
     "find_records",
     "load_dataset",
     "now",
+    "plain_name",
     "records",
     "save_dataset",
     "save_record",
@@ -86,10 +87,11 @@ def table_id(name: str, spec: FeatureSpec, dataset: str, config: ExtractConfig) 
     """A name that people can read, with a digest of all that makes the table what it is."""
     text = f"{spec.digest()}/{dataset}/{config.views}/{config.augment}"
     digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-    return f"{_plain(name)}-{_plain(spec.backbone)}-{digest}"
+    return f"{plain_name(name)}-{plain_name(spec.backbone)}-{digest}"
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A name that any file, link or terminal can hold."""
     return re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")[:40] or "data"
 
 

@@ -118,6 +118,39 @@ def test_stage_two_on_drawn_pictures(run: Any, red_and_blue: Path) -> None:
     assert [point["per_class"] for point in curve["points"]] == [1, 3]
 
 
+def test_use_on_drawn_pictures(run: Any, red_and_blue: Path) -> None:
+    answer(run("extract", red_and_blue, *SMALL, "--json"))
+    head = answer(run("train-head", "--json"))["run"]
+    (red_and_blue / "red" / "bad.png").write_text("no picture")
+    rows = answer(run("predict", head, red_and_blue, "--json", "--csv", "labels.csv", PYTHONPATH=blocked(run)))
+    assert [row["label"] for row in rows] == ["blue"] * 20 + ["red"] * 20 + [None]
+    assert rows[0]["top"][0] == {"label": "blue", "probability": rows[0]["probability"]}
+    assert (run.folder / "labels.csv").read_text().count("\n") == 42
+    lines = run("predict", head, red_and_blue / "red").stdout.splitlines()
+    assert lines[-1].startswith(f"21 images by {head}: 0 rows computed, all features were cached; 1 can't be read")
+    only_bad = run("predict", head, red_and_blue / "red" / "bad.png", "--json")
+    assert (only_bad.returncode, json.loads(only_bad.stdout)[0]["label"]) == (1, None)
+    found = answer(run("evaluate", head, red_and_blue, "--json"))
+    assert {"run", "head", "n_train", "n_val", "n_test", "metrics", "seconds", "trainable_parameters"} <= set(found)
+    assert found["metrics"]["test"]["accuracy"] == 1
+    inspected = answer(run("inspect", red_and_blue, "--json"))
+    assert inspected["unreadable"] == {"red/bad.png": "not an image in a format that can be read"}
+    assert "red/bad.png" in run("inspect", red_and_blue).stdout
+    done = answer(run("report", "--json"))
+    assert set(done["pages"]) == {head, found["run"]}
+    exported = answer(run("export", head, "--format", "keras", "--output", "out", "--json"))
+    assert (exported["agreement"], exported["path"]) == (1.0, "out/classifier.keras")
+    assert (run.folder / "out" / "classifier.keras").is_file()
+
+
+def blocked(run: Any) -> str:
+    """A folder in which TensorFlow can't be imported."""
+    folder = run.folder / "blocked"
+    folder.mkdir()
+    (folder / "tensorflow.py").write_text("raise RuntimeError('TensorFlow is not needed here')")
+    return str(folder)
+
+
 def test_second_extract_needs_no_tensorflow(run: Any, red_and_blue: Path) -> None:
     run("extract", red_and_blue, *SMALL)
     code = (
@@ -164,6 +197,14 @@ def test_import_loads_nothing_heavy(module: str) -> None:
         (["learning-curve", "--per-class", "1,few"], 1, "1,2,5,10"),
         (["finetune"], 1, "tlpipe train-head"),
         (["cache", "export", "x.h5"], 1, "no features"),
+        (["predict", "2020", "a.jpg"], 1, "'2020' is not among the runs"),
+        (["predict", "2020"], 2, "IMAGES"),
+        (["evaluate", "2020", "digits"], 1, "'2020' is not among the runs"),
+        (["export", "2020"], 2, "--format"),
+        (["export", "2020", "--format", "pickle"], 1, "keras, savedmodel, onnx, openvino, tflite"),
+        (["inspect", "nowhere"], 1, "'nowhere'"),
+        (["report"], 1, "tlpipe train-head"),
+        (["report", "--map", "umap"], 1, "pca, tsne"),
         (["extract", "--no-such-option"], 2, "No such option"),
         (["extract", "--views", "many"], 2, "--views"),
         (["nonsense"], 2, "nonsense"),

@@ -273,6 +273,17 @@ class TestUntrusted:
         assert set(done.pages) == {other.id}
         assert run.id in caplog.text
 
+    def test_a_path_that_escapes_leads_nowhere(self, run: Run, tmp_path: Path, cache: Path, reports: Path) -> None:
+        path = reports / run.id / "run.json"
+        value = json.loads(path.read_text())
+        path.write_text(json.dumps({**value, "data": "../../../../../../etc/passwd", "features": "../../secret"}))
+        before = {file for file in tmp_path.rglob("*") if reports not in file.parents and cache not in file.parents}
+        text = page_of(run, cache, reports).text
+        assert "There are no pictures: ../../../../../../etc/passwd is no kind of data that can be read" in text
+        assert "There is no map: '../../secret' is not among the features" in text
+        after = {file for file in tmp_path.rglob("*") if reports not in file.parents and cache not in file.parents}
+        assert after == before
+
     def test_tampered_predictions(self, run: Run, cache: Path, reports: Path) -> None:
         path = reports / run.id / "predictions.h5"
         with h5py.File(path, "r+") as file:

@@ -285,6 +285,8 @@ class TestModel:
         np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
         np.testing.assert_allclose(model.predict_proba(arrays), found, atol=1e-6)
         assert model.predict(arrays).tolist() == ["dark", "light"]
+        sizes = [arrays[0], np.repeat(arrays[1], 2, axis=0), arrays[0][:, :, 0]]
+        assert model.predict(sizes).tolist() == ["dark", "light", "dark"]
         assert model.class_names == ("dark", "grey", "light")
 
     def test_an_image_that_cannot_be_read(self, head: Run, tmp_path: Path, cache: Path, reports: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ from numpy.typing import NDArray
 
 from pipeline import inspection
 from pipeline.config import ExtractConfig, SplitConfig
-from pipeline.datasets import SPLITS, Dataset, Opened, open_dataset
+from pipeline.datasets import BUILT_IN, SPLITS, Dataset, Opened, open_dataset
 from pipeline.errors import ConfigError, DataError, ImageError, StoreError
+from pipeline.files import digest_of
 from pipeline.images import Facts
 from pipeline.inspection import Group
 from pipeline.memo import Memo
 from pipeline.parts import Part
-from pipeline.records import TableRecord, load_dataset, records
+from pipeline.records import TableRecord, load_dataset, plain_name, records
 from pipeline.report import Figure, Pictures, Section, write_inspection
 from pipeline.store import FeatureStore
 
@@ -221,7 +223,9 @@ def inspect(data: str, cache: Path, reports: Path, seed: int = 0) -> Inspection:
     pictures = Pictures(opened.source, opened.dataset.keys)
     exact = inspection.exact_duplicates(opened.dataset.keys)
     by_features = None if record is None else _by_features(opened.dataset, record, cache, pictures, seed)
-    page = reports / f"inspect-{opened.dataset.name}.html"
+    # Folders of one name, such as `images`, are told apart by where they lie.
+    place = digest_of(os.fsencode(data if data in BUILT_IN else Path(data).expanduser().resolve()))[:4]
+    page = reports / f"inspect-{plain_name(opened.dataset.name)}-{place}.html"
     found = Inspection(data, opened, facts, exact, by_features, page, time.perf_counter() - start)
     write_inspection(page, _heading(found), _sections(found), pictures)
     return found

@@ -142,7 +142,7 @@ def _run_data(run: Run, reports: Path, by_id: dict[str, Run], shelf: _Shelf) -> 
         if split not in predictions:
             raise RunError(f"{folder}/predictions.h5 has no {split} images, run.json does; one of them was changed")
         try:
-            drawn = _map(run if frozen is None else frozen, predictions[split].keys, shelf)
+            drawn = _map(_features_for_map(run, by_id), predictions[split].keys, shelf)
         except (StoreError, ConfigError) as error:
             missing.append(f"There is no map: {error}.")
     augment, samples = _samples(run, shelf.cache)
@@ -160,28 +160,37 @@ def _run_data(run: Run, reports: Path, by_id: dict[str, Run], shelf: _Shelf) -> 
     )
 
 
-def _map(run: Run, keys: NDArray[np.bytes_], shelf: _Shelf) -> Map:
-    """Some images as points, by the features that a head took.
+def _features_for_map(run: Run, by_id: dict[str, Run]) -> str:
+    """Pooled features of the images of a run: those that its head took, before any fine-tuning."""
+    for setting in ("of", "head_run"):  # of an evaluation, the run; of a fine-tuned run, its head
+        run = by_id.get(str(run.settings.get(setting)), run)
+    return run.features
+
+
+def _map(features_id: str, keys: NDArray[np.bytes_], shelf: _Shelf) -> Map:
+    """Some images as points, by their features.
 
     Raises:
-        StoreError: If the features are not in the cache any more.
+        StoreError: If the features are not in the cache.
     """
-    records = find_records(shelf.cache, run.features)
+    records = find_records(shelf.cache, features_id)
     stores = [FeatureStore(shelf.cache, record.spec) for record in records]
     for store in stores:
         store.open()
     keys = np.unique(keys)
     there = np.logical_and.reduce([store.has(keys) for store in stores])
     if there.sum() < 3:
-        raise StoreError(f"the features {run.features} are not in {shelf.cache} any more")
+        raise StoreError(f"fewer than three of the images have features {features_id} in {shelf.cache}")
     # Keys are digests, so that the first ones in their order are a random choice, and always the same.
     keys = keys[there][:MAP_IMAGES]
-    name = (run.features, keys.tobytes())
+    name = (features_id, keys.tobytes())
     if name not in shelf.maps:
-        features = np.concatenate([store.read(keys) for store in stores], axis=1)
-        shelf.maps[name] = _flat(features.reshape(len(keys), -1), shelf.method, shelf.seed)
+        features = np.concatenate([store.read(keys) for store in stores], axis=-1)
+        if features.ndim > 2:  # activations, where the head that was fine-tuned is gone
+            features = features.mean(axis=(1, 2), dtype=np.float32)
+        shelf.maps[name] = _flat(features, shelf.method, shelf.seed)
     how = {"pca": "on their first two principal components", "tsne": "by t-SNE"}[shelf.method]
-    return Map(keys, shelf.maps[name], how, run.features)
+    return Map(keys, shelf.maps[name], how, features_id)
 
 
 def _flat(features: NDArray[np.floating], method: str, seed: int) -> NDArray[np.floating]:
