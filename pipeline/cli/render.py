@@ -8,9 +8,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.inspection import Group
+    from pipeline.inspection import Group, Inspection
     from pipeline.runs import Run
-    from pipeline.stages import Answers, CurveResult, Export, ExtractResult, Inspection
+    from pipeline.stages import Answers, CurveResult, Export, ExtractResult
 
 __all__ = [
     "curve_text",

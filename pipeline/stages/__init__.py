@@ -3,7 +3,7 @@
 from pipeline.stages.choosing import CurveResult, learning_curve, sweep
 from pipeline.stages.exporting import Export, export
 from pipeline.stages.features import ExtractResult, extract
-from pipeline.stages.inspecting import Inspection, inspect
+from pipeline.stages.inspecting import inspect
 from pipeline.stages.judging import evaluate
 from pipeline.stages.predicting import Answers, ImageAnswer, predict
 from pipeline.stages.reporting import Report, report
@@ -23,7 +23,6 @@ __all__ = [
     "ExtractResult",
     "FinetuneOptions",
     "ImageAnswer",
-    "Inspection",
     "Report",
     "TableOptions",
     "TrainedHead",

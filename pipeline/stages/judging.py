@@ -71,8 +71,24 @@ def evaluate(reference: str | None, data: str, cache: Path, reports: Path, preci
         for split in SPLITS
         if (rows := dataset.splits == split).any()
     ]
+    seconds = {"load": loaded - start, "total": time.perf_counter() - start}
+    run = _described(classifier, dataset, data, precision, predictions, seconds, notes)
+    save_run(reports, run, [], predictions, lambda _: None)
+    return run
+
+
+def _described(
+    classifier: Classifier,
+    dataset: Dataset,
+    data: str,
+    precision: str | None,
+    predictions: list[Predictions],
+    seconds: dict[str, float],
+    notes: list[str],
+) -> Run:
+    """What run.json will hold: of the run that was rated, all that was not found anew."""
     counts, of = dataset.counts(), classifier.run
-    run = replace(
+    return replace(
         of,
         id=new_id("evaluate", of.head),
         stage="evaluate",
@@ -88,15 +104,13 @@ def evaluate(reference: str | None, data: str, cache: Path, reports: Path, preci
             part.split: metrics_of(part.probabilities, part.labels, classifier.class_names) for part in predictions
         },
         baseline=None,
-        seconds={"load": loaded - start, "total": time.perf_counter() - start},
+        seconds=seconds,
         peak_memory=None,
         repeats=None,
         candidates=[],
         versions=runtime.versions(),
         notes=[f"Of the run {of.id}", *notes],
     )
-    save_run(reports, run, [], predictions, lambda _: None)
-    return run
 
 
 def _foreign(dataset: Dataset, classifier: Classifier) -> tuple[NDArray[np.bool_], list[str]]:

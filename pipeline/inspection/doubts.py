@@ -1,0 +1,86 @@
+"""Images that features raise doubts about: labels that are hardly right, pictures that are like no others."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.heads import HeadConfig, make_head
+from pipeline.parts import Part
+from pipeline.progress import progress
+from pipeline.selection.folds import folds
+
+__all__ = ["NEIGHBOURS", "held_out_probabilities", "label_errors", "outliers", "unit_length"]
+
+FOLDS = 5
+NEIGHBOURS = 5  # of each image
+
+
+def unit_length(features: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Features of length 1, shape [n, d]."""
+    from sklearn.preprocessing import normalize
+
+    unit: NDArray[np.float32] = normalize(features.astype(np.float32))
+    return unit
+
+
+def held_out_probabilities(part: Part, n_classes: int, seed: int) -> NDArray[np.floating]:
+    """Probabilities [n, classes] of images by logistic regressions that were fitted without them.
+
+    Args:
+        part: Rows of view 0.
+        n_classes: Number of classes.
+        seed: Of the folds.
+
+    Raises:
+        ConfigError: If a class has fewer than two different images.
+    """
+    fewest = min(len(np.unique(part.keys[part.labels == label])) for label in np.unique(part.labels))
+    probabilities = np.zeros((len(part), n_classes))
+    turns = folds(part, np.arange(len(part)), max(2, min(FOLDS, fewest)), 0, seed)
+    nothing = part.select(np.zeros(0, np.int64))
+    with progress("Cross-validating", len(turns), "folds") as advance:
+        for turn in turns:
+            head, _ = make_head(HeadConfig("logreg", seed=seed))
+            head.fit(turn.train(0), nothing, n_classes)
+            probabilities[turn.val_rows[0]] = head.predict_proba(part.load(turn.val_rows[0]))
+            advance(1)
+    return probabilities
+
+
+def label_errors(labels: NDArray[np.int64], probabilities: NDArray[np.floating]) -> list[int]:
+    """Rows whose label is likely wrong, the likeliest first, by confident learning.
+
+    Args:
+        labels: Class indices, shape [n]; every class has images.
+        probabilities: Of heads that have not seen the image, shape [n, classes].
+
+    Source: Northcutt et al. 2021, arXiv:1911.00068.
+    """
+    from cleanlab.filter import find_label_issues
+
+    found = find_label_issues(labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
+    return [int(row) for row in found]
+
+
+def outliers(features: NDArray[np.floating]) -> list[tuple[int, float]]:
+    """Rows that are like no others, with the mean distance of their features to the five nearest, the largest first.
+
+    Features are brought to length 1. What lies more than 1.5 interquartile ranges above the upper quartile of these
+    distances is taken for an outlier (Tukey 1977, Exploratory data analysis, section 2D).
+
+    Source: Ramaswamy et al. 2000, Efficient algorithms for mining outliers from large data sets, SIGMOD, p. 427.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    # A byte-identical image would make its twin one of many.
+    unit, first = np.unique(unit_length(features), axis=0, return_index=True)
+    n_neighbours = min(NEIGHBOURS, len(unit) - 1)
+    if n_neighbours < 1:
+        return []
+    distances, _ = NearestNeighbors(n_neighbors=n_neighbours).fit(unit).kneighbors()
+    means = distances.mean(axis=1)
+    lower, upper = np.percentile(means, [25, 75])
+    far = np.flatnonzero(means > upper + 1.5 * (upper - lower))
+    found = [(int(first[row]), float(means[row])) for row in far.tolist()]
+    return sorted(found, key=lambda pair: -pair[1])
