@@ -1,8 +1,10 @@
-"""tlpipe from Python: extract, load what was extracted, and a scikit-learn transformer."""
+"""tlpipe from Python: extract, load what was extracted and trained, and a scikit-learn transformer."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -130,12 +132,12 @@ class Model:
     Attributes:
         run: Id of the run.
         class_names: In the order of the probabilities.
-        cache: Folder where features are kept; None to keep none.
+        cache: Folder where features are looked up and kept.
     """
 
     run: str
     class_names: tuple[str, ...]
-    cache: Path | None
+    cache: Path
     _classifier: stages.Classifier = field(repr=False)
 
     def predict_proba(self, X: Sequence[str | Path] | NDArray[Any]) -> NDArray[np.floating]:
@@ -154,8 +156,7 @@ class Model:
         """
         source = _source(X)
         locations = [f"Image {number}" for number in range(len(source))]
-        with _folder(self.cache) as cache:
-            predicted = self._classifier.predict(source, locations, cache)
+        predicted = self._classifier.predict(source, locations, self.cache)
         for number, cause in predicted.unreadable.items():
             raise DataError(f"Image {number} can't be read: {cause}")
         return predicted.probabilities
@@ -172,13 +173,17 @@ def load_model(run: str | None = None, *, reports: str | Path = "reports", cache
     Args:
         run: Its id, the start of one, or the path of its folder; None for the newest.
         reports: The reports folder.
-        cache: Where features are looked up and kept; None to keep none.
+        cache: Where features are looked up and kept; None for a folder that goes with the model.
 
     Raises:
         RunError: If there is no such run, or its files are missing or damaged.
     """
     classifier = stages.open_classifier(Path(reports), run)
-    return Model(classifier.run.id, classifier.class_names, None if cache is None else Path(cache), classifier)
+    folder = tempfile.mkdtemp(prefix="tlpipe-") if cache is None else cache
+    model = Model(classifier.run.id, classifier.class_names, Path(folder), classifier)
+    if cache is None:
+        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+    return model
 
 
 @contextmanager

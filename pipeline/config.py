@@ -8,7 +8,7 @@ import shlex
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pipeline.errors import ConfigError
 from pipeline.files import digest_of
@@ -27,6 +27,7 @@ __all__ = [
     "FeatureSpec",
     "ImageConfig",
     "SplitConfig",
+    "misfits",
     "one_of",
     "parse_bytes",
     "parse_image_size",
@@ -64,6 +65,27 @@ def one_of(option: str, value: str, legal: tuple[str, ...]) -> str:
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(f"{option} is {value!r}; it can be {', '.join(legal)}.{hint}")
     return value
+
+
+def misfits(value: Any) -> list[str]:
+    """Names of the fields of a dataclass whose values, read from JSON, are not of the annotated types."""
+    return [name for name, hint in get_type_hints(type(value)).items() if not _fits(getattr(value, name), hint)]
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON is of an annotated type."""
+    if hint is Any:
+        return True
+    inner = get_args(hint)
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
+    if inner:  # one of several
+        return any(_fits(value, one) for one in inner)
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
@@ -214,12 +236,14 @@ class ExtractConfig:
             ConfigError: If fields are missing, unknown, or of illegal values.
         """
         try:
-            size = value["image_size"]
-            return cls(
-                **{**value, "splits": SplitConfig(**value["splits"]), "image_size": tuple(size) if size else None}
-            )
+            size, splits = value["image_size"], SplitConfig(**value["splits"])
+            config = cls(**{**value, "splits": splits, "image_size": tuple(size) if size else None})
+            wrong = [*misfits(config), *misfits(splits)]
         except (TypeError, KeyError) as error:
             raise ConfigError(f"These are not options of extract: {error}") from error
+        if wrong:
+            raise ConfigError(f"These are not options of extract: {wrong[0]} is of the wrong kind")
+        return config
 
 
 @dataclass(frozen=True, slots=True)

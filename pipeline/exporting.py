@@ -27,17 +27,19 @@ from numpy.typing import NDArray
 from pipeline import runtime
 from pipeline.config import one_of
 from pipeline.errors import ConfigError
+from pipeline.heads import PROBABILITIES
 
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["FORMATS", "METADATA", "Format", "format_named"]
+__all__ = ["BATCH", "FORMATS", "Format", "Runtime", "format_named"]
 
 METADATA = "tlpipe"
 OPSET = 18  # of ONNX; runtimes from 2022 on have it
 BATCH = 16
 
-Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+Runtime = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""From images to probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Format:
     packages: tuple[str, ...]
     extra: str
     write: Callable[[keras.Model, Path, dict[str, Any]], None]
-    load: Callable[[Path], Run]
+    load: Callable[[Path], Runtime]
 
     def check(self) -> None:
         """Refuse a format whose libraries are not installed.
@@ -116,7 +118,7 @@ def _write_keras(model: keras.Model, path: Path, metadata: dict[str, Any]) -> No
     _add_to_zip(path, metadata)
 
 
-def _load_keras(path: Path) -> Run:
+def _load_keras(path: Path) -> Runtime:
     model = runtime.keras().models.load_model(path, compile=False, safe_mode=True)
     return lambda images: np.asarray(model.predict(images, batch_size=BATCH, verbose=0))
 
@@ -128,7 +130,7 @@ def _write_savedmodel(model: keras.Model, path: Path, metadata: dict[str, Any]) 
     (extra / f"{METADATA}.json").write_text(_text(metadata), encoding="utf-8")
 
 
-def _load_savedmodel(path: Path) -> Run:
+def _load_savedmodel(path: Path) -> Runtime:
     model = runtime.tensorflow().saved_model.load(str(path))
     return lambda images: np.asarray(model.serve(images))
 
@@ -145,7 +147,7 @@ def _write_onnx(model: keras.Model, path: Path, metadata: dict[str, Any]) -> Non
     frozen = convert_variables_to_constants_v2(serve.get_concrete_function())
     inputs, outputs = frozen.inputs[0].name, frozen.outputs[0].name
     proto, _ = tf2onnx.convert.from_graph_def(frozen.graph.as_graph_def(), None, [inputs], [outputs], opset=OPSET)
-    names = {inputs: "image", outputs: "probabilities"}
+    names = {inputs: "image", outputs: PROBABILITIES}
     for value in (*proto.graph.input, *proto.graph.output):
         value.name = names.get(value.name, value.name)
         value.type.tensor_type.shape.dim[0].dim_param = "n"
@@ -157,13 +159,13 @@ def _write_onnx(model: keras.Model, path: Path, metadata: dict[str, Any]) -> Non
     onnx.save(proto, path)
 
 
-def _load_onnx(path: Path) -> Run:
+def _load_onnx(path: Path) -> Runtime:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: np.asarray(session.run(["probabilities"], {"image": images})[0])
+    return lambda images: np.asarray(session.run([PROBABILITIES], {"image": images})[0])
 
 
 def _write_openvino(model: keras.Model, path: Path, metadata: dict[str, Any]) -> None:
@@ -172,13 +174,13 @@ def _write_openvino(model: keras.Model, path: Path, metadata: dict[str, Any]) ->
     with _saved(model) as folder:
         graph = openvino.convert_model(folder)
         graph.inputs[0].get_tensor().set_names({"image"})
-        graph.outputs[0].get_tensor().set_names({"probabilities"})
+        graph.outputs[0].get_tensor().set_names({PROBABILITIES})
         graph.set_rt_info(_text(metadata), [METADATA])
         graph.set_rt_info("", ["conversion_parameters", "input_model"])  # else a folder that is gone
         openvino.save_model(graph, path, compress_to_fp16=False)
 
 
-def _load_openvino(path: Path) -> Run:
+def _load_openvino(path: Path) -> Runtime:
     import openvino
 
     # On processors with bfloat16 OpenVINO takes it unless it is told; the file itself can't say.
@@ -193,7 +195,7 @@ def _write_tflite(model: keras.Model, path: Path, metadata: dict[str, Any]) -> N
     _add_to_zip(path, metadata)
 
 
-def _load_tflite(path: Path) -> Run:
+def _load_tflite(path: Path) -> Runtime:
     from ai_edge_litert.interpreter import Interpreter
 
     with runtime.quiet_stderr():  # it says there that it is about to be fast

@@ -104,7 +104,12 @@ def published_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             flush_to_disk(partial)
             if replace and path.is_dir():
                 path.rename(aside)
-            partial.replace(path)
+            try:
+                partial.replace(path)
+            except OSError:
+                if aside.exists():
+                    aside.rename(path)
+                raise
             flush_to_disk(path.parent)
         finally:
             for folder in (partial, aside):
@@ -154,9 +159,11 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: If it can't be read.
-        ValueError: If it isn't JSON.
+        ValueError: If it isn't JSON, or holds text that is no Unicode, which nothing could print or write.
     """
-    return json.loads(path.read_text(encoding="utf-8"))
+    value = json.loads(path.read_text(encoding="utf-8"))
+    json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value
 
 
 def folder_size(folder: Path) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import logging
-import math
 import os
 import sys
 import uuid
@@ -12,23 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
-
-import h5py
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from pipeline import runtime
+from pipeline.config import misfits
 from pipeline.errors import RunError
 from pipeline.files import published_folder, read_json
+from pipeline.predictions import Predictions, write_history, write_predictions
 
 __all__ = [
     "MODEL_FILE",
-    "Predictions",
     "Run",
     "find_run",
-    "read_history",
-    "read_predictions",
     "read_run",
     "runs",
     "save_run",
@@ -100,23 +93,6 @@ class Run:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Predictions:
-    """Probabilities of the images of one split.
-
-    Attributes:
-        split: "val" or "test".
-        keys: Image keys, shape [n].
-        labels: Class indices, shape [n].
-        probabilities: Shape [n, classes].
-    """
-
-    split: str
-    keys: NDArray[np.bytes_]
-    labels: NDArray[np.int64]
-    probabilities: NDArray[np.floating]
-
-
 def new_id(stage: str, head: str) -> str:
     """A run id that sorts by time and is taken by no other run."""
     # Two runs may end in the same second.
@@ -152,12 +128,8 @@ def save_run(
     folder = reports / run.id
     with published_folder(folder) as partial:
         _write_json(partial / "run.json", asdict(run))
-        if history:
-            with (partial / "history.csv").open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, fieldnames=list(history[0]))
-                writer.writeheader()
-                writer.writerows(history)
-        _write_predictions(partial / "predictions.h5", run.class_names, predictions)
+        write_history(partial, history)
+        write_predictions(partial, run.class_names, predictions)
         save_models(partial)
     return folder
 
@@ -166,16 +138,6 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     import json
 
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _write_predictions(path: Path, class_names: list[str], predictions: Sequence[Predictions]) -> None:
-    with h5py.File(path, "w") as file:
-        file.create_dataset("class_names", data=class_names, dtype=h5py.string_dtype())
-        for part in predictions:
-            group = file.create_group(part.split)
-            group.create_dataset("key", data=part.keys)
-            group.create_dataset("label", data=part.labels)
-            group.create_dataset("probability", data=part.probabilities.astype(np.float32))
 
 
 def read_run(folder: Path) -> Run:
@@ -189,77 +151,16 @@ def read_run(folder: Path) -> Run:
         run = Run(**value)
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{folder} is no run that can be read: {error}") from error
-    wrong = [name for name, hint in get_type_hints(Run).items() if not _fits(getattr(run, name), hint)]
-    wrong += [] if "total" in run.seconds else ["seconds"]
-    wrong += [name for name in ("metrics", "baseline") if not wrong and not _is_rated(getattr(run, name) or {})]
+    wrong = misfits(run)
+    if not wrong:
+        wrong = [name for name in ("metrics", "baseline") if not _is_rated(getattr(run, name) or {})]
+        wrong += [] if "total" in run.seconds else ["seconds"]
+        wrong += [] if run.specs and len(run.specs) == len(run.extracts) else ["specs"]
     if wrong:
         raise RunError(f"{folder}/run.json is not what tlpipe wrote: {wrong[0]} is of the wrong kind")
     if run.id != folder.name:
         raise RunError(f"{folder}/run.json belongs to the run {run.id!r}; was the folder renamed?")
     return run
-
-
-def read_predictions(folder: Path, run: Run) -> dict[str, Predictions]:
-    """The predictions of a run, by split.
-
-    Raises:
-        RunError: If they are missing or not what `save_run` wrote.
-    """
-    path = folder / "predictions.h5"
-    try:
-        with h5py.File(path, "r") as file:
-            splits = [name for name in ("train", "val", "test") if name in file]
-            found = {
-                split: Predictions(split, *(file[split][name][:] for name in ("key", "label", "probability")))
-                for split in splits
-            }
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"{path} can't be read: {error}; train again: {run.command}") from error
-    for part in found.values():
-        n, wanted = len(part.keys), (len(part.keys), len(run.class_names))
-        kinds = (part.keys.dtype.kind, part.labels.dtype.kind, part.probabilities.dtype.kind)
-        if (
-            kinds != ("S", "i", "f")
-            or part.keys.ndim != 1
-            or part.labels.shape != (n,)
-            or part.probabilities.shape != wanted
-            or not n
-            or not ((part.labels >= 0) & (part.labels < wanted[1])).all()
-            or not ((part.probabilities >= 0) & (part.probabilities <= 1)).all()
-        ):
-            raise RunError(f"{path} is not what tlpipe wrote: its {part.split} doesn't fit run.json")
-    return found
-
-
-def read_history(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's history; none where it has none. What was not measured is left out of a row.
-
-    Raises:
-        RunError: If it isn't what `save_run` wrote.
-    """
-    path = folder / "history.csv"
-    if not path.is_file():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise RunError(f"{path} is not what tlpipe wrote: {error}") from error
-    return [{name: value for name, value in row.items() if math.isfinite(value)} for row in rows]
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value read from JSON is of an annotated type."""
-    if hint is Any:
-        return True
-    inner = get_args(hint)
-    if get_origin(hint) is list:
-        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
-    if get_origin(hint) is dict:
-        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
-    if inner:  # one of several
-        return any(_fits(value, one) for one in inner)
-    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def _is_rated(metrics: dict[str, Any]) -> bool:
@@ -269,7 +170,8 @@ def _is_rated(metrics: dict[str, Any]) -> bool:
         if not isinstance(found, dict) or not isinstance(found.get("n"), int):
             return False
         interval = found.get("accuracy_95")
-        values = [*(found.get(name) for name in numbers), *(interval if isinstance(interval, list) else [None])]
+        pair = interval if isinstance(interval, list) and len(interval) == 2 else [None]
+        values = [*(found.get(name) for name in numbers), *pair]
         if found["n"] and not all(isinstance(value, (int, float)) for value in values):
             return False
     return True

@@ -97,11 +97,18 @@ class FeatureStore:
         Returns:
             The damaged shards.
         """
+        self.shards = []
+        return self.refresh(set_aside=set_aside)
+
+    def refresh(self, *, set_aside: bool = True) -> list[Damage]:
+        """As `open`, but what was verified before is not read again: a published file is never written to."""
         damaged: list[Damage] = []
         if set_aside and self.folder.is_dir():
             self._write_spec()
-        self.shards = []
-        for path, found in self._verified():
+        known = {shard.path: shard for shard in self.shards}
+        paths = self._paths()
+        self.shards = [known[path] for path in paths if path in known]
+        for path, found in self._verified([path for path in paths if path not in known]):
             if isinstance(found, Shard):
                 self.shards.append(found)
             else:
@@ -114,10 +121,12 @@ class FeatureStore:
 
     def verify(self) -> list[Damage]:
         """Name the shards that don't hold what was written; nothing is moved."""
-        return [Damage(path, found) for path, found in self._verified() if isinstance(found, str)]
+        return [Damage(path, found) for path, found in self._verified(self._paths()) if isinstance(found, str)]
 
-    def _verified(self) -> Iterable[tuple[Path, Shard | str]]:
-        paths = sorted((self.folder / "shards").glob("*.h5"))
+    def _paths(self) -> list[Path]:
+        return sorted((self.folder / "shards").glob("*.h5"))
+
+    def _verified(self, paths: Sequence[Path]) -> Iterable[tuple[Path, Shard | str]]:
         with ThreadPoolExecutor(cpu_count()) as pool:
             return list(zip(paths, pool.map(self._check, paths), strict=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -60,14 +61,19 @@ def random() -> np.random.Generator:
 @pytest.fixture
 def draw(random: np.random.Generator) -> Callable[..., Path]:
     """Write a picture of one colour with noise on it, and give its path back."""
+    return functools.partial(write_picture, random)
 
-    def write(path: Path, size: tuple[int, int] = (40, 30), colour: tuple[int, int, int] = (200, 40, 40)) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        noise = random.integers(-30, 30, (size[1], size[0], 3))
-        Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(path)
-        return path
 
-    return write
+def write_picture(
+    random: np.random.Generator,
+    path: Path,
+    size: tuple[int, int] = (40, 30),
+    colour: tuple[int, int, int] = (200, 40, 40),
+) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = random.integers(-30, 30, (size[1], size[0], 3))
+    Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(path)
+    return path
 
 
 @pytest.fixture
@@ -139,14 +145,17 @@ def reports(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, draw: Callable[..., Path]) -> Path:
+def pictures(tmp_path: Path) -> Path:
     """Three classes that overlap a little, 40 pictures each."""
-    shade = np.random.default_rng(5)
-    folder = tmp_path / "shades"
+    return draw_shades(tmp_path / "shades")
+
+
+def draw_shades(folder: Path) -> Path:
+    random, shade = np.random.default_rng(0), np.random.default_rng(5)
     for number in range(40):
         for name, level in (("dark", 90), ("grey", 130), ("light", 170)):
             value = int(level + shade.normal(0, 17))
-            draw(folder / name / f"{number}.png", colour=(value, value, value))
+            write_picture(random, folder / name / f"{number}.png", colour=(value, value, value))
     return folder
 
 

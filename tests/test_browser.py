@@ -170,6 +170,23 @@ class TestRunPage:
         assert str(image.get_attribute("src")).startswith("data:image/webp")
         assert image.evaluate("image => image.naturalWidth") == 48
 
+    def test_the_map_by_keyboard(self, path: Path, visit: Callable[..., Page]) -> None:
+        page = visit(path)
+        chart = page.locator(".chart").nth(3)
+        chart.scroll_into_view_if_needed()
+        points = chart.locator(".mark-symbol.role-mark path")
+        points.first.wait_for()
+        points.first.focus()
+        first = page.locator("#vg-tooltip-element img").get_attribute("src")
+        page.keyboard.press("ArrowRight")
+        assert points.nth(1).evaluate("one => one === document.activeElement")
+        assert page.locator("#vg-tooltip-element img").get_attribute("src") != first
+        chart.locator(".role-legend-symbol path").first.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(200)
+        faint = points.evaluate_all("all => all.filter(one => Number(one.getAttribute('opacity')) < 0.1).length")
+        assert 0 < faint < points.count()
+
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     @pytest.mark.parametrize("width", [PHONE, DESKTOP])
     def test_colours_and_width(self, scheme: str, width: int, path: Path, visit: Callable[..., Page]) -> None:

@@ -13,9 +13,9 @@ from PIL import Image
 
 from pipeline import inspection, stages
 from pipeline.config import ExtractConfig, SplitConfig
-from pipeline.errors import DataError
+from pipeline.errors import DataError, ImageError
 from pipeline.images import Facts, describe
-from pipeline.inspection import Group
+from pipeline.inspection import Group, Neighbours
 
 
 def named(found: Any, groups: list[Group]) -> set[frozenset[str]]:
@@ -129,10 +129,13 @@ class TestByFeatures:
     ) -> None:
         draw(red_and_blue / "green" / "0.png", colour=(10, 200, 10))
         stages.extract(ExtractConfig(str(red_and_blue), splits=SplitConfig(0, 0)), cache)
-        by = stages.inspect(str(red_and_blue), cache, reports).by_features
+        draw(red_and_blue / "red" / "wrong.png", colour=(60, 60, 200))
+        stages.extract(ExtractConfig(str(red_and_blue), splits=SplitConfig(0, 0)), cache)
+        found = stages.inspect(str(red_and_blue), cache, reports)
+        by = found.by_features
         assert by is not None
-        assert by.label_errors == []
-        assert by.skipped[0].startswith("Label errors: ")
+        assert [found.dataset.locations[one.row] for one in by.label_errors] == ["red/wrong.png"]
+        assert by.skipped == ["Classes of less than two different images have no say in label errors: green"]
 
 
 class TestParts:
@@ -143,13 +146,35 @@ class TestParts:
         assert describe(np.zeros((5, 7, 4), np.uint8), 10) == Facts("array", "RGBA", 7, 5)
 
     def test_a_picture_of_one_colour_is_like_no_other(self) -> None:
-        features = np.ones((4, 3), np.float32)
-        keys = np.array([b"a", b"b", b"c", b"d"], "S32")
+        neighbours = Neighbours.of(np.ones((4, 3), np.float32), np.array([b"a", b"b", b"c", b"d"], "S32"))
         flat = np.full((16, 16, 3), 90, np.uint8)
-        assert inspection.near_duplicates(features, keys, lambda _: flat) == []
+        assert inspection.near_duplicates(neighbours, lambda _: flat) == []
 
-    def test_outliers_of_few_images(self) -> None:
-        assert inspection.outliers(np.ones((3, 4), np.float32)) == []
+    def test_pictures_that_are_gone_are_no_pairs(self) -> None:
+        def gone(_: int) -> Any:
+            raise ImageError("gone")
+
+        neighbours = Neighbours.of(np.ones((4, 3), np.float32), np.array([b"a", b"b", b"c", b"d"], "S32"))
+        assert inspection.near_duplicates(neighbours, gone) == []
+
+    def test_neighbours(self) -> None:
+        """Of byte-identical images one counts, and lengths don't."""
+        features = np.array([[1, 0], [1, 0], [3, 0.1], [0, 2]], np.float32)
+        found = Neighbours.of(features, np.array([b"a", b"a", b"b", b"c"], "S32"))
+        assert found.rows.tolist() == [0, 2, 3]
+        assert found.nearest[:, 0].tolist() == [1, 0, 1]
+        assert found.distances[0, 0] == pytest.approx(1 / 30, rel=0.01)
+        assert inspection.outliers(Neighbours.of(features[:1], np.array([b"a"], "S32"))) == []
+
+    def test_a_picture_over_pillows_own_limit(
+        self, red_and_blue: Path, cache: Path, reports: Path, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What extract takes, an inspection takes, too."""
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+        stages.extract(ExtractConfig(str(red_and_blue)), cache)
+        found = stages.inspect(str(red_and_blue), cache, reports)
+        assert found.unreadable() == {}
+        assert found.page.read_text().count("data:image/webp") == len(found.by_features.outliers)  # type: ignore[union-attr]
 
 
 @pytest.mark.data

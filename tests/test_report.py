@@ -19,8 +19,9 @@ from pipeline.config import ExtractConfig, SplitConfig
 from pipeline.errors import ConfigError, RunError
 from pipeline.heads import HeadConfig
 from pipeline.metrics import calibration_error, reliability
+from pipeline.predictions import Predictions, read_history, read_predictions
 from pipeline.report.gallery import choose
-from pipeline.runs import Predictions, Run, read_history, read_predictions
+from pipeline.runs import Run
 from pipeline.stages import ExtractResult
 
 LARGEST = 5_000_000  # bytes of a page
@@ -126,9 +127,23 @@ class TestRunPage:
 
     def test_views_of_the_samples(self, run: Run, cache: Path, reports: Path) -> None:
         samples = [tag for tag in page_of(run, cache, reports).all("img") if ", view " in str(tag["alt"])]
-        views = [str(tag["alt"]).rsplit(" ", 1)[1] for tag in samples[:2]]
-        assert views == ["0", "1"]
+        views = [str(tag["alt"]).rsplit(" ", 1)[1] for tag in samples]
+        assert views == ["0", "1"] * 6
         assert samples[0]["src"] != samples[1]["src"]
+
+    def test_views_are_those_of_the_run(self, run: Run, pictures: Path, cache: Path, reports: Path) -> None:
+        """Also beside a run whose views were made in another way, or that saw none."""
+        stages.extract(ExtractConfig(str(pictures), views=2, augment="contrast"), cache)
+        other = stages.train_head(HeadConfig("centroid"), cache, reports)
+        plain = stages.train_head(HeadConfig("centroid", views=0), cache, reports)
+        pages = stages.report([], cache, reports).pages
+        pictured = {}
+        for one in (run, other, plain):
+            tags = [tag for tag in Page(pages[one.id]).all("img") if ", view " in str(tag["alt"])]
+            pictured[one.id] = [tag["src"] for tag in tags]
+        assert [len(found) for found in pictured.values()] == [12, 18, 6]
+        assert pictured[run.id][0] == pictured[other.id][0] == pictured[plain.id][0]
+        assert pictured[run.id][1] != pictured[other.id][1]
 
     def test_static_figures(self, run: Run, cache: Path, reports: Path) -> None:
         stages.report([run.id], cache, reports)
@@ -171,6 +186,7 @@ class TestRunPage:
         run = stages.train_head(HeadConfig("centroid"), cache, reports)
         text = page_of(run, cache, reports).text
         assert "30 classes are too many for a matrix here" in text
+        assert (reports / run.id / "confusion.svg").is_file()
 
 
 class TestIndex:
@@ -189,9 +205,11 @@ class TestIndex:
         ]
         assert order == sorted(order)
 
-    def test_only_runs_with_a_page_are_listed(self, run: Run, cache: Path, reports: Path) -> None:
+    def test_runs_without_a_page_have_no_link(self, run: Run, cache: Path, reports: Path) -> None:
         other = stages.train_head(HeadConfig("centroid"), cache, reports)
-        assert other.id not in Page(stages.report([run.id], cache, reports).index).text
+        page = Page(stages.report([run.id], cache, reports).index)
+        assert other.id in page.text
+        assert [tag["href"] for tag in page.all("a")] == [f"{run.id}/report.html"]
 
     def test_inspections_are_linked(self, run: Run, pictures: Path, cache: Path, reports: Path) -> None:
         page = stages.inspect(str(pictures), cache, reports).page
@@ -250,6 +268,11 @@ class TestUntrusted:
             {"extracts": [{"data": 3}]},
             {"seconds": {"total": "long"}},
             {"seconds": {}},
+            {"seconds": None},
+            {"specs": []},
+            {"extracts": [{}]},
+            {"notes": ["\ud800"]},
+            {"metrics": {"test": {"n": 3, "accuracy_95": []}}},
             {"trainable_parameters": "many"},
             {"baseline": {"test": 3}},
             {"versions": 3},
@@ -350,5 +373,5 @@ def test_pages_of_large_data_stay_small(tmp_path: Path, cache: Path, reports: Pa
     stages.extract(ExtractConfig(str(tmp_path / "noise.npz"), splits=SplitConfig(0, 0.9)), cache)
     run = stages.train_head(HeadConfig("centroid"), cache, reports)
     page = stages.report([run.id], cache, reports).pages[run.id]
-    assert len(read_predictions(reports / run.id, run)["test"].keys) > 3000
+    assert len(read_predictions(reports / run.id, len(run.class_names))["test"].keys) > 3000
     assert 2_000_000 < page.stat().st_size < LARGEST

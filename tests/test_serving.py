@@ -18,8 +18,9 @@ from pipeline.config import ExtractConfig
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError
 from pipeline.finetune import FinetuneConfig
 from pipeline.heads import HeadConfig
+from pipeline.predictions import read_predictions
 from pipeline.records import load_dataset
-from pipeline.runs import Run, read_predictions, read_run
+from pipeline.runs import Run, read_run
 from pipeline.stages import ExtractResult, TableOptions
 
 SMALL = {"backbone": "mobilenet025", "image_size": (32, 32), "weights": "random", "precision": "float32"}
@@ -45,7 +46,7 @@ class TestPredict:
     def test_gives_what_the_run_predicted(self, head: Run, pictures: Path, cache: Path, reports: Path) -> None:
         dataset = load_dataset(cache, head.dataset)
         places = dict(zip(dataset.keys.tolist(), dataset.locations, strict=True))
-        test = read_predictions(reports / head.id, head)["test"]
+        test = read_predictions(reports / head.id, len(head.class_names))["test"]
         paths = [str(pictures / places[key]) for key in test.keys.tolist()]
         answers = stages.predict(head.id, paths, cache, reports, top=3)
         assert answers.n_computed == 0
@@ -92,6 +93,11 @@ class TestPredict:
             rows[0]["probability_3"]
         ) == pytest.approx(1, abs=1e-5)
         assert rows[1]["error"] == "not an image in a format that can be read"
+        stages.predict(head.id, [str(tmp_path / "b.jpg")], cache, reports).write_csv(tmp_path / "bad.csv")
+        assert (tmp_path / "bad.csv").read_text().splitlines()[0] == "path,label,probability,error"
+        assert (
+            (tmp_path / "bad.csv").read_text().splitlines()[1].endswith(",,,not an image in a format that can be read")
+        )
 
     def test_a_manifest_needs_no_labels(
         self, head: Run, pictures: Path, tmp_path: Path, cache: Path, reports: Path
@@ -100,7 +106,8 @@ class TestPredict:
         name = pictures.relative_to(tmp_path)
         manifest.write_text(f"path\n{name}/dark/0.png\n{name}/gone.png\n{name}/dark/0.png\n")
         answers = stages.predict(head.id, [str(manifest)], cache, reports)
-        assert [image.path for image in answers.images] == [str(pictures / "dark/0.png"), str(pictures / "gone.png")]
+        dark = str(pictures / "dark/0.png")
+        assert [image.path for image in answers.images] == [dark, str(pictures / "gone.png"), dark]
         assert answers.images[1].error == "No such file or directory"
 
     def test_a_manifest_stays_in_its_folder(self, head: Run, tmp_path: Path, cache: Path, reports: Path) -> None:
@@ -126,8 +133,8 @@ class TestPredict:
         run = stages.train_head(HeadConfig("logreg"), cache, reports, TableOptions(test_views=1, calibrate=True))
         assert run.calibration is not None and run.calibration["temperature"] != 1
         again = stages.evaluate(run.id, str(pictures), cache, reports)
-        expected = read_predictions(reports / run.id, run)["test"]
-        found = read_predictions(reports / again.id, again)["test"]
+        expected = read_predictions(reports / run.id, len(run.class_names))["test"]
+        found = read_predictions(reports / again.id, len(again.class_names))["test"]
         order = {key: row for row, key in enumerate(expected.keys.tolist())}
         rows = [order[key] for key in found.keys.tolist()]
         np.testing.assert_allclose(found.probabilities, expected.probabilities[rows], atol=1e-6)
@@ -235,12 +242,20 @@ class TestEvaluate:
         assert run.n_train + run.n_val + run.n_test == 120
         assert "1 images can't be read and are left out: dark/bad.png" in run.notes
 
+    def test_a_class_of_which_nothing_can_be_read_is_named(
+        self, head: Run, pictures: Path, cache: Path, reports: Path
+    ) -> None:
+        for path in (pictures / "grey").iterdir():
+            path.write_text("no picture")
+        run = stages.evaluate(head.id, str(pictures), cache, reports)
+        assert any(note.startswith("No images of grey: their recall isn't known") for note in run.notes)
+
 
 class TestRuns:
     @pytest.mark.parametrize(
         ("values", "word"),
         [
-            ({"extracts": []}, "1 specs, 0 extracts"),
+            ({"extracts": []}, "specs is of the wrong kind"),
             ({"extracts": [{"backbone": 1}]}, "not options of extract"),
             ({"extracts": "x"}, "wrong kind"),
             ({"specs": [{"backbone": "densenet121"}]}, "not what tlpipe wrote"),
@@ -249,6 +264,8 @@ class TestRuns:
             ({"class_names": [1, 2, 3]}, "wrong kind"),
             ({"id": "../../etc"}, "was the folder renamed"),
             ({"metrics": {"test": {"n": 3}}}, "wrong kind"),
+            ({"seconds": None}, "seconds is of the wrong kind"),
+            ({"command": "\ud800"}, "no run that can be read"),
         ],
     )
     def test_tampered(
@@ -275,6 +292,30 @@ class TestRuns:
 
 
 class TestModel:
+    def test_stays_open(
+        self, head: Run, random: np.random.Generator, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The second call compiles nothing, and reads no shard that the first one knows."""
+        from pipeline import store
+        from pipeline.stages import rows
+
+        model = load_model(head.id, reports=reports, cache=cache)
+        first, second = random.integers(0, 255, (2, 3, 32, 32, 3), np.uint8)
+        model.predict(first)
+        read: list[Path] = []
+        monkeypatch.setattr(rows, "open_engine", lambda *_: pytest.fail("compiled again"))
+        monkeypatch.setattr(store, "read_checked", lambda path: read.append(path) or path.read_bytes())
+        assert len(model.predict(second)) == 3
+        assert read == []
+
+    def test_without_a_cache_leaves_nothing_behind(self, head: Run, pictures: Path, reports: Path) -> None:
+        model = load_model(head.id, reports=reports, cache=None)
+        folder = model.cache
+        assert model.predict([pictures / "dark" / "0.png"]).tolist() == ["dark"]
+        assert (folder / "features").is_dir()
+        del model
+        assert not folder.exists()
+
     def test_takes_paths_and_arrays(self, head: Run, pictures: Path, cache: Path, reports: Path) -> None:
         from PIL import Image
 

@@ -2,7 +2,7 @@
 
 from pipeline.backbones.catalogue import BACKBONES, Backbone, Block, get_backbone
 from pipeline.backbones.graph import apply, cuts, nodes, tensor_of
-from pipeline.backbones.network import Network, Unfrozen
+from pipeline.backbones.network import Network, Unfrozen, first_line
 from pipeline.backbones.weights import Pretrained, find_imagenet, is_path, keras_file, open_backbone, weights_digest
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "apply",
     "cuts",
     "find_imagenet",
+    "first_line",
     "get_backbone",
     "is_path",
     "keras_file",

@@ -42,12 +42,12 @@ class Answer:
 
     Attributes:
         value: For `--json`.
-        text: For people.
+        text: For people; made only if it is wanted.
         failed: Whether to exit with 1 all the same.
     """
 
     value: Any
-    text: str
+    text: str | Callable[[], str]
     failed: bool = False
 
 
@@ -148,6 +148,6 @@ def _answer(function: Callable[[], Answer], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(answer.value, indent=2, ensure_ascii=False))
     else:
-        print(answer.text)
+        print(answer.text if isinstance(answer.text, str) else answer.text())
     if answer.failed:
         raise typer.Exit(1)

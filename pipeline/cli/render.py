@@ -205,17 +205,22 @@ def curve_text(result: CurveResult) -> str:
 
 def predict_text(answers: Answers) -> str:
     """Labels of images, a line each; what can't be read has been listed already."""
-    rows = [
-        [image.path, image.top[0][0], percent(image.top[0][1]), ", ".join(f"{name} {percent(p)}" for name, p in rest)]
-        for image in answers.images
-        if image.top
-        for rest in [image.top[1:]]
-    ]
+    good = [image for image in answers.images if image.top]
+    # A table of the library would take longer for thousands of lines than the predictions.
+    path_width = max((len(image.path) for image in good), default=0)
+    label_width = max((len(image.top[0][0]) for image in good), default=0)
+    lines = []
+    for image in good:
+        (label, probability), *others = image.top
+        then = ", ".join(f"{name} {percent(share)}" for name, share in others)
+        lines.append(
+            f"{image.path:<{path_width}}   {label:<{label_width}}   {percent(probability):>7}   {then}".rstrip()
+        )
     n, bad = len(answers.images), len(answers.unreadable)
     line = f"{n:,} images by {answers.run}: {answers.n_computed:,} rows computed"
     line += f" at {answers.images_per_second:,.0f} images/s" if answers.n_computed else ", all features were cached"
     line += f"; {bad:,} can't be read" if bad else ""
-    return "\n".join([table(["image", "label", "probability", "then"], rows), "", line])
+    return "\n".join([*lines, "", line])
 
 
 LISTED = 10  # findings of a kind on the terminal; the page and --json have more
@@ -276,10 +281,12 @@ def _listed(what: str, items: Sequence[str]) -> list[str]:
 
 def export_text(done: Export) -> str:
     """What an export gave."""
-    return "\n".join(
-        [
-            f"Agreement  {percent(done.agreement)} of {done.n:,} images of the run get the same label as from tlpipe; "
-            f"probabilities differ by {done.difference:.1e} at most",
-            f"File       {done.path} ({done.seconds:.1f} s)",
-        ]
-    )
+    lines = [
+        f"Agreement  {percent(done.agreement)} of {done.n:,} images of the run get the same label as from tlpipe; "
+        f"probabilities differ by {done.difference:.1e} at most"
+    ]
+    if done.agreement_with_run is not None:
+        lines.append(
+            f"           {percent(done.agreement_with_run)} get the label that they had when the run was rated"
+        )
+    return "\n".join([*lines, f"File       {done.path} ({done.seconds:.1f} s)"])

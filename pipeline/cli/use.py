@@ -1,4 +1,4 @@
-"""`tlpipe predict`, `evaluate`, `inspect` and `report`."""
+"""`tlpipe predict`, `evaluate`, `export`, `inspect` and `report`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def predict(
     if csv is not None:
         answers.write_csv(csv)
     rows = [image.to_json() for image in answers.images]
-    return Answer(rows, predict_text(answers), failed=len(answers.unreadable) == len(rows))
+    return Answer(rows, lambda: predict_text(answers), failed=len(answers.unreadable) == len(rows))
 
 
 def evaluate(

@@ -58,7 +58,7 @@ def read_manifest(path: Path) -> Listing:
 
 
 def read_paths(path: Path) -> list[Path]:
-    """The files that a manifest names, each once; they need not be there.
+    """The files that a manifest names, row by row; they need not be there.
 
     Raises:
         DataError: If there is no column `path`, or a path leaves the folder.
@@ -66,7 +66,7 @@ def read_paths(path: Path) -> list[Path]:
     columns = _read_columns(path)
     if "path" not in columns:
         raise DataError(f"{path} lacks the column 'path'; it has {', '.join(columns) or 'none'}")
-    return [_inside(path, name) for name in dict.fromkeys(columns["path"])]
+    return [_inside(path, name) for name in columns["path"]]
 
 
 def _split(path: Path, row: int, text: str) -> str:

@@ -1,6 +1,6 @@
 """What a dataset holds and what is wrong with it: duplicates, leaks, doubtful labels, outliers."""
 
-from pipeline.inspection.doubts import held_out_probabilities, label_errors, outliers
+from pipeline.inspection.doubts import Neighbours, held_out_probabilities, label_errors, outliers
 from pipeline.inspection.duplicates import PICTURE, Group, exact_duplicates, near_duplicates
 from pipeline.inspection.findings import ByFeatures, Inspection, LabelError, facts_of
 from pipeline.inspection.page import heading, sections
@@ -11,6 +11,7 @@ __all__ = [
     "Group",
     "Inspection",
     "LabelError",
+    "Neighbours",
     "exact_duplicates",
     "facts_of",
     "heading",

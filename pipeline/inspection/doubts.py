@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,18 +12,45 @@ from pipeline.parts import Part
 from pipeline.progress import progress
 from pipeline.selection.folds import folds
 
-__all__ = ["NEIGHBOURS", "held_out_probabilities", "label_errors", "outliers", "unit_length"]
+__all__ = ["Neighbours", "held_out_probabilities", "label_errors", "outliers"]
 
 FOLDS = 5
 NEIGHBOURS = 5  # of each image
 
 
-def unit_length(features: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Features of length 1, shape [n, d]."""
-    from sklearn.preprocessing import normalize
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """The nearest images of each by the features, brought to length 1; of byte-identical images the first alone.
 
-    unit: NDArray[np.float32] = normalize(features.astype(np.float32))
-    return unit
+    Attributes:
+        rows: Of the images, shape [n].
+        nearest: Positions in `rows` of the nearest others, the nearest first, shape [n, k].
+        distances: To them, shape [n, k].
+    """
+
+    rows: NDArray[np.int64]
+    nearest: NDArray[np.int64]
+    distances: NDArray[np.floating]
+
+    @classmethod
+    def of(cls, features: NDArray[np.floating], keys: NDArray[np.bytes_]) -> Neighbours:
+        """Find the five nearest of each image.
+
+        Args:
+            features: Shape [n, d].
+            keys: Image keys, shape [n].
+        """
+        from sklearn.neighbors import NearestNeighbors
+        from sklearn.preprocessing import normalize
+
+        # A byte-identical image would hide all others, and make its twin one of many.
+        _, first = np.unique(keys, return_index=True)
+        n_neighbours = min(NEIGHBOURS, len(first) - 1)
+        if n_neighbours < 1:
+            return cls(first, np.zeros((len(first), 0), np.int64), np.zeros((len(first), 0)))
+        unit = normalize(features[first].astype(np.float32), copy=False)
+        distances, nearest = NearestNeighbors(n_neighbors=n_neighbours).fit(unit).kneighbors()
+        return cls(first, nearest, distances)
 
 
 def held_out_probabilities(part: Part, n_classes: int, seed: int) -> NDArray[np.floating]:
@@ -63,24 +92,18 @@ def label_errors(labels: NDArray[np.int64], probabilities: NDArray[np.floating])
     return [int(row) for row in found]
 
 
-def outliers(features: NDArray[np.floating]) -> list[tuple[int, float]]:
-    """Rows that are like no others, with the mean distance of their features to the five nearest, the largest first.
+def outliers(neighbours: Neighbours) -> list[tuple[int, float]]:
+    """Rows that are like no others, with the mean distance of their features to the nearest, the largest first.
 
-    Features are brought to length 1. What lies more than 1.5 interquartile ranges above the upper quartile of these
-    distances is taken for an outlier (Tukey 1977, Exploratory data analysis, section 2D).
+    What lies more than 1.5 interquartile ranges above the upper quartile of these distances is taken for an outlier
+    (Tukey 1977, Exploratory data analysis, section 2D).
 
     Source: Ramaswamy et al. 2000, Efficient algorithms for mining outliers from large data sets, SIGMOD, p. 427.
     """
-    from sklearn.neighbors import NearestNeighbors
-
-    # A byte-identical image would make its twin one of many.
-    unit, first = np.unique(unit_length(features), axis=0, return_index=True)
-    n_neighbours = min(NEIGHBOURS, len(unit) - 1)
-    if n_neighbours < 1:
+    if not neighbours.distances.size:
         return []
-    distances, _ = NearestNeighbors(n_neighbors=n_neighbours).fit(unit).kneighbors()
-    means = distances.mean(axis=1)
+    means = neighbours.distances.mean(axis=1)
     lower, upper = np.percentile(means, [25, 75])
     far = np.flatnonzero(means > upper + 1.5 * (upper - lower))
-    found = [(int(first[row]), float(means[row])) for row in far.tolist()]
+    found = [(int(neighbours.rows[row]), float(means[row])) for row in far.tolist()]
     return sorted(found, key=lambda pair: -pair[1])

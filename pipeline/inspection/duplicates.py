@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 
 from pipeline.config import ImageConfig
 from pipeline.datasets import Dataset
+from pipeline.errors import ImageError
 from pipeline.images import Pixels
-from pipeline.inspection.doubts import NEIGHBOURS, unit_length
+from pipeline.inspection.doubts import Neighbours
 from pipeline.progress import progress
+from pipeline.runtime import cpu_count
 
 __all__ = ["PICTURE", "Group", "exact_duplicates", "near_duplicates"]
 
@@ -54,43 +57,45 @@ def exact_duplicates(keys: NDArray[np.bytes_]) -> list[Group]:
     return [Group(tuple(rows)) for rows in groups.values()]
 
 
-def near_duplicates(
-    features: NDArray[np.floating], keys: NDArray[np.bytes_], picture: Callable[[int], Pixels]
-) -> list[Group]:
+def near_duplicates(neighbours: Neighbours, picture: Callable[[int], Pixels]) -> list[Group]:
     """Pairs of images that differ in their bytes and show the same picture, the most similar first.
 
-    Features propose, pictures decide: of each image the five nearest by the cosine of features are compared at 16 x 16
+    Features propose, pictures decide: of each image the nearest by the cosine of features are compared at 16 x 16
     pixels, as they are and mirrored. Cosines alone differ too much between backbones.
 
     Args:
-        features: Shape [n, d].
-        keys: Image keys, shape [n].
-        picture: Pixels [h, w, 3] of the image of a row.
+        neighbours: The nearest images of each.
+        picture: Pixels [h, w, 3] of the image of a row; raises `ImageError` if it can't be read any more.
     """
-    from sklearn.neighbors import NearestNeighbors
-
-    _, first = np.unique(keys, return_index=True)  # byte-identical images would hide all others
-    unit = unit_length(features[first])
-    n_neighbours = min(NEIGHBOURS + 1, len(first))
-    distances, nearest = NearestNeighbors(n_neighbors=n_neighbours).fit(unit).kneighbors(unit)
-    cosines = 1 - distances**2 / 2  # of vectors of length 1
+    cosines = 1 - neighbours.distances**2 / 2  # of vectors of length 1
     pairs: dict[tuple[int, int], float] = {}
-    for row, (others, values) in enumerate(zip(nearest.tolist(), cosines.tolist(), strict=True)):
-        for other, cosine in zip(others, values, strict=True):
-            if other != row and cosine >= LEAST_COSINE:
-                pair = sorted((int(first[row]), int(first[other])))
-                pairs[(pair[0], pair[1])] = min(cosine, 1.0)
-    grey: dict[int, NDArray[np.floating]] = {}
-    found = []
-    with progress("Comparing", len(pairs), "pairs") as advance:
-        for (one, other), cosine in pairs.items():
-            for row in (one, other):
-                if row not in grey:
-                    grey[row] = picture(row).mean(axis=2)
-            if max(_correlation(grey[one], view) for view in (grey[other], grey[other][:, ::-1])) >= LEAST_CORRELATION:
-                found.append(Group((one, other), cosine))
+    for row, position in np.argwhere(cosines >= LEAST_COSINE).tolist():
+        other = int(neighbours.nearest[row, position])
+        one, two = sorted((int(neighbours.rows[row]), int(neighbours.rows[other])))
+        pairs[one, two] = min(float(cosines[row, position]), 1.0)
+    rows = sorted({row for pair in pairs for row in pair})
+    with ThreadPoolExecutor(cpu_count()) as pool, progress("Comparing", len(rows)) as advance:
+        grey: dict[int, NDArray[np.floating]] = {}
+        for row, found in zip(rows, pool.map(lambda row: _grey(picture, row), rows), strict=True):
+            if found is not None:
+                grey[row] = found
             advance(1)
-    return sorted(found, key=lambda group: -group.similarity)
+    groups = [
+        Group((one, two), cosine)
+        for (one, two), cosine in pairs.items()
+        if one in grey
+        and two in grey
+        and max(_correlation(grey[one], view) for view in (grey[two], grey[two][:, ::-1])) >= LEAST_CORRELATION
+    ]
+    return sorted(groups, key=lambda group: -group.similarity)
+
+
+def _grey(picture: Callable[[int], Pixels], row: int) -> NDArray[np.floating] | None:
+    try:
+        grey: NDArray[np.floating] = picture(row).mean(axis=2)
+    except ImageError:  # it changed since its features were computed
+        return None
+    return grey
 
 
 def _correlation(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:

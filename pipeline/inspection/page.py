@@ -53,6 +53,8 @@ def sections(found: Inspection) -> list[Section]:
         return Figure(row, dataset.locations[row], text)
 
     def pairs(groups: list[Group]) -> list[Figure]:
+        # Leaks first: they make figures on val and test too good.
+        groups = sorted(groups, key=lambda group: not group.leaks(dataset))
         return [
             figure(row, f"{number}. {dataset.splits[row]}, {dataset.class_names[dataset.labels[row]]}")
             for number, group in enumerate(groups, start=1)
@@ -62,10 +64,8 @@ def sections(found: Inspection) -> list[Section]:
     sections = [Section("Byte-identical images", "The numbers tell what belongs together.", pairs(found.exact))]
     by = found.by_features
     if by is not None:
-        # Leaks first: they make figures on val and test too good.
-        near = sorted(by.near, key=lambda group: not group.leaks(dataset))
         sections += [
-            Section("Near duplicates", "Different files of one picture; pairs across splits first.", pairs(near)),
+            Section("Near duplicates", "Different files of one picture; pairs across splits first.", pairs(by.near)),
             Section(
                 "Likely label errors",
                 "Labels that logistic regressions, fitted without the image, do not believe (confident learning).",

@@ -29,7 +29,12 @@ def _chart(title: str, data: Sequence[dict[str, Any]], **rest: Any) -> Spec:
         "width": "container",
         "height": HEIGHT,
         "data": {"values": list(data)},
-        "config": {"background": "transparent", "axis": {"gridOpacity": 0.4}, "legend": {"labelLimit": 0}},
+        "config": {
+            "background": "transparent",
+            "view": {"stroke": None},
+            "axis": {"gridOpacity": 0.4},
+            "legend": {"labelLimit": 0},
+        },
         **rest,
     }
 
@@ -124,6 +129,7 @@ def embedding(points: Sequence[dict[str, Any]], class_names: Sequence[str]) -> S
                 "legend": None,
             },
             "opacity": {"condition": {"param": "chosen", "value": 0.75}, "value": 0.06},
+            "description": {"field": "path", "type": "nominal"},
             "tooltip": [{"field": name, "type": "nominal"} for name in ("image", "class", "predicted", "path")],
         },
     )

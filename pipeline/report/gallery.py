@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.runs import Predictions
+from pipeline.predictions import Predictions
 
 __all__ = ["Shown", "choose"]
 

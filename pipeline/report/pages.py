@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,7 +16,7 @@ from markupsafe import Markup
 from pipeline.files import published
 from pipeline.report import charts
 from pipeline.report.pictures import Pictures
-from pipeline.report.run_page import RunData, context, engine_of, figures, shown_split
+from pipeline.report.run_page import CONFUSION, RunData, context, engine_of, figures, shown_split
 from pipeline.runs import Run
 
 __all__ = ["RUN_PAGE", "Figure", "Section", "write_index", "write_inspection", "write_run"]
@@ -74,8 +76,14 @@ def _environment() -> jinja2.Environment:
     # Not of the data: files of this package, and the bundle of a library.
     environment.globals["style"] = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
     environment.globals["script"] = Markup((TEMPLATES / "page.js").read_text(encoding="utf-8"))
+    environment.globals["sha256"] = _sha256
     environment.globals["vega"] = lambda: Markup(charts.javascript())
     return environment
+
+
+def _sha256(text: str) -> str:
+    """Of a script, as the policy of a page names it: nothing else that looks like a script is run."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _write(path: Path, template: str, values: dict[str, Any]) -> None:
@@ -91,10 +99,11 @@ def write_run(folder: Path, data: RunData) -> Path:
     Raises:
         StoreError: If the folder can't be written.
     """
-    for name, spec in figures(data):
+    drawn = figures(data)
+    for name, spec in drawn.items():
         charts.write_figure(folder / name, spec)
     page = folder / RUN_PAGE
-    _write(page, "run.html.j2", context(data))
+    _write(page, "run.html.j2", context(data, [spec for name, spec in drawn.items() if name != CONFUSION]))
     return page
 
 
@@ -103,7 +112,7 @@ def write_index(reports: Path, runs: Sequence[Run], inspections: Sequence[str]) 
 
     Args:
         reports: The reports folder.
-        runs: Those that have a page.
+        runs: All of them; those that have a page are linked.
         inspections: Names of the pages of datasets, in the same folder.
 
     Raises:
@@ -120,7 +129,7 @@ def write_index(reports: Path, runs: Sequence[Run], inspections: Sequence[str]) 
         rows.append(
             {
                 "run": run,
-                "page": f"{run.id}/{RUN_PAGE}",
+                "page": f"{run.id}/{RUN_PAGE}" if (reports / run.id / RUN_PAGE).is_file() else None,
                 "split": split,
                 "found": run.metrics[split] if split else None,
                 "backbone": ", ".join(dict.fromkeys(str(spec.get("backbone", "?")) for spec in run.specs)),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import extraction
+from pipeline import extraction, images
 from pipeline.augment import Augment
 from pipeline.config import ImageConfig
 from pipeline.datasets import ImageSource
@@ -28,13 +29,15 @@ class Pictures:
     Args:
         source: The images.
         keys: Their keys, shape [n].
+        pixel_limit: Images of more pixels are not decoded.
     """
 
-    def __init__(self, source: ImageSource, keys: NDArray[np.bytes_]) -> None:
+    def __init__(self, source: ImageSource, keys: NDArray[np.bytes_], pixel_limit: int) -> None:
         self.source = source
+        self.pixel_limit = pixel_limit
         self.keys = keys
         self.rows = {bytes(key): row for row, key in reversed(list(enumerate(keys.tolist())))}
-        self._made: dict[tuple[bytes, int, int], str | None] = {}
+        self._made: dict[tuple[bytes, int, str, int], str | None] = {}
 
     def pixels(self, row: int, config: ImageConfig) -> Pixels:
         """Pixels [h, w, 3] of an image.
@@ -42,7 +45,7 @@ class Pictures:
         Raises:
             ImageError: If it can't be read, or has changed.
         """
-        return self._pixels(row, config, None, 0)
+        return self._pixels(row, replace(config, pixel_limit=self.pixel_limit), None, 0)
 
     def thumbnail(self, row: int, side: int, augment: Augment | None = None, view: int = 0) -> str | None:
         """A square picture as the address of its own content; the same for the same image.
@@ -53,14 +56,15 @@ class Pictures:
             augment: How views are made.
             view: 0 for the image itself.
         """
-        name = (bytes(self.keys[row]), side, view)
+        name = (bytes(self.keys[row]), side, str(augment) if view else "", view)
         if name not in self._made:
             self._made[name] = self._draw(row, side, augment, view)
         return self._made[name]
 
     def _draw(self, row: int, side: int, augment: Augment | None, view: int) -> str | None:
         try:
-            pixels = self._pixels(row, ImageConfig((side, side), "crop"), augment if view else None, view)
+            config = ImageConfig((side, side), "crop", pixel_limit=self.pixel_limit)
+            pixels = self._pixels(row, config, augment if view else None, view)
         except ImageError:
             return None
         buffer = io.BytesIO()
@@ -69,4 +73,5 @@ class Pictures:
 
     def _pixels(self, row: int, config: ImageConfig, augment: Augment | None, view: int) -> Pixels:
         key = bytes(self.keys[row])
-        return extraction.pixels_of(self.source, Row(key, key, view, row, ""), config, augment)
+        with images.reading(config.pixel_limit):
+            return extraction.pixels_of(self.source, Row(key, key, view, row, ""), config, augment)

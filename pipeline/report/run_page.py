@@ -12,17 +12,21 @@ from numpy.typing import NDArray
 from pipeline.augment import Augment
 from pipeline.config import ExtractConfig
 from pipeline.metrics import evaluate, reliability
+from pipeline.predictions import Predictions
 from pipeline.report import charts
 from pipeline.report.gallery import choose
 from pipeline.report.pictures import Pictures
-from pipeline.runs import Predictions, Run
+from pipeline.runs import Run
 
-__all__ = ["Map", "RunData", "context", "engine_of", "figures", "shown_split"]
+__all__ = ["CONFUSION", "Map", "RunData", "context", "engine_of", "figures", "shown_split"]
+
+CONFUSION = "confusion"  # name of a figure
 
 GALLERY_SIDE, MAP_SIDE, SAMPLE_SIDE = 128, 48, 112  # pixels
 GALLERY_BYTES, MAP_BYTES = 1_600_000, 1_800_000  # so that a page stays below 5 MB
-SAMPLES, VIEWS = 6, 4
+MOST_VIEWS = 4  # of a sample
 MATRIX_CLASSES = 25  # more give a list of confusions in place of a matrix
+FIGURE_CLASSES = 100  # more give no figure of the matrix: it has a square for each pair
 LISTED_CONFUSIONS = 100
 
 History = list[dict[str, float]]
@@ -56,7 +60,8 @@ class RunData:
         frozen: The run before fine-tuning and its history; None where there is none.
         pictures: Of its data; None if they can't be opened.
         locations: Where each image lies, by key.
-        augment: How views were made; None where none were.
+        augment: How views were made; None where none were seen.
+        views: Number of views of each image that were seen in training, beside the image itself.
         samples: Keys of some training images.
         map: None where there are no features.
         missing: What the page lacks, and why.
@@ -69,6 +74,7 @@ class RunData:
     pictures: Pictures | None = None
     locations: dict[bytes, str] = field(default_factory=dict)
     augment: Augment | None = None
+    views: int = 0
     samples: Sequence[bytes] = ()
     map: Map | None = None
     missing: list[str] = field(default_factory=list)
@@ -84,13 +90,13 @@ def engine_of(run: Run) -> str:
     return ", ".join(dict.fromkeys(str(spec.get("precision", "?")) for spec in run.specs))
 
 
-def context(data: RunData) -> dict[str, Any]:
-    """What the template of a run's page needs."""
+def context(data: RunData, curves: list[charts.Spec]) -> dict[str, Any]:
+    """What the template of a run's page needs, with its learning curves."""
     run, split = data.run, shown_split(data.run)
     value: dict[str, Any] = {
         "run": run,
         "paragraph": paragraph(run),
-        "charts": [spec for _, spec in figures(data) if spec["width"] == "container"],
+        "charts": curves,
         "split": split,
         "missing": list(data.missing),
         "repeat": _repeat(data),
@@ -103,6 +109,8 @@ def context(data: RunData) -> dict[str, Any]:
         return value
     found = evaluate(predictions.probabilities, predictions.labels, run.class_names)
     matrix = found["confusion_matrix"]
+    if len(run.class_names) > FIGURE_CLASSES:
+        value["missing"].append(f"{len(run.class_names):,} classes are too many for a figure of their confusions.")
     gallery, left_out = _gallery(data, predictions)
     if left_out:
         value["missing"].append(f"{left_out:,} images of the gallery have no picture: they can't be read any more.")
@@ -117,20 +125,21 @@ def context(data: RunData) -> dict[str, Any]:
     }
 
 
-def figures(data: RunData) -> list[tuple[str, charts.Spec]]:
-    """Names and charts of the figures that are kept beside the page, too."""
-    run, found = data.run, []
+def figures(data: RunData) -> dict[str, charts.Spec]:
+    """The charts that are kept beside the page, too, by the names of their files."""
+    run = data.run
+    found: dict[str, charts.Spec] = {}
     for name, title in (("accuracy", "accuracy"), ("loss", "log loss")):
         rows, x, baseline = _curve(data, name)
         if rows:
             epochs = x == "epoch"
-            found.append((f"curves-{name}", charts.curves(rows, x, title, log=not epochs, baseline=baseline)))
+            found[f"curves-{name}"] = charts.curves(rows, x, title, log=not epochs, baseline=baseline)
     predictions = data.predictions.get(shown_split(run) or "")
-    if predictions is not None:
-        indices = np.arange(len(run.class_names))
-        matrix = np.zeros((len(indices), len(indices)), np.int64)
+    n_classes = len(run.class_names)
+    if predictions is not None and n_classes <= FIGURE_CLASSES:
+        matrix = np.zeros((n_classes, n_classes), np.int64)
         np.add.at(matrix, (predictions.labels, predictions.probabilities.argmax(axis=1)), 1)
-        found.append(("confusion", charts.confusion(matrix.tolist(), run.class_names)))
+        found[CONFUSION] = charts.confusion(matrix.tolist(), run.class_names)
     return found
 
 
@@ -262,11 +271,11 @@ def _samples(data: RunData) -> list[dict[str, Any]]:
     if data.pictures is None:
         return []
     found = []
-    for key in data.samples[:SAMPLES]:
+    for key in data.samples:
         row = data.pictures.rows.get(key)
         if row is None:
             continue
-        views = range(VIEWS + 1 if data.augment else 1)
+        views = range(min(data.views, MOST_VIEWS) + 1 if data.augment else 1)
         shown = [data.pictures.thumbnail(row, SAMPLE_SIDE, data.augment, view) for view in views]
         found.append({"path": data.locations.get(key, ""), "pictures": [picture for picture in shown if picture]})
     return [one for one in found if one["pictures"]]

@@ -12,16 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import extraction, images, runtime
+from pipeline.backbones import first_line
 from pipeline.datasets import Opened, open_labelled
 from pipeline.errors import ConfigError, DataError, ImageError, RunError
-from pipeline.exporting import BATCH, Run, format_named
+from pipeline.exporting import BATCH, Format, Runtime, format_named
 from pipeline.extraction import Row
 from pipeline.files import published_folder
 from pipeline.heads import probability_layer
 from pipeline.memo import Memo
+from pipeline.predictions import read_predictions
 from pipeline.progress import progress
 from pipeline.records import now
-from pipeline.runs import read_predictions
 from pipeline.stages.rows import Plan
 from pipeline.stages.serving import Classifier, open_classifier
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["LEAST_AGREEMENT", "Export", "export"]
 
 LEAST_AGREEMENT = 0.99
+MOST_DIFFERENCE = 0.02  # of a probability; single precision comes to 1e-5
 CHECKED = 200  # images of the run that an export is checked on
 
 log = logging.getLogger("tlpipe")
@@ -45,8 +47,10 @@ class Export:
         format: Name of the format.
         path: The file, or the folder of a SavedModel.
         n: Images that it was checked on.
-        agreement: Share of them that get the same label as from tlpipe.
+        agreement: Share of them that get the same label as from tlpipe in float32.
         difference: Largest difference of a probability.
+        agreement_with_run: The same share against what the run predicted when it was rated, perhaps by a faster engine
+            or over several versions of each image; None where these images were not rated.
         seconds: In all.
     """
 
@@ -56,6 +60,7 @@ class Export:
     n: int
     agreement: float
     difference: float
+    agreement_with_run: float | None
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -67,6 +72,7 @@ class Export:
             "n_checked": self.n,
             "agreement": self.agreement,
             "max_difference": self.difference,
+            "agreement_with_run": self.agreement_with_run,
             "seconds": self.seconds,
         }
 
@@ -85,6 +91,7 @@ def export(reference: str | None, name: str, cache: Path, reports: Path, output:
         ConfigError: For an unknown format, or a head that is no network.
         RunError: If the run can't be used, or its export gives other labels; then nothing is written.
         DataError: If the images of the run can't be read any more.
+        StoreError: If the folder can't be written.
     """
     start = time.perf_counter()
     form = format_named(name)
@@ -102,20 +109,64 @@ def export(reference: str | None, name: str, cache: Path, reports: Path, output:
             "extract the endpoints together (--endpoint conv4+conv5) and train on that"
         )
     (plan,) = classifier.plans(cache)
-    pixels, expected = _examples(classifier, plan, cache)
+    keys, pixels, expected = _examples(classifier, plan, cache)
     model = _serving(classifier, plan)
     with published_folder(folder, replace=output is None) as partial:
-        form.write(model, partial / form.file, _metadata(classifier, plan))
-        found = _run(form.load(partial / form.file), pixels)
+        found = _written_and_run(form, model, partial / form.file, _metadata(classifier, plan), pixels)
         agreement = float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
         difference = float(np.abs(found - expected).max())
-        if agreement < LEAST_AGREEMENT:
+        if agreement < LEAST_AGREEMENT or difference > MOST_DIFFERENCE:
             raise RunError(
                 f"The {name} file gives the same label as tlpipe on {100 * agreement:.1f} % of {len(pixels):,} images "
-                f"of the run, less than {100 * LEAST_AGREEMENT:.0f} %; it was not kept. Try another --format"
+                f"of the run, and probabilities up to {difference:.2g} apart; at least {100 * LEAST_AGREEMENT:.0f} % "
+                f"and at most {MOST_DIFFERENCE} are wanted, so it was not kept. Try another --format"
             )
-    seconds = time.perf_counter() - start
-    return Export(classifier.run.id, name, folder / form.file, len(pixels), agreement, difference, seconds)
+    return Export(
+        run=classifier.run.id,
+        format=name,
+        path=folder / form.file,
+        n=len(pixels),
+        agreement=agreement,
+        difference=difference,
+        agreement_with_run=_with_run(classifier, keys, found),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _written_and_run(
+    form: Format, model: keras.Model, path: Path, metadata: dict[str, Any], pixels: NDArray[np.uint8]
+) -> NDArray[np.floating]:
+    """Probabilities of images by a file that is written first.
+
+    Raises:
+        RunError: If the network can't be written in this format or run from it.
+    """
+    try:
+        form.write(model, path, metadata)
+        found = _run(form.load(path), pixels)
+    except OSError:  # a full disk is told by what publishes the folder
+        raise
+    except Exception as error:  # converters and runtimes raise many kinds
+        raise RunError(
+            f"The network can't be written as {form.name}, or run from there: {first_line(error)}. Try another --format"
+        ) from error
+    # The largest of numbers that are none would pass for a label.
+    if not np.isfinite(found).all() or np.abs(found.sum(axis=1) - 1).max() > MOST_DIFFERENCE:
+        raise RunError(f"The {form.name} file gives no probabilities, so it was not kept. Try another --format")
+    return found
+
+
+def _with_run(classifier: Classifier, keys: NDArray[np.bytes_], found: NDArray[np.floating]) -> float | None:
+    """The share of images that get the label that the run predicted when it was rated."""
+    labels: dict[bytes, int] = {}
+    for part in read_predictions(classifier.folder, len(classifier.class_names)).values():
+        labels.update(zip(part.keys.tolist(), part.probabilities.argmax(axis=1).tolist(), strict=True))
+    same = [
+        labels[key] == label
+        for key, label in zip(keys.tolist(), found.argmax(axis=1).tolist(), strict=True)
+        if key in labels
+    ]
+    return float(np.mean(same)) if same else None
 
 
 def _serving(classifier: Classifier, plan: Plan) -> keras.Model:
@@ -133,8 +184,10 @@ def _serving(classifier: Classifier, plan: Plan) -> keras.Model:
     return runtime.keras().Model(features.inputs[0], outputs, name="classifier")
 
 
-def _examples(classifier: Classifier, plan: Plan, cache: Path) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
-    """Images of the run, held-out ones where there are any, and tlpipe's own probabilities of them.
+def _examples(
+    classifier: Classifier, plan: Plan, cache: Path
+) -> tuple[NDArray[np.bytes_], NDArray[np.uint8], NDArray[np.floating]]:
+    """Keys and pixels of images of the run, held-out ones where there are any, and tlpipe's own probabilities.
 
     Raises:
         DataError: If they can't be read any more.
@@ -161,13 +214,13 @@ def _examples(classifier: Classifier, plan: Plan, cache: Path) -> tuple[NDArray[
                 )
             except ImageError as error:
                 raise DataError(f"{locations[position]} can't be read any more: {error}") from error
-    return pixels, predicted.probabilities[good]
+    return opened.dataset.keys[[rows[position] for position in good]], pixels, predicted.probabilities[good]
 
 
 def _rows(classifier: Classifier, opened: Opened) -> list[int]:
     """Rows of images to check on: of those the run was rated on, else of all."""
     dataset = opened.dataset
-    rated = [part.keys for part in read_predictions(classifier.folder, classifier.run).values()]
+    rated = [part.keys for part in read_predictions(classifier.folder, len(classifier.class_names)).values()]
     keys, first = np.unique(dataset.keys, return_index=True)
     if rated:
         first = first[np.isin(keys, np.concatenate(rated))]
@@ -177,7 +230,7 @@ def _rows(classifier: Classifier, opened: Opened) -> list[int]:
     return [int(row) for row in first[:CHECKED]]
 
 
-def _run(run: Run, pixels: NDArray[np.uint8]) -> NDArray[np.floating]:
+def _run(run: Runtime, pixels: NDArray[np.uint8]) -> NDArray[np.floating]:
     """Probabilities of images, in batches of one size and perhaps a smaller last one."""
     found: list[NDArray[np.floating]] = []
     with progress("Checking", len(pixels)) as advance:

@@ -17,11 +17,9 @@ from pipeline.engines import EngineChoice
 from pipeline.errors import DataError, QuarantineError
 from pipeline.memo import Memo
 from pipeline.records import TableRecord, now, save_dataset, save_record, table_id
-from pipeline.stages.rows import Plan, backbone_for, complete, plan_for
+from pipeline.stages.rows import Plan, backbone_for, complete, plan_for, warn_unreadable
 
 __all__ = ["ExtractResult", "extract"]
-
-NAMED_AT_MOST = 10  # unreadable images named on the terminal; the answer of --json lists all
 
 log = logging.getLogger("tlpipe")
 
@@ -167,20 +165,17 @@ def _check_readable(opened: Opened, refused: dict[bytes, str], unreadable: dict[
     """Name what could not be read; refuse data of which a class is gone."""
     if not unreadable:
         return
-    lines = [f"{location}: {cause}" for location, cause in unreadable.items()]
-    log.warning("%s images can't be read:", f"{len(lines):,}")
-    for line in lines[:NAMED_AT_MOST]:
-        log.warning("  %s", line)
-    if len(lines) > NAMED_AT_MOST:
-        log.warning("  and %s more; all are in the answer of --json", f"{len(lines) - NAMED_AT_MOST:,}")
     dataset = opened.dataset
+    n_images = len(dataset) + len(opened.unreadable)
+    warn_unreadable(unreadable, n_images)
     readable = np.array([key not in refused for key in dataset.keys.tolist()])
     left = set(dataset.labels[readable].tolist())
     gone = [name for label, name in enumerate(dataset.class_names) if label not in left]
     if gone:
         raise DataError(f"No image of the class {shortened(gone)} can be read; mend the files, or take the class away")
     if strict:
+        first = next(iter(unreadable))
         raise QuarantineError(
-            f"--strict: {len(lines):,} of {len(dataset) + len(opened.unreadable):,} images can't be read "
-            f"({lines[0]}); all others are stored. Mend or remove them, or leave --strict out"
+            f"--strict: {len(unreadable):,} of {n_images:,} images can't be read "
+            f"({first}: {unreadable[first]}); all others are stored. Mend or remove them, or leave --strict out"
         )

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from pipeline import inspection
 from pipeline.config import ExtractConfig, SplitConfig
-from pipeline.datasets import BUILT_IN, Dataset, open_dataset
-from pipeline.errors import ConfigError, DataError, StoreError
+from pipeline.datasets import BUILT_IN, Dataset, open_dataset, shortened
+from pipeline.errors import StoreError
 from pipeline.files import digest_of
 from pipeline.inspection import ByFeatures, Group, Inspection, LabelError
 from pipeline.memo import Memo
@@ -46,8 +46,9 @@ def inspect(data: str, cache: Path, reports: Path, seed: int = 0) -> Inspection:
         opened = open_dataset(data, record.config.splits, memo=Memo(cache))  # as they were split for training
     for note in opened.notes:
         log.warning("%s", note)
-    facts = inspection.facts_of(opened.source, ExtractConfig.pixel_limit)
-    pictures = Pictures(opened.source, opened.dataset.keys)
+    pixel_limit = ExtractConfig.pixel_limit if record is None else record.config.pixel_limit
+    facts = inspection.facts_of(opened.source, pixel_limit)
+    pictures = Pictures(opened.source, opened.dataset.keys, pixel_limit)
     exact = inspection.exact_duplicates(opened.dataset.keys)
     by_features = None if record is None else _by_features(opened.dataset, record, cache, pictures, seed)
     # Folders of one name, such as `images`, are told apart by where they lie.
@@ -61,9 +62,11 @@ def inspect(data: str, cache: Path, reports: Path, seed: int = 0) -> Inspection:
 def _features_of_data(cache: Path, dataset: Dataset) -> TableRecord | None:
     """The newest pooled features that cover all images of a dataset, but for unreadable ones."""
     keys = set(dataset.keys.tolist())
+    others: set[str] = set()
     for record in reversed(records(cache)):
-        if record.spec.pooling == "none":
+        if record.spec.pooling == "none" or record.dataset in others:
             continue
+        others.add(record.dataset)
         try:
             if keys <= set(load_dataset(cache, record.dataset).keys.tolist()):
                 return record
@@ -82,33 +85,39 @@ def _by_features(
         return None
     keys = dataset.keys[rows]
     features = store.read(keys)
-    near = inspection.near_duplicates(features, keys, lambda row: pictures.pixels(int(rows[row]), inspection.PICTURE))
+    neighbours = inspection.Neighbours.of(features, keys)
+    near = inspection.near_duplicates(neighbours, lambda row: pictures.pixels(int(rows[row]), inspection.PICTURE))
     near = [Group(tuple(int(rows[row]) for row in group.rows), group.similarity) for group in near]
-    far = [(int(rows[row]), distance) for row, distance in inspection.outliers(features)]
-    skipped: list[str] = []
-    wrong: list[LabelError] = []
-    try:
-        wrong = _label_errors(dataset, features, rows, seed)
-    except (ConfigError, DataError) as error:
-        skipped.append(f"Label errors: {error}")
+    far = [(int(rows[row]), distance) for row, distance in inspection.outliers(neighbours)]
+    wrong, skipped = _label_errors(dataset, features, rows, seed)
     return ByFeatures(record, len(rows), near, wrong, far, skipped)
 
 
 def _label_errors(
     dataset: Dataset, features: NDArray[np.floating], rows: NDArray[np.int64], seed: int
-) -> list[LabelError]:
-    names, labels = np.unique(dataset.labels[rows], return_inverse=True)
+) -> tuple[list[LabelError], list[str]]:
+    """Labels that are likely wrong, and of which classes that can't be told."""
+    names = [
+        label
+        for label in np.unique(dataset.labels[rows]).tolist()
+        if len(np.unique(dataset.keys[rows][dataset.labels[rows] == label])) > 1
+    ]
+    small = [name for label, name in enumerate(dataset.class_names) if label not in names]
+    skipped = [f"Classes of less than two different images have no say in label errors: {shortened(small)}"]
     if len(names) < 2:
-        raise DataError("images of two classes or more are needed")
-    part = Part(features, labels.astype(np.int64), dataset.keys[rows], np.zeros(len(rows), np.int64))
+        return [], skipped
+    used = rows[np.isin(dataset.labels[rows], names)]
+    labels = np.searchsorted(names, dataset.labels[used])
+    part = Part(features[np.isin(rows, used)], labels, dataset.keys[used], np.zeros(len(used), np.int64))
     probabilities = inspection.held_out_probabilities(part, len(names), seed)
     best = probabilities.argmax(axis=1)
-    return [
+    found = [
         LabelError(
-            int(rows[row]),
+            int(used[row]),
             dataset.class_names[names[best[row]]],
             float(probabilities[row, best[row]]),
             float(probabilities[row, labels[row]]),
         )
         for row in inspection.label_errors(part.labels, probabilities)
     ]
+    return found, skipped if small else []

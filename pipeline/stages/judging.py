@@ -6,6 +6,7 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,10 @@ from pipeline.datasets import BUILT_IN, SPLITS, Dataset, open_labelled, shortene
 from pipeline.errors import DataError, StoreError
 from pipeline.memo import Memo
 from pipeline.metrics import evaluate as metrics_of
+from pipeline.predictions import Predictions
 from pipeline.records import load_dataset, now
-from pipeline.runs import Predictions, Run, command_line, new_id, save_run
+from pipeline.runs import Run, command_line, new_id, save_run
+from pipeline.stages.rows import warn_unreadable
 from pipeline.stages.serving import Classifier, open_classifier
 
 __all__ = ["evaluate"]
@@ -38,7 +41,10 @@ def evaluate(reference: str | None, data: str, cache: Path, reports: Path, preci
         precision: As in `ExtractConfig`; None for that in which the run was rated.
 
     Raises:
+        ConfigError: If the precision is not legal.
         RunError: If the run can't be used.
+        CacheMismatchError: If the backbone is not that of training any more.
+        StoppedError: After Ctrl-C or SIGTERM; the same command goes on from there.
         DataError: If the data has no class that the run knows, or no image that can be read.
     """
     start = time.perf_counter()
@@ -47,6 +53,8 @@ def evaluate(reference: str | None, data: str, cache: Path, reports: Path, preci
     for note in opened.notes:
         log.warning("%s", note)
     foreign, notes = _foreign(opened.dataset, classifier)
+    plans = classifier.plans(cache)
+    specs = [{**spec, "precision": plan.spec.precision} for spec, plan in zip(classifier.run.specs, plans, strict=True)]
     source = opened.source.take(np.flatnonzero(~foreign).tolist())
     trained_on = _images_of_run(cache, classifier.run)
     dataset = _with_splits(opened.dataset.without(foreign), trained_on)
@@ -54,14 +62,14 @@ def evaluate(reference: str | None, data: str, cache: Path, reports: Path, preci
     predicted = classifier.predict(source, dataset.locations, cache)
     unreadable = {entry.location: entry.cause for entry in opened.unreadable}
     unreadable |= {dataset.locations[number]: cause for number, cause in predicted.unreadable.items()}
-    for location, cause in unreadable.items():
-        log.warning("%s can't be read: %s", location, cause)
+    warn_unreadable(unreadable, len(opened.dataset) + len(opened.unreadable))
     readable = predicted.readable
     if not readable.any():
         raise DataError(f"None of the {len(dataset):,} images of {data} can be read")
     if unreadable:
         notes.append(f"{len(unreadable):,} images can't be read and are left out: {shortened(list(unreadable))}")
     dataset, probabilities = dataset.without(~readable), predicted.probabilities[readable]
+    notes += _absent(dataset, classifier)
     notes += _seen(dataset, trained_on)
     mine = {name: number for number, name in enumerate(classifier.class_names)}
     # By name: the data may know other classes, or the same ones in another order.
@@ -72,13 +80,14 @@ def evaluate(reference: str | None, data: str, cache: Path, reports: Path, preci
         if (rows := dataset.splits == split).any()
     ]
     seconds = {"load": loaded - start, "total": time.perf_counter() - start}
-    run = _described(classifier, dataset, data, precision, predictions, seconds, notes)
+    run = _described(classifier, specs, dataset, data, precision, predictions, seconds, notes)
     save_run(reports, run, [], predictions, lambda _: None)
     return run
 
 
 def _described(
     classifier: Classifier,
+    specs: list[dict[str, Any]],
     dataset: Dataset,
     data: str,
     precision: str | None,
@@ -94,6 +103,7 @@ def _described(
         stage="evaluate",
         created=now(),
         command=command_line(),
+        specs=specs,
         dataset=dataset.id,
         data=data if data in BUILT_IN else str(Path(data).expanduser().resolve()),
         settings={"of": of.id, "precision": precision},
@@ -106,6 +116,7 @@ def _described(
         baseline=None,
         seconds=seconds,
         peak_memory=None,
+        calibration=None,
         repeats=None,
         candidates=[],
         versions=runtime.versions(),
@@ -114,7 +125,7 @@ def _described(
 
 
 def _foreign(dataset: Dataset, classifier: Classifier) -> tuple[NDArray[np.bool_], list[str]]:
-    """Which images are of classes that the run doesn't know, and what is to be said of these and of absent classes.
+    """Which images are of classes that the run doesn't know, and what is to be said of these.
 
     Raises:
         DataError: If it knows none of the classes.
@@ -132,12 +143,19 @@ def _foreign(dataset: Dataset, classifier: Classifier) -> tuple[NDArray[np.bool_
         notes.append(
             f"{int(foreign.sum()):,} images of classes that the run doesn't know are left out: {shortened(unknown)}"
         )
-    if missing := [name for name in mine if name not in theirs]:
-        notes.append(
-            f"No images of {shortened(missing)}: their recall isn't known, and ROC AUC isn't given; balanced accuracy "
-            "is the mean over the other classes"
-        )
     return foreign, notes
+
+
+def _absent(dataset: Dataset, classifier: Classifier) -> list[str]:
+    """What is to be said of classes without an image."""
+    there = {dataset.class_names[label] for label in np.unique(dataset.labels).tolist()}
+    missing = [name for name in classifier.class_names if name not in there]
+    if not missing:
+        return []
+    return [
+        f"No images of {shortened(missing)}: their recall isn't known, and ROC AUC isn't given; balanced accuracy "
+        "is the mean over the other classes"
+    ]
 
 
 def _images_of_run(cache: Path, run: Run) -> dict[bytes, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,12 @@ import numpy as np
 from pipeline.datasets import list_images
 from pipeline.errors import ConfigError
 from pipeline.files import published
+from pipeline.stages.rows import warn_unreadable
 from pipeline.stages.serving import open_classifier
 
 __all__ = ["TOP", "Answers", "ImageAnswer", "predict"]
 
 TOP = 3
-NAMED_AT_MOST = 10
-
-log = logging.getLogger("tlpipe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +74,7 @@ class Answers:
         Raises:
             StoreError: If the file can't be written.
         """
-        most = max(len(image.top) for image in self.images)
+        most = max(1, *(len(image.top) for image in self.images))
         header = ["path", "label", "probability"]
         header += [f"{name}_{number}" for number in range(2, most + 1) for name in ("label", "probability")]
         with published(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
@@ -109,7 +106,10 @@ def predict(
         precision: As in `ExtractConfig`; None for that in which the run was rated.
 
     Raises:
+        ConfigError: For illegal options.
         RunError: If the run can't be used.
+        CacheMismatchError: If the backbone is not that of training any more.
+        StoppedError: After Ctrl-C or SIGTERM; the same command goes on from there.
         DataError: If one of the names isn't there, or holds no images.
     """
     if top < 1:
@@ -117,18 +117,14 @@ def predict(
     classifier = open_classifier(reports, reference, precision)
     locations, source = list_images(names)
     predicted = classifier.predict(source, locations, cache)
-    if bad := predicted.unreadable:
-        log.warning("%s of %s images can't be read:", f"{len(bad):,}", f"{len(locations):,}")
-        for number in sorted(bad)[:NAMED_AT_MOST]:
-            log.warning("  %s: %s", locations[number], bad[number])
-        if len(bad) > NAMED_AT_MOST:
-            log.warning("  and %s more; all are in the answer of --json, and in --csv", f"{len(bad) - NAMED_AT_MOST:,}")
+    bad = predicted.unreadable
+    warn_unreadable({locations[number]: bad[number] for number in sorted(bad)}, len(locations))
     class_names = classifier.class_names
     order = np.argsort(-predicted.probabilities, axis=1, kind="stable")[:, :top]
     best = np.take_along_axis(predicted.probabilities, order, axis=1).tolist()
     images = []
     for number, (location, row, shares) in enumerate(zip(locations, order.tolist(), best, strict=True)):
-        cause = predicted.unreadable.get(number)
+        cause = bad.get(number)
         named = [] if cause else [(class_names[label], share) for label, share in zip(row, shares, strict=True)]
         images.append(ImageAnswer(location, named, cause))
     return Answers(classifier.run.id, images, predicted.n_computed, predicted.images_per_second)

@@ -17,10 +17,11 @@ from pipeline.config import ExtractConfig, FeatureSpec, one_of
 from pipeline.datasets import Opened, open_labelled
 from pipeline.errors import ConfigError, DataError, RunError, StoreError
 from pipeline.memo import Memo
+from pipeline.predictions import read_history, read_predictions
 from pipeline.progress import progress
 from pipeline.records import find_records, load_dataset
-from pipeline.report import RUN_PAGE, Map, Pictures, RunData, shown_split, write_index, write_run
-from pipeline.runs import Run, find_run, read_history, read_predictions, runs
+from pipeline.report import Map, Pictures, RunData, shown_split, write_index, write_run
+from pipeline.runs import Run, find_run, runs
 from pipeline.store import FeatureStore
 
 __all__ = ["MAPS", "Report", "report"]
@@ -28,6 +29,7 @@ __all__ = ["MAPS", "Report", "report"]
 MAPS = ("pca", "tsne")
 MAP_IMAGES = 1500
 SAMPLES = 6
+DRAWN_VIEWS = 3  # shown of a run that drew new ones in each step
 STAGES = ("train-head", "sweep", "finetune", "evaluate")
 
 log = logging.getLogger("tlpipe")
@@ -63,7 +65,7 @@ class _Shelf:
     data: dict[str, tuple[Pictures, dict[bytes, str]] | str] = field(default_factory=dict)
     maps: dict[tuple[str, bytes], NDArray[np.floating]] = field(default_factory=dict)
 
-    def pictures(self, data: str) -> tuple[Pictures, dict[bytes, str]] | str:
+    def pictures(self, data: str, pixel_limit: int) -> tuple[Pictures, dict[bytes, str]] | str:
         """Pictures and locations of some data; why there are none, if they can't be opened."""
         if data not in self.data:
             try:
@@ -73,7 +75,7 @@ class _Shelf:
             else:
                 keys = opened.dataset.keys
                 named = dict(zip(reversed(keys.tolist()), reversed(opened.dataset.locations), strict=True))
-                self.data[data] = (Pictures(opened.source, keys), named)
+                self.data[data] = (Pictures(opened.source, keys, pixel_limit), named)
         return self.data[data]
 
 
@@ -108,10 +110,8 @@ def report(references: Sequence[str], cache: Path, reports: Path, *, method: str
                     raise
                 log.warning("No page of %s: %s", run.id, error)
             advance(1)
-    # A run without a page has nothing that the leaderboard could lead to.
-    listed = [run for run in known if run.id in pages or (reports / run.id / RUN_PAGE).is_file()]
     inspections = sorted(path.name for path in reports.glob("inspect-*.html"))
-    index = write_index(reports, listed, inspections)
+    index = write_index(reports, known, inspections)
     return Report(index, pages, time.perf_counter() - start)
 
 
@@ -128,12 +128,12 @@ def _run_data(run: Run, reports: Path, by_id: dict[str, Run], shelf: _Shelf) -> 
     folder = reports / run.id
     for spec in run.specs:
         FeatureSpec.from_json(spec)  # what can't be told of the features is said before the page is made
-    predictions = read_predictions(folder, run)
+    predictions = read_predictions(folder, len(run.class_names))
     missing = []
     frozen = by_id.get(str(run.settings.get("head_run"))) if run.stage == "finetune" else None
     if run.stage == "finetune" and frozen is None:
         missing.append("The run before fine-tuning is gone, and with it its learning curve.")
-    found = shelf.pictures(run.data)
+    found = shelf.pictures(run.data, _config(run).pixel_limit)
     pictures, locations = (None, {}) if isinstance(found, str) else found
     if isinstance(found, str):
         missing.append(f"There are no pictures: {found}.")
@@ -145,7 +145,7 @@ def _run_data(run: Run, reports: Path, by_id: dict[str, Run], shelf: _Shelf) -> 
             drawn = _map(_features_for_map(run, by_id), predictions[split].keys, shelf)
         except (StoreError, ConfigError) as error:
             missing.append(f"There is no map: {error}.")
-    augment, samples = _samples(run, shelf.cache)
+    augment, views = _views(run)
     return RunData(
         run=run,
         history=read_history(folder),
@@ -154,7 +154,8 @@ def _run_data(run: Run, reports: Path, by_id: dict[str, Run], shelf: _Shelf) -> 
         pictures=pictures,
         locations=locations,
         augment=augment,
-        samples=samples,
+        views=views,
+        samples=_samples(run, shelf.cache),
         map=drawn,
         missing=missing,
     )
@@ -208,20 +209,31 @@ def _flat(features: NDArray[np.floating], method: str, seed: int) -> NDArray[np.
     return points
 
 
-def _samples(run: Run, cache: Path) -> tuple[Augment | None, list[bytes]]:
-    """How views of the training images were made, and some of these images."""
+def _views(run: Run) -> tuple[Augment | None, int]:
+    """How views of the training images were made, and how many of each were seen; those of the run itself."""
+    config, settings = _config(run), run.settings
+    if run.stage == "finetune":
+        text, views = settings.get("augment"), settings.get("views")
+        views = views or DRAWN_VIEWS  # end to end new ones are drawn in each step
+    else:
+        head = settings.get("head")
+        text, views = config.augment, head.get("views") if isinstance(head, dict) else None
+        views = config.views if views is None else views
+    if not text or not isinstance(views, int) or run.stage == "evaluate":
+        return None, 0
+    return Augment.parse(str(text)), views
+
+
+def _samples(run: Run, cache: Path) -> list[bytes]:
+    """Keys of some training images; none where the dataset is not in the cache."""
     if run.stage == "evaluate":
-        return None, []
-    text = run.settings.get("augment") if run.stage == "finetune" else _config(run).augment
+        return []
     try:
         dataset = load_dataset(cache, run.dataset)
     except StoreError:
-        return None, []
-    keys = np.unique(dataset.keys[dataset.splits == "train"])
-    return (Augment.parse(str(text)) if text else None), keys[:SAMPLES].tolist()
+        return []
+    return [bytes(key) for key in np.unique(dataset.keys[dataset.splits == "train"])[:SAMPLES].tolist()]
 
 
 def _config(run: Run) -> ExtractConfig:
-    if not run.extracts:
-        raise RunError(f"The run.json of {run.id} doesn't say how its features were extracted; train again")
     return ExtractConfig.from_json(run.extracts[0])

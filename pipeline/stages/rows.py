@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,27 +23,34 @@ from pipeline.memo import Memo
 from pipeline.store import FeatureStore
 from pipeline.table import row_keys
 
-__all__ = ["Done", "Plan", "backbone_for", "complete", "complete_rows", "features_of", "plan_for"]
+__all__ = ["Done", "Plan", "backbone_for", "complete", "complete_rows", "features_of", "plan_for", "warn_unreadable"]
+
+NAMED_AT_MOST = 10  # unreadable images named on the terminal; the answer of --json lists all
 
 log = logging.getLogger("tlpipe")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """What the options come to on this machine."""
+    """What the options come to on this machine; the engine stays compiled, and the store open."""
 
     cache: Path
+    store: FeatureStore
     pretrained: Pretrained
     choice: EngineChoice
     spec: FeatureSpec
     images: ImageConfig
     augment: Augment | None
     views: int
+    _engines: dict[int | None, Engine] = field(default_factory=dict, repr=False)
 
     def engine(self, batch_size: int | None) -> Engine:
-        """Compile the graph."""
-        spec, graph = self.spec, graph_folder(self.cache, self.spec)
-        return open_engine(self.choice, self.pretrained.network, spec.endpoint, spec.pooling, graph, batch_size)
+        """Compile the graph, the first time."""
+        if batch_size not in self._engines:
+            spec, graph, network = self.spec, graph_folder(self.cache, self.spec), self.pretrained.network
+            opened = open_engine(self.choice, network, spec.endpoint, spec.pooling, graph, batch_size)
+            self._engines[batch_size] = opened
+        return self._engines[batch_size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,6 @@ class Done:
 
     Attributes:
         plan: What was wanted.
-        store: Where the features are.
         report: Of the pass.
         refused: Why each image has no features that can't be read, by image key.
         n_wanted: Rows: one for each distinct image and view.
@@ -60,7 +66,6 @@ class Done:
     """
 
     plan: Plan
-    store: FeatureStore
     report: PassReport
     refused: dict[bytes, str]
     n_wanted: int
@@ -68,7 +73,7 @@ class Done:
 
     def features(self, keys: NDArray[np.bytes_], view: int = 0) -> NDArray[np.floating]:
         """Features [n, ...] of one view of images that could be read."""
-        return self.store.read(row_keys(keys, self.plan.augment, view))
+        return self.plan.store.read(row_keys(keys, self.plan.augment, view))
 
 
 def backbone_for(config: ExtractConfig, cache: Path) -> Pretrained:
@@ -113,7 +118,7 @@ def plan_for(config: ExtractConfig, cache: Path, pretrained: Pretrained) -> Plan
         dtype=config.dtype or _dtype(config),
     )
     images = ImageConfig(spec.image_size, config.resize, config.interpolation, config.pixel_limit)
-    return Plan(cache, pretrained, choice, spec, images, _views(config), config.views)
+    return Plan(cache, FeatureStore(cache, spec), pretrained, choice, spec, images, _views(config), config.views)
 
 
 def _dtype(config: ExtractConfig) -> str:
@@ -146,8 +151,8 @@ def complete(
         StoreError: If the disk is full; what was published stays.
         StoppedError: After Ctrl-C or SIGTERM, with all that was computed stored.
     """
-    store = FeatureStore(plan.cache, plan.spec)
-    for damage in store.open():
+    store = plan.store
+    for damage in store.refresh():
         log.warning("%s %s; it was set aside, and its rows are computed again", damage.path, damage.cause)
     _, first = np.unique(keys, return_index=True)
     first = np.sort(first)
@@ -155,15 +160,9 @@ def complete(
     reader = extraction.reader_name(plan.images)
     known = {key: entry.cause for key, entry in store.quarantined().items() if entry.reader == reader}
     refused = {key: known[key] for key in keys[first].tolist() if key in known}
-    rows = []
-    for view in range(plan.views + 1):
-        view_keys = row_keys(keys[first], plan.augment, view)
-        for key, index, stored in zip(view_keys.tolist(), first.tolist(), store.has(view_keys).tolist(), strict=True):
-            image_key = bytes(keys[index])
-            if not stored and image_key not in refused:
-                rows.append(Row(key, image_key, view, index, locations[index]))
+    rows = _missing(plan, keys, first, locations, refused)
     if not rows:
-        return Done(plan, store, PassReport(), refused, n_wanted, time.perf_counter())
+        return Done(plan, PassReport(), refused, n_wanted, time.perf_counter())
     log.info(
         "%s of %s rows to compute with %s in %s",
         f"{len(rows):,}",
@@ -175,8 +174,44 @@ def complete(
     started = time.perf_counter()
     report = extraction.compute(store, source, rows, plan.images, plan.augment, engine, workers=workers)
     refused |= {key: str(error) for key, (_, error) in report.unreadable.items()}
-    store.open()
-    return Done(plan, store, report, refused, n_wanted, started)
+    store.refresh()
+    return Done(plan, report, refused, n_wanted, started)
+
+
+def _missing(
+    plan: Plan,
+    keys: NDArray[np.bytes_],
+    first: NDArray[np.int64],
+    locations: Sequence[str],
+    refused: Container[bytes],
+) -> list[Row]:
+    """The rows that the store lacks, view by view, of images that are not refused."""
+    rows = []
+    for view in range(plan.views + 1):
+        view_keys = row_keys(keys[first], plan.augment, view)
+        stored = plan.store.has(view_keys).tolist()
+        for key, index, there in zip(view_keys.tolist(), first.tolist(), stored, strict=True):
+            image_key = bytes(keys[index])
+            if not there and image_key not in refused:
+                rows.append(Row(key, image_key, view, index, locations[index]))
+    return rows
+
+
+def warn_unreadable(unreadable: Mapping[str, str], n: int) -> None:
+    """Name the first images that can't be read, with the cause, and count them.
+
+    Args:
+        unreadable: Location and cause of each.
+        n: Images there are, readable or not.
+    """
+    if not unreadable:
+        return
+    lines = [f"{location}: {cause}" for location, cause in unreadable.items()]
+    log.warning("%s of %s images can't be read:", f"{len(lines):,}", f"{n:,}")
+    for line in lines[:NAMED_AT_MOST]:
+        log.warning("  %s", line)
+    if len(lines) > NAMED_AT_MOST:
+        log.warning("  and %s more; all are in the answer of --json", f"{len(lines) - NAMED_AT_MOST:,}")
 
 
 def features_of(source: ImageSource, config: ExtractConfig, cache: Path) -> NDArray[np.floating]:
@@ -213,7 +248,7 @@ def complete_rows(config: ExtractConfig, cache: Path, opened: Opened, rows: NDAr
     """
     keys, locations = opened.dataset.keys[rows], [opened.dataset.locations[row] for row in rows.tolist()]
     plan = plan_for(config, cache, backbone_for(config, cache))
-    return _all_of(plan, keys, locations, opened.source.take(rows.tolist())).store
+    return _all_of(plan, keys, locations, opened.source.take(rows.tolist())).plan.store
 
 
 def _all_of(plan: Plan, keys: NDArray[np.bytes_], locations: Sequence[str], source: ImageSource) -> Done:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,7 @@ class Predicted:
         return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Classifier:
     """A run opened for use.
 
@@ -66,6 +66,7 @@ class Classifier:
     folder: Path
     configs: tuple[ExtractConfig, ...]
     trained: TrainedHead | None
+    _plans: dict[Path, list[Plan]] = field(init=False, repr=False, default_factory=dict)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -73,15 +74,17 @@ class Classifier:
         return tuple(self.run.class_names)
 
     def plans(self, cache: Path) -> list[Plan]:
-        """How each set of features is computed.
+        """How each set of features is computed; what was opened for a cache stays open.
 
         Raises:
             CacheMismatchError: If the backbone's weights are no longer those the head was trained with.
         """
-        plans = [plan_for(config, cache, backbone_for(config, cache)) for config in self.configs]
-        if self.trained is not None:
-            self.trained.check([plan.spec for plan in plans], None)
-        return plans
+        if cache not in self._plans:
+            plans = [plan_for(config, cache, backbone_for(config, cache)) for config in self.configs]
+            if self.trained is not None:
+                self.trained.check([plan.spec for plan in plans], None)
+            self._plans[cache] = plans
+        return self._plans[cache]
 
     def predict(self, source: ImageSource, locations: Sequence[str], cache: Path) -> Predicted:
         """Probabilities of images; features that are not in the cache are computed and kept there.
@@ -93,6 +96,8 @@ class Classifier:
 
         Raises:
             CacheMismatchError: If the backbone's weights are no longer those the head was trained with.
+            RunError: If the model or the head is one of other classes.
+            StoreError: If the cache can't be written.
             StoppedError: After Ctrl-C or SIGTERM; the same call goes on from there.
         """
         plans = self.plans(cache)
@@ -109,6 +114,9 @@ class Classifier:
         probabilities = np.full((len(found), len(self.class_names)), np.nan)
         rows = np.array([position for position, number in enumerate(opened) if number not in unreadable], np.int64)
         numbers = np.array(opened, np.int64)
+        # In the order of the shards each is read once, whatever the order of the images.
+        places = plans[0].store.places(keys[rows])
+        rows = rows[np.lexsort((places[:, 1], places[:, 0]))]
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
             probabilities[numbers[block]] = self._probabilities(passes, keys[block])

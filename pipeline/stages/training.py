@@ -16,8 +16,9 @@ from pipeline.errors import DataError
 from pipeline.heads import FitReport, Head, HeadConfig, make_head
 from pipeline.metrics import calibration_error, evaluate
 from pipeline.parts import Part, joined
+from pipeline.predictions import Predictions
 from pipeline.records import now
-from pipeline.runs import Predictions, Run, command_line, new_id, save_run
+from pipeline.runs import Run, command_line, new_id, save_run
 from pipeline.selection import Candidate, mean_over_views, rate
 from pipeline.stages.tables import NEWEST, TableOptions, is_carved, open_table, rounds_of
 from pipeline.table import FeatureTable

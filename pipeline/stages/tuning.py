@@ -26,7 +26,8 @@ from pipeline.finetune import (
     fit,
 )
 from pipeline.heads import HeadConfig, make_head
-from pipeline.runs import MODEL_FILE, Predictions, Run, save_run
+from pipeline.predictions import Predictions
+from pipeline.runs import MODEL_FILE, Run, save_run
 from pipeline.stages.starting import NEWEST_HEAD, FinetuneOptions, Start, begin, read_examples
 from pipeline.stages.tables import TableOptions
 from pipeline.stages.training import describe_run, train_head

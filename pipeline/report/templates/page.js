@@ -80,6 +80,36 @@ if (table && cells.length) {
     }
   });
 }
+// Vega listens to the pointer alone: keys do there what a pointer would do.
+function byKeyboard(chart) {
+  const point = (mark, ...types) => {
+    const { left, top, width, height } = mark.getBoundingClientRect();
+    for (const type of types) {
+      mark.dispatchEvent(new PointerEvent(type, { bubbles: true, clientX: left + width / 2, clientY: top + height / 2 }));
+    }
+  };
+  for (const symbol of chart.querySelectorAll(".role-legend-symbol path")) {
+    symbol.setAttribute("tabindex", "0");
+    symbol.setAttribute("role", "button");
+    symbol.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      point(symbol, "pointerdown", "pointerup", "click");
+    });
+  }
+  const marks = [...chart.querySelectorAll(".mark-symbol.role-mark path")];
+  marks.forEach((mark, number) => {
+    mark.setAttribute("tabindex", number ? "-1" : "0");
+    mark.addEventListener("focus", () => point(mark, "pointerover", "pointermove"));
+    mark.addEventListener("blur", () => point(mark, "pointerout"));
+    mark.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      marks[(number + step + marks.length) % marks.length].focus();
+    });
+  });
+}
 // Charts, drawn when they come near, as SVG, so that the page's style gives them their colours.
 const draw = new IntersectionObserver((entries) => {
   for (const { isIntersecting, target } of entries) {
@@ -87,7 +117,7 @@ const draw = new IntersectionObserver((entries) => {
     draw.unobserve(target);
     const spec = JSON.parse(target.querySelector("script").textContent);
     target.replaceChildren();
-    vegaEmbed(target, spec, { renderer: "svg", actions: false }).catch((error) => { target.textContent = `This chart can't be drawn: ${error.message}`; });
+    vegaEmbed(target, spec, { renderer: "svg", actions: false }).then(() => spec.params && byKeyboard(target)).catch((error) => { target.textContent = `This chart can't be drawn: ${error.message}`; });
   }
 }, { rootMargin: "400px" });
 document.querySelectorAll(".chart").forEach((chart) => draw.observe(chart));
