@@ -287,6 +287,6 @@ def export_text(done: Export) -> str:
     ]
     if done.agreement_with_run is not None:
         lines.append(
-            f"           {percent(done.agreement_with_run)} get the label that they had when the run was rated"
+            f"           {percent(done.agreement_with_run)} of its test images get the label they had in its run"
         )
     return "\n".join([*lines, f"File       {done.path} ({done.seconds:.1f} s)"])

@@ -49,8 +49,9 @@ class Export:
         n: Images that it was checked on.
         agreement: Share of them that get the same label as from tlpipe in float32.
         difference: Largest difference of a probability.
-        agreement_with_run: The same share against what the run predicted when it was rated, perhaps by a faster engine
-            or over several versions of each image; None where these images were not rated.
+        agreement_with_run: The share of test images among them that get the label that they had when the run was rated,
+            perhaps by a faster engine or over several versions of each image; None where there are none. Of validation
+            images it says little: many heads are fitted on them afterwards.
         seconds: In all.
     """
 
@@ -157,10 +158,11 @@ def _written_and_run(
 
 
 def _with_run(classifier: Classifier, keys: NDArray[np.bytes_], found: NDArray[np.floating]) -> float | None:
-    """The share of images that get the label that the run predicted when it was rated."""
-    labels: dict[bytes, int] = {}
-    for part in read_predictions(classifier.folder, len(classifier.class_names)).values():
-        labels.update(zip(part.keys.tolist(), part.probabilities.argmax(axis=1).tolist(), strict=True))
+    """The share of test images that get the label that the run predicted when it was rated."""
+    part = read_predictions(classifier.folder, len(classifier.class_names)).get("test")
+    if part is None:
+        return None
+    labels = dict(zip(part.keys.tolist(), part.probabilities.argmax(axis=1).tolist(), strict=True))
     same = [
         labels[key] == label
         for key, label in zip(keys.tolist(), found.argmax(axis=1).tolist(), strict=True)
