@@ -50,6 +50,8 @@ BACKBONE = "densenet121"
 CACHE, REPORTS = Path("cache"), Path("reports")
 """The default folders."""
 
+LARGEST = 1e15  # of numbers in a run; what is more was not written by tlpipe, and can't be shown
+
 # Raised when the same options give other values than before (another resize, another preprocessing).
 SPEC_VERSION = 1
 
@@ -85,7 +87,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
     if inner:  # one of several
         return any(_fits(value, one) for one in inner)
-    return isinstance(value, (int, float) if hint is float else hint)
+    if hint in (int, float):
+        return isinstance(value, (int, float) if hint is float else int) and abs(value) < LARGEST
+    return isinstance(value, hint)
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
@@ -205,6 +209,8 @@ class ExtractConfig:
         one_of("--engine", self.engine, ENGINE_NAMES)
         one_of("--precision", self.precision, PRECISIONS)
         ImageConfig((1, 1), self.resize, self.interpolation, self.pixel_limit)
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"--seed is {self.seed}; give a number from 0 to {2**31 - 1}")
         if self.views < 0:
             raise ConfigError(f"--views is {self.views}; give 0 or more")
         if self.augment and not self.views:

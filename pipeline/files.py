@@ -57,10 +57,12 @@ def _writing(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreError(
                 f"No space is left for {path.name} in {path.parent}; make room (tlpipe cache gc), "
-                "or give another folder with --cache or --reports"
+                "or name another place, such as another --cache or --reports"
             ) from error
         cause = error.strerror or str(error)
-        raise StoreError(f"{path} can't be written: {cause}; give another folder with --cache or --reports") from error
+        raise StoreError(
+            f"{path} can't be written: {cause}; name another place, such as another --cache or --reports"
+        ) from error
 
 
 @contextmanager
@@ -161,8 +163,11 @@ def read_json(path: Path) -> Any:
         OSError: If it can't be read.
         ValueError: If it isn't JSON, or holds text that is no Unicode, which nothing could print or write.
     """
-    value = json.loads(path.read_text(encoding="utf-8"))
-    json.dumps(value, ensure_ascii=False).encode("utf-8")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     return value
 
 

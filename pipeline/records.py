@@ -118,7 +118,9 @@ def load_dataset(cache: Path, dataset_id: str) -> Dataset:
     Raises:
         StoreError: If it is missing, or doesn't hold what was written.
     """
-    for path in sorted((cache / "datasets").glob(f"{dataset_id}-*.h5")):
+    # An id may come from a file that anyone could have changed, and a pattern would find some other dataset.
+    known = re.fullmatch(r"[0-9a-f]{32}", dataset_id)
+    for path in sorted((cache / "datasets").glob(f"{dataset_id}-*.h5")) if known else []:
         data = read_checked(path)
         if data is None:
             raise StoreError(f"{path} was changed after it was written; run tlpipe extract again")

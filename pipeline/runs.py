@@ -27,6 +27,7 @@ __all__ = [
     "save_run",
 ]
 
+NAMED_AT_MOST = 5  # runs in an error
 MODEL_FILE = "model.keras"  # of a fine-tuned run
 
 log = logging.getLogger("tlpipe")
@@ -103,7 +104,8 @@ def command_line() -> str:
     """The command that runs now, as a user would type it."""
     import shlex
 
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    words = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return words.encode("utf-8", "backslashreplace").decode()  # a path may be no UTF-8
 
 
 def save_run(
@@ -172,7 +174,7 @@ def _is_rated(metrics: dict[str, Any]) -> bool:
         interval = found.get("accuracy_95")
         pair = interval if isinstance(interval, list) and len(interval) == 2 else [None]
         values = [*(found.get(name) for name in numbers), *pair]
-        if found["n"] and not all(isinstance(value, (int, float)) for value in values):
+        if found["n"] and not all(isinstance(value, (int, float)) and abs(value) < 1e9 for value in values):
             return False
     return True
 
@@ -221,6 +223,8 @@ def find_run(reports: Path, reference: str | None, stages: Sequence[str]) -> tup
     fitting = [run for run in known if run.id == reference] or [run for run in known if run.id.startswith(reference)]
     if len(fitting) == 1:
         return fitting[0], reports / fitting[0].id
-    names = ", ".join(run.id for run in fitting or known) or "none"
+    newest = [run.id for run in fitting or known][: -NAMED_AT_MOST - 1 : -1]
+    names = ", ".join(newest) or "none"
+    names += f" and {len(fitting or known) - len(newest)} older ones" if len(fitting or known) > len(newest) else ""
     what = "fits several" if fitting else "is not among the"
     raise RunError(f"{reference!r} {what} runs of tlpipe {wanted} in {reports}: {names}")

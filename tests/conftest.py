@@ -126,6 +126,10 @@ class FakePretrained:
 @pytest.fixture
 def fake_engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """Let the stages run with an engine and a backbone that need no network."""
+    return use_fake_engine(monkeypatch)
+
+
+def use_fake_engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     from pipeline.stages import rows
 
     engine = FakeEngine()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BROWSERS
+from conftest import BROWSERS, draw_shades, use_fake_engine
 from playwright.sync_api import Page, sync_playwright
 
 from pipeline import stages
@@ -16,7 +16,6 @@ from pipeline.config import ExtractConfig
 from pipeline.finetune import FinetuneConfig
 from pipeline.heads import HeadConfig
 from pipeline.runs import Run
-from pipeline.stages import ExtractResult
 
 pytestmark = pytest.mark.browser
 
@@ -54,14 +53,27 @@ def visit(chromium: Any) -> Iterator[Callable[..., Page]]:
     assert problems == []
 
 
-@pytest.fixture
-def heads(extracted: ExtractResult, cache: Path, reports: Path) -> list[Run]:
-    return [stages.train_head(HeadConfig(head), cache, reports) for head in ("mlp8", "centroid", "ridge")]
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[Run]]]:
+    """A leaderboard of three heads."""
+    folder = tmp_path_factory.mktemp("work")
+    cache, reports = folder / "cache", folder / "reports"
+    with pytest.MonkeyPatch.context() as patch:
+        use_fake_engine(patch)
+        stages.extract(ExtractConfig(str(draw_shades(folder / "shades")), views=1, augment="flip"), cache)
+        heads = [stages.train_head(HeadConfig(head), cache, reports) for head in ("mlp8", "centroid", "ridge")]
+        index = stages.report([], cache, reports).index
+    yield index, heads
 
 
 @pytest.fixture
-def index(heads: list[Run], cache: Path, reports: Path) -> Path:
-    return stages.report([], cache, reports).index
+def index(work: tuple[Path, list[Run]]) -> Path:
+    return work[0]
+
+
+@pytest.fixture
+def heads(work: tuple[Path, list[Run]]) -> list[Run]:
+    return work[1]
 
 
 def column(page: Page, number: int) -> list[str]:

@@ -138,6 +138,13 @@ def test_use_on_drawn_pictures(run: Any, red_and_blue: Path) -> None:
     assert "red/bad.png" in run("inspect", red_and_blue).stdout
     done = answer(run("report", "--json"))
     assert set(done["pages"]) == {head, found["run"]}
+    same = run("predict", head, "labels.csv", "--csv", "labels.csv")
+    assert (same.returncode, "one of the images or tables that are read" in same.stderr) == (1, True)
+    command = [sys.executable, "-m", "pipeline", "predict", head, str(red_and_blue), "--quiet"]
+    with Path("/dev/full").open("w") as disk:
+        full = subprocess.run(command, stdout=disk, stderr=subprocess.PIPE, text=True, cwd=run.folder, check=False)
+    assert full.returncode == 1
+    assert full.stderr.splitlines()[-1] == "Error: The answer can't be written: No space left on device"
     exported = answer(run("export", head, "--format", "keras", "--output", "out", "--json"))
     assert (exported["agreement"], exported["path"]) == (1.0, "out/classifier.keras")
     assert (run.folder / "out" / "classifier.keras").is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,38 @@ class TestPredict:
         rows = [order[key] for key in found.keys.tolist()]
         np.testing.assert_allclose(found.probabilities, expected.probabilities[rows], atol=1e-6)
 
+    def test_what_is_no_file_is_not_waited_for(self, head: Run, tmp_path: Path, cache: Path, reports: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.jpg")
+        answers = stages.predict(head.id, [str(tmp_path / "pipe.jpg"), "/dev/zero"], cache, reports)
+        assert [image.error for image in answers.images] == ["not a regular file"] * 2
+
+    def test_csv_follows_links(self, head: Run, pictures: Path, tmp_path: Path, cache: Path, reports: Path) -> None:
+        answers = stages.predict(head.id, [str(pictures / "dark")], cache, reports)
+        (tmp_path / "link.csv").symlink_to(tmp_path / "labels.csv")
+        answers.write_csv(tmp_path / "link.csv")
+        assert (tmp_path / "link.csv").is_symlink()
+        assert len((tmp_path / "labels.csv").read_text().splitlines()) == 41
+        answers.write_csv(Path("/dev/null"))
+        assert Path("/dev/null").is_char_device()
+
+    def test_names_that_terminals_obey_are_escaped(
+        self, head: Run, draw: Any, tmp_path: Path, cache: Path, reports: Path
+    ) -> None:
+        draw(tmp_path / "odd" / "red\x1b[31m\n.png")
+        draw(tmp_path / "odd" / os.fsdecode(b"caf\xe9.png"))
+        paths = [image.path for image in stages.predict(head.id, [str(tmp_path / "odd")], cache, reports).images]
+        assert [Path(path).name for path in paths] == ["caf\\udce9.png", "red\\x1b[31m\\n.png"]
+        assert all(path.isprintable() for path in paths)
+
+    def test_a_head_that_gives_no_numbers(self, head: Run, pictures: Path, cache: Path, reports: Path) -> None:
+        path = reports / head.id / "head.npz"
+        with np.load(path) as file:
+            arrays = {**file, "final_mean": np.full_like(file["final_mean"], 3e38)}
+        arrays["final_scale"] = np.full_like(arrays["final_scale"], 1e-38)
+        np.savez(path, **arrays)
+        with pytest.raises(RunError, match="gives no numbers for these features; its files were changed"):
+            stages.predict(head.id, [str(pictures)], cache, reports)
+
     def test_several_sets_of_features(
         self, extracted: ExtractResult, pictures: Path, cache: Path, reports: Path
     ) -> None:
@@ -184,6 +217,9 @@ class TestFinetuned:
         rewrite(reports / tuned.id, class_names=["a", "b", "c"])
         with pytest.raises(RunError, match="gives 2 probabilities"):
             stages.predict(tuned.id, [str(red_and_blue)], cache, reports)
+        path.write_text("junk")
+        with pytest.raises(RunError, match="model.keras is damaged; fine-tune again"):
+            stages.predict(tuned.id, [str(red_and_blue)], cache, reports)
         path.unlink()
         with pytest.raises(RunError, match="no model.keras any more"):
             stages.predict(tuned.id, [str(red_and_blue)], cache, reports)
@@ -194,7 +230,7 @@ class TestFinetuned:
         evil = keras.layers.Lambda(lambda x: x, output_shape=(3,))(features)
         outputs = keras.layers.Dense(2, name="probabilities")(evil)
         keras.Model(inputs, outputs).save(reports / tuned.id / "model.keras")
-        with pytest.raises(Exception, match=r"can't be loaded.*[Ll]ambda") as caught:
+        with pytest.raises(Exception, match="can't be loaded.* no code is run from a file") as caught:
             stages.predict(tuned.id, [str(red_and_blue)], cache, reports)
         assert type(caught.value).__module__ == "pipeline.errors"
 
@@ -207,6 +243,20 @@ class TestEvaluate:
         assert (run.n_train, run.n_val, run.n_test) == (head.n_train, head.n_val, head.n_test)
         assert (run.stage, run.head, run.settings["of"]) == ("evaluate", "logreg", head.id)
         assert read_run(reports / run.id) == run
+
+    def test_carved_images_keep_their_split(
+        self, head: Run, pictures: Path, tmp_path: Path, cache: Path, reports: Path
+    ) -> None:
+        """Where the data have a train folder, the images that were carved from it are no training images."""
+        shutil.copytree(pictures, tmp_path / "again" / "train")
+        run = stages.evaluate(head.id, str(tmp_path / "again"), cache, reports)
+        assert figures(run.metrics["test"]) == pytest.approx(figures(head.metrics["test"]), rel=1e-6)
+
+    def test_data_in_a_folder_that_is_no_unicode(self, head: Run, pictures: Path, cache: Path, reports: Path) -> None:
+        folder = pictures.rename(pictures.with_name(os.fsdecode(b"caf\xe9")))
+        run = stages.evaluate(head.id, str(folder), cache, reports)
+        assert run.data.endswith("caf\\udce9")
+        assert "caf" in stages.inspect(str(folder), cache, reports).to_json()["data"]
 
     def test_classes_are_matched_by_name(
         self, head: Run, draw: Any, tmp_path: Path, cache: Path, reports: Path
@@ -232,7 +282,10 @@ class TestEvaluate:
         shutil.copytree(pictures, tmp_path / "again" / "train")
         shutil.copytree(pictures, tmp_path / "again" / "test")
         run = stages.evaluate(head.id, str(tmp_path / "again"), cache, reports)
-        assert f"The run was trained on {head.n_train} of the 120 test images, which flatters it" in run.notes
+        assert (
+            f"The run was trained on {head.n_train} of the {120 + head.n_test} test images, which flatters it"
+            in run.notes
+        )
 
     def test_unreadable_images_are_left_out_and_told(
         self, head: Run, pictures: Path, cache: Path, reports: Path
@@ -265,6 +318,7 @@ class TestRuns:
             ({"id": "../../etc"}, "was the folder renamed"),
             ({"metrics": {"test": {"n": 3}}}, "wrong kind"),
             ({"seconds": None}, "seconds is of the wrong kind"),
+            ({"seconds": {"total": 10**400}}, "seconds is of the wrong kind"),
             ({"command": "\ud800"}, "no run that can be read"),
         ],
     )
@@ -274,6 +328,20 @@ class TestRuns:
         rewrite(reports / head.id, **values)
         with pytest.raises(RunError, match=word):
             stages.predict(str(reports / head.id), [str(pictures)], cache, reports)
+
+    def test_nested_too_deeply(self, head: Run, pictures: Path, cache: Path, reports: Path) -> None:
+        """One such folder stops no other run."""
+        (reports / "deep").mkdir()
+        (reports / "deep" / "run.json").write_text("[" * 100_000)
+        assert stages.predict(head.id, [str(pictures / "dark" / "0.png")], cache, reports).unreadable == []
+
+    def test_a_dataset_that_is_a_pattern(
+        self, head: Run, pictures: Path, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        rewrite(reports / head.id, dataset="*")
+        run = stages.evaluate(head.id, str(pictures), cache, reports)
+        assert "Which images the run was trained on can't be told" in caplog.text
+        assert run.n_test == 120
 
     def test_a_missing_head(self, head: Run, pictures: Path, cache: Path, reports: Path) -> None:
         (reports / head.id / "head.npz").unlink()

@@ -389,5 +389,7 @@ def _under(model: keras.Model, policy: str) -> keras.Model:
 
 def first_line(error: Exception) -> str:
     """The first line of an error's text; its kind if it has none."""
+    if "safe_mode" in str(error):  # Keras would advise to switch it off
+        return "it holds code, such as a Lambda layer, and no code is run from a file"
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

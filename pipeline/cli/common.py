@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
 import json
 import logging
 import os
@@ -49,6 +50,10 @@ class Answer:
     value: Any
     text: str | Callable[[], str]
     failed: bool = False
+
+    def shown(self) -> str:
+        """The text."""
+        return self.text if isinstance(self.text, str) else self.text()
 
 
 _COMMON = {
@@ -130,6 +135,20 @@ def _terminate(*_: object) -> None:
     os._exit(128 + signal.SIGTERM)
 
 
+def _print(text: str) -> None:
+    """Write the answer to standard output; where that is closed or full, exit with 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of a terminal that doesn't know all characters
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # What is left in the buffer would fail again as Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # the reader, such as head, has had enough
+            log.error("Error: The answer can't be written: %s", error.strerror)
+        raise typer.Exit(1) from None
+
+
 def _answer(function: Callable[[], Answer], *, as_json: bool) -> None:
     """Print a command's answer and exit: 0 done, 1 our error, 128 and the signal's number if stopped."""
     signal.signal(signal.SIGTERM, _terminate)
@@ -145,9 +164,6 @@ def _answer(function: Callable[[], Answer], *, as_json: bool) -> None:
         log.debug("", exc_info=True)
         log.error("Error: %s", error)
         raise typer.Exit(1) from None
-    if as_json:
-        print(json.dumps(answer.value, indent=2, ensure_ascii=False))
-    else:
-        print(answer.text if isinstance(answer.text, str) else answer.text())
+    _print(json.dumps(answer.value, indent=2, ensure_ascii=False) if as_json else answer.shown())
     if answer.failed:
         raise typer.Exit(1)

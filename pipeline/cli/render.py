@@ -281,12 +281,10 @@ def _listed(what: str, items: Sequence[str]) -> list[str]:
 
 def export_text(done: Export) -> str:
     """What an export gave."""
-    lines = [
-        f"Agreement  {percent(done.agreement)} of {done.n:,} images of the run get the same label as from tlpipe; "
-        f"probabilities differ by {done.difference:.1e} at most"
-    ]
-    if done.agreement_with_run is not None:
-        lines.append(
-            f"           {percent(done.agreement_with_run)} of its test images get the label they had in its run"
-        )
-    return "\n".join([*lines, f"File       {done.path} ({done.seconds:.1f} s)"])
+    return "\n".join(
+        [
+            f"Agreement  {percent(done.agreement)} of {done.n:,} images of the run get the same label as from tlpipe "
+            f"predict; probabilities differ by {done.difference:.1e} at most",
+            f"File       {done.path} ({done.seconds:.1f} s)",
+        ]
+    )

@@ -37,7 +37,10 @@ def predict(
     """Label images by a run; what can't be read is listed."""
     from pipeline import stages
     from pipeline.cli.render import predict_text
+    from pipeline.errors import ConfigError
 
+    if csv is not None and csv.exists() and any(csv.samefile(name) for name in images if Path(name).exists()):
+        raise ConfigError(f"--csv {csv} is one of the images or tables that are read; name another file")
     answers = stages.predict(run, images, common.cache, common.reports, top=top, precision=precision)
     if csv is not None:
         answers.write_csv(csv)
@@ -66,12 +69,13 @@ def export(
     output: Annotated[
         Path | None, typer.Option(help="Folder to write. [default: reports/RUN/export/FORMAT]", show_default=False)
     ] = None,
+    precision: PrecisionOption = None,
 ) -> Answer:
-    """Write a run as a model for other programs, from uint8 images to probabilities, and check it."""
+    """Write a run as a model for other programs, from uint8 images to probabilities, and compare it with predict."""
     from pipeline import stages
     from pipeline.cli.render import export_text
 
-    done = stages.export(run, format_, common.cache, common.reports, output)
+    done = stages.export(run, format_, common.cache, common.reports, output, precision)
     return Answer(done.to_json(), export_text(done))
 
 

@@ -21,6 +21,7 @@ from pipeline.datasets.base import (
     array_key,
     check_classes,
     file_key,
+    printable,
     read_bytes,
     shortened,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "list_images",
     "open_dataset",
     "open_labelled",
+    "printable",
     "read_bytes",
     "shortened",
 ]
@@ -123,7 +125,7 @@ def _opened(data: str, memo: Memo | None, rehash: bool) -> Opened:
     labels = np.array([numbers[listing.labels[index]] for index in kept], np.int64)
     locations = [listing.locations[index] for index in kept]
     given = np.array([listing.splits[index] for index in kept], "U5")
-    dataset = Dataset(listing.name, key_column, labels, given, tuple(locations), class_names)
+    dataset = Dataset(printable(listing.name), key_column, labels, given, tuple(locations), class_names)
     return Opened(dataset, listing.source.take(kept), unreadable, listing.notes, ())
 
 

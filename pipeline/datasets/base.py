@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 import time
+import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -61,14 +63,19 @@ def read_bytes(path: Path) -> bytes:
         ImageError: If it can't be read now; not lasting, as the cause may pass.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device might never end
+            raise ImageError("not a regular file", lasting=False)
         return path.read_bytes()
     except OSError as error:
         raise ImageError(error.strerror or str(error), lasting=False) from error
 
 
-def printable(path: Path) -> str:
-    """A path as text that any file or terminal can hold, also where its name is no UTF-8."""
-    return path.as_posix().encode("utf-8", "backslashreplace").decode()
+def printable(path: Path | str) -> str:
+    """A path as text that any file or terminal can hold: what is no UTF-8, or would control a terminal, is escaped."""
+    text = path if isinstance(path, str) else path.as_posix()
+    return "".join(
+        one.encode("unicode_escape").decode() if unicodedata.category(one) in ("Cc", "Cs") else one for one in text
+    )
 
 
 def shortened(items: list[str], most: int = 5) -> str:

@@ -66,6 +66,8 @@ def read_paths(path: Path) -> list[Path]:
     columns = _read_columns(path)
     if "path" not in columns:
         raise DataError(f"{path} lacks the column 'path'; it has {', '.join(columns) or 'none'}")
+    if not all(columns["path"]):
+        raise DataError(f"{path} has a row without path; fill it, or take the row away")
     return [_inside(path, name) for name in columns["path"]]
 
 

@@ -88,7 +88,6 @@ def _sha256(text: str) -> str:
 
 def _write(path: Path, template: str, values: dict[str, Any]) -> None:
     text = _environment().get_template(template).render(values)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with published(path) as partial:
         partial.write_text(text, encoding="utf-8")
 

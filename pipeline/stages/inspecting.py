@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline import inspection
 from pipeline.config import ExtractConfig, SplitConfig
-from pipeline.datasets import BUILT_IN, Dataset, open_dataset, shortened
+from pipeline.datasets import BUILT_IN, Dataset, open_dataset, printable, shortened
 from pipeline.errors import StoreError
 from pipeline.files import digest_of
 from pipeline.inspection import ByFeatures, Group, Inspection, LabelError
@@ -54,7 +54,7 @@ def inspect(data: str, cache: Path, reports: Path, seed: int = 0) -> Inspection:
     # Folders of one name, such as `images`, are told apart by where they lie.
     place = digest_of(os.fsencode(data if data in BUILT_IN else Path(data).expanduser().resolve()))[:4]
     page = reports / f"inspect-{plain_name(opened.dataset.name)}-{place}.html"
-    found = Inspection(data, opened, facts, exact, by_features, page, time.perf_counter() - start)
+    found = Inspection(printable(data), opened, facts, exact, by_features, page, time.perf_counter() - start)
     write_inspection(page, inspection.heading(found), inspection.sections(found), pictures)
     return found
 

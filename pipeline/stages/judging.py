@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import runtime
-from pipeline.datasets import BUILT_IN, SPLITS, Dataset, open_labelled, shortened
+from pipeline.datasets import BUILT_IN, SPLITS, Dataset, open_labelled, printable, shortened
 from pipeline.errors import DataError, StoreError
 from pipeline.memo import Memo
 from pipeline.metrics import evaluate as metrics_of
@@ -30,8 +30,8 @@ log = logging.getLogger("tlpipe")
 def evaluate(reference: str | None, data: str, cache: Path, reports: Path, precision: str | None = None) -> Run:
     """Rate a run on labelled data.
 
-    Images are rated by the split that the data gives them; where it gives none, by the split they had when the run was
-    trained, and as test images if they are new.
+    Images are rated by the split that the data gives them; where it gives none, or train, by the split they had when
+    the run was trained. New images without a split are test images.
 
     Args:
         reference: A run id, the start of one, or the path of a run folder; None for the newest.
@@ -105,7 +105,7 @@ def _described(
         command=command_line(),
         specs=specs,
         dataset=dataset.id,
-        data=data if data in BUILT_IN else str(Path(data).expanduser().resolve()),
+        data=data if data in BUILT_IN else printable(Path(data).expanduser().resolve()),
         settings={"of": of.id, "precision": precision},
         n_train=counts.get("train", 0),
         n_val=counts.get("val", 0),
@@ -169,9 +169,11 @@ def _images_of_run(cache: Path, run: Run) -> dict[bytes, str]:
 
 
 def _with_splits(dataset: Dataset, trained_on: dict[bytes, str]) -> Dataset:
-    """With a split for the images that have none."""
+    """With a split for the images that have none, and for those of train that were carved for val or test."""
     pairs = zip(dataset.keys.tolist(), dataset.splits.tolist(), strict=True)
-    splits: NDArray[np.str_] = np.array([split or trained_on.get(key, "test") for key, split in pairs], "U5")
+    splits: NDArray[np.str_] = np.array(
+        [trained_on.get(key, split or "test") if split in ("", "train") else split for key, split in pairs], "U5"
+    )
     return replace(dataset, splits=splits)
 
 

@@ -77,13 +77,22 @@ class Answers:
         most = max(1, *(len(image.top) for image in self.images))
         header = ["path", "label", "probability"]
         header += [f"{name}_{number}" for number in range(2, most + 1) for name in ("label", "probability")]
-        with published(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow([*header, "error"])
-            for image in self.images:
-                cells = [cell for name, share in image.top for cell in (name, f"{share:.6g}")]
-                cells += [""] * (2 * most - len(cells))
-                writer.writerow([image.path, *cells, image.error or ""])
+        rows = [[*header, "error"]]
+        for image in self.images:
+            cells = [cell for name, share in image.top for cell in (name, f"{share:.6g}")]
+            cells += [""] * (2 * most - len(cells))
+            rows.append([image.path, *cells, image.error or ""])
+        path = path.resolve()  # a link stays one
+        if path.exists() and not path.is_file():  # a pipe or a device is written to, never replaced
+            _write_rows(path, rows)
+            return
+        with published(path) as partial:
+            _write_rows(partial, rows)
+
+
+def _write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
 
 
 def predict(

@@ -57,13 +57,21 @@ class Report:
 
 @dataclass(slots=True)
 class _Shelf:
-    """What several runs share, opened once: data with their pictures, and maps."""
+    """What several runs share, opened once: data with their pictures, features, and maps."""
 
     cache: Path
     method: str
     seed: int
     data: dict[str, tuple[Pictures, dict[bytes, str]] | str] = field(default_factory=dict)
+    stores: dict[FeatureSpec, FeatureStore] = field(default_factory=dict)
     maps: dict[tuple[str, bytes], NDArray[np.floating]] = field(default_factory=dict)
+
+    def store(self, spec: FeatureSpec) -> FeatureStore:
+        """The features of a spec."""
+        if spec not in self.stores:
+            self.stores[spec] = FeatureStore(self.cache, spec)
+            self.stores[spec].open()
+        return self.stores[spec]
 
     def pictures(self, data: str, pixel_limit: int) -> tuple[Pictures, dict[bytes, str]] | str:
         """Pictures and locations of some data; why there are none, if they can't be opened."""
@@ -175,9 +183,7 @@ def _map(features_id: str, keys: NDArray[np.bytes_], shelf: _Shelf) -> Map:
         StoreError: If the features are not in the cache.
     """
     records = find_records(shelf.cache, features_id)
-    stores = [FeatureStore(shelf.cache, record.spec) for record in records]
-    for store in stores:
-        store.open()
+    stores = [shelf.store(record.spec) for record in records]
     keys = np.unique(keys)
     there = np.logical_and.reduce([store.has(keys) for store in stores])
     if there.sum() < 3:
@@ -195,7 +201,7 @@ def _map(features_id: str, keys: NDArray[np.bytes_], shelf: _Shelf) -> Map:
 
 
 def _flat(features: NDArray[np.floating], method: str, seed: int) -> NDArray[np.floating]:
-    """Two numbers for each image, shape [n, 2].
+    """Two numbers from -1 to 1 for each image, shape [n, 2].
 
     Source of t-SNE: van der Maaten and Hinton 2008, JMLR 9, p. 2579; here on 50 principal components.
     """
@@ -206,7 +212,8 @@ def _flat(features: NDArray[np.floating], method: str, seed: int) -> NDArray[np.
     points: NDArray[np.floating] = PCA(n_components, random_state=seed).fit_transform(features.astype(np.float32))
     if method == "tsne":
         points = TSNE(perplexity=min(30.0, (len(points) - 1) / 3), init="pca", random_state=seed).fit_transform(points)
-    return points
+    largest = np.abs(points).max()
+    return points / largest if largest > 0 else points
 
 
 def _views(run: Run) -> tuple[Augment | None, int]:

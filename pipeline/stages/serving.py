@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,7 +47,8 @@ class Predicted:
     @property
     def readable(self) -> NDArray[np.bool_]:
         """Whether each image could be read, shape [n]."""
-        found: NDArray[np.bool_] = ~np.isnan(self.probabilities[:, 0])
+        found = np.ones(len(self.probabilities), np.bool_)
+        found[list(self.unreadable)] = False
         return found
 
 
@@ -135,6 +137,8 @@ class Classifier:
                 f"{self.folder / MODEL_FILE} gives {views[0].shape[1]} probabilities, run.json names "
                 f"{len(self.class_names)} classes; one of them was changed. Fine-tune again: {self.run.command}"
             )
+        if not np.isfinite(views[0]).all():
+            raise RunError(f"{self.folder / MODEL_FILE} gives no numbers; fine-tune again: {self.run.command}")
         return views[0]
 
 
@@ -176,6 +180,8 @@ def _whole_model(folder: Path, run: Run, spec: FeatureSpec, config: ExtractConfi
     path = folder / MODEL_FILE
     if not path.is_file():
         raise RunError(f"{folder} has no {MODEL_FILE} any more; fine-tune again: {run.command}")
+    if not zipfile.is_zipfile(path):
+        raise RunError(f"{path} is damaged; fine-tune again: {run.command}")
     return ExtractConfig(
         backbone=str(path),
         endpoint=PROBABILITIES,

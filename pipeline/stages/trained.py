@@ -97,7 +97,12 @@ class TrainedHead:
         Raises:
             RunError: If the head is one of other classes.
         """
-        probabilities = np.mean([self.head.predict_proba(features) for features in views], axis=0)
+        with np.errstate(all="ignore"):  # what comes of it is looked at below
+            probabilities = np.mean([self.head.predict_proba(features) for features in views], axis=0)
+        if not np.isfinite(probabilities).all():
+            raise RunError(
+                f"The head of {self.run.id} gives no numbers for these features; its files were changed. Train it again"
+            )
         if probabilities.shape[1] != len(self.class_names):
             raise RunError(
                 f"The head of {self.run.id} gives {probabilities.shape[1]} probabilities, run.json names "
