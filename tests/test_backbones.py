@@ -314,6 +314,7 @@ class TestWeights:
             path.touch()
             assert open_backbone(row.name, "imagenet", 0, None).source == path
 
+    @pytest.mark.slow
     def test_file_names_and_addresses_are_those_of_keras(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Ask Keras for each file, and stop it where it would fetch."""
         from keras.src.utils import file_utils

@@ -205,7 +205,7 @@ def test_import_loads_nothing_heavy(module: str) -> None:
         (["finetune"], 1, "tlpipe train-head"),
         (["cache", "export", "x.h5"], 1, "no features"),
         (["predict", "2020", "a.jpg"], 1, "'2020' is not among the runs"),
-        (["predict", "2020"], 2, "IMAGES"),
+        (["predict", "2020"], 2, "'images'"),
         (["evaluate", "2020", "digits"], 1, "'2020' is not among the runs"),
         (["export", "2020"], 2, "--format"),
         (["export", "2020", "--format", "pickle"], 1, "keras, savedmodel, onnx, openvino, tflite"),
@@ -329,6 +329,7 @@ def test_backbones(run: Any) -> None:
     assert "densenet121" in run("backbones").stdout
 
 
+@pytest.mark.slow
 def test_bench(run: Any) -> None:
     value = answer(run("bench", "--backbone", "mobilenet025", "--image-size", "64", "--seconds", "0.1", "--json"))
     assert value["measured"][0]["name"] == "keras predict"
@@ -348,6 +349,7 @@ def test_demo_without_weights(run: Any) -> None:
 
 
 @pytest.mark.weights
+@pytest.mark.slow
 def test_demo(run: Any) -> None:
     value = answer(run("demo", "--json", TLPIPE_WEIGHTS=os.environ["TLPIPE_WEIGHTS"]))
     assert value["weights"] == "imagenet"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import os
+import json
 import pkgutil
 import re
 import shlex
@@ -94,26 +94,43 @@ def test_every_command_of_the_readme_runs(tmp_path: Path, data: Path) -> None:
     write_small_set(data / "cifar10" / "cifar10-5k.npz", cifar)
     shutil.copy(cifar, tmp_path / "cifar10-30k.npz")
     shutil.copytree(tmp_path / "pictures", tmp_path / "alien-predator")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    for line in example_commands():
-        arguments = shlex.split(line)
-        if arguments[1] == "extract" and "--backbone" not in arguments:
-            arguments += ["--backbone", "mobilenet025", "--image-size", "64"]
-        arguments = ["block13" if argument == "conv5" else argument for argument in arguments]
-        arguments = ["block11+block13" if argument == "conv4+conv5" else argument for argument in arguments]
-        arguments = ["block12,block13" if argument == "conv4,conv5" else argument for argument in arguments]
-        if arguments[1] == "finetune" and "--epochs" not in arguments:
-            arguments += ["--epochs", "1"]
-        if arguments[1] == "sweep" and ("--head" not in arguments or "linear" in arguments):
-            arguments += ["--epochs", "2"]
-        if arguments[1] == "bench":
-            arguments += ["--seconds", "0.1", "--backbone", "mobilenet025", "--image-size", "32"]
-        if arguments[1] == "demo":
-            continue  # has a test of its own
-        if "RUN" in arguments:
-            arguments = [newest_run(tmp_path) if argument == "RUN" else argument for argument in arguments]
-        done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, (arguments, done.stderr)
+    lines = [shlex.split(line)[1:] for line in example_commands()]
+    commands = [made_small(arguments) for arguments in lines if arguments[0] != "demo"]  # which has a test of its own
+    # One process for all: most of each would be spent on importing TensorFlow.
+    script = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import test_docs; test_docs.run_all()"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        input=json.dumps(commands),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def made_small(arguments: list[str]) -> list[str]:
+    """The same command with a small backbone and few epochs."""
+    small = {"conv5": "block13", "conv4+conv5": "block11+block13", "conv4,conv5": "block12,block13"}
+    arguments = [small.get(argument, argument) for argument in arguments]
+    if arguments[0] == "extract" and "--backbone" not in arguments:
+        arguments += ["--backbone", "mobilenet025", "--image-size", "64"]
+    if arguments[0] == "finetune" and "--epochs" not in arguments:
+        arguments += ["--epochs", "1"]
+    if arguments[0] == "sweep" and ("--head" not in arguments or "linear" in arguments):
+        arguments += ["--epochs", "2"]
+    if arguments[0] == "bench":
+        arguments += ["--seconds", "0.1", "--backbone", "mobilenet025", "--image-size", "32"]
+    return arguments
+
+
+def run_all() -> None:
+    """Run the commands on standard input, one after another, and end at the first that fails."""
+    for arguments in json.load(sys.stdin):
+        words = [newest_run(Path()) if argument == "RUN" else argument for argument in arguments]
+        done = CliRunner().invoke(app, words)
+        if done.exit_code:
+            sys.exit(f"{words} {done.output} {done.exception!r}")
 
 
 def newest_run(folder: Path) -> str:

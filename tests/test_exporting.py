@@ -164,6 +164,7 @@ def test_heads(head: str, features: str, pixels: np.ndarray, cache: Path, report
     np.testing.assert_allclose(found, expected_of(run, pixels, cache, reports), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_classes_and_fine_tuning(red_and_blue: Path, cache: Path, reports: Path) -> None:
     stages.extract(ExtractConfig(str(red_and_blue), **SMALL), cache)
     head = stages.train_head(HeadConfig("logreg"), cache, reports)  # of the newest features

@@ -202,7 +202,12 @@ class TestWhatIsTrained:
         np.testing.assert_array_equal(again[-1].get_weights()[0], anew["logits"][0])
 
 
-FAMILIES = [("densenet121", "conv5"), ("resnet50", "conv5"), ("vgg16", "block5"), ("mobilenet", "block12")]
+FAMILIES = [
+    ("densenet121", "conv5"),
+    pytest.param("resnet50", "conv5", marks=pytest.mark.slow),
+    pytest.param("vgg16", "block5", marks=pytest.mark.slow),
+    ("mobilenet", "block12"),
+]
 
 
 @pytest.mark.parametrize(("name", "blocks"), FAMILIES)
