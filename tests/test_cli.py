@@ -92,6 +92,7 @@ def test_heads_in_closed_form_need_no_tensorflow(run: Any, red_and_blue: Path) -
         assert done.returncode == 0, (arguments, done.stderr)
 
 
+@pytest.mark.slow
 def test_stage_two_on_drawn_pictures(run: Any, red_and_blue: Path) -> None:
     first = answer(run("extract", red_and_blue, *SMALL, "--views", "1", "--augment", "flip", "--json"))["features_id"]
     other = answer(run("extract", red_and_blue, *SMALL, "--endpoint", "block11", "--json"))["features_id"]

@@ -254,6 +254,7 @@ class TestRealFeatures:
         np.testing.assert_array_equal(found[0], found[1])
         np.testing.assert_array_equal(found[0], found[2])
 
+    @pytest.mark.slow
     def test_shrinking_while_decoding(self, files: list[bytes], features: Callable[..., np.ndarray]) -> None:
         """On those pictures that are at least twice as large as needed."""
         import io

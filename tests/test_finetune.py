@@ -157,6 +157,7 @@ class TestWhatIsTrained:
             network.unfreeze(features, "pool3_conv,conv4,conv5")
         assert network.unfreeze(features, "conv5,conv4") == network.unfreeze(features, "conv4")
 
+    @pytest.mark.slow
     def test_each_layer_has_a_rate_of_its_own(self) -> None:
         """With plain gradient steps an update is the rate times the gradient; Adam's first is the rate itself."""
         given = setting("densenet121", "conv4", size=32)
@@ -203,7 +204,7 @@ class TestWhatIsTrained:
 
 
 FAMILIES = [
-    ("densenet121", "conv5"),
+    pytest.param("densenet121", "conv5", marks=pytest.mark.slow),
     pytest.param("resnet50", "conv5", marks=pytest.mark.slow),
     pytest.param("vgg16", "block5", marks=pytest.mark.slow),
     ("mobilenet", "block12"),
@@ -495,6 +496,7 @@ class TestResume:
         checkpoint.remove()
         assert not any(tmp_path.iterdir())
 
+    @pytest.mark.slow
     def test_random_generators_of_augmentation_go_on(self, tmp_path: Path) -> None:
         config = FinetuneConfig("block12", epochs=2, batch_size=8, augment="flip,crop", mixup=0.4, patience=9)
         losses = []

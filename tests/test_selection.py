@@ -102,6 +102,7 @@ class TestRate:
             assert one.log_loss == pytest.approx(expected["log_loss"], abs=tolerance), one.candidate
             assert one.accuracy == pytest.approx(expected["accuracy"], abs=0.021), one.candidate
 
+    @pytest.mark.slow
     def test_networks_in_processes_are_those_trained_alone(self) -> None:
         train, val = blobs(120, 3, 0), blobs(60, 3, 1)
         tried = few(["mlp8", "mlp4"], epochs=2)

@@ -138,6 +138,7 @@ class TestStart:
         assert run.metrics["val"]["log_loss"] > 2 * head.metrics["val"]["log_loss"]
         assert run.notes[-1].endswith(f"use the head: {head.id}")
 
+    @pytest.mark.slow
     def test_from_scratch(self, head: Run, cache: Path, reports: Path) -> None:
         config = FinetuneConfig("all", weights="random", epochs=1, batch_size=16, seed=4)
         run = stages.finetune(config, cache, reports)
@@ -343,6 +344,7 @@ class TestResume:
         assert "left no checkpoint; it begins at the beginning" in caplog.text
         assert not any("Resumed" in note for note in run.notes)
 
+    @pytest.mark.slow
     def test_killed_and_resumed_from_the_command_line(self, pictures: Path, cache: Path, reports: Path) -> None:
         """SIGKILL after the second epoch; the same command with --resume ends with the same weights."""
         stages.extract(ExtractConfig(str(pictures), **SMALL), cache)
@@ -398,6 +400,7 @@ def test_tensorboard(head: Run, cache: Path, reports: Path) -> None:
     assert [event.step for event in found.Tensors("loss")] == [1, 2]
 
 
+@pytest.mark.slow
 def test_several_devices_train_the_same(pictures: Path, cache: Path, reports: Path) -> None:
     """Two logical processors, each with half of every batch: the losses of one, where all batches are full."""
     stages.extract(ExtractConfig(str(pictures), **SMALL, splits=SplitConfig(0, 0)), cache)
