@@ -28,7 +28,7 @@ from pipeline.datasets.base import (
 from pipeline.datasets.cifar import is_cifar_folder, read_cifar, read_cifar_folder
 from pipeline.datasets.folder import read_folder
 from pipeline.datasets.manifest import MANIFEST_SUFFIXES, read_manifest
-from pipeline.datasets.splits import carve, twins
+from pipeline.datasets.splits import carve, twin_rows, twins
 from pipeline.datasets.unlabelled import list_images
 from pipeline.errors import DataError
 from pipeline.memo import Memo
@@ -52,6 +52,7 @@ __all__ = [
     "printable",
     "read_bytes",
     "shortened",
+    "twin_rows",
 ]
 
 BUILT_IN = ("digits", "cifar10", "cifar100")

@@ -18,7 +18,7 @@ from pipeline.config import SplitConfig
 from pipeline.datasets.base import shortened
 from pipeline.errors import DataError
 
-__all__ = ["carve", "twins"]
+__all__ = ["carve", "twin_rows", "twins"]
 
 LEAST = 3  # a class of fewer distinct images is left to training alone
 
@@ -89,6 +89,16 @@ def _number(key: bytes, salt: str) -> float:
     return int.from_bytes(digest.digest(), "big") / 2**64
 
 
+def twin_rows(keys: NDArray[np.bytes_]) -> list[list[int]]:
+    """Rows of each image that is there more than once, in the order of their first rows."""
+    double = {key for key, count in Counter(keys.tolist()).items() if count > 1}
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for row, key in enumerate(keys.tolist()):
+        if key in double:
+            groups[key].append(row)
+    return list(groups.values())
+
+
 def twins(
     keys: NDArray[np.bytes_], labels: NDArray[np.int64], splits: NDArray[np.str_], locations: list[str]
 ) -> list[str]:
@@ -97,13 +107,9 @@ def twins(
     Returns:
         Sentences for people; none where all is well.
     """
-    double = {key for key, count in Counter(keys.tolist()).items() if count > 1}
-    groups: dict[bytes, list[int]] = defaultdict(list)
-    for row, key in enumerate(keys.tolist()):
-        if key in double:
-            groups[key].append(row)
-    across = [rows for rows in groups.values() if len({splits[row] for row in rows}) > 1]
-    disputed = [rows for rows in groups.values() if len({int(labels[row]) for row in rows}) > 1]
+    groups = twin_rows(keys)
+    across = [rows for rows in groups if len({splits[row] for row in rows}) > 1]
+    disputed = [rows for rows in groups if len({int(labels[row]) for row in rows}) > 1]
     notes = []
     for found, what in ((across, "lie in more than one split"), (disputed, "have more than one label")):
         if found:

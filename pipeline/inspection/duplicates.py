@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import ImageConfig
-from pipeline.datasets import Dataset
+from pipeline.datasets import Dataset, twin_rows
 from pipeline.errors import ImageError
 from pipeline.images import Pixels
 from pipeline.inspection.doubts import Neighbours
@@ -49,12 +48,7 @@ class Group:
 
 def exact_duplicates(keys: NDArray[np.bytes_]) -> list[Group]:
     """Groups of images with the same key, in the order of their first rows."""
-    double = {key for key, count in Counter(keys.tolist()).items() if count > 1}
-    groups: dict[bytes, list[int]] = {}
-    for row, key in enumerate(keys.tolist()):
-        if key in double:
-            groups.setdefault(key, []).append(row)
-    return [Group(tuple(rows)) for rows in groups.values()]
+    return [Group(tuple(rows)) for rows in twin_rows(keys)]
 
 
 def near_duplicates(neighbours: Neighbours, picture: Callable[[int], Pixels]) -> list[Group]:

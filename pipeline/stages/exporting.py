@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import extraction, images, runtime
+from pipeline import runtime
 from pipeline.backbones import first_line
 from pipeline.datasets import Opened, open_labelled
 from pipeline.errors import ConfigError, DataError, ImageError, RunError, StoppedError
 from pipeline.exporting import BATCH, Format, Runtime, format_named
-from pipeline.extraction import Row
 from pipeline.files import published_folder
 from pipeline.heads import probability_layer
 from pipeline.memo import Memo
 from pipeline.predictions import read_predictions
 from pipeline.progress import progress
 from pipeline.records import now
+from pipeline.report import Pictures
 from pipeline.stages.rows import Plan
 from pipeline.stages.serving import Classifier, open_classifier
 
@@ -207,16 +207,12 @@ def _examples(classifier: Classifier, plan: Plan, cache: Path) -> tuple[NDArray[
     if not len(good):
         raise DataError(f"None of the images of {run.data} that {run.id} should be checked on can be read any more")
     pixels = np.empty((len(good), *plan.images.image_size, 3), np.uint8)
-    with images.reading(plan.images.pixel_limit):
-        for number, position in enumerate(good.tolist()):
-            row = rows[position]
-            key = bytes(opened.dataset.keys[row])
-            try:
-                pixels[number] = extraction.pixels_of(
-                    opened.source, Row(key, key, 0, row, locations[position]), plan.images, None
-                )
-            except ImageError as error:
-                raise DataError(f"{locations[position]} can't be read any more: {error}") from error
+    pictures = Pictures(opened.source, opened.dataset.keys, plan.images.pixel_limit)
+    for number, position in enumerate(good.tolist()):
+        try:
+            pixels[number] = pictures.pixels(rows[position], plan.images)
+        except ImageError as error:
+            raise DataError(f"{locations[position]} can't be read any more: {error}") from error
     return pixels, predicted.probabilities[good]
 
 
