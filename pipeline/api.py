@@ -16,15 +16,13 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from pipeline import stages
+from pipeline import commands
+from pipeline.commands import ExtractResult, TrainedHead
 from pipeline.config import ExtractConfig, FeatureSpec, SplitConfig
-from pipeline.datasets import ArraySource, FileSource, ImageSource
+from pipeline.data import ArraySource, FileSource, ImageSource
 from pipeline.errors import DataError
-from pipeline.records import find_records
-from pipeline.stages import ExtractResult, TrainedHead
-from pipeline.table import load_table
-
-__all__ = ["FeatureExtractor", "Features", "Model", "extract", "load_features", "load_head", "load_model"]
+from pipeline.store.records import find_records
+from pipeline.store.table import load_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ def extract(
     splits = SplitConfig(val_fraction, test_fraction, test_from, seed)
     options["image_size"] = _size(options.get("image_size"))
     config = ExtractConfig(data=str(data), splits=splits, seed=seed, **options)
-    return stages.extract(config, Path(cache), batch_size=batch_size, workers=workers, rehash=rehash, strict=strict)
+    return commands.extract(config, Path(cache), batch_size=batch_size, workers=workers, rehash=rehash, strict=strict)
 
 
 def load_features(features_id: str | None = None, *, cache: str | Path = "cache", views: int | None = None) -> Features:
@@ -122,7 +120,7 @@ def load_head(run: str | None = None, *, reports: str | Path = "reports") -> Tra
     Raises:
         RunError: If there is no such run, or its files are damaged.
     """
-    return stages.open_head(Path(reports), run)[0]
+    return commands.open_head(Path(reports), run)[0]
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ class Model:
     run: str
     class_names: tuple[str, ...]
     cache: Path
-    _classifier: stages.Classifier = field(repr=False)
+    _classifier: commands.Classifier = field(repr=False)
 
     def predict_proba(self, X: Sequence[str | Path] | NDArray[Any]) -> NDArray[np.floating]:
         """Probabilities of images.
@@ -178,7 +176,7 @@ def load_model(run: str | None = None, *, reports: str | Path = "reports", cache
     Raises:
         RunError: If there is no such run, or its files are missing or damaged.
     """
-    classifier = stages.open_classifier(Path(reports), run)
+    classifier = commands.open_classifier(Path(reports), run)
     folder = tempfile.mkdtemp(prefix="tlpipe-") if cache is None else cache
     model = Model(classifier.run.id, classifier.class_names, Path(folder), classifier)
     if cache is None:
@@ -282,7 +280,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             seed=self.random_state,
         )
         with _folder(self.cache) as cache:
-            return stages.features_of(source, config, cache)
+            return commands.features_of(source, config, cache)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

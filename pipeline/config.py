@@ -11,27 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pipeline.errors import ConfigError
-from pipeline.files import digest_of
-
-__all__ = [
-    "BACKBONE",
-    "CACHE",
-    "ENGINE_NAMES",
-    "INTERPOLATIONS",
-    "POOLINGS",
-    "PRECISIONS",
-    "REPORTS",
-    "RESIZES",
-    "SPEC_VERSION",
-    "ExtractConfig",
-    "FeatureSpec",
-    "ImageConfig",
-    "SplitConfig",
-    "misfits",
-    "one_of",
-    "parse_bytes",
-    "parse_image_size",
-]
+from pipeline.util.files import digest_of
 
 Pooling = Literal["avg", "max", "none"]
 Resize = Literal["stretch", "pad", "crop"]

@@ -17,22 +17,6 @@ TlpipeError
 
 from __future__ import annotations
 
-__all__ = [
-    "CacheMismatchError",
-    "ConfigError",
-    "DataError",
-    "EndpointError",
-    "EngineError",
-    "ImageError",
-    "QuarantineError",
-    "RunError",
-    "StoppedError",
-    "StoreError",
-    "TlpipeError",
-    "UnknownBackboneError",
-    "WeightsError",
-]
-
 
 class TlpipeError(Exception):
     """Base of all errors that tlpipe raises on purpose."""

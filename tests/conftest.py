@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import extraction, stages
+from pipeline import commands
 from pipeline.backbones import BACKBONES, Backbone
+from pipeline.commands import ExtractResult
 from pipeline.config import ExtractConfig, FeatureSpec, ImageConfig
-from pipeline.datasets import ArraySource, array_key
-from pipeline.extraction import Row
-from pipeline.parts import Part
-from pipeline.stages import ExtractResult
-from pipeline.store import FeatureStore
+from pipeline.data import ArraySource, array_key
+from pipeline.extraction import pass_
+from pipeline.extraction.pass_ import Row
+from pipeline.store.rows import Part
+from pipeline.store.shards import FeatureStore
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -130,11 +131,11 @@ def fake_engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
 
 
 def use_fake_engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
-    from pipeline.stages import rows
+    from pipeline.extraction import plan
 
     engine = FakeEngine()
-    monkeypatch.setattr(rows, "open_engine", lambda *_: engine)
-    monkeypatch.setattr(rows, "open_backbone", lambda *_: FakePretrained())
+    monkeypatch.setattr(plan, "open_engine", lambda *_: engine)
+    monkeypatch.setattr(plan, "open_backbone", lambda *_: FakePretrained())
     return engine
 
 
@@ -165,7 +166,7 @@ def draw_shades(folder: Path) -> Path:
 
 @pytest.fixture
 def extracted(pictures: Path, cache: Path, fake_engine: FakeEngine) -> ExtractResult:
-    return stages.extract(ExtractConfig(str(pictures), views=1, augment="flip"), cache)
+    return commands.extract(ExtractConfig(str(pictures), views=1, augment="flip"), cache)
 
 
 @pytest.fixture
@@ -218,10 +219,10 @@ def rows_of(images: np.ndarray) -> tuple[ArraySource, list[Row]]:
     return source, [Row(key, key, 0, index, f"image {index}") for index, key in enumerate(keys)]
 
 
-def compute_all(store: FeatureStore, images: np.ndarray, config: ImageConfig, engine: object) -> extraction.PassReport:
+def compute_all(store: FeatureStore, images: np.ndarray, config: ImageConfig, engine: object) -> pass_.PassReport:
     """Run the pass over those images that the store lacks."""
     source, rows = rows_of(images)
     store.open()
     there = store.has(np.array([row.key for row in rows], "S32"))
     missing = [row for row, stored in zip(rows, there, strict=True) if not stored]
-    return extraction.compute(store, source, missing, config, None, engine)  # type: ignore[arg-type]
+    return pass_.compute(store, source, missing, config, None, engine)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.augment import OPERATIONS, Augment
+from pipeline.data.augment import OPERATIONS, Augment
 from pipeline.errors import ConfigError
 
 KEY = b"a" * 32

@@ -9,12 +9,12 @@ import keras
 import numpy as np
 import pytest
 
-from pipeline import runtime
 from pipeline.backbones import BACKBONES, Backbone, cuts, get_backbone, open_backbone, weights_digest
 from pipeline.backbones.graph import nodes
 from pipeline.backbones.network import Network, build_network, load_network, load_tuned
 from pipeline.errors import ConfigError, EndpointError, UnknownBackboneError, WeightsError
-from pipeline.memo import Memo
+from pipeline.util import runtime
+from pipeline.util.memo import Memo
 
 # Building these takes long, and their smaller sisters have the same structure.
 LARGE = {

@@ -11,11 +11,11 @@ import pytest
 from conftest import BROWSERS, draw_shades, use_fake_engine
 from playwright.sync_api import Page, sync_playwright
 
-from pipeline import stages
+from pipeline import commands
 from pipeline.config import ExtractConfig
-from pipeline.finetune import FinetuneConfig
+from pipeline.finetuning import FinetuneConfig
 from pipeline.heads import HeadConfig
-from pipeline.runs import Run
+from pipeline.runs.run import Run
 
 pytestmark = pytest.mark.browser
 
@@ -60,9 +60,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[
     cache, reports = folder / "cache", folder / "reports"
     with pytest.MonkeyPatch.context() as patch:
         use_fake_engine(patch)
-        stages.extract(ExtractConfig(str(draw_shades(folder / "shades")), views=1, augment="flip"), cache)
-        heads = [stages.train_head(HeadConfig(head), cache, reports) for head in ("mlp8", "centroid", "ridge")]
-        index = stages.report([], cache, reports).index
+        commands.extract(ExtractConfig(str(draw_shades(folder / "shades")), views=1, augment="flip"), cache)
+        heads = [commands.train_head(HeadConfig(head), cache, reports) for head in ("mlp8", "centroid", "ridge")]
+        index = commands.report([], cache, reports).index
     yield index, heads
 
 
@@ -232,10 +232,10 @@ def test_names_that_are_code_do_nothing(
         value = 60 + 5 * number
         draw(tmp_path / "data" / "<img src=x onerror=document.title='broken'>" / f"{number}.png", colour=(value,) * 3)
         draw(tmp_path / "data" / "'+(document.title='broken')+'" / f"<b>{number}.png", colour=(240 - value, 100, 100))
-    stages.extract(ExtractConfig(str(tmp_path / "data")), cache)
-    run = stages.train_head(HeadConfig("centroid"), cache, reports)
-    stages.report([], cache, reports)
-    inspected = stages.inspect(str(tmp_path / "data"), cache, reports).page
+    commands.extract(ExtractConfig(str(tmp_path / "data")), cache)
+    run = commands.train_head(HeadConfig("centroid"), cache, reports)
+    commands.report([], cache, reports)
+    inspected = commands.inspect(str(tmp_path / "data"), cache, reports).page
     for path in (reports / run.id / "report.html", inspected, reports / "index.html"):
         page = visit(path)
         for number in range(page.locator(".chart").count()):
@@ -251,10 +251,10 @@ def test_frozen_and_fine_tuned_share_their_axes(
     red_and_blue: Path, cache: Path, reports: Path, visit: Callable[..., Page]
 ) -> None:
     small = {"backbone": "mobilenet025", "image_size": (32, 32), "weights": "random", "precision": "float32"}
-    stages.extract(ExtractConfig(str(red_and_blue), **small), cache)
-    stages.train_head(HeadConfig("mlp8", epochs=2), cache, reports)
-    tuned = stages.finetune(FinetuneConfig("block13", epochs=2, batch_size=16), cache, reports)
-    page = visit(stages.report([], cache, reports).pages[tuned.id])
+    commands.extract(ExtractConfig(str(red_and_blue), **small), cache)
+    commands.train_head(HeadConfig("mlp8", epochs=2), cache, reports)
+    tuned = commands.finetune(FinetuneConfig("block13", epochs=2, batch_size=16), cache, reports)
+    page = visit(commands.report([], cache, reports).pages[tuned.id])
     chart = page.locator(".chart").first
     chart.locator("svg").wait_for()
     legend = chart.locator(".role-legend-label text").all_text_contents()

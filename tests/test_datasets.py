@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from pipeline.config import SplitConfig
-from pipeline.datasets import Opened, file_key, open_dataset
-from pipeline.datasets.cifar import read_cifar
+from pipeline.data import Opened, file_key, open_dataset
+from pipeline.data.cifar import read_cifar
 from pipeline.errors import DataError
-from pipeline.memo import Memo
+from pipeline.util.memo import Memo
 
 Draw = Callable[..., Path]
 
@@ -143,7 +143,7 @@ class TestFolder:
                 raise PermissionError(13, "Permission denied")
             return scandir(path)
 
-        monkeypatch.setattr("pipeline.datasets.folder.os.scandir", refuse)
+        monkeypatch.setattr("pipeline.data.folder.os.scandir", refuse)
         with pytest.raises(DataError, match="b can't be read: Permission denied"):
             opened(tmp_path)
 
@@ -400,7 +400,7 @@ class TestCifar:
         self.check(opened(tmp_path, val_fraction=0), images)
 
     def test_long_lists_come_in_runs(self, tmp_path: Path) -> None:
-        from pipeline.datasets.cifar import _after, _arguments
+        from pipeline.data.cifar import _after, _arguments
 
         labels = [number % 10 for number in range(2500)]
         (tmp_path / "batch").write_bytes(python_2_pickle({"labels": labels, "filenames": ["x"]}))
@@ -423,7 +423,7 @@ class TestCifar:
         assert found.dataset.name == "cifar10"
 
     def test_built_in_without_network(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from pipeline.datasets import cifar
+        from pipeline.data import cifar
 
         monkeypatch.setenv("KERAS_HOME", str(tmp_path))
         monkeypatch.setitem(
@@ -467,7 +467,7 @@ def test_memo_saves_reading(red_and_blue: Path, tmp_path: Path, monkeypatch: pyt
     memo = Memo(tmp_path / "cache")
     first = open_dataset(str(red_and_blue), SplitConfig(), memo=memo)
     read: list[Path] = []
-    monkeypatch.setattr("pipeline.datasets.base.read_bytes", lambda path: read.append(path) or path.read_bytes())
+    monkeypatch.setattr("pipeline.data.dataset.read_bytes", lambda path: read.append(path) or path.read_bytes())
     again = open_dataset(str(red_and_blue), SplitConfig(), memo=memo)
     assert read == []
     np.testing.assert_array_equal(first.dataset.keys, again.dataset.keys)

@@ -135,8 +135,8 @@ def run_all() -> None:
 
 def newest_run(folder: Path) -> str:
     """Of those that tell aliens from predators."""
-    from pipeline.runs import runs
-    from pipeline.stages.serving import MODEL_STAGES
+    from pipeline.runs.classifier import MODEL_STAGES
+    from pipeline.runs.run import runs
 
     known = [run for run in runs(folder / "reports") if run.stage in MODEL_STAGES]
     return [run.id for run in known if run.class_names == ["alien", "predator"]][-1]

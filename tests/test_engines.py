@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import runtime
 from pipeline.backbones import Pretrained, open_backbone
 from pipeline.config import ImageConfig
-from pipeline.engines import EngineChoice, call, choose, open_engine
-from pipeline.engines.tensorflow import TensorflowEngine
+from pipeline.data.images import decode, from_array, reading, resize
 from pipeline.errors import ConfigError, EngineError
-from pipeline.images import decode, from_array, reading, resize
+from pipeline.extraction.engines import EngineChoice, call, choose, open_engine
+from pipeline.extraction.engines.tensorflow import TensorflowEngine
+from pipeline.util import runtime
 
 needs_openvino = pytest.mark.skipif(not runtime.installed("openvino"), reason="OpenVINO is not installed")
 
@@ -108,13 +108,13 @@ def test_several_devices_share_the_work() -> None:
 
     code = """
 import numpy as np
-from pipeline import runtime
+from pipeline.util import runtime
 tf = runtime.tensorflow()
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from pipeline.backbones import open_backbone
-from pipeline.engines import call
-from pipeline.engines.tensorflow import TensorflowEngine
+from pipeline.extraction.engines import call
+from pipeline.extraction.engines.tensorflow import TensorflowEngine
 model = open_backbone("mobilenet025", "random", 0, (32, 32)).network().features("block13", "avg")
 images = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), np.uint8)
 both = TensorflowEngine(model, 8, ["/CPU:0", "/CPU:1"])
@@ -190,7 +190,7 @@ class TestChoice:
 
     @needs_openvino
     def test_precision_the_processor_lacks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("pipeline.engines.openvino.supports", lambda precision: precision == "float32")
+        monkeypatch.setattr("pipeline.extraction.engines.openvino.supports", lambda precision: precision == "float32")
         assert choose("openvino", "auto").precision == "float32"
         with pytest.raises(EngineError, match="doesn't compute in bfloat16"):
             choose("openvino", "bfloat16")

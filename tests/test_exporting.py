@@ -15,15 +15,16 @@ import pytest
 from conftest import draw_shades
 from PIL import Image
 
-from pipeline import exporting, runtime, stages
+from pipeline import commands
+from pipeline.commands import TableOptions
 from pipeline.config import ExtractConfig
 from pipeline.errors import ConfigError, DataError, RunError
-from pipeline.exporting import FORMATS
-from pipeline.finetune import FinetuneConfig
+from pipeline.finetuning import FinetuneConfig
 from pipeline.heads import HeadConfig
-from pipeline.predictions import read_predictions
-from pipeline.runs import Run
-from pipeline.stages import TableOptions
+from pipeline.runs.formats import FORMATS
+from pipeline.runs.predictions import read_predictions
+from pipeline.runs.run import Run, formats
+from pipeline.util import runtime
 
 SIZE = (32, 40)
 SMALL = {"backbone": "mobilenet025", "image_size": SIZE, "weights": "random", "precision": "float32"}
@@ -47,13 +48,13 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def features(pictures: Path, cache: Path) -> str:
     """Features of three classes, by a network with random weights that takes pictures wider than high."""
-    return stages.extract(ExtractConfig(str(pictures), **SMALL), cache).record.id
+    return commands.extract(ExtractConfig(str(pictures), **SMALL), cache).record.id
 
 
 @pytest.fixture(scope="module")
 def run(features: str, cache: Path, reports: Path) -> Run:
     """A head with a temperature, which was fitted on val, too."""
-    return stages.train_head(HeadConfig("ridge"), cache, reports, TableOptions(features, calibrate=True))
+    return commands.train_head(HeadConfig("ridge"), cache, reports, TableOptions(features, calibrate=True))
 
 
 @pytest.fixture
@@ -121,11 +122,13 @@ RUNTIMES: dict[str, Any] = {
 
 
 def expected_of(run: Run, pixels: np.ndarray, cache: Path, reports: Path) -> np.ndarray:
-    return stages.open_classifier(reports, run.id).predict(source_of(pixels), ["x"] * len(pixels), cache).probabilities
+    return (
+        commands.open_classifier(reports, run.id).predict(source_of(pixels), ["x"] * len(pixels), cache).probabilities
+    )
 
 
 def source_of(pixels: np.ndarray) -> Any:
-    from pipeline.datasets import ArraySource
+    from pipeline.data import ArraySource
 
     return ArraySource([(pixels, 1.0)])
 
@@ -138,7 +141,7 @@ def test_every_format_has_its_runtime_here() -> None:
 def test_its_own_runtime_says_the_same(
     name: str, run: Run, pixels: np.ndarray, cache: Path, reports: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    done = stages.export(run.id, name, cache, reports)
+    done = commands.export(run.id, name, cache, reports)
     assert capfd.readouterr().out == ""
     assert done.path.parent == reports / run.id / "export" / name
     assert done.agreement == 1
@@ -158,19 +161,19 @@ def test_its_own_runtime_says_the_same(
 @pytest.mark.parametrize("head", ["logreg", "centroid", "linear", "mlp8", "bn-mlp8"])
 def test_heads(head: str, features: str, pixels: np.ndarray, cache: Path, reports: Path) -> None:
     """What is exported is the head that predicts, which may have seen the validation images."""
-    run = stages.train_head(HeadConfig(head), cache, reports, TableOptions(features))
-    done = stages.export(run.id, "keras", cache, reports)
+    run = commands.train_head(HeadConfig(head), cache, reports, TableOptions(features))
+    done = commands.export(run.id, "keras", cache, reports)
     found, _ = run_by_keras(done.path, pixels)
     np.testing.assert_allclose(found, expected_of(run, pixels, cache, reports), atol=1e-5)
 
 
 @pytest.mark.slow
 def test_two_classes_and_fine_tuning(red_and_blue: Path, cache: Path, reports: Path) -> None:
-    stages.extract(ExtractConfig(str(red_and_blue), **SMALL), cache)
-    head = stages.train_head(HeadConfig("logreg"), cache, reports)  # of the newest features
-    tuned = stages.finetune(FinetuneConfig("block13", epochs=1, batch_size=16), cache, reports)
+    commands.extract(ExtractConfig(str(red_and_blue), **SMALL), cache)
+    head = commands.train_head(HeadConfig("logreg"), cache, reports)  # of the newest features
+    tuned = commands.finetune(FinetuneConfig("block13", epochs=1, batch_size=16), cache, reports)
     for run in (head, tuned):
-        done = stages.export(run.id, "openvino", cache, reports)
+        done = commands.export(run.id, "openvino", cache, reports)
         assert done.agreement == 1
         keys = read_predictions(reports / run.id, len(run.class_names))
         assert done.n == sum(len(part.keys) for part in keys.values())
@@ -178,7 +181,7 @@ def test_two_classes_and_fine_tuning(red_and_blue: Path, cache: Path, reports: P
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_runs_without_tensorflow(name: str, run: Run, pixels: np.ndarray, cache: Path, reports: Path) -> None:
-    done = stages.export(run.id, name, cache, reports)
+    done = commands.export(run.id, name, cache, reports)
     images = done.path.with_name("images.npy")
     np.save(images, pixels)
     code = {
@@ -202,16 +205,16 @@ def test_runs_without_tensorflow(name: str, run: Run, pixels: np.ndarray, cache:
 def test_a_file_that_says_something_else_is_not_kept(
     run: Run, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = stages.export(run.id, "keras", cache, reports)
+    good = commands.export(run.id, "keras", cache, reports)
     written = good.path.read_bytes()
     right = FORMATS["keras"]
 
     def load(path: Path) -> Any:
         return lambda images: right.load(path)(images)[:, ::-1]
 
-    monkeypatch.setitem(exporting.FORMATS, "keras", exporting.Format("keras", right.file, (), "", right.write, load))
+    monkeypatch.setitem(formats.FORMATS, "keras", formats.Format("keras", right.file, (), "", right.write, load))
     with pytest.raises(RunError, match=r"same label as tlpipe predict on \d.* less than 99 %; it was not kept"):
-        stages.export(run.id, "keras", cache, reports)
+        commands.export(run.id, "keras", cache, reports)
     assert good.path.read_bytes() == written
     assert not [path for path in good.path.parent.parent.iterdir() if path.name not in FORMATS]
 
@@ -234,51 +237,51 @@ def test_runtimes_that_fail(
         return lambda images: np.full((len(images), 3), found, np.float32)
 
     write = FORMATS["keras"].write
-    monkeypatch.setitem(exporting.FORMATS, "keras", exporting.Format("keras", "classifier.keras", (), "", write, load))
+    monkeypatch.setitem(formats.FORMATS, "keras", formats.Format("keras", "classifier.keras", (), "", write, load))
     with pytest.raises(RunError, match=f"{word}.*Try another --format"):
-        stages.export(run.id, "keras", cache, reports, tmp_path / "out")
+        commands.export(run.id, "keras", cache, reports, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_predict_does_otherwise_is_told(pictures: Path, cache: Path, reports: Path, tmp_path: Path) -> None:
     """A file computes in float32, and takes each image once."""
     fast = {**SMALL, "engine": "tensorflow", "precision": "bfloat16", "views": 1, "augment": "contrast"}
-    record = stages.extract(ExtractConfig(str(pictures), **fast), cache / "fast").record
-    half = stages.train_head(HeadConfig("ridge", views=0), cache / "fast", reports, TableOptions(record.id))
+    record = commands.extract(ExtractConfig(str(pictures), **fast), cache / "fast").record
+    half = commands.train_head(HeadConfig("ridge", views=0), cache / "fast", reports, TableOptions(record.id))
     with pytest.raises(RunError, match="computes in tensorflow-bfloat16, a file in float32.*--precision float32"):
-        stages.export(half.id, "keras", cache / "fast", reports, tmp_path / "half")
-    done = stages.export(half.id, "keras", cache / "fast", reports, tmp_path / "half", "float32")
+        commands.export(half.id, "keras", cache / "fast", reports, tmp_path / "half")
+    done = commands.export(half.id, "keras", cache / "fast", reports, tmp_path / "half", "float32")
     assert done.agreement == 1
-    mean = stages.train_head(
+    mean = commands.train_head(
         HeadConfig("ridge", views=0), cache / "fast", reports, TableOptions(record.id, test_views=1)
     )
     with pytest.raises(RunError, match="the mean over 2 versions of each image.*without --test-views"):
-        stages.export(mean.id, "keras", cache / "fast", reports, tmp_path / "mean", "float32")
+        commands.export(mean.id, "keras", cache / "fast", reports, tmp_path / "mean", "float32")
 
 
 def test_a_folder_of_ones_own(run: Run, tmp_path: Path, cache: Path, reports: Path) -> None:
-    done = stages.export(run.id, "keras", cache, reports, tmp_path / "mine")
+    done = commands.export(run.id, "keras", cache, reports, tmp_path / "mine")
     assert done.path == tmp_path / "mine" / "classifier.keras"
     with pytest.raises(ConfigError, match="already"):
-        stages.export(run.id, "keras", cache, reports, tmp_path / "mine")
+        commands.export(run.id, "keras", cache, reports, tmp_path / "mine")
 
 
 @pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.extra])
 def test_libraries_that_are_not_there(name: str, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "installed", lambda module: False)
     with pytest.raises(ConfigError, match=rf"pip install 'tlpipe\[{FORMATS[name].extra}\]'"):
-        stages.export(None, name, cache, reports)
+        commands.export(None, name, cache, reports)
 
 
 def test_what_cannot_be_exported(
     run: Run, features: str, pictures: Path, cache: Path, reports: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="--format is 'pickle'"):
-        stages.export(run.id, "pickle", cache, reports)
-    knn = stages.train_head(HeadConfig("knn3"), cache, reports, TableOptions(features))
+        commands.export(run.id, "pickle", cache, reports)
+    knn = commands.train_head(HeadConfig("knn3"), cache, reports, TableOptions(features))
     with pytest.raises(ConfigError, match="knn3 is no network"):
-        stages.export(knn.id, "keras", cache, reports)
+        commands.export(knn.id, "keras", cache, reports)
     away = pictures.rename(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="checked on images of its run, and these are gone"):
-        stages.export(run.id, "keras", cache, reports)
+        commands.export(run.id, "keras", cache, reports)
     away.rename(pictures)

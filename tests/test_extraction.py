@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from conftest import FakeEngine, compute_all, rows_of
 
-from pipeline import extraction
-from pipeline.augment import Augment
 from pipeline.config import ImageConfig
-from pipeline.datasets import FileSource, file_key
+from pipeline.data import FileSource, file_key
+from pipeline.data.augment import Augment
 from pipeline.errors import StoppedError, StoreError
-from pipeline.extraction import Row
-from pipeline.store import FeatureStore
+from pipeline.extraction import pass_
+from pipeline.extraction.pass_ import Row
+from pipeline.store.shards import FeatureStore
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_features_are_those_of_each_image(
     store: FeatureStore, images: np.ndarray, config: ImageConfig, batch_size: int, workers: int
 ) -> None:
     source, rows = rows_of(images)
-    report = extraction.compute(store, source, rows, config, None, FakeEngine(batch_size), workers=workers)
+    report = pass_.compute(store, source, rows, config, None, FakeEngine(batch_size), workers=workers)
     assert report.n_computed == 50
     np.testing.assert_array_equal(stored(store, images), expected_of(images))
 
@@ -61,7 +61,7 @@ def test_views_are_made_from_the_image(store: FeatureStore, images: np.ndarray, 
     source, rows = rows_of(images[:5])
     augment = Augment.parse("flip")
     views = [Row(augment.row_key(row.key, 1), row.key, 1, row.index, row.location) for row in rows]
-    extraction.compute(store, source, views, config, augment, FakeEngine())
+    pass_.compute(store, source, views, config, augment, FakeEngine())
     store.open()
     found = store.read(np.array([row.key for row in views], "S32"))
     np.testing.assert_array_equal(found, expected_of(images[:5, :, ::-1]))
@@ -70,7 +70,7 @@ def test_views_are_made_from_the_image(store: FeatureStore, images: np.ndarray, 
 def test_shards_are_bounded(
     store: FeatureStore, images: np.ndarray, config: ImageConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extraction, "SHARD_ROWS", 8)
+    monkeypatch.setattr(pass_, "SHARD_ROWS", 8)
     compute_all(store, images, config, FakeEngine())
     store.open()
     assert [len(shard.keys) for shard in store.shards].count(8) == 6
@@ -80,7 +80,7 @@ def test_shards_are_bounded(
 def test_slow_work_is_published_after_a_while(
     store: FeatureStore, images: np.ndarray, config: ImageConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extraction, "SHARD_SECONDS", 0.0)
+    monkeypatch.setattr(pass_, "SHARD_SECONDS", 0.0)
     compute_all(store, images, config, FakeEngine(batch_size=10))
     store.open()
     assert len(store.shards) == 5
@@ -95,7 +95,7 @@ def test_bad_images_are_quarantined_and_the_rest_is_computed(
     keys = [file_key(path.read_bytes()) for path in paths]
     rows = [Row(key, key, 0, index, paths[index].name) for index, key in enumerate(keys)]
     paths[5].write_bytes(paths[0].read_bytes())  # changed since its key was computed
-    report = extraction.compute(store, FileSource(paths), rows, config, None, FakeEngine())
+    report = pass_.compute(store, FileSource(paths), rows, config, None, FakeEngine())
     assert report.n_computed == 3
     causes = {location: str(error) for location, error in report.unreadable.values()}
     assert causes[paths[1].name] == "not an image in a format that can be read"
@@ -107,7 +107,7 @@ def test_all_images_bad(store: FeatureStore, config: ImageConfig, tmp_path: Path
     path = tmp_path / "a.png"
     path.write_bytes(b"no image")
     key = file_key(b"no image")
-    report = extraction.compute(store, FileSource([path]), [Row(key, key, 0, 0, "a")], config, None, FakeEngine())
+    report = pass_.compute(store, FileSource([path]), [Row(key, key, 0, 0, "a")], config, None, FakeEngine())
     assert (report.n_computed, report.images_per_second) == (0, 0.0)
 
 
@@ -170,7 +170,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_disk_that_fills_up_in_mid_work(
     small_disk: Path, spec: object, images: np.ndarray, config: ImageConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extraction, "SHARD_ROWS", 8)
+    monkeypatch.setattr(pass_, "SHARD_ROWS", 8)
 
     class Filling(FakeEngine):
         def stream(self, batches: object) -> Iterator[np.ndarray]:
@@ -202,11 +202,11 @@ from pathlib import Path
 import numpy as np
 sys.path.insert(0, {tests!r})
 from conftest import FakeEngine, compute_all
-from pipeline import extraction
+from pipeline.extraction import pass_
 from pipeline.config import FeatureSpec, ImageConfig
-from pipeline.store import FeatureStore
+from pipeline.store.shards import FeatureStore
 
-extraction.SHARD_ROWS = 8
+pass_.SHARD_ROWS = 8
 
 class Slow(FakeEngine):
     def stream(self, batches):

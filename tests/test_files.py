@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import folder_size, published, published_folder, read_json, write_json
+from pipeline.util.files import folder_size, published, published_folder, read_json, write_json
 
 
 def test_published_file_appears_whole(tmp_path: Path) -> None:

@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 from pipeline.backbones import BACKBONES, Unfrozen, tensor_of
 from pipeline.backbones.network import Network, build_network
 from pipeline.errors import ConfigError, DataError, RunError, StoppedError, StoreError
-from pipeline.finetune import Checkpoint, Examples, FinetuneConfig, FinetuneModels, State, assemble, drawn_anew, fit
-from pipeline.finetune.examples import Batches, predict
-from pipeline.finetune.fitting import _Training
-from pipeline.finetune.models import with_remat
-from pipeline.finetune.steps import Augmentation
+from pipeline.finetuning import Checkpoint, Examples, FinetuneConfig, FinetuneModels, State, assemble, drawn_anew, fit
+from pipeline.finetuning.examples import Batches, predict
+from pipeline.finetuning.fitting import _Training
+from pipeline.finetuning.models import with_remat
+from pipeline.finetuning.steps import Augmentation
 from pipeline.heads import Head, HeadConfig, make_head, probabilities_of
-from pipeline.parts import Part
-from pipeline.runtime import Stopping
+from pipeline.store.rows import Part
+from pipeline.util.runtime import Stopping
 
 N = 48
 

@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.errors import ConfigError, RunError
+from pipeline.evaluation.metrics import scores
 from pipeline.heads import (
     KINDS,
     HeadConfig,
@@ -32,8 +33,7 @@ from pipeline.heads import (
 from pipeline.heads.base import class_weights
 from pipeline.heads.linear import fit_many as fit_linear
 from pipeline.heads.prepare import Preparation
-from pipeline.metrics import scores
-from pipeline.parts import Part, joined
+from pipeline.store.rows import Part, joined
 
 EVERY = ("logreg", "ridge", "centroid", "knn7", "linear", "mlp32-16", "bn-mlp24")
 CLOSED = ("logreg", "ridge", "centroid", "knn7")

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from pipeline.config import ImageConfig
+from pipeline.data.images import decode, from_array, reading, resize
 from pipeline.errors import ImageError
-from pipeline.images import decode, from_array, reading, resize
 
 FULL = ImageConfig((4096, 4096))  # so large that no JPEG is shrunk while it is decoded
 
@@ -133,7 +133,7 @@ def test_too_little_memory_is_no_fault_of_the_file(monkeypatch: pytest.MonkeyPat
     def exhausted(_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("pipeline.images._upright", exhausted)
+    monkeypatch.setattr("pipeline.data.images._upright", exhausted)
     with pytest.raises(ImageError) as caught:
         pixels(encoded(Image.new("RGB", (8, 8))))
     assert not caught.value.lasting

@@ -11,10 +11,10 @@ import pytest
 from conftest import FakeEngine
 from PIL import Image
 
-from pipeline import inspection, stages
+from pipeline import commands, inspection
 from pipeline.config import ExtractConfig, SplitConfig
+from pipeline.data.images import Facts, describe
 from pipeline.errors import DataError, ImageError
-from pipeline.images import Facts, describe
 from pipeline.inspection import Group, Neighbours
 
 
@@ -43,7 +43,7 @@ def spoilt(pictures: Path) -> Path:
 
 class TestBeforeTraining:
     def test_counts_and_kinds(self, spoilt: Path, cache: Path, reports: Path) -> None:
-        found = stages.inspect(str(spoilt), cache, reports)
+        found = commands.inspect(str(spoilt), cache, reports)
         value = found.to_json()
         assert value["n_images"] == 8 * 3 + 1 + 32 + 32 + 2 + 12 + 1
         assert value["classes"]["dark"]["test"] == 9
@@ -57,7 +57,7 @@ class TestBeforeTraining:
         assert value["near_duplicates"] is None
 
     def test_twins_leaks_and_disputes(self, spoilt: Path, cache: Path, reports: Path) -> None:
-        value = stages.inspect(str(spoilt), cache, reports).to_json()
+        value = commands.inspect(str(spoilt), cache, reports).to_json()
         groups = {tuple(sorted(group["paths"])): group for group in value["duplicates"]}
         assert set(groups) == {
             ("test/dark/leak.png", "train/dark/9.png"),
@@ -68,20 +68,20 @@ class TestBeforeTraining:
         assert groups["train/dark/10.png", "train/light/disputed.png"]["different_labels"] is True
 
     def test_imbalance_names_the_option(self, spoilt: Path, cache: Path, reports: Path) -> None:
-        uneven = stages.inspect(str(spoilt), cache, reports).imbalance()
+        uneven = commands.inspect(str(spoilt), cache, reports).imbalance()
         assert uneven is not None
         assert (uneven["smallest"], uneven["option"]) == ("light", "--class-weight balanced")
         assert uneven["ratio"] > 2
 
     def test_even_classes(self, red_and_blue: Path, cache: Path, reports: Path) -> None:
-        assert stages.inspect(str(red_and_blue), cache, reports).imbalance() is None
+        assert commands.inspect(str(red_and_blue), cache, reports).imbalance() is None
 
     def test_data_that_is_none(self, tmp_path: Path, cache: Path, reports: Path) -> None:
         with pytest.raises(DataError, match="There is no"):
-            stages.inspect(str(tmp_path / "nowhere"), cache, reports)
+            commands.inspect(str(tmp_path / "nowhere"), cache, reports)
 
     def test_arrays(self, cache: Path, reports: Path) -> None:
-        found = stages.inspect("digits", cache, reports)
+        found = commands.inspect("digits", cache, reports)
         assert found.formats() == {"array": 1797}
         assert found.modes() == {"L": 1797}
         assert found.sizes() == {"width": [8, 8, 8], "height": [8, 8, 8]}
@@ -96,8 +96,8 @@ class TestByFeatures:
         picture = Image.fromarray(np.tile(np.linspace(60, 200, 40, dtype=np.uint8), (30, 1)))
         picture.save(spoilt / "train/grey/slope.png")
         picture.resize((60, 45)).save(spoilt / "test/grey/slope-larger.jpg")
-        stages.extract(ExtractConfig(str(spoilt)), cache)
-        found = stages.inspect(str(spoilt), cache, reports)
+        commands.extract(ExtractConfig(str(spoilt)), cache)
+        found = commands.inspect(str(spoilt), cache, reports)
         by = found.by_features
         assert by is not None
         assert frozenset({"train/grey/slope.png", "test/grey/slope-larger.jpg"}) in named(found, by.near)
@@ -114,24 +114,24 @@ class TestByFeatures:
         self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine
     ) -> None:
         splits = SplitConfig(val_fraction=0.4, test_fraction=0)
-        stages.extract(ExtractConfig(str(pictures), splits=splits), cache)
-        found = stages.inspect(str(pictures), cache, reports)
+        commands.extract(ExtractConfig(str(pictures), splits=splits), cache)
+        found = commands.inspect(str(pictures), cache, reports)
         assert set(found.dataset.counts()) == {"train", "val"}
 
     def test_features_of_other_images_do_not_count(
         self, pictures: Path, red_and_blue: Path, cache: Path, reports: Path, fake_engine: FakeEngine
     ) -> None:
-        stages.extract(ExtractConfig(str(red_and_blue)), cache)
-        assert stages.inspect(str(pictures), cache, reports).by_features is None
+        commands.extract(ExtractConfig(str(red_and_blue)), cache)
+        assert commands.inspect(str(pictures), cache, reports).by_features is None
 
     def test_one_image_of_a_class_is_too_few_to_doubt_labels(
         self, red_and_blue: Path, draw: Any, cache: Path, reports: Path, fake_engine: FakeEngine
     ) -> None:
         draw(red_and_blue / "green" / "0.png", colour=(10, 200, 10))
-        stages.extract(ExtractConfig(str(red_and_blue), splits=SplitConfig(0, 0)), cache)
+        commands.extract(ExtractConfig(str(red_and_blue), splits=SplitConfig(0, 0)), cache)
         draw(red_and_blue / "red" / "wrong.png", colour=(60, 60, 200))
-        stages.extract(ExtractConfig(str(red_and_blue), splits=SplitConfig(0, 0)), cache)
-        found = stages.inspect(str(red_and_blue), cache, reports)
+        commands.extract(ExtractConfig(str(red_and_blue), splits=SplitConfig(0, 0)), cache)
+        found = commands.inspect(str(red_and_blue), cache, reports)
         by = found.by_features
         assert by is not None
         assert [found.dataset.locations[one.row] for one in by.label_errors] == ["red/wrong.png"]
@@ -171,8 +171,8 @@ class TestParts:
     ) -> None:
         """What extract takes, an inspection takes, too."""
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-        stages.extract(ExtractConfig(str(red_and_blue)), cache)
-        found = stages.inspect(str(red_and_blue), cache, reports)
+        commands.extract(ExtractConfig(str(red_and_blue)), cache)
+        found = commands.inspect(str(red_and_blue), cache, reports)
         assert found.unreadable() == {}
         assert found.page.read_text().count("data:image/webp") == len(found.by_features.outliers)  # type: ignore[union-attr]
 
@@ -180,7 +180,7 @@ class TestParts:
 @pytest.mark.data
 def test_the_pairs_of_the_real_set(data: Path, cache: Path, reports: Path) -> None:
     """Four byte-identical groups, two of them across train and validation."""
-    found = stages.inspect(str(data / "alien-predator"), cache, reports)
+    found = commands.inspect(str(data / "alien-predator"), cache, reports)
     leaks = [group for group in found.exact if group.leaks(found.dataset)]
     assert len(found.exact) == 4
     assert named(found, leaks) == {

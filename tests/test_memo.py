@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.memo import YOUNG, Memo, Stamp
+from pipeline.util.memo import YOUNG, Memo, Stamp
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from pipeline.calibration import fit_temperature, tempered
-from pipeline.metrics import accuracy_interval, calibration_error, evaluate, scores
+from pipeline.evaluation.calibration import fit_temperature, tempered
+from pipeline.evaluation.metrics import accuracy_interval, calibration_error, evaluate, scores
 
 
 def drawn(n: int, n_classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -14,15 +14,15 @@ import pytest
 from conftest import FakeEngine
 from PIL import Image
 
-from pipeline import stages
+from pipeline import commands
+from pipeline.commands import ExtractResult
 from pipeline.config import ExtractConfig, SplitConfig
 from pipeline.errors import ConfigError, RunError
+from pipeline.evaluation.metrics import calibration_error, reliability
 from pipeline.heads import HeadConfig
-from pipeline.metrics import calibration_error, reliability
-from pipeline.predictions import Predictions, read_history, read_predictions
-from pipeline.report.gallery import choose
-from pipeline.runs import Run
-from pipeline.stages import ExtractResult
+from pipeline.pages.gallery import choose
+from pipeline.runs.predictions import Predictions, read_history, read_predictions
+from pipeline.runs.run import Run
 
 LARGEST = 5_000_000  # bytes of a page
 
@@ -55,11 +55,11 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def run(extracted: ExtractResult, cache: Path, reports: Path) -> Run:
-    return stages.train_head(HeadConfig("mlp8", epochs=3), cache, reports)
+    return commands.train_head(HeadConfig("mlp8", epochs=3), cache, reports)
 
 
 def page_of(run: Run, cache: Path, reports: Path) -> Page:
-    return Page(stages.report([run.id], cache, reports).pages[run.id])
+    return Page(commands.report([run.id], cache, reports).pages[run.id])
 
 
 class TestRunPage:
@@ -133,10 +133,10 @@ class TestRunPage:
 
     def test_views_are_those_of_the_run(self, run: Run, pictures: Path, cache: Path, reports: Path) -> None:
         """Also beside a run whose views were made in another way, or that saw none."""
-        stages.extract(ExtractConfig(str(pictures), views=2, augment="contrast"), cache)
-        other = stages.train_head(HeadConfig("centroid"), cache, reports)
-        plain = stages.train_head(HeadConfig("centroid", views=0), cache, reports)
-        pages = stages.report([], cache, reports).pages
+        commands.extract(ExtractConfig(str(pictures), views=2, augment="contrast"), cache)
+        other = commands.train_head(HeadConfig("centroid"), cache, reports)
+        plain = commands.train_head(HeadConfig("centroid", views=0), cache, reports)
+        pages = commands.report([], cache, reports).pages
         pictured = {}
         for one in (run, other, plain):
             tags = [tag for tag in Page(pages[one.id]).all("img") if ", view " in str(tag["alt"])]
@@ -146,7 +146,7 @@ class TestRunPage:
         assert pictured[run.id][1] != pictured[other.id][1]
 
     def test_static_figures(self, run: Run, cache: Path, reports: Path) -> None:
-        stages.report([run.id], cache, reports)
+        commands.report([run.id], cache, reports)
         for name in ("curves-accuracy", "curves-loss", "confusion"):
             with Image.open(reports / run.id / f"{name}.png") as image:
                 assert image.width > 300
@@ -155,10 +155,10 @@ class TestRunPage:
         assert numbers == [str(n) for row in run.metrics["test"]["confusion_matrix"] for n in row]
 
     def test_t_sne(self, run: Run, cache: Path, reports: Path) -> None:
-        stages.report([run.id], cache, reports, method="tsne")
+        commands.report([run.id], cache, reports, method="tsne")
         assert "by t-SNE" in (reports / run.id / "report.html").read_text()
         with pytest.raises(ConfigError, match="--map is 'umap'; it can be pca, tsne"):
-            stages.report([run.id], cache, reports, method="umap")
+            commands.report([run.id], cache, reports, method="umap")
 
     def test_what_is_gone_is_said(self, run: Run, pictures: Path, tmp_path: Path, reports: Path) -> None:
         pictures.rename(tmp_path / "elsewhere")
@@ -168,7 +168,7 @@ class TestRunPage:
         assert "There are no pictures to show." in page.text
 
     def test_an_evaluation(self, run: Run, pictures: Path, cache: Path, reports: Path) -> None:
-        again = stages.evaluate(run.id, str(pictures), cache, reports)
+        again = commands.evaluate(run.id, str(pictures), cache, reports)
         text = page_of(again, cache, reports).text
         assert f"The run {run.id} (mlp8) was rated on {pictures}" in text
 
@@ -182,8 +182,8 @@ class TestRunPage:
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number}.png")
         splits = SplitConfig(0.1, 0.5)
-        stages.extract(ExtractConfig(str(tmp_path / "many"), splits=splits), cache)
-        run = stages.train_head(HeadConfig("centroid"), cache, reports)
+        commands.extract(ExtractConfig(str(tmp_path / "many"), splits=splits), cache)
+        run = commands.train_head(HeadConfig("centroid"), cache, reports)
         text = page_of(run, cache, reports).text
         assert "30 classes are too many for a matrix here" in text
         assert (reports / run.id / "confusion.svg").is_file()
@@ -191,8 +191,8 @@ class TestRunPage:
 
 class TestIndex:
     def test_leaderboard(self, run: Run, cache: Path, reports: Path) -> None:
-        other = stages.train_head(HeadConfig("centroid"), cache, reports)
-        done = stages.report([], cache, reports)
+        other = commands.train_head(HeadConfig("centroid"), cache, reports)
+        done = commands.report([], cache, reports)
         assert set(done.pages) == {run.id, other.id}
         page = Page(done.index)
         assert {tag["href"] for tag in page.all("a")} == {f"{one.id}/report.html" for one in (run, other)}
@@ -206,20 +206,20 @@ class TestIndex:
         assert order == sorted(order)
 
     def test_runs_without_a_page_have_no_link(self, run: Run, cache: Path, reports: Path) -> None:
-        other = stages.train_head(HeadConfig("centroid"), cache, reports)
-        page = Page(stages.report([run.id], cache, reports).index)
+        other = commands.train_head(HeadConfig("centroid"), cache, reports)
+        page = Page(commands.report([run.id], cache, reports).index)
         assert other.id in page.text
         assert [tag["href"] for tag in page.all("a")] == [f"{run.id}/report.html"]
 
     def test_inspections_are_linked(self, run: Run, pictures: Path, cache: Path, reports: Path) -> None:
-        page = stages.inspect(str(pictures), cache, reports).page
-        assert page.name in {tag["href"] for tag in Page(stages.report([], cache, reports).index).all("a")}
+        page = commands.inspect(str(pictures), cache, reports).page
+        assert page.name in {tag["href"] for tag in Page(commands.report([], cache, reports).index).all("a")}
 
     def test_no_runs(self, cache: Path, reports: Path) -> None:
         with pytest.raises(RunError, match="There are no runs in .* yet"):
-            stages.report([], cache, reports)
+            commands.report([], cache, reports)
         with pytest.raises(RunError, match="There are no runs"):
-            stages.report(["2020"], cache, reports)
+            commands.report(["2020"], cache, reports)
 
 
 EVIL = "<script>alert(1)</script>"
@@ -235,10 +235,10 @@ class TestUntrusted:
             value = 60 + 5 * number
             draw(tmp_path / "data" / "<script>alert(1)" / f"{image}{number}.png", colour=(value, value, value))
             draw(tmp_path / "data" / "{{ 7 * 7 }}'\"&" / f"{number}.png", colour=(240 - value, 100, 100))
-        stages.extract(ExtractConfig(str(tmp_path / "data")), cache)
-        run = stages.train_head(HeadConfig("centroid"), cache, reports)
-        stages.report([], cache, reports)
-        inspected = stages.inspect(str(tmp_path / "data"), cache, reports).page
+        commands.extract(ExtractConfig(str(tmp_path / "data")), cache)
+        run = commands.train_head(HeadConfig("centroid"), cache, reports)
+        commands.report([], cache, reports)
+        inspected = commands.inspect(str(tmp_path / "data"), cache, reports).page
         for path in (reports / run.id / "report.html", reports / "index.html", inspected):
             page = Page(path)
             assert "x" not in {tag.get("src") for tag in page.all("img")}
@@ -256,7 +256,7 @@ class TestUntrusted:
         value = json.loads(path.read_text())
         value |= {"command": EVIL, "notes": [EVIL], "data": EVIL, "versions": {EVIL: EVIL}, "dataset": EVIL}
         path.write_text(json.dumps(value))
-        stages.report([], cache, reports)
+        commands.report([], cache, reports)
         for page in (reports / run.id / "report.html", reports / "index.html"):
             assert EVIL not in page.read_text()
         assert EVIL in Page(reports / run.id / "report.html").text
@@ -287,12 +287,12 @@ class TestUntrusted:
         self, change: dict[str, Any], run: Run, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         """A clear error for the run that was named, and a warning and no page where all are reported on."""
-        other = stages.train_head(HeadConfig("centroid"), cache, reports)
+        other = commands.train_head(HeadConfig("centroid"), cache, reports)
         path = reports / run.id / "run.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
         with pytest.raises((RunError, ConfigError)):
-            stages.report([str(reports / run.id)], cache, reports)
-        done = stages.report([], cache, reports)
+            commands.report([str(reports / run.id)], cache, reports)
+        done = commands.report([], cache, reports)
         assert set(done.pages) == {other.id}
         assert run.id in caplog.text
 
@@ -312,15 +312,15 @@ class TestUntrusted:
         with h5py.File(path, "r+") as file:
             file["test/label"][0] = 99
         with pytest.raises(RunError, match="its test doesn't fit run.json"):
-            stages.report([run.id], cache, reports)
+            commands.report([run.id], cache, reports)
         path.write_text("no HDF5")
         with pytest.raises(RunError, match=r"predictions.h5 can't be read"):
-            stages.report([run.id], cache, reports)
+            commands.report([run.id], cache, reports)
 
     def test_tampered_history(self, run: Run, cache: Path, reports: Path) -> None:
         (reports / run.id / "history.csv").write_text("epoch,loss\n1,<b>\n")
         with pytest.raises(RunError, match=r"history.csv is not what tlpipe wrote"):
-            stages.report([run.id], cache, reports)
+            commands.report([run.id], cache, reports)
 
     def test_a_run_elsewhere_is_not_written_into_the_reports(
         self, run: Run, tmp_path: Path, cache: Path, reports: Path
@@ -328,9 +328,9 @@ class TestUntrusted:
         away = tmp_path / "away" / run.id
         away.parent.mkdir()
         (reports / run.id).rename(away)
-        stages.train_head(HeadConfig("centroid"), cache, reports)
+        commands.train_head(HeadConfig("centroid"), cache, reports)
         with pytest.raises(RunError, match="lies outside of the reports folder"):
-            stages.report([str(away)], cache, reports)
+            commands.report([str(away)], cache, reports)
 
 
 class TestGallery:
@@ -370,8 +370,8 @@ def test_pages_of_large_data_stay_small(tmp_path: Path, cache: Path, reports: Pa
     images = draw.integers(0, 255, (4000, 48, 48, 3), dtype=np.uint8)
     labels = np.arange(4000) % 25
     np.savez(tmp_path / "noise.npz", images=images, labels=labels)
-    stages.extract(ExtractConfig(str(tmp_path / "noise.npz"), splits=SplitConfig(0, 0.9)), cache)
-    run = stages.train_head(HeadConfig("centroid"), cache, reports)
-    page = stages.report([run.id], cache, reports).pages[run.id]
+    commands.extract(ExtractConfig(str(tmp_path / "noise.npz"), splits=SplitConfig(0, 0.9)), cache)
+    run = commands.train_head(HeadConfig("centroid"), cache, reports)
+    page = commands.report([run.id], cache, reports).pages[run.id]
     assert len(read_predictions(reports / run.id, len(run.class_names))["test"].keys) > 3000
     assert 2_000_000 < page.stat().st_size < LARGEST

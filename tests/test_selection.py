@@ -9,9 +9,8 @@ import pytest
 from conftest import blobs, part_of
 
 from pipeline.errors import ConfigError, RunError
+from pipeline.evaluation.metrics import scores
 from pipeline.heads import KINDS, HeadConfig, make_head, predict
-from pipeline.metrics import scores
-from pipeline.parts import Part, joined
 from pipeline.selection import (
     Candidate,
     Point,
@@ -24,6 +23,7 @@ from pipeline.selection import (
     rate,
     sizes_for,
 )
+from pipeline.store.rows import Part, joined
 
 NAMES = ["logreg", "ridge", "centroid", "knn", "linear", "mlp", "bn-mlp"]
 

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from conftest import FakeEngine
 
-from pipeline import load_model, stages
+from pipeline import commands, load_model
+from pipeline.commands import ExtractResult, TableOptions
 from pipeline.config import ExtractConfig
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError
-from pipeline.finetune import FinetuneConfig
+from pipeline.finetuning import FinetuneConfig
 from pipeline.heads import HeadConfig
-from pipeline.predictions import read_predictions
-from pipeline.records import load_dataset
-from pipeline.runs import Run, read_run
-from pipeline.stages import ExtractResult, TableOptions
+from pipeline.runs.predictions import read_predictions
+from pipeline.runs.run import Run, read_run
+from pipeline.store.records import load_dataset
 
 SMALL = {"backbone": "mobilenet025", "image_size": (32, 32), "weights": "random", "precision": "float32"}
 
@@ -30,7 +30,7 @@ SMALL = {"backbone": "mobilenet025", "image_size": (32, 32), "weights": "random"
 @pytest.fixture
 def head(extracted: ExtractResult, cache: Path, reports: Path) -> Run:
     """A logistic regression on three classes that overlap a little."""
-    return stages.train_head(HeadConfig("logreg", views=0), cache, reports)
+    return commands.train_head(HeadConfig("logreg", views=0), cache, reports)
 
 
 def figures(metrics: dict[str, Any]) -> dict[str, float]:
@@ -49,7 +49,7 @@ class TestPredict:
         places = dict(zip(dataset.keys.tolist(), dataset.locations, strict=True))
         test = read_predictions(reports / head.id, len(head.class_names))["test"]
         paths = [str(pictures / places[key]) for key in test.keys.tolist()]
-        answers = stages.predict(head.id, paths, cache, reports, top=3)
+        answers = commands.predict(head.id, paths, cache, reports, top=3)
         assert answers.n_computed == 0
         for image, expected in zip(answers.images, test.probabilities, strict=True):
             found = dict(image.top)
@@ -62,11 +62,11 @@ class TestPredict:
         for number in range(5):
             draw(tmp_path / "new" / "deep" / f"{number}.png", colour=(175, 175, 175))
         before = fake_engine.n_computed
-        first = stages.predict(head.id, [str(tmp_path / "new")], cache, reports)
+        first = commands.predict(head.id, [str(tmp_path / "new")], cache, reports)
         assert (first.n_computed, fake_engine.n_computed - before) == (5, 5)
         assert [image.top[0][0] for image in first.images] == ["light"] * 5
         assert first.images[0].path == str(tmp_path / "new" / "deep" / "0.png")
-        again = stages.predict(head.id, [str(tmp_path / "new")], cache, reports)
+        again = commands.predict(head.id, [str(tmp_path / "new")], cache, reports)
         assert again.n_computed == 0
         assert again.images == first.images
 
@@ -75,7 +75,7 @@ class TestPredict:
     ) -> None:
         good = draw(tmp_path / "a.png", colour=(90, 90, 90))
         (tmp_path / "b.jpg").write_text("no picture")
-        answers = stages.predict(head.id, [str(good), str(tmp_path / "b.jpg"), str(good)], cache, reports)
+        answers = commands.predict(head.id, [str(good), str(tmp_path / "b.jpg"), str(good)], cache, reports)
         assert [image.error is None for image in answers.images] == [True, False, True]
         bad = answers.images[1].to_json()
         assert bad == {
@@ -94,7 +94,7 @@ class TestPredict:
             rows[0]["probability_3"]
         ) == pytest.approx(1, abs=1e-5)
         assert rows[1]["error"] == "not an image in a format that can be read"
-        stages.predict(head.id, [str(tmp_path / "b.jpg")], cache, reports).write_csv(tmp_path / "bad.csv")
+        commands.predict(head.id, [str(tmp_path / "b.jpg")], cache, reports).write_csv(tmp_path / "bad.csv")
         assert (tmp_path / "bad.csv").read_text().splitlines()[0] == "path,label,probability,error"
         assert (
             (tmp_path / "bad.csv").read_text().splitlines()[1].endswith(",,,not an image in a format that can be read")
@@ -106,7 +106,7 @@ class TestPredict:
         manifest = tmp_path / "some.csv"
         name = pictures.relative_to(tmp_path)
         manifest.write_text(f"path\n{name}/dark/0.png\n{name}/gone.png\n{name}/dark/0.png\n")
-        answers = stages.predict(head.id, [str(manifest)], cache, reports)
+        answers = commands.predict(head.id, [str(manifest)], cache, reports)
         dark = str(pictures / "dark/0.png")
         assert [image.path for image in answers.images] == [dark, str(pictures / "gone.png"), dark]
         assert answers.images[1].error == "No such file or directory"
@@ -116,7 +116,7 @@ class TestPredict:
         manifest.parent.mkdir()
         manifest.write_text("path\n../../etc/passwd\n")
         with pytest.raises(DataError, match="leaves the folder"):
-            stages.predict(head.id, [str(manifest)], cache, reports)
+            commands.predict(head.id, [str(manifest)], cache, reports)
 
     @pytest.mark.parametrize(
         ("name", "word"), [("nowhere.jpg", "There is no"), ("", "There is no"), ("empty", "no images")]
@@ -126,14 +126,14 @@ class TestPredict:
     ) -> None:
         (tmp_path / "empty").mkdir()
         with pytest.raises(DataError, match=word):
-            stages.predict(head.id, [name and str(tmp_path / name)], cache, reports)
+            commands.predict(head.id, [name and str(tmp_path / name)], cache, reports)
 
     def test_views_and_temperature_count_as_they_did_in_training(
         self, extracted: ExtractResult, pictures: Path, cache: Path, reports: Path
     ) -> None:
-        run = stages.train_head(HeadConfig("logreg"), cache, reports, TableOptions(test_views=1, calibrate=True))
+        run = commands.train_head(HeadConfig("logreg"), cache, reports, TableOptions(test_views=1, calibrate=True))
         assert run.calibration is not None and run.calibration["temperature"] != 1
-        again = stages.evaluate(run.id, str(pictures), cache, reports)
+        again = commands.evaluate(run.id, str(pictures), cache, reports)
         expected = read_predictions(reports / run.id, len(run.class_names))["test"]
         found = read_predictions(reports / again.id, len(again.class_names))["test"]
         order = {key: row for row, key in enumerate(expected.keys.tolist())}
@@ -142,11 +142,11 @@ class TestPredict:
 
     def test_what_is_no_file_is_not_waited_for(self, head: Run, tmp_path: Path, cache: Path, reports: Path) -> None:
         os.mkfifo(tmp_path / "pipe.jpg")
-        answers = stages.predict(head.id, [str(tmp_path / "pipe.jpg"), "/dev/zero"], cache, reports)
+        answers = commands.predict(head.id, [str(tmp_path / "pipe.jpg"), "/dev/zero"], cache, reports)
         assert [image.error for image in answers.images] == ["not a regular file"] * 2
 
     def test_csv_follows_links(self, head: Run, pictures: Path, tmp_path: Path, cache: Path, reports: Path) -> None:
-        answers = stages.predict(head.id, [str(pictures / "dark")], cache, reports)
+        answers = commands.predict(head.id, [str(pictures / "dark")], cache, reports)
         (tmp_path / "link.csv").symlink_to(tmp_path / "labels.csv")
         answers.write_csv(tmp_path / "link.csv")
         assert (tmp_path / "link.csv").is_symlink()
@@ -159,7 +159,7 @@ class TestPredict:
     ) -> None:
         draw(tmp_path / "odd" / "red\x1b[31m\n.png")
         draw(tmp_path / "odd" / os.fsdecode(b"caf\xe9.png"))
-        paths = [image.path for image in stages.predict(head.id, [str(tmp_path / "odd")], cache, reports).images]
+        paths = [image.path for image in commands.predict(head.id, [str(tmp_path / "odd")], cache, reports).images]
         assert [Path(path).name for path in paths] == ["caf\\udce9.png", "red\\x1b[31m\\n.png"]
         assert all(path.isprintable() for path in paths)
 
@@ -170,16 +170,16 @@ class TestPredict:
         arrays["final_scale"] = np.full_like(arrays["final_scale"], 1e-38)
         np.savez(path, **arrays)
         with pytest.raises(RunError, match="gives no numbers for these features; its files were changed"):
-            stages.predict(head.id, [str(pictures)], cache, reports)
+            commands.predict(head.id, [str(pictures)], cache, reports)
 
     def test_several_sets_of_features(
         self, extracted: ExtractResult, pictures: Path, cache: Path, reports: Path
     ) -> None:
-        other = stages.extract(ExtractConfig(str(pictures), resize="crop"), cache).record.id
-        run = stages.train_head(
+        other = commands.extract(ExtractConfig(str(pictures), resize="crop"), cache).record.id
+        run = commands.train_head(
             HeadConfig("ridge", views=0), cache, reports, TableOptions(f"{extracted.record.id},{other}")
         )
-        found = stages.evaluate(run.id, str(pictures), cache, reports)
+        found = commands.evaluate(run.id, str(pictures), cache, reports)
         assert figures(found.metrics["test"]) == pytest.approx(figures(run.metrics["test"]), rel=1e-6)
 
     def test_another_backbone_than_that_of_training(
@@ -188,27 +188,27 @@ class TestPredict:
         specs = [{**head.specs[0], "weights_digest": "1" * 32}]
         rewrite(reports / head.id, specs=specs)
         with pytest.raises(CacheMismatchError, match="weights_digest"):
-            stages.predict(head.id, [str(pictures)], cache, reports)
+            commands.predict(head.id, [str(pictures)], cache, reports)
 
 
 class TestFinetuned:
     @pytest.fixture
     def tuned(self, red_and_blue: Path, cache: Path, reports: Path) -> Run:
-        stages.extract(ExtractConfig(str(red_and_blue), **SMALL), cache)
-        stages.train_head(HeadConfig("logreg"), cache, reports)
+        commands.extract(ExtractConfig(str(red_and_blue), **SMALL), cache)
+        commands.train_head(HeadConfig("logreg"), cache, reports)
         config = FinetuneConfig("block13", epochs=1, batch_size=16, learning_rate=1e-3)
-        return stages.finetune(config, cache, reports)
+        return commands.finetune(config, cache, reports)
 
     def test_figures_are_those_of_the_run(self, tuned: Run, red_and_blue: Path, cache: Path, reports: Path) -> None:
-        run = stages.evaluate(tuned.id, str(red_and_blue), cache, reports)
+        run = commands.evaluate(tuned.id, str(red_and_blue), cache, reports)
         for split in ("val", "test"):
             assert run.metrics[split]["accuracy"] == tuned.metrics[split]["accuracy"]
             assert run.metrics[split]["log_loss"] == pytest.approx(tuned.metrics[split]["log_loss"], abs=1e-4)
-        assert stages.predict(tuned.id, [str(red_and_blue)], cache, reports).n_computed == 0
+        assert commands.predict(tuned.id, [str(red_and_blue)], cache, reports).n_computed == 0
         model = load_model(tuned.id, reports=reports, cache=None)
         paths = [red_and_blue / "red" / "0.png", red_and_blue / "blue" / "0.png"]
         found = model.predict_proba(paths)
-        answers = stages.predict(tuned.id, [str(path) for path in paths], cache, reports)
+        answers = commands.predict(tuned.id, [str(path) for path in paths], cache, reports)
         for row, image in zip(found, answers.images, strict=True):
             assert dict(image.top) == pytest.approx(dict(zip(model.class_names, row.tolist(), strict=True)), abs=1e-5)
 
@@ -216,13 +216,13 @@ class TestFinetuned:
         path = reports / tuned.id / "model.keras"
         rewrite(reports / tuned.id, class_names=["a", "b", "c"])
         with pytest.raises(RunError, match="gives 2 probabilities"):
-            stages.predict(tuned.id, [str(red_and_blue)], cache, reports)
+            commands.predict(tuned.id, [str(red_and_blue)], cache, reports)
         path.write_text("junk")
         with pytest.raises(RunError, match="model.keras is damaged; fine-tune again"):
-            stages.predict(tuned.id, [str(red_and_blue)], cache, reports)
+            commands.predict(tuned.id, [str(red_and_blue)], cache, reports)
         path.unlink()
         with pytest.raises(RunError, match="no model.keras any more"):
-            stages.predict(tuned.id, [str(red_and_blue)], cache, reports)
+            commands.predict(tuned.id, [str(red_and_blue)], cache, reports)
 
     def test_code_in_a_model_is_not_run(self, tuned: Run, red_and_blue: Path, cache: Path, reports: Path) -> None:
         inputs = keras.Input((32, 32, 3), dtype="uint8")
@@ -231,13 +231,13 @@ class TestFinetuned:
         outputs = keras.layers.Dense(2, name="probabilities")(evil)
         keras.Model(inputs, outputs).save(reports / tuned.id / "model.keras")
         with pytest.raises(Exception, match="can't be loaded.* no code is run from a file") as caught:
-            stages.predict(tuned.id, [str(red_and_blue)], cache, reports)
+            commands.predict(tuned.id, [str(red_and_blue)], cache, reports)
         assert type(caught.value).__module__ == "pipeline.errors"
 
 
 class TestEvaluate:
     def test_same_data_same_figures(self, head: Run, pictures: Path, cache: Path, reports: Path) -> None:
-        run = stages.evaluate(head.id, str(pictures), cache, reports)
+        run = commands.evaluate(head.id, str(pictures), cache, reports)
         assert figures(run.metrics["test"]) == pytest.approx(figures(head.metrics["test"]), rel=1e-6)
         assert run.metrics["test"]["confusion_matrix"] == head.metrics["test"]["confusion_matrix"]
         assert (run.n_train, run.n_val, run.n_test) == (head.n_train, head.n_val, head.n_test)
@@ -249,14 +249,14 @@ class TestEvaluate:
     ) -> None:
         """Where the data have a train folder, the images that were carved from it are no training images."""
         shutil.copytree(pictures, tmp_path / "again" / "train")
-        run = stages.evaluate(head.id, str(tmp_path / "again"), cache, reports)
+        run = commands.evaluate(head.id, str(tmp_path / "again"), cache, reports)
         assert figures(run.metrics["test"]) == pytest.approx(figures(head.metrics["test"]), rel=1e-6)
 
     def test_data_in_a_folder_that_is_no_unicode(self, head: Run, pictures: Path, cache: Path, reports: Path) -> None:
         folder = pictures.rename(pictures.with_name(os.fsdecode(b"caf\xe9")))
-        run = stages.evaluate(head.id, str(folder), cache, reports)
+        run = commands.evaluate(head.id, str(folder), cache, reports)
         assert run.data.endswith("caf\\udce9")
-        assert "caf" in stages.inspect(str(folder), cache, reports).to_json()["data"]
+        assert "caf" in commands.inspect(str(folder), cache, reports).to_json()["data"]
 
     def test_classes_are_matched_by_name(
         self, head: Run, draw: Any, tmp_path: Path, cache: Path, reports: Path
@@ -265,7 +265,7 @@ class TestEvaluate:
         for number in range(4):
             draw(tmp_path / "other" / "light" / f"{number}.png", colour=(175, 175, 175))
             draw(tmp_path / "other" / "red" / f"{number}.png", colour=(200, 20, 20))
-        run = stages.evaluate(head.id, str(tmp_path / "other"), cache, reports)
+        run = commands.evaluate(head.id, str(tmp_path / "other"), cache, reports)
         assert run.metrics["test"]["n"] == 4
         assert run.metrics["test"]["accuracy"] == 1
         assert run.metrics["test"]["confusion_matrix"][2] == [0, 0, 4]
@@ -274,14 +274,14 @@ class TestEvaluate:
 
     def test_no_class_in_common(self, head: Run, red_and_blue: Path, cache: Path, reports: Path) -> None:
         with pytest.raises(DataError, match="has no class that the run .* knows: it has blue, red"):
-            stages.evaluate(head.id, str(red_and_blue), cache, reports)
+            commands.evaluate(head.id, str(red_and_blue), cache, reports)
 
     def test_images_that_were_trained_on_are_told(
         self, head: Run, pictures: Path, tmp_path: Path, cache: Path, reports: Path
     ) -> None:
         shutil.copytree(pictures, tmp_path / "again" / "train")
         shutil.copytree(pictures, tmp_path / "again" / "test")
-        run = stages.evaluate(head.id, str(tmp_path / "again"), cache, reports)
+        run = commands.evaluate(head.id, str(tmp_path / "again"), cache, reports)
         assert (
             f"The run was trained on {head.n_train} of the {120 + head.n_test} test images, which flatters it"
             in run.notes
@@ -291,7 +291,7 @@ class TestEvaluate:
         self, head: Run, pictures: Path, cache: Path, reports: Path
     ) -> None:
         (pictures / "dark" / "bad.png").write_text("no picture")
-        run = stages.evaluate(head.id, str(pictures), cache, reports)
+        run = commands.evaluate(head.id, str(pictures), cache, reports)
         assert run.n_train + run.n_val + run.n_test == 120
         assert "1 images can't be read and are left out: dark/bad.png" in run.notes
 
@@ -300,7 +300,7 @@ class TestEvaluate:
     ) -> None:
         for path in (pictures / "grey").iterdir():
             path.write_text("no picture")
-        run = stages.evaluate(head.id, str(pictures), cache, reports)
+        run = commands.evaluate(head.id, str(pictures), cache, reports)
         assert any(note.startswith("No images of grey: their recall isn't known") for note in run.notes)
 
 
@@ -327,36 +327,36 @@ class TestRuns:
     ) -> None:
         rewrite(reports / head.id, **values)
         with pytest.raises(RunError, match=word):
-            stages.predict(str(reports / head.id), [str(pictures)], cache, reports)
+            commands.predict(str(reports / head.id), [str(pictures)], cache, reports)
 
     def test_nested_too_deeply(self, head: Run, pictures: Path, cache: Path, reports: Path) -> None:
         """One such folder stops no other run."""
         (reports / "deep").mkdir()
         (reports / "deep" / "run.json").write_text("[" * 100_000)
-        assert stages.predict(head.id, [str(pictures / "dark" / "0.png")], cache, reports).unreadable == []
+        assert commands.predict(head.id, [str(pictures / "dark" / "0.png")], cache, reports).unreadable == []
 
     def test_a_dataset_that_is_a_pattern(
         self, head: Run, pictures: Path, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         rewrite(reports / head.id, dataset="*")
-        run = stages.evaluate(head.id, str(pictures), cache, reports)
+        run = commands.evaluate(head.id, str(pictures), cache, reports)
         assert "Which images the run was trained on can't be told" in caplog.text
         assert run.n_test == 120
 
     def test_a_missing_head(self, head: Run, pictures: Path, cache: Path, reports: Path) -> None:
         (reports / head.id / "head.npz").unlink()
         with pytest.raises(RunError, match=r"head.npz can't be read"):
-            stages.predict(head.id, [str(pictures)], cache, reports)
+            commands.predict(head.id, [str(pictures)], cache, reports)
 
     def test_no_such_run(self, head: Run, cache: Path, reports: Path) -> None:
         with pytest.raises(RunError, match=head.id):
-            stages.predict("2020", ["x"], cache, reports)
+            commands.predict("2020", ["x"], cache, reports)
 
     def test_illegal_options(self, head: Run, pictures: Path, cache: Path, reports: Path) -> None:
         with pytest.raises(ConfigError, match="--top is 0"):
-            stages.predict(head.id, [str(pictures)], cache, reports, top=0)
+            commands.predict(head.id, [str(pictures)], cache, reports, top=0)
         with pytest.raises(ConfigError, match="--precision is 'int8'"):
-            stages.predict(head.id, [str(pictures)], cache, reports, precision="int8")
+            commands.predict(head.id, [str(pictures)], cache, reports, precision="int8")
 
 
 class TestModel:
@@ -364,15 +364,15 @@ class TestModel:
         self, head: Run, random: np.random.Generator, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The second call compiles nothing, and reads no shard that the first one knows."""
-        from pipeline import store
-        from pipeline.stages import rows
+        from pipeline.extraction import plan
+        from pipeline.store import shards
 
         model = load_model(head.id, reports=reports, cache=cache)
         first, second = random.integers(0, 255, (2, 3, 32, 32, 3), np.uint8)
         model.predict(first)
         read: list[Path] = []
-        monkeypatch.setattr(rows, "open_engine", lambda *_: pytest.fail("compiled again"))
-        monkeypatch.setattr(store, "read_checked", lambda path: read.append(path) or path.read_bytes())
+        monkeypatch.setattr(plan, "open_engine", lambda *_: pytest.fail("compiled again"))
+        monkeypatch.setattr(shards, "read_checked", lambda path: read.append(path) or path.read_bytes())
         assert len(model.predict(second)) == 3
         assert read == []
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import SplitConfig
-from pipeline.datasets.splits import carve, twins
+from pipeline.data.splits import carve, twins
 from pipeline.errors import DataError
 
 

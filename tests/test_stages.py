@@ -13,22 +13,23 @@ import numpy as np
 import pytest
 from conftest import FakeEngine
 
-from pipeline import caretaker, stages
+from pipeline import commands
+from pipeline.commands import TableOptions
+from pipeline.commands import cache as caretaker
 from pipeline.config import ExtractConfig, SplitConfig
-from pipeline.engines import graph_folder
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, QuarantineError, RunError, StoreError
+from pipeline.extraction.engines import graph_folder
 from pipeline.heads import HeadConfig
-from pipeline.records import find_record, records
-from pipeline.runs import find_run, runs
-from pipeline.stages import TableOptions
-from pipeline.store import FeatureStore
-from pipeline.table import load_table
+from pipeline.runs.run import find_run, runs
+from pipeline.store.records import find_record, records
+from pipeline.store.shards import FeatureStore
+from pipeline.store.table import load_table
 
 
 @pytest.mark.usefixtures("fake_engine")
 class TestIncremental:
-    def extract(self, data: Path, cache: Path, **options: object) -> stages.ExtractResult:
-        return stages.extract(ExtractConfig(str(data), **options), cache)  # type: ignore[arg-type]
+    def extract(self, data: Path, cache: Path, **options: object) -> commands.ExtractResult:
+        return commands.extract(ExtractConfig(str(data), **options), cache)  # type: ignore[arg-type]
 
     def test_again_nothing_is_computed(self, red_and_blue: Path, cache: Path) -> None:
         first, again = (self.extract(red_and_blue, cache) for _ in range(2))
@@ -118,7 +119,7 @@ class TestQuarantine:
     ) -> None:
         config = ExtractConfig(str(with_bad_files))
         for n_computed in (40, 0):
-            result = stages.extract(config, cache)
+            result = commands.extract(config, cache)
             assert result.n_images == 42
             assert result.n_computed == n_computed
             assert result.unreadable == {
@@ -131,20 +132,20 @@ class TestQuarantine:
 
     def test_strict_fails_after_saving(self, with_bad_files: Path, cache: Path, fake_engine: FakeEngine) -> None:
         with pytest.raises(QuarantineError, match="2 of 42 images"):
-            stages.extract(ExtractConfig(str(with_bad_files)), cache, strict=True)
-        assert stages.extract(ExtractConfig(str(with_bad_files)), cache).n_computed == 0
+            commands.extract(ExtractConfig(str(with_bad_files)), cache, strict=True)
+        assert commands.extract(ExtractConfig(str(with_bad_files)), cache).n_computed == 0
 
     def test_class_without_a_readable_image(self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine) -> None:
         for path in (red_and_blue / "red").iterdir():
             path.write_bytes(path.name.encode())
         with pytest.raises(DataError, match="No image of the class red can be read"):
-            stages.extract(ExtractConfig(str(red_and_blue)), cache)
+            commands.extract(ExtractConfig(str(red_and_blue)), cache)
 
     def test_passing_trouble_leaves_a_table_that_trains(
         self, red_and_blue: Path, cache: Path, reports: Path, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A file that changes between hashing and reading has no features this time, and is no row."""
-        from pipeline.datasets import FileSource
+        from pipeline.data import FileSource
 
         read = FileSource.read
 
@@ -152,27 +153,27 @@ class TestQuarantine:
             return read(self, index) + (b"x" if index == 3 else b"")
 
         monkeypatch.setattr(FileSource, "read", changed)
-        result = stages.extract(ExtractConfig(str(red_and_blue)), cache)
+        result = commands.extract(ExtractConfig(str(red_and_blue)), cache)
         assert result.n_computed == 39
         assert len(result.unreadable) == 1
-        run = stages.train_head(HeadConfig(), cache, reports)
+        run = commands.train_head(HeadConfig(), cache, reports)
         assert run.n_train + run.n_val + run.n_test == 39
         monkeypatch.setattr(FileSource, "read", read)
-        assert stages.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 1
+        assert commands.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 1
 
     def test_larger_pixel_limit_tries_again(self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine) -> None:
         with pytest.raises(DataError):
-            stages.extract(ExtractConfig(str(red_and_blue), pixel_limit=1000), cache)
-        assert stages.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 40
+            commands.extract(ExtractConfig(str(red_and_blue), pixel_limit=1000), cache)
+        assert commands.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 40
 
 
 class TestTrainHead:
     @pytest.fixture
-    def extracted(self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine) -> stages.ExtractResult:
-        return stages.extract(ExtractConfig(str(red_and_blue)), cache)
+    def extracted(self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine) -> commands.ExtractResult:
+        return commands.extract(ExtractConfig(str(red_and_blue)), cache)
 
-    def test_run_folder(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
-        run = stages.train_head(HeadConfig("logreg"), cache, reports)
+    def test_run_folder(self, extracted: commands.ExtractResult, cache: Path, reports: Path) -> None:
+        run = commands.train_head(HeadConfig("logreg"), cache, reports)
         assert run.metrics["val"]["accuracy"] == run.metrics["test"]["accuracy"] == 1.0
         assert run.n_train + run.n_val + run.n_test == 40
         assert run.features == extracted.record.id
@@ -191,26 +192,26 @@ class TestTrainHead:
     def test_views_are_trained_on(
         self, red_and_blue: Path, cache: Path, reports: Path, fake_engine: FakeEngine
     ) -> None:
-        stages.extract(ExtractConfig(str(red_and_blue), views=1, augment="flip"), cache)
-        run = stages.train_head(HeadConfig("logreg"), cache, reports)
+        commands.extract(ExtractConfig(str(red_and_blue), views=1, augment="flip"), cache)
+        run = commands.train_head(HeadConfig("logreg"), cache, reports)
         assert run.n_train + run.n_val + run.n_test == 40
         assert run.metrics["test"]["accuracy"] == 1.0
 
     def test_newest_features_are_taken(
-        self, extracted: stages.ExtractResult, red_and_blue: Path, cache: Path, reports: Path
+        self, extracted: commands.ExtractResult, red_and_blue: Path, cache: Path, reports: Path
     ) -> None:
-        other = stages.extract(ExtractConfig(str(red_and_blue), resize="pad"), cache)
-        assert stages.train_head(HeadConfig(), cache, reports).features == other.record.id
-        stages.extract(ExtractConfig(str(red_and_blue)), cache)
-        assert stages.train_head(HeadConfig(), cache, reports).features == extracted.record.id
+        other = commands.extract(ExtractConfig(str(red_and_blue), resize="pad"), cache)
+        assert commands.train_head(HeadConfig(), cache, reports).features == other.record.id
+        commands.extract(ExtractConfig(str(red_and_blue)), cache)
+        assert commands.train_head(HeadConfig(), cache, reports).features == extracted.record.id
         assert (
-            stages.train_head(HeadConfig(), cache, reports, TableOptions(other.record.id)).features == other.record.id
+            commands.train_head(HeadConfig(), cache, reports, TableOptions(other.record.id)).features == other.record.id
         )
 
     def test_activations_are_not_the_newest_features(
-        self, extracted: stages.ExtractResult, red_and_blue: Path, cache: Path, reports: Path
+        self, extracted: commands.ExtractResult, red_and_blue: Path, cache: Path, reports: Path
     ) -> None:
-        stages.extract(ExtractConfig(str(red_and_blue), pooling="none"), cache)
+        commands.extract(ExtractConfig(str(red_and_blue), pooling="none"), cache)
         assert find_record(cache, None).id == extracted.record.id
 
     def test_commands_that_errors_name_give_the_same_features(
@@ -228,42 +229,44 @@ class TestTrainHead:
 
     def test_no_features(self, cache: Path, reports: Path) -> None:
         with pytest.raises(StoreError, match="tlpipe extract DATA"):
-            stages.train_head(HeadConfig(), cache, reports)
+            commands.train_head(HeadConfig(), cache, reports)
 
-    def test_unknown_features(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
+    def test_unknown_features(self, extracted: commands.ExtractResult, cache: Path, reports: Path) -> None:
         with pytest.raises(StoreError, match=extracted.record.id):
-            stages.train_head(HeadConfig(), cache, reports, TableOptions("others"))
+            commands.train_head(HeadConfig(), cache, reports, TableOptions("others"))
 
     def test_maps_are_refused(self, cache: Path, reports: Path, spec: object) -> None:
         record = find_record_of_maps(cache, spec)
         with pytest.raises(CacheMismatchError, match=r"keeps height and width .*tlpipe extract maps"):
-            stages.train_head(HeadConfig(), cache, reports, TableOptions(record))
+            commands.train_head(HeadConfig(), cache, reports, TableOptions(record))
 
     def test_class_missing_from_train(
         self, tmp_path: Path, cache: Path, reports: Path, draw: Callable[..., Path], fake_engine: FakeEngine
     ) -> None:
         for name in ("train/a", "train/b", "val/a", "val/b", "val/c", "test/a"):
             draw(tmp_path / "data" / name / "1.png")
-        stages.extract(ExtractConfig(str(tmp_path / "data")), cache)
+        commands.extract(ExtractConfig(str(tmp_path / "data")), cache)
         with pytest.raises(DataError, match="no training images of the class c"):
-            stages.train_head(HeadConfig(), cache, reports)
+            commands.train_head(HeadConfig(), cache, reports)
 
-    def test_lost_shard_is_noticed(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
+    def test_lost_shard_is_noticed(self, extracted: commands.ExtractResult, cache: Path, reports: Path) -> None:
         next((cache / "features").rglob("*.h5")).unlink()
         with pytest.raises(StoreError, match="Features of 40 images .* are missing; compute them: tlpipe extract"):
-            stages.train_head(HeadConfig(), cache, reports)
+            commands.train_head(HeadConfig(), cache, reports)
 
-    def test_changed_dataset_file_is_noticed(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
+    def test_changed_dataset_file_is_noticed(
+        self, extracted: commands.ExtractResult, cache: Path, reports: Path
+    ) -> None:
         with h5py.File(next((cache / "datasets").glob("*.h5")), "r+") as file:
             file["label"][0] = 1 - file["label"][0]
         with pytest.raises(StoreError, match="was changed after it was written"):
-            stages.train_head(HeadConfig(), cache, reports)
+            commands.train_head(HeadConfig(), cache, reports)
 
 
 def find_record_of_maps(cache: Path, spec: object) -> str:
     """A table of features that keep height and width."""
-    from pipeline.datasets import Dataset
-    from pipeline.records import TableRecord, now, save_dataset, save_record
+    from pipeline.data import Dataset
+    from pipeline.store.records import TableRecord, now, save_dataset, save_record
 
     keys = np.array([f"{n:032d}" for n in range(8)], "S32")
     labels, splits = np.arange(8) % 2, np.array(["train"] * 8)
@@ -279,8 +282,8 @@ class TestRecordsAndRuns:
     def test_damaged_ones_are_left_aside(
         self, red_and_blue: Path, cache: Path, reports: Path, fake_engine: FakeEngine
     ) -> None:
-        result = stages.extract(ExtractConfig(str(red_and_blue)), cache)
-        run = stages.train_head(HeadConfig(), cache, reports)
+        result = commands.extract(ExtractConfig(str(red_and_blue)), cache)
+        run = commands.train_head(HeadConfig(), cache, reports)
         (cache / "tables" / "bad.json").write_text("{")
         for name, text in (("bad", "{}"), ("evil", json.dumps({"id": "evil", "created": "9999"}))):
             (reports / name).mkdir()
@@ -296,8 +299,8 @@ class TestRecordsAndRuns:
     def test_run_folder_elsewhere(
         self, red_and_blue: Path, cache: Path, reports: Path, fake_engine: FakeEngine
     ) -> None:
-        stages.extract(ExtractConfig(str(red_and_blue)), cache)
-        run = stages.train_head(HeadConfig(), cache, reports)
+        commands.extract(ExtractConfig(str(red_and_blue)), cache)
+        run = commands.train_head(HeadConfig(), cache, reports)
         elsewhere = reports.with_name("elsewhere")
         reports.rename(elsewhere)
         assert find_run(reports, str(elsewhere / run.id), ["train-head"])[1] == elsewhere / run.id
@@ -305,26 +308,26 @@ class TestRecordsAndRuns:
             find_run(reports, str(elsewhere / run.id), ["finetune"])
 
     def test_start_of_an_id_will_do(self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine) -> None:
-        result = stages.extract(ExtractConfig(str(red_and_blue)), cache)
+        result = commands.extract(ExtractConfig(str(red_and_blue)), cache)
         assert find_record(cache, "colours-").id == result.record.id
-        stages.extract(ExtractConfig(str(red_and_blue), resize="pad"), cache)
+        commands.extract(ExtractConfig(str(red_and_blue), resize="pad"), cache)
         with pytest.raises(StoreError, match="fits several"):
             find_record(cache, "colours-")
 
 
 class TestCaretaker:
     @pytest.fixture
-    def extracted(self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine) -> stages.ExtractResult:
-        return stages.extract(ExtractConfig(str(red_and_blue)), cache)
+    def extracted(self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine) -> commands.ExtractResult:
+        return commands.extract(ExtractConfig(str(red_and_blue)), cache)
 
-    def test_describe(self, extracted: stages.ExtractResult, cache: Path, red_and_blue: Path) -> None:
+    def test_describe(self, extracted: commands.ExtractResult, cache: Path, red_and_blue: Path) -> None:
         (row,) = caretaker.describe(cache)
         assert row["features_id"] == extracted.record.id
         assert row["images"] == 40
         assert row["data"] == str(red_and_blue)
         assert row["bytes"] > 40 * 12 * 4
 
-    def test_verify(self, extracted: stages.ExtractResult, cache: Path) -> None:
+    def test_verify(self, extracted: commands.ExtractResult, cache: Path) -> None:
         assert caretaker.verify(cache) == (3, [])
         shard = next((cache / "features").rglob("*.h5"))
         shard.write_bytes(shard.read_bytes()[:-20])
@@ -334,24 +337,29 @@ class TestCaretaker:
         assert len(damaged) == 2
 
     def test_nothing_needed_is_collected(
-        self, extracted: stages.ExtractResult, cache: Path, reports: Path, red_and_blue: Path, draw: Callable[..., Path]
+        self,
+        extracted: commands.ExtractResult,
+        cache: Path,
+        reports: Path,
+        red_and_blue: Path,
+        draw: Callable[..., Path],
     ) -> None:
         assert caretaker.collect(cache, reports) == []
-        run = stages.train_head(HeadConfig(), cache, reports)
+        run = commands.train_head(HeadConfig(), cache, reports)
         draw(red_and_blue / "red" / "new.png")
         for path in list((red_and_blue / "blue").iterdir())[:5]:
             path.unlink()
-        stages.extract(ExtractConfig(str(red_and_blue)), cache)
+        commands.extract(ExtractConfig(str(red_and_blue)), cache)
         assert caretaker.collect(cache, reports) == [], "the run needs the older table"
         shutil.rmtree(reports / run.id)
         found = caretaker.collect(cache, reports)
         assert {item.path.parent.name for item in found} == {"tables", "datasets"}
         caretaker.remove(found)
         assert caretaker.collect(cache, reports) == []
-        assert stages.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 0
+        assert commands.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 0
 
     def test_needless_shards_stores_and_leftovers(
-        self, extracted: stages.ExtractResult, cache: Path, reports: Path, red_and_blue: Path
+        self, extracted: commands.ExtractResult, cache: Path, reports: Path, red_and_blue: Path
     ) -> None:
         import os
 
@@ -375,13 +383,13 @@ class TestCaretaker:
         assert {leftover, orphan.folder} <= {item.path for item in found}
         caretaker.remove(found)
         assert fresh.exists()
-        assert stages.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 0
+        assert commands.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 0
         assert caretaker.verify(cache)[1] == []
 
     def test_what_cannot_be_read_stops_the_cleaning(
-        self, extracted: stages.ExtractResult, cache: Path, reports: Path
+        self, extracted: commands.ExtractResult, cache: Path, reports: Path
     ) -> None:
-        run = stages.train_head(HeadConfig(), cache, reports)
+        run = commands.train_head(HeadConfig(), cache, reports)
         table = cache / "tables" / f"{extracted.record.id}.json"
         for path, error in ((table, StoreError), (reports / run.id / "run.json", RunError)):
             text = path.read_text()
@@ -394,7 +402,7 @@ class TestCaretaker:
         n_files, damaged = caretaker.verify(cache)
         assert (n_files, {item.path.name for item in damaged}) == (3, {table.name, "spec.json"})
 
-    def test_graphs(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
+    def test_graphs(self, extracted: commands.ExtractResult, cache: Path, reports: Path) -> None:
         import os
 
         needed = graph_folder(cache, extracted.record.spec)
@@ -419,15 +427,15 @@ class TestCaretaker:
 
         stream = FakeEngine.stream
         monkeypatch.setattr(FakeEngine, "stream", stop)
-        monkeypatch.setattr("pipeline.extraction.SHARD_ROWS", 4)
+        monkeypatch.setattr("pipeline.extraction.pass_.SHARD_ROWS", 4)
         with pytest.raises(KeyboardInterrupt):
-            stages.extract(ExtractConfig(str(red_and_blue)), cache)
+            commands.extract(ExtractConfig(str(red_and_blue)), cache)
         for path in cache.rglob("*"):
             os.utime(path, (0, 0))
         assert caretaker.collect(cache, reports) == []
 
     @pytest.mark.parametrize("suffix", [".h5", ".npz"])
-    def test_export(self, extracted: stages.ExtractResult, cache: Path, tmp_path: Path, suffix: str) -> None:
+    def test_export(self, extracted: commands.ExtractResult, cache: Path, tmp_path: Path, suffix: str) -> None:
         target = tmp_path / f"out{suffix}"
         caretaker.export(cache, None, target)
         table = load_table(cache, [extracted.record])

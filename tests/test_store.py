@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import FeatureSpec
 from pipeline.errors import StoreError
-from pipeline.store import FeatureStore, Quarantined, stores
+from pipeline.store.shards import FeatureStore, Quarantined, stores
 
 
 def keys_of(*numbers: int) -> list[bytes]:

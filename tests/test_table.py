@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from conftest import FakeEngine, part_of
 
-from pipeline import stages
+from pipeline import commands
 from pipeline.config import ExtractConfig, FeatureSpec
-from pipeline.datasets import Dataset
+from pipeline.data import Dataset
 from pipeline.errors import ConfigError, DataError, StoreError
+from pipeline.evaluation.metrics import scores
 from pipeline.heads import HeadConfig, make_head, predict
-from pipeline.heads.optimise import Passes
-from pipeline.metrics import scores
-from pipeline.parts import Part, StoredFeatures, joined
-from pipeline.records import TableRecord, find_records, now, save_dataset, save_record
-from pipeline.store import FeatureStore
-from pipeline.table import FeatureTable, load_table
+from pipeline.store.records import TableRecord, find_records, now, save_dataset, save_record
+from pipeline.store.rows import Part, StoredFeatures, joined
+from pipeline.store.shards import FeatureStore
+from pipeline.store.table import FeatureTable, load_table
+from pipeline.training.optimise import Passes
 
 N, WIDTH, SHARDS = 1200, 16, 12
 ROW_BYTES = 4 * WIDTH
@@ -200,7 +200,7 @@ class TestSeveralSets:
 class TestViews:
     @pytest.fixture
     def record(self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine) -> TableRecord:
-        return stages.extract(ExtractConfig(str(red_and_blue), views=2, augment="flip,crop"), cache).record
+        return commands.extract(ExtractConfig(str(red_and_blue), views=2, augment="flip,crop"), cache).record
 
     def test_of_val_stand_in_the_order_of_the_images(self, record: TableRecord, cache: Path) -> None:
         table = load_table(cache, [record], 1, test_views=2)
@@ -218,7 +218,7 @@ class TestViews:
     def test_of_different_kinds_are_not_joined(
         self, record: TableRecord, red_and_blue: Path, cache: Path, fake_engine: FakeEngine
     ) -> None:
-        other = stages.extract(ExtractConfig(str(red_and_blue), resize="pad", views=1, augment="crop"), cache).record
+        other = commands.extract(ExtractConfig(str(red_and_blue), resize="pad", views=1, augment="crop"), cache).record
         with pytest.raises(ConfigError, match="use --views 0"):
             load_table(cache, [record, other])
         assert load_table(cache, [record, other], 0).array().shape[1] == 24

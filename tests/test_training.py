@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from conftest import FakeEngine
 
-from pipeline import load_features, load_head, stages
+from pipeline import commands, load_features, load_head
+from pipeline.commands import TableOptions, open_head
 from pipeline.config import ExtractConfig, SplitConfig
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError
 from pipeline.heads import HeadConfig
-from pipeline.stages import TableOptions, open_head
-from pipeline.table import load_table
+from pipeline.store.table import load_table
 
 
-def test_run_holds_all_metrics_and_predictions(extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
-    run = stages.train_head(HeadConfig("ridge"), cache, reports)
+def test_run_holds_all_metrics_and_predictions(extracted: commands.ExtractResult, cache: Path, reports: Path) -> None:
+    run = commands.train_head(HeadConfig("ridge"), cache, reports)
     keys = "n accuracy accuracy_95 balanced_accuracy macro_f1 log_loss roc_auc ece per_class confusion_matrix"
     value = json.loads((reports / run.id / "run.json").read_text())
     for split in ("val", "test"):
@@ -37,10 +37,10 @@ def test_run_holds_all_metrics_and_predictions(extracted: stages.ExtractResult, 
 
 
 def test_figures_on_val_are_of_a_head_that_has_not_seen_it(
-    extracted: stages.ExtractResult, cache: Path, reports: Path
+    extracted: commands.ExtractResult, cache: Path, reports: Path
 ) -> None:
     """knn1 is always right on what it has seen."""
-    run = stages.train_head(HeadConfig("knn1"), cache, reports)
+    run = commands.train_head(HeadConfig("knn1"), cache, reports)
     assert run.metrics["val"]["accuracy"] < 1
     head = load_head(run.id, reports=reports)
     features = load_features(cache=cache, views=0)
@@ -56,17 +56,17 @@ def test_val_of_the_source_is_not_fitted_on(
         for name, level in (("a", 60), ("b", 180)):
             for number in range(4):
                 draw(tmp_path / "data" / split / name / f"{number}.png", colour=(level, level, level))
-    stages.extract(ExtractConfig(str(tmp_path / "data")), cache)
-    run = stages.train_head(HeadConfig("knn1"), cache, reports)
+    commands.extract(ExtractConfig(str(tmp_path / "data")), cache)
+    run = commands.train_head(HeadConfig("knn1"), cache, reports)
     assert "Then fitted on train and val" not in run.notes
     assert len(load_head(run.id, reports=reports).head.labels) == 8  # type: ignore[attr-defined]
 
 
 class TestViews:
     def test_probabilities_are_means_over_views(
-        self, extracted: stages.ExtractResult, cache: Path, reports: Path
+        self, extracted: commands.ExtractResult, cache: Path, reports: Path
     ) -> None:
-        run = stages.train_head(HeadConfig("ridge", views=0), cache, reports, TableOptions(test_views=1))
+        run = commands.train_head(HeadConfig("ridge", views=0), cache, reports, TableOptions(test_views=1))
         table = load_table(cache, [extracted.record], 0, test_views=1)
         head = load_head(run.id, reports=reports).head
         parts = [table.part("test", view) for view in (0, 1)]
@@ -77,10 +77,10 @@ class TestViews:
         assert run.settings["test_views"] == 1
         assert "Probabilities are means over 2 versions of each image" in run.notes
 
-    def test_fewer_to_train_on(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
+    def test_fewer_to_train_on(self, extracted: commands.ExtractResult, cache: Path, reports: Path) -> None:
         counts = []
         for views in (0, 1, None):
-            run = stages.train_head(HeadConfig("knn3", views=views), cache, reports)
+            run = commands.train_head(HeadConfig("knn3", views=views), cache, reports)
             counts.append(len(load_head(run.id, reports=reports).head.labels))  # type: ignore[attr-defined]
         n_train, n_val = run.n_train, run.n_val
         assert counts == [n_train + n_val, 2 * n_train + n_val, 2 * n_train + n_val]
@@ -88,8 +88,8 @@ class TestViews:
 
 class TestRepeats:
     @pytest.mark.parametrize("views", [0, 1])
-    def test_folds(self, views: int, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
-        run = stages.train_head(HeadConfig("ridge", views=views), cache, reports, TableOptions(cv=4, test_views=1))
+    def test_folds(self, views: int, extracted: commands.ExtractResult, cache: Path, reports: Path) -> None:
+        run = commands.train_head(HeadConfig("ridge", views=views), cache, reports, TableOptions(cv=4, test_views=1))
         assert run.repeats is not None
         assert len(run.repeats["rounds"]) == run.repeats["folds"] == 4
         assert run.repeats["accuracy"] == pytest.approx(np.mean(run.repeats["rounds"]))
@@ -97,9 +97,9 @@ class TestRepeats:
         assert run.repeats["accuracy_std"] > 0
 
     def test_folds_use_val_only_if_it_was_carved(
-        self, extracted: stages.ExtractResult, cache: Path, reports: Path
+        self, extracted: commands.ExtractResult, cache: Path, reports: Path
     ) -> None:
-        from pipeline.stages.tables import rounds_of
+        from pipeline.selection.tables import rounds_of
 
         table = load_table(cache, [extracted.record], 1, test_views=1)
         images = {split: set(table.keys[table.splits == split].tolist()) for split in ("train", "val", "test")}
@@ -112,11 +112,11 @@ class TestRepeats:
         assert used == images["train"]
 
     def test_rate_the_head_with_what_it_chose(
-        self, extracted: stages.ExtractResult, cache: Path, reports: Path
+        self, extracted: commands.ExtractResult, cache: Path, reports: Path
     ) -> None:
         for head in ("ridge", "logreg"):
-            first = stages.train_head(HeadConfig(head), cache, reports, TableOptions(cv=3))
-            again = stages.train_head(
+            first = commands.train_head(HeadConfig(head), cache, reports, TableOptions(cv=3))
+            again = commands.train_head(
                 HeadConfig(head, l2=first.settings["chosen"]["l2"]), cache, reports, TableOptions(cv=3)
             )
             assert first.repeats is not None
@@ -124,18 +124,18 @@ class TestRepeats:
             assert first.repeats["rounds"] == again.repeats["rounds"]
 
     def test_folds_of_other_seeds_are_other_folds(
-        self, extracted: stages.ExtractResult, cache: Path, reports: Path
+        self, extracted: commands.ExtractResult, cache: Path, reports: Path
     ) -> None:
-        run = stages.train_head(HeadConfig("knn5"), cache, reports, TableOptions(cv=3, seeds=2))
+        run = commands.train_head(HeadConfig("knn5"), cache, reports, TableOptions(cv=3, seeds=2))
         assert run.repeats is not None
         assert len(run.repeats["rounds"]) == 6
         assert run.repeats["rounds"][:3] != run.repeats["rounds"][3:]
 
-    def test_seeds(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
-        run = stages.train_head(HeadConfig("linear", epochs=2), cache, reports, TableOptions(seeds=3))
+    def test_seeds(self, extracted: commands.ExtractResult, cache: Path, reports: Path) -> None:
+        run = commands.train_head(HeadConfig("linear", epochs=2), cache, reports, TableOptions(seeds=3))
         assert run.repeats is not None
         assert len(run.repeats["rounds"]) == 3
-        single = stages.train_head(HeadConfig("linear", epochs=2), cache, reports)
+        single = commands.train_head(HeadConfig("linear", epochs=2), cache, reports)
         assert run.repeats["rounds"][0] == pytest.approx(single.metrics["val"]["accuracy"])
 
     @pytest.mark.parametrize("options", [{"seeds": 0}, {"test_views": -1}, {"cv": 0}, {"cv": 1}])
@@ -145,9 +145,9 @@ class TestRepeats:
 
 
 class TestCalibration:
-    def test_error_before_and_after(self, extracted: stages.ExtractResult, cache: Path, reports: Path) -> None:
-        plain = stages.train_head(HeadConfig("knn5"), cache, reports)
-        run = stages.train_head(HeadConfig("knn5"), cache, reports, TableOptions(calibrate=True))
+    def test_error_before_and_after(self, extracted: commands.ExtractResult, cache: Path, reports: Path) -> None:
+        plain = commands.train_head(HeadConfig("knn5"), cache, reports)
+        run = commands.train_head(HeadConfig("knn5"), cache, reports, TableOptions(calibrate=True))
         assert run.calibration is not None
         for split in ("val", "test"):
             before, after = run.calibration["ece"][split]
@@ -164,19 +164,19 @@ class TestCalibration:
             np.testing.assert_allclose(file["test/probability"][:], probabilities, atol=1e-5)
 
     def test_needs_val(self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine) -> None:
-        stages.extract(ExtractConfig(str(pictures), splits=SplitConfig(val_fraction=0)), cache)
+        commands.extract(ExtractConfig(str(pictures), splits=SplitConfig(val_fraction=0)), cache)
         with pytest.raises(DataError, match="--calibrate needs validation images"):
-            stages.train_head(HeadConfig("ridge"), cache, reports, TableOptions(calibrate=True))
+            commands.train_head(HeadConfig("ridge"), cache, reports, TableOptions(calibrate=True))
 
 
 class TestTrainedHead:
     def test_refuses_features_of_another_spec(
-        self, extracted: stages.ExtractResult, pictures: Path, cache: Path, reports: Path
+        self, extracted: commands.ExtractResult, pictures: Path, cache: Path, reports: Path
     ) -> None:
-        stages.train_head(HeadConfig("ridge"), cache, reports)
+        commands.train_head(HeadConfig("ridge"), cache, reports)
         head, _ = open_head(reports, None)
         assert head.class_names == ("dark", "grey", "light")
-        other = stages.extract(ExtractConfig(str(pictures), resize="pad", interpolation="nearest"), cache).record
+        other = commands.extract(ExtractConfig(str(pictures), resize="pad", interpolation="nearest"), cache).record
         table = load_table(cache, [other])
         with pytest.raises(CacheMismatchError) as caught:
             head.predict_proba(table.array(), table.specs, other.id)
@@ -186,9 +186,9 @@ class TestTrainedHead:
             head.check([other.spec, other.spec], "two")
 
     def test_takes_another_precision_with_a_note(
-        self, extracted: stages.ExtractResult, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture
+        self, extracted: commands.ExtractResult, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        stages.train_head(HeadConfig("ridge"), cache, reports)
+        commands.train_head(HeadConfig("ridge"), cache, reports)
         head, _ = open_head(reports, None)
         caplog.set_level("INFO", "tlpipe")
         head.check([replace(extracted.record.spec, precision="tensorflow-float16")], "others")
@@ -196,9 +196,9 @@ class TestTrainedHead:
 
     @pytest.mark.parametrize("head", ["ridge", "knn5", "mlp4"])
     def test_refuses_what_are_no_features(
-        self, head: str, extracted: stages.ExtractResult, cache: Path, reports: Path
+        self, head: str, extracted: commands.ExtractResult, cache: Path, reports: Path
     ) -> None:
-        stages.train_head(HeadConfig(head), cache, reports)
+        commands.train_head(HeadConfig(head), cache, reports)
         trained = load_head(reports=reports)
         features = load_features(cache=cache)
         for wrong in (features.X[:, :5], features.X[0], features.X.astype(int), [[0.5] * 5]):
@@ -226,18 +226,18 @@ class TestTrainedHead:
         ids=str,
     )
     def test_tampered_run(
-        self, change: dict[str, object], extracted: stages.ExtractResult, cache: Path, reports: Path
+        self, change: dict[str, object], extracted: commands.ExtractResult, cache: Path, reports: Path
     ) -> None:
-        run = stages.train_head(HeadConfig("ridge"), cache, reports)
+        run = commands.train_head(HeadConfig("ridge"), cache, reports)
         path = reports / run.id / "run.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
         with pytest.raises(RunError, match=r"run\.json"):
             open_head(reports, str(reports / run.id))
 
     def test_classes_that_are_not_those_of_the_head(
-        self, extracted: stages.ExtractResult, cache: Path, reports: Path
+        self, extracted: commands.ExtractResult, cache: Path, reports: Path
     ) -> None:
-        run = stages.train_head(HeadConfig("ridge"), cache, reports)
+        run = commands.train_head(HeadConfig("ridge"), cache, reports)
         path = reports / run.id / "run.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "class_names": ["dark"]}))
         head, _ = open_head(reports, None)
@@ -246,24 +246,26 @@ class TestTrainedHead:
             head.predict_proba(table.array(), table.specs)
 
     def test_finetune_refuses_what_it_cannot_start_from(
-        self, extracted: stages.ExtractResult, pictures: Path, cache: Path, reports: Path
+        self, extracted: commands.ExtractResult, pictures: Path, cache: Path, reports: Path
     ) -> None:
-        from pipeline.finetune import FinetuneConfig
+        from pipeline.finetuning import FinetuneConfig
 
-        stages.train_head(HeadConfig("knn5"), cache, reports)
+        commands.train_head(HeadConfig("knn5"), cache, reports)
         with pytest.raises(ConfigError, match="knn5 is no network"):
-            stages.finetune(FinetuneConfig(), cache, reports)
-        other = stages.extract(ExtractConfig(str(pictures), resize="pad"), cache).record
+            commands.finetune(FinetuneConfig(), cache, reports)
+        other = commands.extract(ExtractConfig(str(pictures), resize="pad"), cache).record
         both = f"{extracted.record.id},{other.id}"
-        stages.train_head(HeadConfig("ridge", views=0), cache, reports, TableOptions(both))
+        commands.train_head(HeadConfig("ridge", views=0), cache, reports, TableOptions(both))
         with pytest.raises(CacheMismatchError, match="trained on 2 sets of features"):
-            stages.finetune(FinetuneConfig(), cache, reports)
+            commands.finetune(FinetuneConfig(), cache, reports)
 
 
-def test_several_sets_of_features(extracted: stages.ExtractResult, pictures: Path, cache: Path, reports: Path) -> None:
-    other = stages.extract(ExtractConfig(str(pictures), resize="pad"), cache).record
+def test_several_sets_of_features(
+    extracted: commands.ExtractResult, pictures: Path, cache: Path, reports: Path
+) -> None:
+    other = commands.extract(ExtractConfig(str(pictures), resize="pad"), cache).record
     both = f"{extracted.record.id},{other.id}"
-    run = stages.train_head(HeadConfig("ridge", views=0), cache, reports, TableOptions(both))
+    run = commands.train_head(HeadConfig("ridge", views=0), cache, reports, TableOptions(both))
     assert run.features == both
     assert run.trainable_parameters == 3 * (24 + 1)
     assert [spec["resize"] for spec in run.specs] == ["stretch", "pad"]
@@ -294,8 +296,8 @@ class TestFewLabels:
     ) -> None:
         for split, count in (("train", 1), ("test", 3)):
             draw_greys(draw, tmp_path / "data" / split, "abc", count)
-        stages.extract(ExtractConfig(str(tmp_path / "data"), splits=SplitConfig(val_fraction=0)), cache)
-        run = stages.train_head(HeadConfig(head), cache, reports)
+        commands.extract(ExtractConfig(str(tmp_path / "data"), splits=SplitConfig(val_fraction=0)), cache)
+        run = commands.train_head(HeadConfig(head), cache, reports)
         assert (run.n_train, run.n_val, run.n_test) == (3, 0, 9)
         assert "3 training images for 3 classes are fewer than two each" in caplog.text
         assert "val" not in run.metrics
@@ -311,8 +313,8 @@ class TestFewLabels:
     ) -> None:
         for split, names in (("train", "abc"), ("val", "ab"), ("test", "abc")):
             draw_greys(draw, tmp_path / "data" / split, names, 3)
-        stages.extract(ExtractConfig(str(tmp_path / "data")), cache)
-        run = stages.train_head(HeadConfig("logreg"), cache, reports)
+        commands.extract(ExtractConfig(str(tmp_path / "data")), cache)
+        run = commands.train_head(HeadConfig("logreg"), cache, reports)
         assert "No validation images of the class c" in caplog.text
         assert run.metrics["val"]["roc_auc"] is None
         assert run.metrics["test"]["accuracy"] == 1.0

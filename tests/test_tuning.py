@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -14,27 +15,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import stages
+from pipeline import commands
 from pipeline.backbones import open_backbone
+from pipeline.commands import FinetuneOptions, TableOptions
 from pipeline.config import ExtractConfig, SplitConfig
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError, StoreError, WeightsError
-from pipeline.finetune import Checkpoint, FinetuneConfig, State
+from pipeline.finetuning import Checkpoint, FinetuneConfig, State
 from pipeline.heads import HeadConfig
-from pipeline.records import find_record
-from pipeline.runs import Run, read_run, runs
-from pipeline.stages import FinetuneOptions, TableOptions
-from pipeline.store import FeatureStore
-from pipeline.table import load_table
+from pipeline.runs.run import Run, read_run, runs
+from pipeline.store.records import find_record
+from pipeline.store.shards import FeatureStore
+from pipeline.store.table import load_table
 
 SMALL = {"backbone": "mobilenet025", "image_size": (32, 32), "weights": "random", "precision": "float32"}
 QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3}
+
+tuning = importlib.import_module("pipeline.commands.finetune")
 
 
 @pytest.fixture
 def head(red_and_blue: Path, cache: Path, reports: Path) -> Run:
     """A head on features of a network with random weights."""
-    stages.extract(ExtractConfig(str(red_and_blue), **SMALL), cache)
-    return stages.train_head(HeadConfig("logreg"), cache, reports)
+    commands.extract(ExtractConfig(str(red_and_blue), **SMALL), cache)
+    return commands.train_head(HeadConfig("logreg"), cache, reports)
 
 
 def served(folder: Path, paths: list[Path]) -> np.ndarray:
@@ -46,7 +49,7 @@ def served(folder: Path, paths: list[Path]) -> np.ndarray:
 
 
 def test_before_and_after_stand_side_by_side(head: Run, cache: Path, reports: Path) -> None:
-    run = stages.finetune(FinetuneConfig("block12", **QUICK), cache, reports)
+    run = commands.finetune(FinetuneConfig("block12", **QUICK), cache, reports)
     assert run.baseline == head.metrics
     assert set(run.metrics) == {"val", "test"}
     assert run.settings["blocks"] == "block12"
@@ -66,7 +69,7 @@ def test_the_saved_model_predicts_what_the_run_says(
 ) -> None:
     import h5py
 
-    run = stages.finetune(FinetuneConfig(**{"blocks": "block12", **QUICK, **how}), cache, reports)
+    run = commands.finetune(FinetuneConfig(**{"blocks": "block12", **QUICK, **how}), cache, reports)
     table = load_table(cache, [find_record(cache, head.features)], 0)
     with h5py.File(reports / run.id / "predictions.h5") as file:
         for split in ("val", "test"):
@@ -81,9 +84,9 @@ def test_a_fast_engine_does_not_bend_the_figures(red_and_blue: Path, cache: Path
     import h5py
 
     config = ExtractConfig(str(red_and_blue), **{**SMALL, "engine": "tensorflow", "precision": "bfloat16"})
-    head = stages.extract(config, cache).record.id
-    stages.train_head(HeadConfig("logreg"), cache, reports)
-    run = stages.finetune(FinetuneConfig("block12", **QUICK), cache, reports)
+    head = commands.extract(config, cache).record.id
+    commands.train_head(HeadConfig("logreg"), cache, reports)
+    run = commands.finetune(FinetuneConfig("block12", **QUICK), cache, reports)
     assert "Rated in float32, as the saved model runs; the frozen head in tensorflow-bfloat16" in run.notes
     table = load_table(cache, [find_record(cache, head)], 0)
     rows = table.rows("val")
@@ -97,22 +100,22 @@ def test_views_are_cached_and_trained_on(
     head: Run, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = {}
-    fit = stages.tuning.fit
+    fit = commands.tuning.fit
 
     def spied(models: Any, examples: Any, *more: Any) -> Any:
         seen.update({split: len(part) for split, part in examples.items()})
         return fit(models, examples, *more)
 
-    monkeypatch.setattr(stages.tuning, "fit", spied)
+    monkeypatch.setattr(tuning, "fit", spied)
     with caplog.at_level("INFO", logger="tlpipe"):
-        run = stages.finetune(FinetuneConfig("block13", views=2, **QUICK), cache, reports)
+        run = commands.finetune(FinetuneConfig("block13", views=2, **QUICK), cache, reports)
     assert seen == {"train": 3 * run.n_train, "val": run.n_val, "test": run.n_test}
     assert run.settings["augment"] == "flip,crop"
     assert "120 of 120 rows to compute with openvino in float32" in caplog.text
     assert "The features will take" in caplog.text
     caplog.clear()
     with caplog.at_level("INFO", logger="tlpipe"):
-        stages.finetune(FinetuneConfig("block13", **QUICK), cache, reports)
+        commands.finetune(FinetuneConfig("block13", **QUICK), cache, reports)
     assert "rows to compute" not in caplog.text, "the images themselves are there already"
 
 
@@ -121,19 +124,19 @@ def test_a_disk_that_cannot_hold_the_activations(
 ) -> None:
     monkeypatch.setattr(FeatureStore, "free_space", lambda _: 1000)
     with pytest.raises(StoreError, match="The features will take 0.00 GB, .* free; make room"):
-        stages.finetune(FinetuneConfig("block13", **QUICK), cache, reports)
+        commands.finetune(FinetuneConfig("block13", **QUICK), cache, reports)
 
 
 class TestStart:
     def test_a_head_is_trained_first(self, head: Run, cache: Path, reports: Path) -> None:
-        run = stages.finetune(FinetuneConfig("block13", **QUICK), cache, reports, FinetuneOptions(head="mlp8"))
+        run = commands.finetune(FinetuneConfig("block13", **QUICK), cache, reports, FinetuneOptions(head="mlp8"))
         first = read_run(reports / run.settings["head_run"])
         assert (first.stage, first.head, run.head) == ("train-head", "mlp8", "mlp8")
         assert run.baseline == first.metrics
 
     def test_cold_head(self, head: Run, cache: Path, reports: Path) -> None:
         config = FinetuneConfig("none", cold_head=True, epochs=1, learning_rate=1e-6)
-        run = stages.finetune(config, cache, reports)
+        run = commands.finetune(config, cache, reports)
         assert "The head was drawn anew" in run.notes
         assert run.metrics["val"]["log_loss"] > 2 * head.metrics["val"]["log_loss"]
         assert run.notes[-1].endswith(f"use the head: {head.id}")
@@ -141,7 +144,7 @@ class TestStart:
     @pytest.mark.slow
     def test_from_scratch(self, head: Run, cache: Path, reports: Path) -> None:
         config = FinetuneConfig("all", weights="random", epochs=1, batch_size=16, seed=4)
-        run = stages.finetune(config, cache, reports)
+        run = commands.finetune(config, cache, reports)
         assert run.settings["train_bn"] is True
         assert any("random weights" in note for note in run.notes)
         with_bn = open_backbone("mobilenet025", "random", 4, (32, 32)).network().model
@@ -165,11 +168,11 @@ class TestStart:
         self, config: dict[str, Any], options: dict[str, Any], message: str, head: Run, cache: Path, reports: Path
     ) -> None:
         with pytest.raises(ConfigError, match=message):
-            stages.finetune(FinetuneConfig(**config), cache, reports, FinetuneOptions(**options))
+            commands.finetune(FinetuneConfig(**config), cache, reports, FinetuneOptions(**options))
         assert len(runs(reports)) == 1
 
     def test_tensorboard_that_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("pipeline.runtime.installed", lambda _: False)
+        monkeypatch.setattr("pipeline.util.runtime.installed", lambda _: False)
         with pytest.raises(ConfigError, match="pip install tensorboard"):
             FinetuneOptions(tensorboard=True)
 
@@ -177,36 +180,36 @@ class TestStart:
         (red_and_blue / "red" / "3.png").unlink()
         for blocks in ("block13", "all"):
             with pytest.raises(CacheMismatchError, match="has changed since"):
-                stages.finetune(FinetuneConfig(blocks, **QUICK), cache, reports)
+                commands.finetune(FinetuneConfig(blocks, **QUICK), cache, reports)
 
     def test_an_image_that_goes_away_while_it_trains(
         self, head: Run, red_and_blue: Path, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        fit = stages.tuning.fit
+        fit = commands.tuning.fit
 
         def gone(*arguments: Any) -> Any:
             max(red_and_blue.rglob("*.png")).write_bytes(b"gone")
             return fit(*arguments)
 
-        monkeypatch.setattr(stages.tuning, "fit", gone)
+        monkeypatch.setattr(tuning, "fit", gone)
         with pytest.raises(DataError, match=r"\.png could be read when its features were computed"):
-            stages.finetune(FinetuneConfig("all", **QUICK), cache, reports)
+            commands.finetune(FinetuneConfig("all", **QUICK), cache, reports)
 
 
 def test_a_backbone_cut_short_in_all_stages(red_and_blue: Path, cache: Path, reports: Path) -> None:
     """VGG16's first three blocks: frozen below a head, trained from a cut, and trained as a whole."""
     config = ExtractConfig(str(red_and_blue), **{**SMALL, "backbone": "vgg16"}, endpoint="block3")
-    stages.extract(config, cache)
-    head = stages.train_head(HeadConfig("logreg"), cache, reports)
+    commands.extract(config, cache)
+    head = commands.train_head(HeadConfig("logreg"), cache, reports)
     for blocks, cut in ((None, "block2_pool"), ("all", "pixels")):
-        run = stages.finetune(FinetuneConfig(blocks, epochs=1), cache, reports, FinetuneOptions(head.id))
+        run = commands.finetune(FinetuneConfig(blocks, epochs=1), cache, reports, FinetuneOptions(head.id))
         assert run.settings["cut"] == cut
         model = keras.models.load_model(reports / run.id / "model.keras", compile=False)
         assert model.get_layer("pooled_0").output.shape == (None, 256)
     again = ExtractConfig(str(red_and_blue), backbone=str(reports / run.id), precision="float32")
-    assert stages.extract(again, cache).record.spec.endpoint == "block3"
+    assert commands.extract(again, cache).record.spec.endpoint == "block3"
     with pytest.raises(ConfigError, match="lies above the last layer"):
-        stages.extract(ExtractConfig(str(red_and_blue), backbone=str(reports / run.id), endpoint="block5"), cache)
+        commands.extract(ExtractConfig(str(red_and_blue), backbone=str(reports / run.id), endpoint="block5"), cache)
 
 
 class TestAsBackbone:
@@ -214,15 +217,15 @@ class TestAsBackbone:
     def tuned(self, red_and_blue: Path, cache: Path, reports: Path) -> Run:
         """Without validation images the last epoch is kept."""
         config = ExtractConfig(str(red_and_blue), **SMALL, splits=SplitConfig(val_fraction=0))
-        stages.extract(config, cache)
-        stages.train_head(HeadConfig("logreg"), cache, reports)
+        commands.extract(config, cache)
+        commands.train_head(HeadConfig("logreg"), cache, reports)
         config = FinetuneConfig("block12", epochs=2, batch_size=8, learning_rate=1e-3, schedule="none", patience=9)
-        return stages.finetune(config, cache, reports)
+        return commands.finetune(config, cache, reports)
 
     def test_its_features_are_those_below_its_head(
         self, tuned: Run, red_and_blue: Path, cache: Path, reports: Path
     ) -> None:
-        result = stages.extract(
+        result = commands.extract(
             ExtractConfig(str(red_and_blue), backbone=str(reports / tuned.id), precision="float32"), cache
         )
         spec = result.record.spec
@@ -235,17 +238,17 @@ class TestAsBackbone:
         expected = below.predict(np.stack([np.asarray(picture) for picture in pictures]), verbose=0)
         np.testing.assert_allclose(table.array(), expected, atol=1e-4)
         assert spec.weights_digest != tuned.specs[0]["weights_digest"]
-        assert stages.extract(result.record.config, cache).n_computed == 0
+        assert commands.extract(result.record.config, cache).n_computed == 0
 
     def test_all_stages_go_on_from_it(self, tuned: Run, red_and_blue: Path, cache: Path, reports: Path) -> None:
         config = ExtractConfig(str(red_and_blue), backbone=str(reports / tuned.id), precision="float32")
-        features = stages.extract(config, cache).record.id
-        stages.train_head(HeadConfig("logreg"), cache, reports, TableOptions(features))
-        again = stages.finetune(FinetuneConfig("block11", epochs=1, learning_rate=1e-5), cache, reports)
+        features = commands.extract(config, cache).record.id
+        commands.train_head(HeadConfig("logreg"), cache, reports, TableOptions(features))
+        again = commands.finetune(FinetuneConfig("block11", epochs=1, learning_rate=1e-5), cache, reports)
         assert again.settings["cut"] == "conv_pw_10_relu", "what was frozen before can be trained now"
         assert again.trainable_parameters > tuned.trainable_parameters
         third = ExtractConfig(str(red_and_blue), backbone=str(reports / again.id), engine="tensorflow")
-        assert stages.extract(third, cache).n_computed == 40
+        assert commands.extract(third, cache).n_computed == 40
 
     def test_what_is_no_fine_tuned_run_is_refused(
         self, tuned: Run, red_and_blue: Path, cache: Path, reports: Path
@@ -253,7 +256,7 @@ class TestAsBackbone:
         head = tuned.settings["head_run"]
 
         def extract(name: Path, **more: Any) -> None:
-            stages.extract(ExtractConfig(str(red_and_blue), backbone=str(name), **more), cache)
+            commands.extract(ExtractConfig(str(red_and_blue), backbone=str(name), **more), cache)
 
         with pytest.raises(RunError, match="one of tlpipe finetune is needed"):
             extract(reports / head)
@@ -294,11 +297,11 @@ class TestResume:
 
         monkeypatch.setattr(Checkpoint, "save", killed)
         with pytest.raises(KeyboardInterrupt):
-            stages.finetune(config, cache, reports)
+            commands.finetune(config, cache, reports)
         monkeypatch.setattr(Checkpoint, "save", save)
-        newer = stages.train_head(HeadConfig("ridge"), cache, reports)
+        newer = commands.train_head(HeadConfig("ridge"), cache, reports)
         with caplog.at_level("INFO", logger="tlpipe"):
-            run = stages.finetune(config, cache, reports, FinetuneOptions(resume=True))
+            run = commands.finetune(config, cache, reports, FinetuneOptions(resume=True))
         assert run.settings["head_run"] == head.id != newer.id
         assert "Resumed after epoch 1" in run.notes
         assert "Going on after epoch 1 of 3" in caplog.text
@@ -307,54 +310,54 @@ class TestResume:
     def test_two_at_once_are_refused(
         self, head: Run, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        config, fit = FinetuneConfig("none", epochs=1), stages.tuning.fit
+        config, fit = FinetuneConfig("none", epochs=1), commands.tuning.fit
 
         def again(*arguments: Any) -> Any:
             with pytest.raises(RunError, match="running already"):
-                stages.finetune(config, cache, reports)
+                commands.finetune(config, cache, reports)
             return fit(*arguments)
 
-        monkeypatch.setattr(stages.tuning, "fit", again)
-        assert stages.finetune(config, cache, reports).stage == "finetune"
+        monkeypatch.setattr(tuning, "fit", again)
+        assert commands.finetune(config, cache, reports).stage == "finetune"
 
     def test_a_disk_that_is_full_at_the_end(
         self, head: Run, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        config, save = FinetuneConfig("none", epochs=1), stages.tuning.save_run
+        config, save = FinetuneConfig("none", epochs=1), commands.tuning.save_run
 
         def full(*_: Any) -> None:
             raise StoreError("No space is left")
 
-        monkeypatch.setattr(stages.tuning, "save_run", full)
+        monkeypatch.setattr(tuning, "save_run", full)
         with pytest.raises(StoreError, match="The epochs are kept: once there is room"):
-            stages.finetune(config, cache, reports)
-        monkeypatch.setattr(stages.tuning, "save_run", save)
-        run = stages.finetune(config, cache, reports, FinetuneOptions(resume=True))
+            commands.finetune(config, cache, reports)
+        monkeypatch.setattr(tuning, "save_run", save)
+        run = commands.finetune(config, cache, reports, FinetuneOptions(resume=True))
         assert "Resumed after epoch 1" in run.notes
-        monkeypatch.setattr(stages.tuning, "save_run", full)
+        monkeypatch.setattr(tuning, "save_run", full)
         with pytest.raises(StoreError):
-            stages.finetune(config, cache, reports)
-        monkeypatch.setattr(stages.tuning, "save_run", save)
-        stages.finetune(config, cache, reports)
+            commands.finetune(config, cache, reports)
+        monkeypatch.setattr(tuning, "save_run", save)
+        commands.finetune(config, cache, reports)
         assert "--resume keeps them" in caplog.text
 
     def test_nothing_to_resume(self, head: Run, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level("INFO", logger="tlpipe"):
-            run = stages.finetune(FinetuneConfig("none", epochs=1), cache, reports, FinetuneOptions(resume=True))
+            run = commands.finetune(FinetuneConfig("none", epochs=1), cache, reports, FinetuneOptions(resume=True))
         assert "left no checkpoint; it begins at the beginning" in caplog.text
         assert not any("Resumed" in note for note in run.notes)
 
     @pytest.mark.slow
     def test_killed_and_resumed_from_the_command_line(self, pictures: Path, cache: Path, reports: Path) -> None:
         """SIGKILL after the second epoch; the same command with --resume ends with the same weights."""
-        stages.extract(ExtractConfig(str(pictures), **SMALL), cache)
-        head = stages.train_head(HeadConfig("logreg"), cache, reports)
+        commands.extract(ExtractConfig(str(pictures), **SMALL), cache)
+        head = commands.train_head(HeadConfig("logreg"), cache, reports)
         options = ["finetune", "--blocks", "block13", "--epochs", "4", "--batch-size", "8", "--patience", "9"]
         options += ["--learning-rate", "0.001", "--cache", str(cache), "--json", "--head-run", head.id]
         script = textwrap.dedent(
             """
             import os, signal, sys
-            from pipeline.finetune import Checkpoint
+            from pipeline.finetuning import Checkpoint
             from pipeline.cli.main import app
             save = Checkpoint.save
             def killed(self, state):
@@ -393,7 +396,7 @@ def test_tensorboard(head: Run, cache: Path, reports: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = FinetuneConfig("none", **QUICK)
-    run = stages.finetune(config, cache, reports, FinetuneOptions(tensorboard=True))
+    run = commands.finetune(config, cache, reports, FinetuneOptions(tensorboard=True))
     found = EventAccumulator(str(reports / run.id / "tensorboard"))
     found.Reload()
     assert {"loss", "val_accuracy", "val_loss", "learning_rate"} <= set(found.Tags()["tensors"])
@@ -403,16 +406,17 @@ def test_tensorboard(head: Run, cache: Path, reports: Path) -> None:
 @pytest.mark.slow
 def test_several_devices_train_the_same(pictures: Path, cache: Path, reports: Path) -> None:
     """Two logical processors, each with half of every batch: the losses of one, where all batches are full."""
-    stages.extract(ExtractConfig(str(pictures), **SMALL, splits=SplitConfig(0, 0)), cache)
-    head = stages.train_head(HeadConfig("logreg"), cache, reports)
+    commands.extract(ExtractConfig(str(pictures), **SMALL, splits=SplitConfig(0, 0)), cache)
+    head = commands.train_head(HeadConfig("logreg"), cache, reports)
     assert head.n_train % 8 == 0
     script = textwrap.dedent(
         """
         import sys
         from pathlib import Path
-        from pipeline import runtime, stages
-        from pipeline.finetune import FinetuneConfig
-        from pipeline.stages import FinetuneOptions
+        from pipeline.util import runtime
+        from pipeline import commands
+        from pipeline.finetuning import FinetuneConfig
+        from pipeline.commands import FinetuneOptions
         cache, reports, head, devices = sys.argv[1:]
         tf = runtime.tensorflow()
         if devices == "2":
@@ -424,15 +428,15 @@ def test_several_devices_train_the_same(pictures: Path, cache: Path, reports: Pa
             from pipeline.errors import ConfigError
             for refused in ({"accumulate": 2}, {"batch_size": 7}):
                 try:
-                    stages.finetune(FinetuneConfig(**refused), Path(cache), Path(reports), FinetuneOptions(head))
+                    commands.finetune(FinetuneConfig(**refused), Path(cache), Path(reports), FinetuneOptions(head))
                 except ConfigError as error:
                     assert "as 2 GPUs are visible" in str(error)
                 else:
                     raise AssertionError(refused)
             mixed = FinetuneConfig("block13", epochs=1, batch_size=14, augment="flip", mixup=0.2)
-            stages.finetune(mixed, Path(cache), Path(reports), FinetuneOptions(head))
+            commands.finetune(mixed, Path(cache), Path(reports), FinetuneOptions(head))
         config = FinetuneConfig("block13", epochs=2, batch_size=8, learning_rate=1e-3)
-        print(stages.finetune(config, Path(cache), Path(reports), FinetuneOptions(head)).id)
+        print(commands.finetune(config, Path(cache), Path(reports), FinetuneOptions(head)).id)
         """
     )
     losses = []

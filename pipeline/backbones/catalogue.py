@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 from pipeline.errors import UnknownBackboneError
 
-__all__ = ["BACKBONES", "Backbone", "Block", "get_backbone"]
-
 Preprocessing = Literal["torch", "caffe", "tf", "inside", "efficientnet"]
 """`torch`: shares of white, less ImageNet's mean, by its standard deviation. `caffe`: BGR less ImageNet's mean.
 `tf`: -1..1. `inside`: the network takes 0..255 itself. `efficientnet`: so too, but one factor of it is missing when

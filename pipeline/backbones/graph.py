@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["Node", "apply", "cuts", "nodes", "tensor_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Node:

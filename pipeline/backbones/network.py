@@ -10,16 +10,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import runtime
 from pipeline.backbones.catalogue import Backbone, Block
 from pipeline.backbones.graph import Node, apply, cuts, nodes, tensor_of
 from pipeline.config import POOLINGS, one_of
 from pipeline.errors import ConfigError, EndpointError, WeightsError
+from pipeline.util import runtime
 
 if TYPE_CHECKING:
     import keras
-
-__all__ = ["Network", "Unfrozen", "build_network", "check_image_size", "first_line", "load_network", "load_tuned"]
 
 # Mean and standard deviation of ImageNet's RGB as shares of white, and the mean in BGR 0..255: the constants of
 # keras.applications.imagenet_utils.

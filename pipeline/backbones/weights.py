@@ -17,21 +17,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline import runtime
 from pipeline.backbones.catalogue import BACKBONES, Backbone, get_backbone
 from pipeline.backbones.network import Network, build_network, check_image_size, first_line, load_network, load_tuned
 from pipeline.config import FeatureSpec
 from pipeline.errors import ConfigError, RunError, WeightsError
-from pipeline.files import digest_of
-from pipeline.memo import Memo, Stamp
-from pipeline.runs import MODEL_FILE, read_run
+from pipeline.util import runtime
+from pipeline.util.files import digest_of, read_json
+from pipeline.util.memo import Memo, Stamp
 
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["Pretrained", "find_imagenet", "is_path", "keras_file", "open_backbone", "weights_digest"]
-
 WEIGHTS_FOLDER = "TLPIPE_WEIGHTS"
+MODEL_FILE = "model.keras"  # of a fine-tuned run
 
 
 def keras_file(row: Backbone) -> Path:
@@ -201,24 +199,28 @@ def is_path(name: str) -> bool:
     return name.endswith(".keras") or os.sep in name
 
 
-def _open_run(folder: Path, image_size: tuple[int, int] | None, memo: Memo | None) -> Pretrained:
-    """The backbone inside a fine-tuned model."""
-    run = read_run(folder)
-    if run.stage != "finetune":
-        raise RunError(f"{folder} is a run of tlpipe {run.stage}; as a backbone one of tlpipe finetune is needed")
+def _open_tuned(folder: Path, image_size: tuple[int, int] | None, memo: Memo | None) -> Pretrained:
+    """Open the backbone inside a fine-tuned model, which the run.json beside it describes."""
+    path, about = folder / MODEL_FILE, folder / "run.json"
     try:
-        spec, endpoint, top = FeatureSpec.from_json(run.specs[0]), run.settings["endpoint"], run.settings["top"]
+        value = read_json(about)
+        stage = value["stage"]
+        if stage != "finetune":
+            raise RunError(f"{folder} is a run of tlpipe {stage}; as a backbone one of tlpipe finetune is needed")
+        spec = FeatureSpec.from_json(value["specs"][0])
+        endpoint, top = value["settings"]["endpoint"], value["settings"]["top"]
         if not isinstance(endpoint, str) or not isinstance(top, str) or not re.fullmatch(r"[\w.-]+", spec.backbone):
-            raise TypeError
-    except (IndexError, KeyError, TypeError, ConfigError) as error:
-        raise RunError(f"{folder}/run.json is not what tlpipe wrote: it doesn't say what its backbone is") from error
+            raise TypeError("its endpoint, highest layer or backbone is no name")
+    except OSError as error:
+        raise RunError(f"{folder} is no run that can be read: {error}") from error
+    except (ValueError, IndexError, KeyError, TypeError, ConfigError) as error:
+        raise RunError(f"{about} is not what tlpipe wrote: it doesn't say what its backbone is") from error
     if image_size not in (None, spec.image_size):
         raise ConfigError(
             f"{folder} takes images of {'x'.join(map(str, spec.image_size))} pixels; leave --image-size out"
         )
-    path = folder / MODEL_FILE
     if not path.is_file():
-        raise RunError(f"{folder} has no {MODEL_FILE} any more; fine-tune again: {run.command}")
+        raise RunError(f"{folder} has no {MODEL_FILE} any more; fine-tune again: {value.get('command')}")
     row = BACKBONES.get(spec.backbone)
     return Pretrained(spec.backbone, row, path, 0, spec.image_size, memo, (endpoint, top))
 
@@ -246,7 +248,7 @@ def open_backbone(
             raise ConfigError(f"--weights {weights} with --backbone {name}: a trained model brings its own weights")
         path = Path(name).expanduser()
         if path.is_dir():
-            return _open_run(path, image_size, memo)
+            return _open_tuned(path, image_size, memo)
         if not path.is_file():
             raise WeightsError(
                 f"There is no model {name}; give a .keras file, the folder of a run of tlpipe finetune, or a name from "

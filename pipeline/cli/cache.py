@@ -9,8 +9,6 @@ import typer
 
 from pipeline.cli.common import Answer, Common, command
 
-__all__ = ["app"]
-
 app = typer.Typer(help="List, verify, clean and export cached features.", no_args_is_help=True, rich_markup_mode=None)
 
 FeaturesArgument = Annotated[
@@ -22,8 +20,8 @@ FeaturesArgument = Annotated[
 @command(app, "ls")
 def ls(common: Common) -> Answer:
     """List the features in the cache: what they are, of what, how large, how old."""
-    from pipeline import caretaker
     from pipeline.cli import render
+    from pipeline.commands import cache as caretaker
 
     rows = caretaker.describe(common.cache)
     if not rows:
@@ -47,7 +45,7 @@ def ls(common: Common) -> Answer:
 @command(app, "verify")
 def verify(common: Common) -> Answer:
     """Compare the checksums of all shards and datasets; exit with 1 if any differs."""
-    from pipeline import caretaker
+    from pipeline.commands import cache as caretaker
 
     n_files, damaged = caretaker.verify(common.cache)
     value = {"n_files": n_files, "damaged": [{"path": str(item.path), "cause": item.cause} for item in damaged]}
@@ -64,8 +62,8 @@ def gc(
     delete: Annotated[bool, typer.Option("--delete", help="Remove what is listed; without it, only list.")] = False,
 ) -> Answer:
     """List what no dataset and no run needs; with --delete, remove it."""
-    from pipeline import caretaker
     from pipeline.cli import render
+    from pipeline.commands import cache as caretaker
 
     found = caretaker.collect(common.cache, common.reports)
     total = sum(item.size for item in found)
@@ -93,7 +91,7 @@ def export(
     features: FeaturesArgument = None,
 ) -> Answer:
     """Write one plain HDF5 or NumPy file: features, labels, split, paths, class_names."""
-    from pipeline import caretaker
+    from pipeline.commands import cache as caretaker
 
     record = caretaker.export(common.cache, features, target)
     return Answer({"features_id": record.id, "path": str(target)}, f"Wrote {record.id} to {target}")

@@ -21,8 +21,6 @@ import typer
 from pipeline.config import CACHE, REPORTS
 from pipeline.errors import StoppedError, TlpipeError
 
-__all__ = ["Answer", "Common", "command"]
-
 log = logging.getLogger("tlpipe")
 
 Function = TypeVar("Function", bound=Callable[..., "Answer"])

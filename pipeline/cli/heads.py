@@ -9,10 +9,8 @@ import typer
 from pipeline.cli.common import Answer, Common, command
 
 if TYPE_CHECKING:
+    from pipeline.commands import TableOptions
     from pipeline.heads import HeadConfig
-    from pipeline.stages import TableOptions
-
-__all__ = ["add_commands"]
 
 HEADS = (
     "logreg, ridge, centroid, knn20 (any number of neighbours), linear, mlp512-128 (any hidden widths), or bn-mlp50 "
@@ -107,9 +105,9 @@ def _head_config(head: str, seed: int, options: dict[str, Any]) -> HeadConfig:
 
 
 def _table_options(argument: str | None, options: dict[str, Any]) -> TableOptions:
+    from pipeline.commands import TableOptions
     from pipeline.config import parse_bytes
     from pipeline.errors import ConfigError
-    from pipeline.stages import TableOptions
 
     if argument is not None and options["same_features"] is not None:
         raise ConfigError(f"Features are given twice: {argument}, and --features {options['same_features']}; give one")
@@ -145,11 +143,11 @@ def add_commands(app: typer.Typer) -> None:
         head: Annotated[str, typer.Option(help=HEADS)] = "logreg",
     ) -> Answer:
         """Train a head on cached features. Defaults stand in brackets; options that a head doesn't have are refused."""
-        from pipeline import stages
+        from pipeline import commands
         from pipeline.cli.render import run_json, run_text
 
         config = _head_config(head, common.seed, options)
-        run = stages.train_head(config, common.cache, common.reports, _table_options(features, options))
+        run = commands.train_head(config, common.cache, common.reports, _table_options(features, options))
         return Answer(run_json(run), run_text(run, str(common.reports / run.id)))
 
     @command(app, "sweep", {**HEAD_OPTIONS, **TABLE_OPTIONS, **CHOICE_OPTIONS})
@@ -165,10 +163,10 @@ def add_commands(app: typer.Typer) -> None:
         budget: Annotated[float | None, typer.Option(help="Seconds after which nothing new is tried.")] = None,
     ) -> Answer:
         """Try many heads and settings, choose on val, and train the best. Given options hold for all; others vary."""
-        from pipeline import stages
+        from pipeline import commands
         from pipeline.cli.render import run_json, sweep_text
 
-        run = stages.sweep(
+        run = commands.sweep(
             [name.strip() for name in head.split(",")],
             grid,
             _head_config("", common.seed, options),
@@ -191,10 +189,10 @@ def add_commands(app: typer.Typer) -> None:
         draws: Annotated[int, typer.Option(help="Random choices of images at each number.")] = 5,
     ) -> Answer:
         """Measure accuracy against the number of labelled images, and say what more would buy."""
-        from pipeline import stages
+        from pipeline import commands
         from pipeline.cli.render import curve_text
 
-        result = stages.learning_curve(
+        result = commands.learning_curve(
             _head_config(head, common.seed, options),
             common.cache,
             _table_options(features, options),

@@ -9,8 +9,6 @@ import typer
 from pipeline.cli import cache, heads, tools, tuning, use
 from pipeline.cli.common import Answer, Common, command
 
-__all__ = ["app", "main"]
-
 app = typer.Typer(
     name="tlpipe",
     help="Transfer learning for images: extract features once, train heads in seconds, fine-tune the top blocks.",
@@ -70,7 +68,7 @@ def extract(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if images can't be read.")] = False,
 ) -> Answer:
     """Run a frozen backbone once over the images and cache its features."""
-    from pipeline import stages
+    from pipeline import commands
     from pipeline.cli.render import extract_text
     from pipeline.config import ExtractConfig, SplitConfig, parse_image_size
 
@@ -91,7 +89,9 @@ def extract(
         splits=SplitConfig(val_fraction, test_fraction, test_from, common.seed),
         seed=common.seed,
     )
-    result = stages.extract(config, common.cache, batch_size=batch_size, workers=workers, rehash=rehash, strict=strict)
+    result = commands.extract(
+        config, common.cache, batch_size=batch_size, workers=workers, rehash=rehash, strict=strict
+    )
     return Answer(result.to_json(), extract_text(result))
 
 

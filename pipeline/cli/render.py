@@ -8,24 +8,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.commands import Answers, CurveResult, Export, ExtractResult
     from pipeline.inspection import Group, Inspection
-    from pipeline.runs import Run
-    from pipeline.stages import Answers, CurveResult, Export, ExtractResult
-
-__all__ = [
-    "curve_text",
-    "export_text",
-    "extract_text",
-    "inspect_text",
-    "percent",
-    "predict_text",
-    "run_json",
-    "run_text",
-    "size",
-    "sweep_text",
-    "table",
-]
-
+    from pipeline.runs.run import Run
 
 SCORES = ("", "split", "images", "accuracy", "95 % interval", "balanced", "macro F1", "log loss", "ECE")
 

@@ -9,8 +9,6 @@ import typer
 
 from pipeline.cli.common import Answer, Common, command
 
-__all__ = ["add_commands"]
-
 
 def backbones(common: Common) -> Answer:
     """List the backbones: sizes, widths, blocks, and whether their weights are here."""
@@ -43,7 +41,7 @@ def backbones(common: Common) -> Answer:
 def doctor(common: Common) -> Answer:
     """Say what a bug report needs: versions, devices, engines, weights, folders."""
     from pipeline.cli import render
-    from pipeline.doctor import examine
+    from pipeline.commands.doctor import examine
 
     value = examine(common.cache, common.reports)
     processor, weights = value["processor"], value["weights"]
@@ -83,8 +81,8 @@ def bench(
     """Measure this machine: Keras's own predict against the engines, in turns, with random weights."""
     from dataclasses import asdict
 
-    from pipeline import bench as module
     from pipeline.cli import render
+    from pipeline.commands import bench as module
     from pipeline.config import parse_image_size
 
     result = module.bench(backbone, parse_image_size(image_size) if image_size else None, seconds)
@@ -112,8 +110,8 @@ def bench(
 def demo(common: Common) -> Answer:
     """Run all three stages on the built-in digits, small, in about a minute, and report on them."""
     from pipeline.cli import render
-    from pipeline.demo import IMAGE_SIZE
-    from pipeline.demo import demo as run_demo
+    from pipeline.commands.demo import IMAGE_SIZE
+    from pipeline.commands.demo import demo as run_demo
 
     result = run_demo(common.cache, common.reports, common.seed)
     cells = [["extract", "", "", f"{result.extracted.seconds['total']:.1f}"]]

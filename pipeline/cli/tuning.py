@@ -8,9 +8,7 @@ import typer
 
 from pipeline.cli.common import Answer, Common, command
 
-__all__ = ["add_commands"]
-
-# The defaults are those of `pipeline.finetune.FinetuneConfig`.
+# The defaults are those of `pipeline.finetuning.FinetuneConfig`.
 TRAINING_OPTIONS: dict[str, Any] = {
     "blocks": Annotated[
         str | None,
@@ -96,13 +94,13 @@ def add_commands(app: typer.Typer) -> None:
         tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write logs for TensorBoard, too.")] = False,
     ) -> Answer:
         """Fine-tune the top blocks below a trained head, from activations cached below them, or a whole network."""
-        from pipeline import stages
+        from pipeline import commands
         from pipeline.cli.render import run_json, run_text
         from pipeline.config import parse_bytes
-        from pipeline.finetune import FinetuneConfig
+        from pipeline.finetuning import FinetuneConfig
 
         given = {name: value for name, value in training.items() if value is not None}
-        options = stages.FinetuneOptions(
+        options = commands.FinetuneOptions(
             head_run,
             head,
             features,
@@ -110,5 +108,5 @@ def add_commands(app: typer.Typer) -> None:
             resume,
             tensorboard,
         )
-        run = stages.finetune(FinetuneConfig(**given, seed=common.seed), common.cache, common.reports, options)
+        run = commands.finetune(FinetuneConfig(**given, seed=common.seed), common.cache, common.reports, options)
         return Answer(run_json(run), run_text(run, str(common.reports / run.id)))

@@ -9,8 +9,6 @@ import typer
 
 from pipeline.cli.common import Answer, Common, command
 
-__all__ = ["add_commands"]
-
 RunArgument = Annotated[
     str, typer.Argument(help="A run of train-head, sweep or finetune: its id, the start of it, or reports/RUN.")
 ]
@@ -35,13 +33,13 @@ def predict(
     precision: PrecisionOption = None,
 ) -> Answer:
     """Label images by a run; what can't be read is listed."""
-    from pipeline import stages
+    from pipeline import commands
     from pipeline.cli.render import predict_text
     from pipeline.errors import ConfigError
 
     if csv is not None and csv.exists() and any(csv.samefile(name) for name in images if Path(name).exists()):
         raise ConfigError(f"--csv {csv} is one of the images or tables that are read; name another file")
-    answers = stages.predict(run, images, common.cache, common.reports, top=top, precision=precision)
+    answers = commands.predict(run, images, common.cache, common.reports, top=top, precision=precision)
     if csv is not None:
         answers.write_csv(csv)
     rows = [image.to_json() for image in answers.images]
@@ -55,10 +53,10 @@ def evaluate(
     precision: PrecisionOption = None,
 ) -> Answer:
     """Rate a run on labelled data, by the splits that the data gives; without any, images that are new are test."""
-    from pipeline import stages
+    from pipeline import commands
     from pipeline.cli.render import run_json, run_text
 
-    found = stages.evaluate(run, data, common.cache, common.reports, precision)
+    found = commands.evaluate(run, data, common.cache, common.reports, precision)
     return Answer(run_json(found), run_text(found, str(common.reports / found.id)))
 
 
@@ -72,10 +70,10 @@ def export(
     precision: PrecisionOption = None,
 ) -> Answer:
     """Write a run as a model for other programs, from uint8 images to probabilities, and compare it with predict."""
-    from pipeline import stages
+    from pipeline import commands
     from pipeline.cli.render import export_text
 
-    done = stages.export(run, format_, common.cache, common.reports, output, precision)
+    done = commands.export(run, format_, common.cache, common.reports, output, precision)
     return Answer(done.to_json(), export_text(done))
 
 
@@ -84,10 +82,10 @@ def inspect(
     data: Annotated[str, typer.Argument(help="As for extract; features of it are used once there are any.")],
 ) -> Answer:
     """Look at a dataset: counts, duplicates, leaks, likely label errors, outliers; and write a page of them."""
-    from pipeline import stages
+    from pipeline import commands
     from pipeline.cli.render import inspect_text
 
-    found = stages.inspect(data, common.cache, common.reports, common.seed)
+    found = commands.inspect(data, common.cache, common.reports, common.seed)
     return Answer(found.to_json(), inspect_text(found))
 
 
@@ -99,9 +97,9 @@ def report(
     map_by: Annotated[str, typer.Option("--map", help="How features become a map: pca or tsne.")] = "pca",
 ) -> Answer:
     """Write reports/index.html, a leaderboard of all runs, and a page and figures for each run."""
-    from pipeline import stages
+    from pipeline import commands
 
-    done = stages.report(runs or [], common.cache, common.reports, method=map_by, seed=common.seed)
+    done = commands.report(runs or [], common.cache, common.reports, method=map_by, seed=common.seed)
     n = len(done.pages)
     text = f"{n:,} {'page' if n == 1 else 'pages'} in {done.seconds:.1f} s\nOpen       {done.index}"
     return Answer(done.to_json(), text)

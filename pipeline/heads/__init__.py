@@ -28,8 +28,8 @@ from pipeline.heads.linear import LinearHead
 from pipeline.heads.logreg import LogregHead
 from pipeline.heads.many import FitMany, Trial, in_processes, one_by_one
 from pipeline.heads.mlp import MlpHead, accuracy_of_logits, soft_loss, sparse_loss
-from pipeline.heads.optimise import Watch, optimizer_with_rates
 from pipeline.heads.ridge import RidgeHead
+from pipeline.training.optimise import Watch, optimizer_with_rates
 
 __all__ = [
     "FORMS",

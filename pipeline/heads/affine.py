@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import runtime
 from pipeline.heads.base import FitReport, HeadConfig, check_array, damaged, not_fitted, probabilities_of
 from pipeline.heads.prepare import Preparation
-from pipeline.parts import Part
+from pipeline.store.rows import Part
+from pipeline.util import runtime
 
 if TYPE_CHECKING:
     import keras
     from typing_extensions import Self
-
-__all__ = ["AffineHead", "AffineMap", "one_column"]
 
 FILE = "head.npz"
 

@@ -10,32 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import runtime
 from pipeline.config import one_of
 from pipeline.errors import ConfigError, RunError
-from pipeline.parts import Part
+from pipeline.store.rows import Part
+from pipeline.util import runtime
 
 if TYPE_CHECKING:
     import keras
-
-__all__ = [
-    "COSINE_TEMPERATURE",
-    "OPTIMIZERS",
-    "PROBABILITIES",
-    "SCHEDULES",
-    "FitReport",
-    "Head",
-    "HeadConfig",
-    "check_array",
-    "class_weights",
-    "damaged",
-    "n_logits",
-    "not_fitted",
-    "option_name",
-    "predict",
-    "probabilities_of",
-    "probability_layer",
-]
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("plateau", "cosine", "none")

@@ -10,9 +10,7 @@ import numpy as np
 from pipeline.heads.affine import AffineHead, AffineMap, one_column
 from pipeline.heads.base import COSINE_TEMPERATURE, FitReport, HeadConfig
 from pipeline.heads.prepare import Preparation
-from pipeline.parts import Part
-
-__all__ = ["CentroidHead"]
+from pipeline.store.rows import Part
 
 LEAST_LENGTH = 1e-12
 

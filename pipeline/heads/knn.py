@@ -16,12 +16,10 @@ from pipeline.errors import ConfigError
 from pipeline.heads.base import COSINE_TEMPERATURE, FitReport, HeadConfig, check_array, damaged, not_fitted
 from pipeline.heads.many import Trial
 from pipeline.heads.prepare import Preparation
-from pipeline.parts import Part
+from pipeline.store.rows import Part
 
 if TYPE_CHECKING:
     import keras
-
-__all__ = ["KnnHead", "fit_many"]
 
 FILE = "head.npz"
 MOST_CLASSES = 1_000_000  # a file that names more was not written by `save`

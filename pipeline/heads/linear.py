@@ -17,16 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import runtime
 from pipeline.heads.affine import AffineHead, AffineMap
 from pipeline.heads.base import FitReport, HeadConfig, class_weights, n_logits, probabilities_of
 from pipeline.heads.many import Trial
-from pipeline.heads.optimise import Passes, Watch, batch_size_for, diverged, optimizer_with_rates, schedule_for
 from pipeline.heads.prepare import Preparation
-from pipeline.parts import Part
-from pipeline.progress import progress
-
-__all__ = ["LinearHead", "fit_many"]
+from pipeline.store.rows import Part
+from pipeline.training.optimise import Passes, Watch, batch_size_for, diverged, optimizer_with_rates, schedule_for
+from pipeline.util import runtime
+from pipeline.util.progress import progress
 
 ROWS = 4096  # validation images that all heads look at at a time
 

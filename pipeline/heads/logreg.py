@@ -10,14 +10,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.evaluation.metrics import scores
 from pipeline.heads.affine import AffineHead, AffineMap
 from pipeline.heads.base import FitReport, HeadConfig
 from pipeline.heads.many import Trial
 from pipeline.heads.prepare import Preparation
-from pipeline.metrics import scores
-from pipeline.parts import Part
-
-__all__ = ["PENALTIES", "LogregHead", "fit_many"]
+from pipeline.store.rows import Part
 
 log = logging.getLogger("tlpipe")
 

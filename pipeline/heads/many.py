@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import runtime
 from pipeline.errors import RunError
 from pipeline.heads.base import Head, HeadConfig, predict
-from pipeline.parts import Part
-
-__all__ = ["FitMany", "Trial", "in_processes", "one_by_one"]
+from pipeline.store.rows import Part
+from pipeline.util import runtime
 
 
 @dataclass(frozen=True, slots=True)

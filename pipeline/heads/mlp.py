@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import runtime
+from pipeline.evaluation.metrics import scores
 from pipeline.heads.base import (
     FitReport,
     HeadConfig,
@@ -21,16 +21,14 @@ from pipeline.heads.base import (
     predict,
     probabilities_of,
 )
-from pipeline.heads.optimise import Passes, Watch, batch_size_for, diverged, optimizer_for
 from pipeline.heads.prepare import Preparation
-from pipeline.metrics import scores
-from pipeline.parts import Part
-from pipeline.progress import progress
+from pipeline.store.rows import Part
+from pipeline.training.optimise import Passes, Watch, batch_size_for, diverged, optimizer_for
+from pipeline.util import runtime
+from pipeline.util.progress import progress
 
 if TYPE_CHECKING:
     import keras
-
-__all__ = ["MlpHead", "accuracy_of_logits", "soft_loss", "sparse_loss"]
 
 FILE = "head.keras"
 BN_MOMENTUM = 0.9

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import runtime
 from pipeline.heads.base import check_array
-from pipeline.parts import Part
+from pipeline.store.rows import Part
+from pipeline.util import runtime
 
 if TYPE_CHECKING:
     import keras
-
-__all__ = ["Preparation"]
 
 LEAST_DEVIATION = 1e-6  # of a feature's mean; below lies the rounding of float32
 LEAST_SHARE = 1e-12  # of the largest deviation of all features

@@ -15,15 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.calibration import fit_temperature
+from pipeline.evaluation.calibration import fit_temperature
+from pipeline.evaluation.metrics import scores
 from pipeline.heads.affine import AffineHead, AffineMap, one_column
 from pipeline.heads.base import FitReport, HeadConfig, class_weights
 from pipeline.heads.many import Trial
 from pipeline.heads.prepare import Preparation
-from pipeline.metrics import scores
-from pipeline.parts import Part
-
-__all__ = ["PENALTIES", "RidgeHead", "fit_many"]
+from pipeline.store.rows import Part
 
 PENALTIES = tuple(float(f"{penalty:.3g}") for penalty in np.geomspace(1e-4, 10, 40))
 DEFAULT_PENALTY = 0.5  # where there are no validation images to choose with

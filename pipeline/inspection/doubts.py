@@ -8,11 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.heads import HeadConfig, make_head
-from pipeline.parts import Part
-from pipeline.progress import progress
 from pipeline.selection.folds import folds
-
-__all__ = ["Neighbours", "held_out_probabilities", "label_errors", "outliers"]
+from pipeline.store.rows import Part
+from pipeline.util.progress import progress
 
 FOLDS = 5
 NEIGHBOURS = 5  # of each image

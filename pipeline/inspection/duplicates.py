@@ -10,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import ImageConfig
-from pipeline.datasets import Dataset, twin_rows
+from pipeline.data import Dataset, twin_rows
+from pipeline.data.images import Pixels
 from pipeline.errors import ImageError
-from pipeline.images import Pixels
 from pipeline.inspection.doubts import Neighbours
-from pipeline.progress import progress
-from pipeline.runtime import cpu_count
-
-__all__ = ["PICTURE", "Group", "exact_duplicates", "near_duplicates"]
+from pipeline.util.progress import progress
+from pipeline.util.runtime import cpu_count
 
 LEAST_COSINE = 0.9  # of features, for a pair to be looked at
 LEAST_CORRELATION = 0.95  # of their pictures

@@ -11,15 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import images, runtime
-from pipeline.datasets import Dataset, ImageSource, Opened
+from pipeline.data import Dataset, ImageSource, Opened, images
+from pipeline.data.images import Facts
 from pipeline.errors import ImageError
-from pipeline.images import Facts
 from pipeline.inspection.duplicates import Group
-from pipeline.progress import progress
-from pipeline.records import TableRecord
-
-__all__ = ["ByFeatures", "Inspection", "LabelError", "facts_of"]
+from pipeline.store.records import TableRecord
+from pipeline.util import runtime
+from pipeline.util.progress import progress
 
 IMBALANCE = 1.5  # times as many images in the largest class as in the smallest
 

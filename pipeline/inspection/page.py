@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.datasets import SPLITS
+from pipeline.data import SPLITS
 from pipeline.inspection.duplicates import Group
 from pipeline.inspection.findings import Inspection
-from pipeline.report import Figure, Section
-
-__all__ = ["heading", "sections"]
+from pipeline.pages import Figure, Section
 
 SHOWN = 48  # figures in each section; the answer of --json has all
 

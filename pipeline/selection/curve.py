@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.parts import Part
-
-__all__ = ["Point", "draw_subset", "gain_of_doubling", "sizes_for"]
+from pipeline.store.rows import Part
 
 STEPS = (1, 2, 5)
 FIT_POINTS = 4  # the law holds for the end of the curve; few images per class follow another

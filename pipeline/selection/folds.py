@@ -8,9 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from pipeline.parts import Part
-
-__all__ = ["Round", "folds"]
+from pipeline.store.rows import Part
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,6 @@ from pipeline.errors import ConfigError
 from pipeline.heads import KINDS, HeadConfig, Kind, kind_of, option_name
 from pipeline.selection.trials import Candidate
 
-__all__ = ["GRIDS", "candidates"]
-
 GRIDS = ("small", "full")
 
 

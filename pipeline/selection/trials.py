@@ -11,13 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, RunError, TlpipeError
+from pipeline.evaluation.metrics import scores
 from pipeline.heads import Head, HeadConfig, kind_of, predict
-from pipeline.metrics import scores
-from pipeline.parts import Part
-from pipeline.progress import progress
 from pipeline.selection.folds import Round
-
-__all__ = ["Candidate", "Rated", "Ratings", "mean_over_views", "rate"]
+from pipeline.store.rows import Part
+from pipeline.util.progress import progress
 
 
 @dataclass(frozen=True, slots=True)

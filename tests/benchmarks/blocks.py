@@ -16,7 +16,7 @@ import numpy as np
 from common import finish, measured, verdict
 from PIL import Image
 
-from pipeline.datasets import array_key
+from pipeline.data import array_key
 
 SETTINGS = (("conv5", 3), ("conv4,conv5", 2), ("all", 1))
 IMAGES = 500

@@ -67,10 +67,10 @@ def drawn_features(cache: Path, n: int, width: int = 1024, n_classes: int = 10, 
     Classes are clouds in 32 directions under noise in all, with a curve in them that no linear head can follow.
     """
     from pipeline.config import ExtractConfig, FeatureSpec
-    from pipeline.datasets import Dataset
-    from pipeline.extraction import SHARD_ROWS
-    from pipeline.records import TableRecord, now, save_dataset, save_record
-    from pipeline.store import FeatureStore
+    from pipeline.data import Dataset
+    from pipeline.extraction.pass_ import SHARD_ROWS
+    from pipeline.store.records import TableRecord, now, save_dataset, save_record
+    from pipeline.store.shards import FeatureStore
 
     draw = np.random.default_rng(0)
     spec = FeatureSpec(name, "0" * 32, None, "drawn", "avg", (224, 224), "stretch", "bicubic", "float32", "float32")

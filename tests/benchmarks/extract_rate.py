@@ -14,7 +14,7 @@ import numpy as np
 from common import finish, small_set, tlpipe, verdict, write_jpegs
 
 from pipeline.backbones import open_backbone
-from pipeline.engines import call, choose, open_engine
+from pipeline.extraction.engines import call, choose, open_engine
 
 ROUNDS = 3
 

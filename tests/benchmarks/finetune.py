@@ -14,12 +14,12 @@ import keras
 import numpy as np
 from common import finish, small_images, small_set, verdict
 
-from pipeline import stages
+from pipeline import commands
 from pipeline.backbones import BACKBONES, tensor_of
 from pipeline.backbones.network import build_network
 from pipeline.config import ExtractConfig
-from pipeline.finetune import Examples, FinetuneConfig, assemble, fit
-from pipeline.finetune.fitting import _Training
+from pipeline.finetuning import Examples, FinetuneConfig, assemble, fit
+from pipeline.finetuning.fitting import _Training
 
 N, BATCH, STEPS, N_EXTRACTED = 320, 32, 20, 1000
 
@@ -88,9 +88,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = small_set(Path(folder) / "small.npz", N_EXTRACTED)
         config = ExtractConfig(str(data), weights="random")
-        pooled = stages.extract(config, Path(folder) / "cache").seconds
+        pooled = commands.extract(config, Path(folder) / "cache").seconds
         cut = ExtractConfig(str(data), weights="random", endpoint="pool4_pool", pooling="none")
-        maps = stages.extract(cut, Path(folder) / "cache").seconds
+        maps = commands.extract(cut, Path(folder) / "cache").seconds
         ratio = (maps["read"] + maps["compute"]) / (pooled["read"] + pooled["compute"])
         verdict(
             f"activations at the cut: {ratio:.2f} of the time of pooled features (at most 1.1), and "

@@ -12,10 +12,10 @@ from common import finish, measured, small_set, tlpipe, verdict
 from pipeline.backbones import BACKBONES
 from pipeline.backbones.network import build_network
 from pipeline.config import ExtractConfig, FeatureSpec
-from pipeline.datasets import open_dataset
-from pipeline.extraction import SHARD_BYTES
-from pipeline.memo import Memo
-from pipeline.store import FeatureStore, stores
+from pipeline.data import open_dataset
+from pipeline.extraction.pass_ import SHARD_BYTES
+from pipeline.store.shards import FeatureStore, stores
+from pipeline.util.memo import Memo
 
 N, SHAPE, LIMIT = 50_000, (7, 7, 512), 2.5e9
 CUT = "pool4_pool"

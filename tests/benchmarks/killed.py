@@ -13,7 +13,7 @@ import numpy as np
 from common import finish, small_set, tlpipe, verdict
 
 from pipeline import load_features
-from pipeline.store import stores
+from pipeline.store.shards import stores
 
 KILLS = 20
 N = 20_000

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from common import finish, verdict, write_jpegs
 
-from pipeline import stages
+from pipeline import commands
 from pipeline.config import ExtractConfig
 from pipeline.heads import HeadConfig
 
@@ -27,8 +27,8 @@ def main() -> None:
         cache, reports = folder / "cache", folder / "reports"
         data = str(write_jpegs(folder / "jpegs", 500))
         config = ExtractConfig(data, weights="random")
-        stages.extract(config, cache)  # from here on the network is converted and the files are known
-        run = stages.train_head(HeadConfig("logreg"), cache, reports)
+        commands.extract(config, cache)  # from here on the network is converted and the files are known
+        run = commands.train_head(HeadConfig("logreg"), cache, reports)
         rates, seconds = [], []
         for _ in range(ROUNDS):
             found = []
@@ -36,9 +36,9 @@ def main() -> None:
                 shutil.rmtree(cache / "features")
                 start = time.perf_counter()
                 if what == "extract":
-                    rate = stages.extract(config, cache).images_per_second
+                    rate = commands.extract(config, cache).images_per_second
                 else:
-                    rate = stages.predict(run.id, [data], cache, reports).images_per_second
+                    rate = commands.predict(run.id, [data], cache, reports).images_per_second
                 found.append((rate, time.perf_counter() - start))
             (extract, extract_seconds), (predict, predict_seconds) = found
             print(

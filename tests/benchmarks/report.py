@@ -12,7 +12,7 @@ from common import finish, verdict
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from pipeline import stages
+from pipeline import commands
 from pipeline.config import ExtractConfig, SplitConfig
 from pipeline.heads import HeadConfig
 
@@ -40,11 +40,11 @@ def main() -> None:
         config = ExtractConfig(
             data_of(folder), backbone="mobilenet025", weights="random", image_size=(96, 96), splits=SplitConfig(0, 0.7)
         )
-        stages.extract(config, cache)
+        commands.extract(config, cache)
         for number in range(RUNS):
-            stages.train_head(HeadConfig("ridge", l2=0.01 * (1 + number)), cache, reports)
+            commands.train_head(HeadConfig("ridge", l2=0.01 * (1 + number)), cache, reports)
         start = time.perf_counter()
-        done = stages.report([], cache, reports)
+        done = commands.report([], cache, reports)
         seconds = time.perf_counter() - start
         pages = [page.stat().st_size for page in done.pages.values()]
         print(f"{len(pages)} pages and their figures in {seconds:.0f} s")

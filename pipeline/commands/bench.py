@@ -1,0 +1,169 @@
+"""How fast this machine runs a backbone: Keras's own predict against the engines, in turns, in one run."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.backbones import open_backbone
+from pipeline.extraction.engines import EngineChoice, call, open_engine
+from pipeline.util import runtime
+from pipeline.util.progress import progress
+
+if TYPE_CHECKING:
+    import keras
+
+ROUNDS = 3  # each engine has a turn in each, so that a machine that changes its speed changes it for all
+OPENVINO_BATCHES = (1, 2, 4, 8)
+MATRIX_SIDE = 2048
+
+log = logging.getLogger("tlpipe")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One way of running the backbone.
+
+    Attributes:
+        name: What ran.
+        precision: "float32" or "bfloat16".
+        batch_size: Images in a batch.
+        images_per_second: Median over the rounds.
+        times_predict: Rate by that of Keras's predict.
+        share_of_matrix_rate: Operations a second by those of one large matrix product in the same precision; None
+            where that could not be measured.
+    """
+
+    name: str
+    precision: str
+    batch_size: int
+    images_per_second: float
+    times_predict: float
+    share_of_matrix_rate: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """What the machine does.
+
+    Attributes:
+        backbone: Name of the backbone.
+        image_size: (height, width), pixels.
+        multiply_adds: Of one image, in convolutions and dense layers.
+        matrix_rate: Operations a second of a large matrix product, by precision.
+        measured: All ways, Keras's predict first.
+    """
+
+    backbone: str
+    image_size: tuple[int, int]
+    multiply_adds: int
+    matrix_rate: dict[str, float]
+    measured: list[Measured]
+
+
+def multiply_adds(model: keras.Model) -> int:
+    """Multiply-adds of one image in a model's convolutions and dense layers; all else is small beside them."""
+    layers = runtime.keras().layers
+    total = 0
+    for layer in model.layers:
+        if isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D)):
+            positions = math.prod(layer.output.shape[1:3])
+            kernels = [weight for weight in layer.weights if len(weight.shape) == 4]
+            total += positions * sum(math.prod(kernel.shape) for kernel in kernels)
+        elif isinstance(layer, layers.Dense):
+            positions = math.prod(layer.output.shape[1:-1])
+            total += positions * math.prod(layer.kernel.shape)
+    return total
+
+
+def bench(backbone: str, image_size: tuple[int, int] | None, seconds: float) -> BenchResult:
+    """Measure all engines on random weights and random images, which run as fast as any.
+
+    Args:
+        backbone: Name in the table.
+        image_size: (height, width), pixels; None for the native size.
+        seconds: Least time of one turn.
+    """
+    pretrained = open_backbone(backbone, "random", 0, image_size)
+    row = pretrained.row
+    endpoint = pretrained.default_endpoint()
+    features = pretrained.network().features(endpoint, "avg")
+    images = np.random.default_rng(0).integers(0, 256, (64, *pretrained.image_size, 3), np.uint8)
+    ways: dict[tuple[str, str, int], Callable[[], Any]] = {}
+    matrices: dict[str, Callable[[], Any]] = {}
+    ways["keras predict", "float32", 32] = lambda: features.predict(images, batch_size=32, verbose=0)
+    with tempfile.TemporaryDirectory() as folder:
+        for choice, batch_size in _choices():
+            engine = open_engine(choice, pretrained.network, endpoint, "avg", Path(folder) / "graph", batch_size)
+            run = _caller(engine, images)
+            ways[choice.engine, choice.precision, engine.batch_size] = run
+        for precision in sorted({precision for _, precision, _ in ways}):
+            if runtime.installed("openvino"):
+                from pipeline.extraction.engines.openvino import matrix_product
+
+                matrices[precision] = matrix_product(MATRIX_SIDE, precision)
+        rates = _turns({**ways, **matrices}, seconds, len(images))
+    operations = 2 * multiply_adds(features)
+    matrix_rate = {name: rates[name] / len(images) * 2 * MATRIX_SIDE**3 for name in matrices}
+    predict = rates["keras predict", "float32", 32]
+    measured = [
+        Measured(
+            name,
+            precision,
+            batch_size,
+            rates[name, precision, batch_size],
+            rates[name, precision, batch_size] / predict,
+            _share(rates[name, precision, batch_size] * operations, matrix_rate.get(precision)),
+        )
+        for name, precision, batch_size in ways
+    ]
+    return BenchResult(row.name if row else backbone, pretrained.image_size, operations // 2, matrix_rate, measured)
+
+
+def _share(operations: float, matrix_rate: float | None) -> float | None:
+    # The matrix product runs on the processor, with which a GPU can't be compared.
+    return None if matrix_rate is None or runtime.has_nvidia_gpu() else operations / matrix_rate
+
+
+def _choices() -> list[tuple[EngineChoice, int | None]]:
+    choices: list[tuple[EngineChoice, int | None]] = [(EngineChoice("tensorflow", "float32"), None)]
+    if runtime.has_nvidia_gpu():
+        choices.append((EngineChoice("tensorflow", "float16"), None))
+    if runtime.installed("openvino"):
+        from pipeline.extraction.engines.openvino import supports
+
+        for precision in ("float32", "bfloat16"):
+            if supports(precision):
+                choices += [(EngineChoice("openvino", precision), size) for size in OPENVINO_BATCHES]
+    return choices
+
+
+def _caller(engine: Any, images: Any) -> Callable[[], Any]:
+    return lambda: call(engine, images)
+
+
+def _turns(ways: dict[Any, Callable[[], Any]], seconds: float, n_images: int) -> dict[Any, float]:
+    """Images per second of each way: the median over rounds in which all take turns, after one turn not counted."""
+    for way in ways.values():
+        way()
+    rates: dict[Any, list[float]] = {name: [] for name in ways}
+    with progress("Measuring", ROUNDS * len(ways), "turns") as advance:
+        for _ in range(ROUNDS):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                n_calls = 0
+                while (elapsed := time.perf_counter() - start) < seconds or n_calls == 0:
+                    way()
+                    n_calls += 1
+                rates[name].append(n_calls * n_images / elapsed)
+                advance(1)
+    return {name: statistics.median(values) for name, values in rates.items()}

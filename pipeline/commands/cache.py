@@ -1,0 +1,237 @@
+"""Care of the cache: what is there, whether it is sound, what nothing needs, and copies for other programs."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline.data.augment import Augment
+from pipeline.errors import ConfigError, StoreError
+from pipeline.extraction.engines import graph_folder
+from pipeline.finetuning import FOLDER
+from pipeline.runs.run import runs
+from pipeline.store.records import TableRecord, find_record, load_dataset, records
+from pipeline.store.shards import DAMAGED_SUFFIX, Damage, FeatureStore, stores
+from pipeline.store.table import load_table, row_keys
+from pipeline.util.files import PARTIAL_SUFFIX, folder_size, published
+
+ABANDONED = 24 * 3600  # seconds after which a file that was never finished is no one's any more
+LEFT = 7 * ABANDONED
+
+log = logging.getLogger("tlpipe")
+
+
+def describe(cache: Path) -> list[dict[str, Any]]:
+    """A row for each table of features, the oldest first: its id, what it is, its size and date.
+
+    Several tables may share the bytes of one store.
+    """
+    rows = []
+    for record in records(cache):
+        store = FeatureStore(cache, record.spec)
+        rows.append(
+            {
+                "features_id": record.id,
+                "created": record.created,
+                "data": record.config.data,
+                "images": _image_count(cache, record),
+                "views": record.config.views,
+                "augment": record.config.augment,
+                "bytes": folder_size(store.folder) if store.folder.is_dir() else 0,
+                "store": store.digest,
+                "spec": record.spec.to_json(),
+            }
+        )
+    return rows
+
+
+def _image_count(cache: Path, record: TableRecord) -> int | None:
+    try:
+        return len(load_dataset(cache, record.dataset))
+    except StoreError as error:
+        log.warning("%s", error)
+        return None
+
+
+def verify(cache: Path) -> tuple[int, list[Damage]]:
+    """Read all shards, datasets and tables, and compare the checksums of shards and datasets.
+
+    Returns:
+        Number of files looked at, and those that don't hold what was written.
+    """
+    n_files = 0
+    damaged: list[Damage] = []
+    sound = {store.folder: store for store in stores(cache)}
+    for folder in sorted((cache / "features").glob("[!.]*")):
+        n_files += len(list((folder / "shards").glob("*.h5")))
+        if folder in sound:
+            damaged += sound[folder].verify()
+        else:
+            damaged.append(Damage(folder / "spec.json", "is missing, or not what the folder's name says"))
+    readable = {record.id for record in records(cache)}
+    for path in sorted((cache / "tables").glob("*.json")):
+        n_files += 1
+        if path.stem not in readable:
+            damaged.append(Damage(path, "can't be read"))
+    for path in sorted((cache / "datasets").glob("*.h5")):
+        n_files += 1
+        try:
+            load_dataset(cache, path.stem.partition("-")[0])
+        except StoreError as error:
+            damaged.append(Damage(path, str(error)))
+    return n_files, damaged
+
+
+@dataclass(frozen=True, slots=True)
+class Needless:
+    """A file or folder that can go, and why."""
+
+    path: Path
+    cause: str
+    size: int
+
+
+def collect(cache: Path, reports: Path) -> list[Needless]:
+    """Find what no dataset and no run needs; nothing is removed.
+
+    A table is needed if it is the newest of its data under its spec, or if a run was trained on it; a dataset, shard
+    or graph is needed if a needed table uses it. Shards and graphs younger than a day are kept in any case: a process
+    may be using them.
+
+    Raises:
+        StoreError: If a table can't be read: what it needs can't be told.
+        RunError: The same, for a run.
+    """
+    known = records(cache, strict=True)
+    in_use = {name for run in runs(reports, strict=True) for name in run.features.split(",")}
+    newest = {(record.config.data, record.spec, record.config.views, record.config.augment): record for record in known}
+    needed = [record for record in known if record.id in in_use or record in newest.values()]
+    found = []
+    for record in known:
+        if record not in needed:
+            path = cache / "tables" / f"{record.id}.json"
+            found.append(_needless(path, "a newer extract of the same data took its place"))
+    datasets = {record.dataset for record in needed}
+    for path in sorted((cache / "datasets").glob("*.h5")):
+        if path.stem.partition("-")[0] not in datasets:
+            found.append(_needless(path, "no features belong to it any more"))
+    for store in stores(cache):
+        found += _needless_of_store(cache, store, [record for record in needed if record.spec == store.spec])
+    graphs = {graph_folder(cache, record.spec) for record in needed}
+    for path in sorted((cache / "graphs").glob("[!.]*")):
+        if path not in graphs:
+            found.append(_needless(path, "no features that are needed were computed with it"))
+    return [item for item in found if not _young(item.path)] + _abandoned(cache) + _left(reports)
+
+
+def _young(path: Path) -> bool:
+    """Whether a shard, a store or a graph was written within a day."""
+    files = [path, *path.rglob("*")] if path.is_dir() else [path]
+    in_question = (path.suffix == ".h5" and path.parent.name == "shards") or path.is_dir()
+    return in_question and max(file.stat().st_mtime for file in files) > time.time() - ABANDONED
+
+
+def _needless_of_store(cache: Path, store: FeatureStore, needed: list[TableRecord]) -> list[Needless]:
+    if not needed:
+        return [_needless(store.folder, "no features of any data use it")]
+    wanted: set[bytes] = set()
+    for record in needed:
+        try:
+            keys = load_dataset(cache, record.dataset).keys
+        except StoreError as error:  # what it needs can't be told, so all is kept
+            log.warning("%s", error)
+            return []
+        augment = Augment.parse(record.config.augment) if record.config.augment else None
+        for view in range(record.config.views + 1):
+            wanted.update(row_keys(keys, augment, view).tolist())
+    store.open(set_aside=False)
+    found = []
+    for shard in store.shards:
+        # A row may lie in several shards, if processes computed it at the same time; one of them is enough.
+        rows = wanted.intersection(shard.keys.tolist())
+        if rows:
+            wanted -= rows
+        else:
+            found.append(_needless(shard.path, "none of its rows are needed, or all lie in other shards"))
+    return found
+
+
+def _left(reports: Path) -> list[Needless]:
+    """Checkpoints of fine-tuning that nobody went on with."""
+    latest = time.time() - LEFT
+    return [
+        _needless(path, "a fine-tuning that was interrupted over a week ago could be resumed from it")
+        for path in sorted((reports / FOLDER).glob("*"))
+        if path.stat().st_mtime < latest
+    ]
+
+
+def _abandoned(cache: Path) -> list[Needless]:
+    latest = time.time() - ABANDONED
+    found = [
+        _needless(path, "was never finished")
+        for path in sorted(cache.rglob(f".*{PARTIAL_SUFFIX}"))
+        if path.stat().st_mtime < latest
+    ]
+    return found + [
+        _needless(path, "is damaged, and was set aside") for path in sorted(cache.rglob(f"*{DAMAGED_SUFFIX}"))
+    ]
+
+
+def _needless(path: Path, cause: str) -> Needless:
+    return Needless(path, cause, folder_size(path) if path.is_dir() else path.stat().st_size)
+
+
+def remove(found: list[Needless]) -> None:
+    """Remove what `collect` found."""
+    for item in found:
+        if item.path.is_dir():
+            shutil.rmtree(item.path)
+        else:
+            item.path.unlink(missing_ok=True)
+
+
+def export(cache: Path, reference: str | None, target: Path) -> TableRecord:
+    """Write one plain file of a table, for people who just want arrays.
+
+    It holds `features` [n, ...], `labels` [n] as indices into `class_names`, `split`, `paths` and `class_names`; with
+    views also `view` [n].
+
+    Args:
+        cache: The cache folder.
+        reference: Features id, or the start of one; None for the newest.
+        target: A file that ends in .h5, .hdf5 or .npz.
+
+    Raises:
+        ConfigError: For another suffix, or if the file is there already.
+    """
+    suffix = target.suffix.lower()
+    if suffix not in (".h5", ".hdf5", ".npz"):
+        raise ConfigError(f"{target} ends in {suffix or 'nothing'!r}; export to a file that ends in .h5 or .npz")
+    if target.exists():
+        raise ConfigError(f"{target} is there already; choose another name, or remove it")
+    record = find_record(cache, reference)
+    table = load_table(cache, [record])
+    columns: dict[str, Any] = {"features": table.array(), "labels": table.labels}
+    if table.views.any():
+        columns["view"] = table.views
+    texts = {"split": table.splits.tolist(), "paths": list(table.locations), "class_names": list(table.class_names)}
+    with published(target) as partial:
+        if suffix == ".npz":
+            with partial.open("wb") as file:
+                columns |= {name: np.array(values) for name, values in texts.items()}
+                np.savez(file, **columns)
+        else:
+            with h5py.File(partial, "w") as file:
+                for name, array in columns.items():
+                    file.create_dataset(name, data=array)
+                for name, values in texts.items():
+                    file.create_dataset(name, data=values, dtype=h5py.string_dtype())
+    return record

@@ -1,0 +1,114 @@
+"""What a person would be asked for in a bug report: versions, devices, engines, weights, folders."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipeline.backbones import BACKBONES, find_imagenet, keras_file
+from pipeline.config import BACKBONE
+from pipeline.errors import EngineError
+from pipeline.extraction.engines import choose
+from pipeline.util import runtime
+
+CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
+
+
+def examine(cache: Path, reports: Path) -> dict[str, Any]:
+    """Look at this machine.
+
+    Returns:
+        `versions`, `system`, `processor`, `gpus`, `engines`, `weights` and `folders`.
+    """
+    return {
+        "versions": runtime.versions(),
+        "system": {"platform": platform.platform(), "python": platform.python_implementation()},
+        "processor": _processor(),
+        "gpus": _gpus(),
+        "engines": _engines(),
+        "weights": _weights(),
+        "folders": {"cache": _folder(cache), "reports": _folder(reports)},
+    }
+
+
+def _processor() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    fields = dict(reversed([line.split(":", 1) for line in lines if ":" in line]))
+    named = {name.strip(): value.strip() for name, value in fields.items()}
+    flags = named.get("flags", "").split()
+    memory = None
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "name": named.get("model name") or platform.processor() or platform.machine(),
+        "usable": runtime.cpu_count(),
+        "memory_bytes": memory,
+        "features": [feature for feature in CPU_FEATURES if feature in flags],
+    }
+
+
+def _gpus() -> list[dict[str, Any]]:
+    """GPUs that TensorFlow can use, with the memory that the driver tells."""
+    tf = runtime.tensorflow()
+    found = []
+    for number, gpu in enumerate(tf.config.list_physical_devices("GPU")):
+        details = tf.config.experimental.get_device_details(gpu)
+        found.append(
+            {
+                "name": details.get("device_name", gpu.name),
+                "compute_capability": list(details.get("compute_capability", ())),
+                "memory": _gpu_memory(number),
+            }
+        )
+    return found
+
+
+def _gpu_memory(number: int) -> str | None:
+    if not shutil.which("nvidia-smi"):
+        return None
+    query = ["nvidia-smi", f"--id={number}", "--query-gpu=memory.total,memory.free", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    return done.stdout.strip() or None
+
+
+def _engines() -> dict[str, Any]:
+    engines: dict[str, Any] = {}
+    for name in ("auto", "tensorflow", "openvino"):
+        try:
+            choice = choose(name, "auto")
+            engines[name] = f"{choice.engine} in {choice.precision}"
+        except EngineError as error:
+            engines[name] = str(error)
+    return engines
+
+
+def _weights() -> dict[str, Any]:
+    default = BACKBONES[BACKBONE]
+    found = {name: str(path) for name, row in BACKBONES.items() if (path := find_imagenet(row))}
+    return {
+        "TLPIPE_WEIGHTS": os.environ.get("TLPIPE_WEIGHTS"),
+        "found": found,
+        "missing_would_come_from": None if BACKBONE in found else default.weights_address,
+        "and_go_to": str(keras_file(default).parent),
+    }
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    """Whether a folder can be written to, or made; and the room there."""
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            writable = True
+    except OSError:
+        writable = False
+    return {
+        "path": str(path.absolute()),
+        "there": path.exists(),
+        "writable": writable,
+        "free_bytes": shutil.disk_usage(existing).free,
+    }

@@ -1,0 +1,309 @@
+"""Finetune: the top blocks of a backbone below a trained head, or all of it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backbones.weights import MODEL_FILE
+from pipeline.commands.extract import extract
+from pipeline.commands.train_head import describe_run, train_head
+from pipeline.config import ExtractConfig, ImageConfig
+from pipeline.data import Opened, open_dataset
+from pipeline.data.dataset import SPLITS
+from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError, StoreError
+from pipeline.extraction.plan import complete_rows
+from pipeline.finetuning import (
+    Checkpoint,
+    Examples,
+    FinetuneConfig,
+    FinetuneModels,
+    State,
+    Tuned,
+    assemble,
+    drawn_anew,
+    fit,
+)
+from pipeline.finetuning.examples import images_of, indices_of, rows_of
+from pipeline.finetuning.start import NEWEST_HEAD, FinetuneOptions, Start, begin
+from pipeline.heads import HeadConfig, make_head
+from pipeline.runs.predictions import Predictions
+from pipeline.runs.run import Run, save_run
+from pipeline.selection.tables import TableOptions
+from pipeline.store.table import FeatureTable, load_table, read_features
+from pipeline.util import runtime
+from pipeline.util.memo import Memo
+
+log = logging.getLogger("tlpipe")
+
+
+def finetune(config: FinetuneConfig, cache: Path, reports: Path, options: FinetuneOptions = NEWEST_HEAD) -> Run:
+    """Fine-tune the top blocks below a trained head.
+
+    Args:
+        config: Which blocks, and how.
+        cache: The cache folder.
+        reports: Where the head's run lies, and where this run goes.
+        options: Where it starts, and how it goes on.
+
+    Raises:
+        RunError: If there is no such run, the loss diverges at once, or memory is too little.
+        EndpointError: If there are no such blocks.
+        StoppedError: After Ctrl-C or SIGTERM; the checkpoint stays.
+    """
+    checkpoint = Checkpoint.of(reports, _request(config, options))
+    with checkpoint.claimed():
+        run = _finetune(config, cache, reports, options, checkpoint)
+        checkpoint.remove()
+    return run
+
+
+def _finetune(
+    config: FinetuneConfig, cache: Path, reports: Path, options: FinetuneOptions, checkpoint: Checkpoint
+) -> Run:
+    start = time.perf_counter()
+    state = _state(checkpoint, resume=options.resume)
+    strategy = runtime.strategy()
+    _check_devices(config, strategy.num_replicas_in_sync)
+    runtime.keras().utils.set_random_seed(config.seed)
+    head_run = state.head_run if state and not options.head_run else _head_run(config, cache, reports, options)
+    with strategy.scope():
+        begun = begin(config, cache, reports, head_run)
+    table, examples = _read_examples(begun, cache, options.memory)
+    extracted = time.perf_counter()
+    logs = checkpoint.logs if options.tensorboard else None
+    if logs:
+        if state is None:
+            shutil.rmtree(logs, ignore_errors=True)
+        log.info("Logs for TensorBoard are in %s", logs)
+
+    def keeping(arrays: dict[str, list[NDArray[Any]]], history: list[dict[str, float]]) -> None:
+        checkpoint.save(State(arrays, history, begun.trained.run.id))
+
+    with strategy.scope():
+        models = _assemble(begun, len(table.class_names))
+        tuned = fit(models, examples, begun.config, keeping, state, logs)
+    run, predictions = _described(begun, table, examples, models, tuned)
+    run.settings["memory"] = options.memory
+    run.seconds.update(activations=extracted - start, fit=time.perf_counter() - extracted)
+    run.seconds["total"] = time.perf_counter() - start
+
+    def save_models(folder: Path) -> None:
+        models.serving().save(folder / MODEL_FILE)
+        if logs:
+            shutil.copytree(logs, folder / logs.name)
+
+    try:
+        save_run(reports, run, tuned.history, predictions, save_models)
+    except StoreError as error:
+        raise StoreError(
+            f"{error}. The epochs are kept: once there is room, run the same command with --resume"
+        ) from error
+    return run
+
+
+def _read_examples(begun: Start, cache: Path, memory: int | None) -> tuple[FeatureTable, dict[str, Examples]]:
+    """A table of the images, and what is read in training: pooled features, activations, or the images.
+
+    What is trained may stand on features of a fast engine; validation and test images are read as the saved model will
+    see them, in float32, so that its figures are right.
+
+    Args:
+        begun: What is trained.
+        cache: The cache folder.
+        memory: Bytes that may be held; None for half of the machine's.
+
+    Raises:
+        DataError: If the images are no longer where they were.
+        CacheMismatchError: If they are no longer the same.
+    """
+    record, config = begun.record, begun.config
+    opened = _open_data(begun, cache)
+    if begun.end_to_end:
+        table = load_table(cache, [record], 0, memory=runtime.memory_for(memory))
+        spec = record.spec
+        images = ImageConfig(spec.image_size, spec.resize, spec.interpolation, record.config.pixel_limit)
+        workers = runtime.cpu_count()
+        found = {split: images_of(table, split, opened.dataset, opened.source, images, workers) for split in SPLITS}
+    else:
+        wanted = replace(record.config, views=config.views, augment=config.augment if config.views else None)
+        if config.blocks != "none":
+            log.info("Activations are cached at %s", begun.unfrozen.cut)
+            wanted = replace(wanted, endpoint=begun.unfrozen.cut, pooling="none", dtype=None)
+        table = load_table(cache, [extract(wanted, cache).record], config.views, memory=runtime.memory_for(memory))
+        found = {split: rows_of(table, split) for split in SPLITS}
+        if table.specs[0].precision != "float32" and (len(found["val"]) or len(found["test"])):
+            exact = replace(wanted, precision="float32", views=0, augment=None)
+            found |= _exact(exact, cache, opened, table, runtime.memory_for(memory))
+    return table, {split: part for split, part in found.items() if len(part)}
+
+
+def _exact(config: ExtractConfig, cache: Path, opened: Opened, table: FeatureTable, memory: int) -> dict[str, Examples]:
+    """Validation and test rows of a table, computed in another precision."""
+    log.info("Validation and test images are rated in float32, as the saved model will run")
+    parts = {split: table.rows(split) for split in ("val", "test")}
+    rows = np.concatenate(list(parts.values()))
+    store = complete_rows(config, cache, opened, np.unique(indices_of(opened.dataset, table.keys[rows])))
+    features = read_features([store], table.keys[rows], [table.locations[row] for row in rows], memory)
+    exact = replace(
+        table, features=features, **{name: getattr(table, name)[rows] for name in ("labels", "splits", "views", "keys")}
+    )
+    return {split: rows_of(exact, split) for split in parts}
+
+
+def _open_data(begun: Start, cache: Path) -> Opened:
+    """The data that the features were extracted from.
+
+    Raises:
+        DataError: If they are no longer there.
+        CacheMismatchError: If they are no longer the same.
+    """
+    record, run = begun.record, begun.trained.run
+    try:
+        opened = open_dataset(record.config.data, record.config.splits, memo=Memo(cache))
+    except DataError as error:
+        raise DataError(f"The images that the head {run.id} was trained on can't be opened: {error}") from error
+    if opened.dataset.id != record.dataset:
+        raise CacheMismatchError(
+            f"{record.config.data} has changed since {record.id} was extracted, so the head {run.id} belongs "
+            f"to other images; run {record.config.command()} and tlpipe train-head again"
+        )
+    return opened
+
+
+def _state(checkpoint: Checkpoint, *, resume: bool) -> State | None:
+    """What to go on from; None to begin."""
+    if not resume:
+        if checkpoint.exists():
+            log.warning("The epochs that this command left when it was interrupted are replaced; --resume keeps them")
+        return None
+    state = checkpoint.load()
+    if state is None:
+        log.warning("This command, with these options, has left no checkpoint; it begins at the beginning")
+    return state
+
+
+def _described(
+    begun: Start, table: FeatureTable, examples: dict[str, Examples], models: FinetuneModels, tuned: Tuned
+) -> tuple[Run, list[Predictions]]:
+    """The run, and the predictions it is rated by."""
+    from_run, endpoint = begun.trained.run, begun.record.spec.endpoint
+    predictions = [
+        Predictions(split, examples[split].keys, examples[split].labels, probabilities)
+        for split, probabilities in tuned.probabilities.items()
+    ]
+    run = describe_run(
+        "finetune",
+        from_run.head,
+        table,
+        settings={
+            **begun.config.to_json(),
+            "head_run": from_run.id,
+            "cut": begun.unfrozen.cut,
+            "endpoint": endpoint,
+            "top": begun.pretrained.network().top(endpoint),
+            "end_to_end": begun.end_to_end,
+        },
+        seed=begun.config.seed,
+        predictions=predictions,
+        seconds={"epoch": tuned.seconds_per_epoch},
+        trainable_parameters=models.trainable_parameters(),
+        notes=_notes(begun, tuned),
+        baseline=from_run.metrics,
+        peak_memory=runtime.peak_memory(),
+    )
+    return run, predictions
+
+
+def _request(config: FinetuneConfig, options: FinetuneOptions) -> dict[str, Any]:
+    """What makes two commands the same."""
+    asked = asdict(options)
+    return {**config.to_json(), **{name: asked[name] for name in ("head_run", "head", "features", "memory")}}
+
+
+def _head_run(config: FinetuneConfig, cache: Path, reports: Path, options: FinetuneOptions) -> str | None:
+    """Train the head that was asked for; else the run that was given."""
+    if options.head is None:
+        return options.head_run
+    head = HeadConfig(options.head, seed=config.seed)
+    with suppress(RunError):  # it isn't fitted yet; a head without layers says so
+        make_head(head)[0].layers()
+    run = train_head(head, cache, reports, TableOptions(options.features, memory=options.memory))
+    scores = ", ".join(f"{split} {100 * found['accuracy']:.1f} %" for split, found in run.metrics.items())
+    log.info("Trained %s first, as %s: %s", run.head, run.id, scores)
+    return run.id
+
+
+def _check_devices(config: FinetuneConfig, n: int) -> None:
+    """Refuse what Keras can't do, or does wrongly, on several devices."""
+    alone = f"{n} GPUs are visible; or set CUDA_VISIBLE_DEVICES=0"
+    if n > 1 and config.accumulate > 1:
+        raise ConfigError(f"--accumulate {config.accumulate} works on one GPU; give a larger --batch-size, as {alone}")
+    if config.batch_size % n:
+        raise ConfigError(f"--batch-size {config.batch_size} must be shared evenly: give a multiple of {n}, as {alone}")
+
+
+def _assemble(begun: Start, n_classes: int) -> FinetuneModels:
+    config, head = begun.config, begun.trained.head.layers()
+    if config.cold_head or config.weights:
+        head = drawn_anew(head, config.seed, prepared=config.weights is None)
+    return assemble(
+        begun.features,
+        begun.unfrozen,
+        head,
+        n_classes,
+        train_bn=config.train_bn,
+        from_images=begun.end_to_end,
+    )
+
+
+def _notes(begun: Start, tuned: Tuned) -> list[str]:
+    """What a user should know of how it went."""
+    config, run, record = begun.config, begun.trained.run, begun.record
+    notes = [f"Before: {run.id}, on frozen features"]
+    if config.weights:
+        notes.append("The backbone and the head started from random weights; BatchNormalization is trained")
+    else:
+        mode = "trained" if config.train_bn else "in inference mode"
+        where = "end to end" if begun.end_to_end else f"above {begun.unfrozen.cut}"
+        n = len(begun.trained_layers())
+        notes.append(f"{n} {'layer' if n == 1 else 'layers'} trained {where}, BatchNormalization {mode}")
+        head = "The head was drawn anew" if config.cold_head else "Started from the head as fitted on train alone"
+        notes.append(head)
+    if any("train and val" in note for note in run.notes):
+        notes.append("For its test the frozen head was fitted on val, too; this model has seen train only")
+    if begun.trained.temperature != 1 or run.settings.get("test_views"):
+        notes.append("The head's temperature and means over views are not carried over")
+    if record.config.views and not config.views:
+        notes.append("Trained on the images themselves; their cached views are not used")
+    if record.spec.precision != "float32":
+        notes.append(f"Rated in float32, as the saved model runs; the frozen head in {record.spec.precision}")
+    if tuned.resumed:
+        notes.append(f"Resumed after epoch {tuned.resumed}")
+    notes += tuned.notes
+    if tuned.best_epoch:
+        notes.append(f"Kept the weights of epoch {tuned.best_epoch} of {len(tuned.history) - 1}")
+    else:
+        notes.append(f"No epoch was better on val than the start, whose weights are kept; use the head: {run.id}")
+    notes += _beaten(begun, tuned)
+    return notes
+
+
+def _beaten(begun: Start, tuned: Tuned) -> list[str]:
+    """Whether the frozen baseline is better after all, though the start was not."""
+    before = begun.trained.run.metrics.get("val", {}).get("accuracy")
+    best = tuned.history[tuned.best_epoch].get("val_accuracy")
+    if not tuned.best_epoch or before is None or best is None or best > before:
+        return []
+    return [
+        f"It is no better on val than the frozen baseline ({100 * best:.1f} %, {100 * before:.1f} %); "
+        f"use the head: {begun.trained.run.id}"
+    ]

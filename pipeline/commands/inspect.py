@@ -1,0 +1,121 @@
+"""Inspect: what a dataset holds, and what is wrong with it; by its features, too, once there are any."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import inspection
+from pipeline.config import ExtractConfig, SplitConfig
+from pipeline.data import BUILT_IN, Dataset, open_dataset, printable, shortened
+from pipeline.errors import StoreError
+from pipeline.inspection import ByFeatures, Group, Inspection, LabelError
+from pipeline.pages import Pictures, write_inspection
+from pipeline.store.records import TableRecord, load_dataset, plain_name, records
+from pipeline.store.rows import Part
+from pipeline.store.shards import FeatureStore
+from pipeline.util.files import digest_of
+from pipeline.util.memo import Memo
+
+log = logging.getLogger("tlpipe")
+
+
+def inspect(data: str, cache: Path, reports: Path, seed: int = 0) -> Inspection:
+    """Look at a dataset, and write a page with pictures of what was found.
+
+    Args:
+        data: As for extract.
+        cache: The cache folder; the newest pooled features of the same images are used.
+        reports: Where the page goes.
+        seed: Of the folds of the cross-validation.
+
+    Raises:
+        DataError: If the data can't be used.
+    """
+    start = time.perf_counter()
+    opened = open_dataset(data, SplitConfig(), memo=Memo(cache))
+    record = _features_of_data(cache, opened.dataset)
+    if record is not None and record.config.splits != SplitConfig():
+        opened = open_dataset(data, record.config.splits, memo=Memo(cache))  # as they were split for training
+    for note in opened.notes:
+        log.warning("%s", note)
+    pixel_limit = ExtractConfig.pixel_limit if record is None else record.config.pixel_limit
+    facts = inspection.facts_of(opened.source, pixel_limit)
+    pictures = Pictures(opened.source, opened.dataset.keys, pixel_limit)
+    exact = inspection.exact_duplicates(opened.dataset.keys)
+    by_features = None if record is None else _by_features(opened.dataset, record, cache, pictures, seed)
+    # Folders of one name, such as `images`, are told apart by where they lie.
+    place = digest_of(os.fsencode(data if data in BUILT_IN else Path(data).expanduser().resolve()))[:4]
+    page = reports / f"inspect-{plain_name(opened.dataset.name)}-{place}.html"
+    found = Inspection(printable(data), opened, facts, exact, by_features, page, time.perf_counter() - start)
+    write_inspection(page, inspection.heading(found), inspection.sections(found), pictures)
+    return found
+
+
+def _features_of_data(cache: Path, dataset: Dataset) -> TableRecord | None:
+    """The newest pooled features that cover all images of a dataset, but for unreadable ones."""
+    keys = set(dataset.keys.tolist())
+    others: set[str] = set()
+    for record in reversed(records(cache)):
+        if record.spec.pooling == "none" or record.dataset in others:
+            continue
+        others.add(record.dataset)
+        try:
+            if keys <= set(load_dataset(cache, record.dataset).keys.tolist()):
+                return record
+        except StoreError as error:
+            log.warning("%s", error)
+    return None
+
+
+def _by_features(
+    dataset: Dataset, record: TableRecord, cache: Path, pictures: Pictures, seed: int
+) -> ByFeatures | None:
+    store = FeatureStore(cache, record.spec)
+    store.open()
+    rows = np.flatnonzero(store.has(dataset.keys))
+    if len(rows) < 2:
+        return None
+    keys = dataset.keys[rows]
+    features = store.read(keys)
+    neighbours = inspection.Neighbours.of(features, keys)
+    near = inspection.near_duplicates(neighbours, lambda row: pictures.pixels(int(rows[row]), inspection.PICTURE))
+    near = [Group(tuple(int(rows[row]) for row in group.rows), group.similarity) for group in near]
+    far = [(int(rows[row]), distance) for row, distance in inspection.outliers(neighbours)]
+    wrong, skipped = _label_errors(dataset, features, rows, seed)
+    return ByFeatures(record, len(rows), near, wrong, far, skipped)
+
+
+def _label_errors(
+    dataset: Dataset, features: NDArray[np.floating], rows: NDArray[np.int64], seed: int
+) -> tuple[list[LabelError], list[str]]:
+    """Labels that are likely wrong, and of which classes that can't be told."""
+    names = [
+        label
+        for label in np.unique(dataset.labels[rows]).tolist()
+        if len(np.unique(dataset.keys[rows][dataset.labels[rows] == label])) > 1
+    ]
+    small = [name for label, name in enumerate(dataset.class_names) if label not in names]
+    skipped = [f"Classes of less than two different images have no say in label errors: {shortened(small)}"]
+    if len(names) < 2:
+        return [], skipped
+    used = rows[np.isin(dataset.labels[rows], names)]
+    labels = np.searchsorted(names, dataset.labels[used])
+    part = Part(features[np.isin(rows, used)], labels, dataset.keys[used], np.zeros(len(used), np.int64))
+    probabilities = inspection.held_out_probabilities(part, len(names), seed)
+    best = probabilities.argmax(axis=1)
+    found = [
+        LabelError(
+            int(used[row]),
+            dataset.class_names[names[best[row]]],
+            float(probabilities[row, best[row]]),
+            float(probabilities[row, labels[row]]),
+        )
+        for row in inspection.label_errors(part.labels, probabilities)
+    ]
+    return found, skipped if small else []

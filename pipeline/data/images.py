@@ -1,0 +1,224 @@
+"""Bytes or arrays in, uint8 RGB pixels of one size out; one library does it all, in training and in serving.
+
+Every function here raises `ImageError` for an image that can't be shown as RGB, and nothing else for bad bytes.
+Formats are told by content, never by suffix. Of an animation the first frame counts. A picture that ends too
+early is refused, not half read.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from pipeline.config import ImageConfig
+from pipeline.errors import ImageError
+
+Pixels = NDArray[np.uint8]
+
+RESAMPLING = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+
+
+@cache
+def _formats() -> list[str]:
+    """All formats but those that Pillow hands to another program, or only a plugin of someone else can read."""
+    Image.init()
+    return [name for name in Image.OPEN if name not in ("EPS", "WMF", "BUFR", "GRIB", "HDF5")]
+
+
+def reader_version() -> str:
+    """What decides whether a file can be read; another version may read what this one can't."""
+    return f"pillow {PIL.__version__}"
+
+
+@contextmanager
+def reading(pixel_limit: int) -> Iterator[None]:
+    """Let Pillow itself refuse images of over twice `pixel_limit` pixels; `decode` refuses those above it.
+
+    Pillow's limit is one for the whole process, so it is put back afterwards. Its warnings about odd metadata are
+    of no use to a reader of pixels.
+    """
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = pixel_limit
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def decode(data: bytes, config: ImageConfig, *, enlarge: int = 1) -> Image.Image:
+    """Decode an image file's bytes as upright RGB.
+
+    Args:
+        data: The file's bytes.
+        config: Size wanted, and the pixel limit.
+        enlarge: How many times larger than `config.image_size` the picture is needed, before a part of it is cut out.
+
+    Returns:
+        An RGB image of the file's size, or smaller by a power of two where a JPEG is at least twice as large as needed.
+
+    Raises:
+        ImageError: If the bytes are no picture that can be shown as RGB.
+    """
+    with _bad_bytes():
+        image = _opened(data, config.pixel_limit)
+        _draft(image, config, enlarge)
+        image.load()
+        return _rgb(_upright(image))
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What an image file says of itself.
+
+    Attributes:
+        format: Pillow's name of the format, "JPEG"; "array" of an array.
+        mode: Pillow's name of the colour mode: "RGB", "L", "P", "CMYK", ...
+        width: Pixels, as stored.
+        height: Pixels, as stored.
+    """
+
+    format: str
+    mode: str
+    width: int
+    height: int
+
+
+def describe(content: bytes | NDArray[np.uint8], pixel_limit: int) -> Facts:
+    """What an image says of itself, after it was decoded to its end.
+
+    Args:
+        content: A file's bytes, or an array as in `from_array`.
+        pixel_limit: Images of more pixels than this are refused.
+
+    Raises:
+        ImageError: As `decode`.
+    """
+    if not isinstance(content, bytes):
+        mode = {4: "RGBA", 3: "RGB"}.get(content.shape[2] if content.ndim == 3 else 1, "L")
+        return Facts("array", mode, content.shape[1], content.shape[0])
+    with _bad_bytes():
+        image = _opened(content, pixel_limit)
+        facts = Facts(image.format or "unknown", image.mode, image.width, image.height)
+        _draft(image, ImageConfig((1, 1)), 1)  # the smaller, the faster; damage is found all the same
+        image.load()
+        return facts
+
+
+def _opened(data: bytes, pixel_limit: int) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=_formats())
+    if image.width * image.height > pixel_limit:
+        raise ImageError(f"{image.width:,} x {image.height:,} pixels, over the limit of {pixel_limit:,}")
+    return image
+
+
+@contextmanager
+def _bad_bytes() -> Iterator[None]:
+    """Turn whatever Pillow raises into the error of an image."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except MemoryError:  # the machine's fault, not the file's
+        raise ImageError("there is too little memory to decode it", lasting=False) from None
+    except UnidentifiedImageError:
+        raise ImageError("not an image in a format that can be read") from None
+    # Pillow's plugins let whatever goes wrong inside them escape: struct.error, SyntaxError, IndexError and others.
+    except Exception as error:
+        raise ImageError(f"{type(error).__name__}: {error}") from error
+
+
+def from_array(array: NDArray[np.uint8]) -> Image.Image:
+    """An RGB image of an array [h, w], [h, w, 1] (grey), [h, w, 3] (RGB) or [h, w, 4] (RGB and alpha)."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return _rgb(Image.fromarray(np.ascontiguousarray(array)))
+
+
+def resize(image: Image.Image, config: ImageConfig) -> Pixels:
+    """Bring an RGB image to `config.image_size`.
+
+    Returns:
+        Shape [height, width, 3].
+    """
+    height, width = config.image_size
+    method = RESAMPLING[config.interpolation]
+    if config.resize == "pad":
+        image = ImageOps.pad(image, (width, height), method, color="white")
+    elif config.resize == "crop":
+        image = ImageOps.fit(image, (width, height), method)
+    elif image.size != (width, height):
+        image = image.resize((width, height), method)
+    return np.asarray(image)
+
+
+def _draft(image: Image.Image, config: ImageConfig, enlarge: int) -> None:
+    """Let the JPEG decoder shrink while it decodes, where the picture is at least twice as large as needed."""
+    if image.format not in ("JPEG", "MPO"):
+        return
+    height, width = config.image_size
+    if _orientation(image) in QUARTER_TURNS:
+        height, width = width, height
+    ratios = (width * enlarge / image.width, height * enlarge / image.height)
+    # Padding needs the picture to fit into the size; cropping and stretching need it to cover the size.
+    ratio = min(ratios) if config.resize == "pad" else max(ratios)
+    if ratio <= 0.5:
+        image.draft(None, (max(1, round(image.width * ratio)), max(1, round(image.height * ratio))))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data doesn't spoil a picture
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # TIFF is turned by Pillow as it loads, and the tag is gone then.
+    return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        white = Image.new("RGBA", colours.size, "white")
+        return Image.alpha_composite(white, colours).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Bring grey values of more than 8 bits to 0..255.
+
+    The file doesn't say what white is. Integers are taken as 16-bit, floats in 0..1 as shares of white, other
+    floats as 0..255; what lies outside of that is stretched from its least to its greatest value.
+    """
+    values = grey.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ImageError("has pixels that are not finite numbers")
+    low, high = float(values.min()), float(values.max())
+    white = 65535.0 if np.issubdtype(grey.dtype, np.integer) else 255.0 if high > 1 else 1.0
+    if low < 0 or high > white:
+        values, white = values - low, max(high - low, 1e-12)
+    return np.rint(values * (255.0 / white)).astype(np.uint8)

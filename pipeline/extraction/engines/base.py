@@ -1,0 +1,63 @@
+"""What an engine is: a compiled graph of one fixed batch shape, uint8 images in, float32 features out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """An engine and a precision, resolved for this machine.
+
+    Attributes:
+        engine: "tensorflow" or "openvino".
+        precision: "float32", "bfloat16" or "float16".
+    """
+
+    engine: str
+    precision: str
+
+    @property
+    def spec_precision(self) -> str:
+        """What the feature spec holds: engines agree in float32 and share features there, elsewhere they don't."""
+        return self.precision if self.precision == "float32" else f"{self.engine}-{self.precision}"
+
+
+class Engine(Protocol):
+    """A compiled graph.
+
+    Attributes:
+        batch_size: Images in a batch; the compiled graph never sees another number.
+        shape: Shape of one image's features.
+    """
+
+    batch_size: int
+    shape: tuple[int, ...]
+
+    def stream(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+        """Compute features of batches, several at a time, and give them in the order of the batches.
+
+        Args:
+            batches: Each uint8 [m, height, width, 3] with m up to `batch_size`.
+
+        Returns:
+            Each float32 [m, ...].
+        """
+
+
+def padded(batch: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Fill a batch up to `size` images with black ones, so that the graph is never compiled for another shape."""
+    if len(batch) == size:
+        return batch
+    return np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), batch.dtype)])
+
+
+def call(engine: Engine, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Features of images held in memory: uint8 [n, height, width, 3] to float32 [n, ...]."""
+    size = engine.batch_size
+    return np.concatenate(list(engine.stream(images[at : at + size] for at in range(0, len(images), size))))

@@ -1,0 +1,168 @@
+"""The fast engine for processors: the same Keras graph, converted once and compiled by OpenVINO."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import EngineError, StoppedError, StoreError
+from pipeline.extraction.engines.base import padded
+from pipeline.util import runtime
+from pipeline.util.files import digest_of, published_folder, read_json, write_json
+
+if TYPE_CHECKING:
+    import keras
+    import openvino
+
+CHECKSUMS = "checksums.json"
+
+log = logging.getLogger("tlpipe")
+
+HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+@cache
+def _core() -> Any:
+    import openvino
+
+    return openvino.Core()
+
+
+def supports(precision: str) -> bool:
+    """Whether the processor computes in this precision."""
+    name = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}[precision]
+    return name in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def converted(build: Callable[[], keras.Model], folder: Path) -> openvino.Model:
+    """The OpenVINO form of a Keras model, in float32 and for any batch size.
+
+    Args:
+        build: Gives the Keras model; called only if the folder holds no converted one.
+        folder: Where it is kept; named by a digest of all that the graph depends on.
+
+    Raises:
+        EngineError: If the conversion fails.
+    """
+    import openvino
+
+    if (graph := _kept(folder)) is not None:
+        return graph
+    model = build()
+    tf = runtime.tensorflow()
+    try:
+        # OpenVINO would report an interrupt as a graph that it can't convert.
+        with runtime.stopping() as stop, runtime.quiet_stderr():
+            shape = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.uint8)
+            function = tf.function(lambda images: model(images, training=False), autograph=False)
+            graph = openvino.convert_model(function.get_concrete_function(shape))
+    except Exception as error:  # OpenVINO raises many kinds
+        raise EngineError(
+            f"OpenVINO can't convert {model.name}: {str(error).splitlines()[0][:200]}; use --engine tensorflow"
+        ) from error
+    if stop.signal is not None:
+        raise StoppedError("Stopped before the first image. The same command again starts anew.", signal=stop.signal)
+    # The graph in memory is good, whether or not it can be kept: another process may have been faster.
+    with suppress(StoreError), published_folder(folder) as partial:
+        openvino.save_model(graph, partial / "model.xml", compress_to_fp16=False)
+        write_json(partial / CHECKSUMS, _checksums(partial))
+    return graph
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    return {name: digest_of((folder / name).read_bytes()) for name in ("model.xml", "model.bin")}
+
+
+def _kept(folder: Path) -> openvino.Model | None:
+    """The graph that a folder keeps; None, and no folder any more, if a byte of it has changed."""
+    if not folder.is_dir():
+        return None
+    try:
+        if read_json(folder / CHECKSUMS) == _checksums(folder):
+            return _core().read_model(folder / "model.xml")
+    except (OSError, ValueError, RuntimeError) as error:
+        log.debug("%s can't be read: %s", folder, error)
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+class OpenvinoEngine:
+    """Runs a converted model on the processor, several batches at a time."""
+
+    def __init__(self, graph: openvino.Model, precision: str, batch_size: int) -> None:
+        """Compile the model.
+
+        Args:
+            graph: From uint8 [n, height, width, 3] to features.
+            precision: "float32", "bfloat16" or "float16".
+            batch_size: Images in a batch.
+        """
+        self.batch_size = batch_size
+        graph.reshape([batch_size, *list(graph.inputs[0].partial_shape)[1:]])
+        # One stream a core, each with its own batch: faster than several cores on one batch, and less bound to the
+        # batch size (see tlpipe bench).
+        threads = runtime.cpu_count()
+        settings = {
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "NUM_STREAMS": threads,
+            "INFERENCE_NUM_THREADS": threads,
+        }
+        compiled = _core().compile_model(graph, "CPU", settings)
+        self.shape = tuple(compiled.output(0).shape)[1:]
+        self._requests = [compiled.create_infer_request() for _ in range(2 * threads)]
+
+    def stream(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+        """As `Engine.stream`; two requests for each core keep all cores busy."""
+        free = deque(self._requests)
+        waiting: deque[tuple[int, Any]] = deque()
+
+        def result() -> NDArray[np.float32]:
+            count, request = waiting.popleft()
+            request.wait()
+            features: NDArray[np.float32] = request.get_output_tensor(0).data[:count].copy()
+            free.append(request)
+            return features
+
+        try:
+            for batch in batches:
+                if not free:
+                    yield result()
+                request = free.popleft()
+                request.start_async([padded(batch, self.batch_size)])
+                waiting.append((len(batch), request))
+            while waiting:
+                yield result()
+        finally:
+            for _, request in waiting:
+                request.wait()
+
+
+def matrix_product(side: int, precision: str) -> Callable[[], Any]:
+    """A function that multiplies two square matrices on all cores once, for comparison with a network.
+
+    Args:
+        side: Rows and columns.
+        precision: "float32" or "bfloat16".
+    """
+    import openvino
+    from openvino import opset13 as op
+
+    left = op.parameter([side, side], np.float32)
+    right = op.constant(np.random.default_rng(0).standard_normal((side, side), np.float32))
+    model = openvino.Model([op.matmul(left, right, transpose_a=False, transpose_b=False)], [left])
+    threads = runtime.cpu_count()
+    settings = {"INFERENCE_PRECISION_HINT": HINTS[precision], "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
+    compiled = _core().compile_model(model, "CPU", settings)
+    request = compiled.create_infer_request()
+    request.set_input_tensor(openvino.Tensor(np.ones((side, side), np.float32)))
+    return lambda: request.infer()

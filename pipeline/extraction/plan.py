@@ -1,0 +1,258 @@
+"""Rows of features: computed where the store lacks them, for a dataset or for images that belong to none."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backbones import Pretrained, open_backbone
+from pipeline.config import ExtractConfig, FeatureSpec, ImageConfig
+from pipeline.data import KEY_DTYPE, ImageSource, Opened
+from pipeline.data.augment import Augment
+from pipeline.errors import DataError, ImageError
+from pipeline.extraction import pass_
+from pipeline.extraction.engines import Engine, EngineChoice, choose, graph_folder, open_engine
+from pipeline.extraction.pass_ import PassReport, Row
+from pipeline.store.shards import FeatureStore
+from pipeline.store.table import row_keys
+from pipeline.util.memo import Memo
+
+NAMED_AT_MOST = 10  # unreadable images named on the terminal; the answer of --json lists all
+
+log = logging.getLogger("tlpipe")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What the options come to on this machine; the engine stays compiled, and the store open."""
+
+    cache: Path
+    store: FeatureStore
+    pretrained: Pretrained
+    choice: EngineChoice
+    spec: FeatureSpec
+    images: ImageConfig
+    augment: Augment | None
+    views: int
+    _engines: dict[int | None, Engine] = field(default_factory=dict, repr=False)
+
+    def engine(self, batch_size: int | None) -> Engine:
+        """Compile the graph, the first time."""
+        if batch_size not in self._engines:
+            spec, graph, network = self.spec, graph_folder(self.cache, self.spec), self.pretrained.network
+            opened = open_engine(self.choice, network, spec.endpoint, spec.pooling, graph, batch_size)
+            self._engines[batch_size] = opened
+        return self._engines[batch_size]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Images whose features are all in the store, but for those that can't be read.
+
+    Attributes:
+        plan: What was wanted.
+        report: Of the pass.
+        refused: Why each image has no features that can't be read, by image key.
+        n_wanted: Rows: one for each distinct image and view.
+        started: When the engine was ready, by the performance counter.
+    """
+
+    plan: Plan
+    report: PassReport
+    refused: dict[bytes, str]
+    n_wanted: int
+    started: float
+
+    def features(self, keys: NDArray[np.bytes_], view: int = 0) -> NDArray[np.floating]:
+        """Features [n, ...] of one view of images that could be read."""
+        return self.plan.store.read(row_keys(keys, self.plan.augment, view))
+
+
+def backbone_for(config: ExtractConfig, cache: Path) -> Pretrained:
+    """The backbone of some options; nothing heavy is loaded, and what is wrong with them is said.
+
+    Raises:
+        ConfigError: For illegal options, or such as don't fit each other.
+        WeightsError: If there is no such file.
+    """
+    pretrained = open_backbone(config.backbone, config.weights, config.seed, config.image_size, Memo(cache))
+    _views(config)
+    choose(config.engine, config.precision)
+    return pretrained
+
+
+def _views(config: ExtractConfig) -> Augment | None:
+    augment = Augment.parse(config.augment) if config.augment else None
+    if augment:
+        augment.check(config.views)
+    return augment
+
+
+def plan_for(config: ExtractConfig, cache: Path, pretrained: Pretrained) -> Plan:
+    """Resolve all options; nothing heavy is loaded if the memo knows the weights.
+
+    Args:
+        config: What to extract; `data` and `splits` are not used.
+        cache: The cache folder.
+        pretrained: What `backbone_for` gave.
+    """
+    choice = choose(config.engine, config.precision)
+    spec = FeatureSpec(
+        backbone=pretrained.name,
+        weights_digest=pretrained.digest(),
+        weights_seed=pretrained.seed if config.weights == "random" else None,
+        endpoint=config.endpoint or pretrained.default_endpoint(),
+        pooling=config.pooling,
+        image_size=pretrained.image_size,
+        resize=config.resize,
+        interpolation=config.interpolation,
+        precision=choice.spec_precision,
+        dtype=config.dtype or _dtype(config),
+    )
+    images = ImageConfig(spec.image_size, config.resize, config.interpolation, config.pixel_limit)
+    return Plan(cache, FeatureStore(cache, spec), pretrained, choice, spec, images, _views(config), config.views)
+
+
+def _dtype(config: ExtractConfig) -> str:
+    """Type of stored features: activations are many, and half precision holds them, but for those of random weights.
+
+    Nothing brings those to a scale: from layer to layer they shrink below what half precision can hold.
+    """
+    return "float16" if config.pooling == "none" and config.weights != "random" else "float32"
+
+
+def complete(
+    plan: Plan,
+    keys: NDArray[np.bytes_],
+    locations: Sequence[str],
+    source: ImageSource,
+    batch_size: int | None = None,
+    workers: int | None = None,
+) -> Done:
+    """Compute what the store lacks of some images.
+
+    Args:
+        plan: What to compute.
+        keys: Image keys, shape [n]; one may stand there several times.
+        locations: Where the images lie, for people.
+        source: The images, in this order.
+        batch_size: Images in a batch; changes no feature.
+        workers: Decoding threads.
+
+    Raises:
+        StoreError: If the disk is full; what was published stays.
+        StoppedError: After Ctrl-C or SIGTERM, with all that was computed stored.
+    """
+    store = plan.store
+    for damage in store.refresh():
+        log.warning("%s %s; it was set aside, and its rows are computed again", damage.path, damage.cause)
+    _, first = np.unique(keys, return_index=True)
+    first = np.sort(first)
+    n_wanted = len(first) * (plan.views + 1)
+    reader = pass_.reader_name(plan.images)
+    known = {key: entry.cause for key, entry in store.quarantined().items() if entry.reader == reader}
+    refused = {key: known[key] for key in keys[first].tolist() if key in known}
+    rows = _missing(plan, keys, first, locations, refused)
+    if not rows:
+        return Done(plan, PassReport(), refused, n_wanted, time.perf_counter())
+    log.info(
+        "%s of %s rows to compute with %s in %s",
+        f"{len(rows):,}",
+        f"{n_wanted:,}",
+        plan.choice.engine,
+        plan.choice.precision,
+    )
+    engine = plan.engine(batch_size)
+    started = time.perf_counter()
+    report = pass_.compute(store, source, rows, plan.images, plan.augment, engine, workers=workers)
+    refused |= {key: str(error) for key, (_, error) in report.unreadable.items()}
+    store.refresh()
+    return Done(plan, report, refused, n_wanted, started)
+
+
+def _missing(
+    plan: Plan,
+    keys: NDArray[np.bytes_],
+    first: NDArray[np.int64],
+    locations: Sequence[str],
+    refused: Container[bytes],
+) -> list[Row]:
+    """The rows that the store lacks, view by view, of images that are not refused."""
+    rows = []
+    for view in range(plan.views + 1):
+        view_keys = row_keys(keys[first], plan.augment, view)
+        stored = plan.store.has(view_keys).tolist()
+        for key, index, there in zip(view_keys.tolist(), first.tolist(), stored, strict=True):
+            image_key = bytes(keys[index])
+            if not there and image_key not in refused:
+                rows.append(Row(key, image_key, view, index, locations[index]))
+    return rows
+
+
+def warn_unreadable(unreadable: Mapping[str, str], n: int) -> None:
+    """Name the first images that can't be read, with the cause, and count them.
+
+    Args:
+        unreadable: Location and cause of each.
+        n: Images there are, readable or not.
+    """
+    if not unreadable:
+        return
+    lines = [f"{location}: {cause}" for location, cause in unreadable.items()]
+    log.warning("%s of %s images can't be read:", f"{len(lines):,}", f"{n:,}")
+    for line in lines[:NAMED_AT_MOST]:
+        log.warning("  %s", line)
+    if len(lines) > NAMED_AT_MOST:
+        log.warning("  and %s more; all are in the answer of --json", f"{len(lines) - NAMED_AT_MOST:,}")
+
+
+def features_of(source: ImageSource, config: ExtractConfig, cache: Path) -> NDArray[np.floating]:
+    """Features of images that belong to no dataset, in their order, shape [n, d].
+
+    Args:
+        source: The images.
+        config: What to extract; `data` and `splits` are not used.
+        cache: The cache folder.
+
+    Raises:
+        DataError: If an image can't be read.
+    """
+    keys = source.keys(Memo(cache), rehash=False)
+    locations = [f"Image {number}" for number in range(len(keys))]
+    for key, location in zip(keys, locations, strict=True):
+        if isinstance(key, ImageError):
+            raise DataError(f"{location} can't be read: {key}")
+    column = np.array(keys, KEY_DTYPE)
+    return _all_of(plan_for(config, cache, backbone_for(config, cache)), column, locations, source).features(column)
+
+
+def complete_rows(config: ExtractConfig, cache: Path, opened: Opened, rows: NDArray[np.int64]) -> FeatureStore:
+    """Compute the features of some rows of a dataset that are not in the cache yet; the store that has them all.
+
+    Args:
+        config: What to extract; `data` and `splits` are not used.
+        cache: The cache folder.
+        opened: The dataset.
+        rows: Numbers of rows, each image once.
+
+    Raises:
+        DataError: If an image can't be read.
+    """
+    keys, locations = opened.dataset.keys[rows], [opened.dataset.locations[row] for row in rows.tolist()]
+    plan = plan_for(config, cache, backbone_for(config, cache))
+    return _all_of(plan, keys, locations, opened.source.take(rows.tolist())).plan.store
+
+
+def _all_of(plan: Plan, keys: NDArray[np.bytes_], locations: Sequence[str], source: ImageSource) -> Done:
+    """As `complete`, but every image must be one that can be read."""
+    done = complete(plan, keys, locations, source)
+    for key, location in zip(keys.tolist(), locations, strict=True):
+        if key in done.refused:
+            raise DataError(f"{location} can't be read: {done.refused[key]}")
+    return done

@@ -1,0 +1,319 @@
+"""The epochs of fine-tuning: steps, validation, the best weights, and a checkpoint after each."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError, RunError, StoppedError, StoreError
+from pipeline.evaluation.metrics import scores
+from pipeline.finetuning.checkpoint import State
+from pipeline.finetuning.config import FinetuneConfig
+from pipeline.finetuning.examples import Examples, batches, predict
+from pipeline.finetuning.models import FinetuneModels, with_remat
+from pipeline.finetuning.steps import Augmentation, optimizer_of, schedule_of, with_steps
+from pipeline.heads import Watch, probabilities_of
+from pipeline.util import runtime
+from pipeline.util.progress import Advance, progress
+
+if TYPE_CHECKING:
+    import keras
+
+PREDICTED = 64  # images whose activations are run at a time where nothing is kept for a backward pass
+DIVERGED = 30.0  # times the loss of a guess: no network that learns is so sure of what is wrong
+
+Keeping = Callable[[dict[str, list[NDArray[Any]]], list[dict[str, float]]], None]
+
+log = logging.getLogger("tlpipe")
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What fine-tuning gave; the models hold the best weights now.
+
+    Attributes:
+        history: A row for each epoch; epoch 0 is the start.
+        best_epoch: Epoch whose weights were kept; 0 if none was better than the start.
+        probabilities: Of the images of each split but train.
+        resumed: Epochs that an earlier process had done.
+        notes: What a user should know.
+    """
+
+    history: list[dict[str, float]]
+    best_epoch: int
+    probabilities: dict[str, NDArray[np.float64]]
+    resumed: int
+    notes: list[str]
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        """Mean length of the passes over the training images, validation left out."""
+        return float(np.mean([row["epoch_seconds"] for row in self.history[1:]]))
+
+
+def fit(
+    models: FinetuneModels,
+    examples: dict[str, Examples],
+    config: FinetuneConfig,
+    keeping: Keeping | None = None,
+    state: State | None = None,
+    logs: Path | None = None,
+) -> Tuned:
+    """Train; the weights kept are those of the epoch with the best validation accuracy, the start included.
+
+    Args:
+        models: What `assemble` gave, made in the scope of the strategy that is used.
+        examples: Of `train` and, where there are any, of `val` and `test`.
+        config: How.
+        keeping: Keeps the state after each epoch; None to keep nothing.
+        state: What to go on from; None to begin.
+        logs: Folder of TensorBoard's logs; None for none.
+
+    Raises:
+        ConfigError: If all epochs together make no update.
+        RunError: If the loss diverges in the first epoch, memory is too little, or the state is of another network.
+        StoppedError: After Ctrl-C or SIGTERM; the checkpoint stays.
+    """
+    with _enough_memory(config), _writer(logs) as written, runtime.stopping() as stop:
+        training = _Training(models, examples, config, keeping)
+        resumed = training.take_up(state) if state else training.start()
+        left = config.epochs - resumed
+        with progress("Fine-tuning", left * training.n_steps, "steps") as advance:
+            while len(training.history) <= config.epochs and not training.finished:
+                training.epoch(stop, advance)
+                written(training.history[-1])
+                training.save()
+        probabilities = training.end()
+    return Tuned(training.history, training.best_epoch, probabilities, resumed, training.notes)
+
+
+class _Training:
+    """Weights, optimizer and history between the epochs."""
+
+    def __init__(
+        self,
+        models: FinetuneModels,
+        examples: dict[str, Examples],
+        config: FinetuneConfig,
+        keeping: Keeping | None,
+    ) -> None:
+        self.config = config
+        self.keeping = keeping
+        self.model = models.trained
+        self.n_steps = math.ceil(len(examples["train"]) / config.batch_size)
+        if config.accumulate > config.epochs * self.n_steps:
+            raise ConfigError(
+                f"--accumulate {config.accumulate} is more than the {config.epochs * self.n_steps} steps of all "
+                "epochs, so nothing would ever be updated; give less"
+            )
+        self.augmentation = Augmentation(config, models.n_classes)
+        train = replace(examples["train"], labels=self.augmentation.shares(examples["train"].labels))
+        self.examples = {**examples, "train": train}
+        # Of images every layer's maps are held; of activations little lies above.
+        self.n_predicted = config.batch_size if models.trained is models.whole else max(PREDICTED, config.batch_size)
+        stepped = with_remat(self.model) if config.remat else self.model
+        self.stepped = with_steps(stepped, self.augmentation)
+        self.factor = runtime.keras().Variable(1.0, trainable=False, name="plateau")
+        self.schedule = schedule_of(config, self.n_steps)
+        self.optimizer = optimizer_of(self.stepped, self.model, models.depths, config, self.schedule, self.factor)
+        self.chance = math.log(models.n_classes)
+        self.diverged = DIVERGED * self.chance
+        # On a processor XLA ran no faster, took half as much memory again, and 6 s more for each shape of a batch.
+        jit = "auto" if runtime.tensorflow().config.list_physical_devices("GPU") else False
+        self.stepped.compile(optimizer=self.optimizer, jit_compile=jit, **self.augmentation.objective())
+        self.watch = Watch(config, 1, stops=True)
+        self.history: list[dict[str, float]] = []
+        self.notes: list[str] = []
+        self.best: list[NDArray[Any]] = self.model.get_weights()
+        self.finished = False
+        self._n_kept = 0
+
+    @property
+    def best_epoch(self) -> int:
+        """Epoch of the weights that are kept; 0 for the start."""
+        return max(int(self.watch.best_epoch[0]) - 1, 0)
+
+    def start(self) -> int:
+        """Look at the validation images before anything has changed; 0, as no epoch is done."""
+        figures = ["loss"] if self.augmentation.mixes else ["accuracy", "loss"]
+        row = dict.fromkeys(["learning_rate", *figures], math.nan)
+        self._take_in({"epoch": 0.0, **row, **self._validation(), "epoch_seconds": 0.0, "seconds": 0.0})
+        return 0
+
+    def take_up(self, state: State) -> int:
+        """Go on from a checkpoint; the number of epochs that are done."""
+        try:
+            self.model.set_weights(state.arrays["best"])  # refuses what doesn't fit
+            for name, variables in self._variables().items():
+                for variable, array in zip(variables, state.arrays[name], strict=True):
+                    variable.assign(array)
+            for row in state.history[: self.config.epochs + 1]:
+                self._take_in(row)
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"The checkpoint belongs to another network: {error}; leave --resume out to begin again"
+            ) from error
+        self.best = state.arrays["best"]
+        self._n_kept = len(self.history) - 1
+        log.info("Going on after epoch %d of %d", self._n_kept, self.config.epochs)
+        return self._n_kept
+
+    def epoch(self, stop: runtime.Stopping, advance: Advance) -> None:
+        """One pass over the training images, then one look at the validation images."""
+        config, number = self.config, len(self.history)
+        start = time.perf_counter()
+        generator = np.random.default_rng((config.seed, number))
+        sound = self.model.get_weights()
+        # Keras would shuffle the batches again, by a generator that no checkpoint knows.
+        with batches(self.examples["train"], config.batch_size, generator) as (data, _):
+            callbacks = [self._callback(stop, advance)]
+            fitted = self.stepped.fit(data, epochs=1, shuffle=False, verbose=0, callbacks=callbacks)
+        figures = {name: float(values[-1]) for name, values in sorted(fitted.history.items())}
+        seconds = time.perf_counter() - start
+        row = {"epoch": float(number), "learning_rate": self._rate(number), **figures}
+        if not figures["loss"] < self.diverged:
+            self.model.set_weights(sound)
+            self.finished = True
+            what = f"The loss diverged in epoch {number} ({figures['loss']:.3g}; guessing gives {self.chance:.2f})"
+            if number == 1:
+                raise RunError(f"{what}; lower --learning-rate {config.learning_rate:g}")
+            self.notes.append(f"{what}; training ended there, a lower --learning-rate may do better")
+            row |= dict.fromkeys(self._validated, math.nan)
+        else:
+            row |= self._validation()
+        row["epoch_seconds"] = seconds
+        self._take_in({**row, "seconds": self.history[-1]["seconds"] + time.perf_counter() - start})
+        shown = {name: row[name] for name in ("loss", "val_accuracy", "val_loss") if name in row}
+        log.info(
+            "Epoch %d of %d: %s; %.0f s",
+            number,
+            config.epochs,
+            ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in shown.items()),
+            self.history[-1]["seconds"] - self.history[-2]["seconds"],
+        )
+
+    def save(self) -> None:
+        """Write the checkpoint; what can't be written ends nothing."""
+        if self.keeping is None or self.finished:
+            return
+        variables = {name: [np.asarray(variable) for variable in part] for name, part in self._variables().items()}
+        try:
+            self.keeping({**variables, "best": self.best}, self.history)
+        except StoreError as error:
+            self.keeping = None
+            log.warning("No more checkpoints are written: %s", error)
+        else:
+            self._n_kept = len(self.history) - 1
+
+    def end(self) -> dict[str, NDArray[np.float64]]:
+        """Put the best weights back; probabilities of all splits but train."""
+        self.model.set_weights(self.best)
+        return {split: self._probabilities(part) for split, part in self.examples.items() if split != "train"}
+
+    def _callback(self, stop: runtime.Stopping, advance: Advance) -> keras.callbacks.Callback:
+        """What happens after each step."""
+        done, epochs = self._n_kept, self.config.epochs
+
+        class AfterStep(runtime.keras().callbacks.Callback):  # type: ignore[misc]
+            def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
+                if stop.signal is not None:
+                    going_on = "with --resume goes on from there" if done else "begins again"
+                    raise StoppedError(
+                        f"Stopped; {done} of {epochs} epochs are kept. The same command {going_on}.",
+                        signal=stop.signal,
+                    )
+                advance(1)
+                # Keras's own callback for this writes to standard output.
+                self.model.stop_training = not math.isfinite(logs["loss"])
+
+        return AfterStep()
+
+    def _take_in(self, row: dict[str, float]) -> None:
+        """Add an epoch to the history, and draw the conclusions from it."""
+        losses = np.array([row.get("val_loss", row["loss"])])
+        if not self.history and "val_loss" not in row:
+            losses = np.array([np.finfo(np.float64).max])  # with nothing to compare by, any epoch is better
+        accuracies = np.array([row["val_accuracy"]]) if "val_accuracy" in row else None
+        self.history.append(row)
+        if self.finished:
+            return
+        if self.watch.update(losses, accuracies)[0]:
+            self.best = self.model.get_weights()
+        self.finished = self.watch.finished
+        self.factor.assign(self.watch.reductions[0])
+
+    def _rate(self, epoch: int) -> float:
+        """Learning rate of the head in the middle of an epoch."""
+        middle = self.schedule(int((epoch - 0.5) * self.n_steps))
+        return float(middle) * float(self.watch.reductions[0])
+
+    @property
+    def _validated(self) -> list[str]:
+        """Columns of the history that come from the validation images."""
+        return ["val_loss", "val_accuracy"] if "val" in self.examples else []
+
+    def _validation(self) -> dict[str, float]:
+        if not self._validated:
+            return {}
+        val = self.examples["val"]
+        found = scores(self._probabilities(val), val.labels)
+        return dict(zip(self._validated, (found["log_loss"], found["accuracy"]), strict=True))
+
+    def _probabilities(self, part: Examples) -> NDArray[np.float64]:
+        return probabilities_of(predict(self.model, part, self.n_predicted))
+
+    def _variables(self) -> dict[str, list[keras.Variable]]:
+        """All that an epoch changes: weights, the state of random generators, and what the optimizer remembers."""
+        own = [*self.model.variables, *self.augmentation.variables()]
+        metrics = {id(variable) for variable in self.stepped.metrics_variables}
+        now = {id(variable): variable for variable in own if id(variable) not in metrics}
+        return {"now": list(now.values()), "optimizer": list(self.optimizer.variables)}
+
+
+@contextmanager
+def _enough_memory(config: FinetuneConfig) -> Iterator[None]:
+    """Say in plain words that memory is too little.
+
+    Raises:
+        RunError: In place of TensorFlow's and Python's own errors.
+    """
+    try:
+        yield
+    except (runtime.tensorflow().errors.ResourceExhaustedError, MemoryError) as error:
+        ways = []
+        if config.batch_size > 1:
+            ways.append(f"--batch-size {config.batch_size // 2} --accumulate {2 * config.accumulate} (about the same)")
+        if not config.remat and not config.train_bn:
+            ways.append("--remat")
+        raise RunError(
+            f"Out of memory with {config.batch_size} images in a step; try {', '.join([*ways, 'or fewer --blocks'])}"
+        ) from error
+
+
+@contextmanager
+def _writer(folder: Path | None) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Write epochs as TensorBoard reads them."""
+    if folder is None:
+        yield lambda _: None
+        return
+    tf = runtime.tensorflow()
+    writer = tf.summary.create_file_writer(str(folder))
+    with writer.as_default():
+
+        def written(row: dict[str, float]) -> None:
+            for name, value in row.items():
+                if name != "epoch":
+                    tf.summary.scalar(name, value, step=int(row["epoch"]))
+            writer.flush()
+
+        yield written
+    writer.close()

@@ -1,0 +1,288 @@
+"""What the page of a run shows, from its folder and the pictures of its data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import ExtractConfig
+from pipeline.data.augment import Augment
+from pipeline.evaluation.metrics import evaluate, reliability
+from pipeline.pages import charts
+from pipeline.pages.gallery import choose
+from pipeline.pages.pictures import Pictures
+from pipeline.runs.predictions import Predictions
+from pipeline.runs.run import Run
+
+CONFUSION = "confusion"  # name of a figure
+
+GALLERY_SIDE, MAP_SIDE, SAMPLE_SIDE = 128, 48, 112  # pixels
+GALLERY_BYTES, MAP_BYTES = 1_600_000, 1_800_000  # so that a page stays below 5 MB
+MOST_VIEWS = 4  # of a sample
+MATRIX_CLASSES = 25  # more give a list of confusions in place of a matrix
+FIGURE_CLASSES = 100  # more give no figure of the matrix: it has a square for each pair
+LISTED_CONFUSIONS = 100
+
+History = list[dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """Images as points.
+
+    Attributes:
+        keys: Image keys, shape [n].
+        points: Shape [n, 2].
+        method: How features became two numbers.
+        features: Id of the features.
+    """
+
+    keys: NDArray[np.bytes_]
+    points: NDArray[np.floating]
+    method: str
+    features: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """All that a run's page is made of.
+
+    Attributes:
+        run: The run.
+        history: Of its training.
+        predictions: By split.
+        frozen: The run before fine-tuning and its history; None where there is none.
+        pictures: Of its data; None if they can't be opened.
+        locations: Where each image lies, by key.
+        augment: How views were made; None where none were seen.
+        views: Number of views of each image that were seen in training, beside the image itself.
+        samples: Keys of some training images.
+        map: None where there are no features.
+        missing: What the page lacks, and why.
+    """
+
+    run: Run
+    history: History
+    predictions: dict[str, Predictions]
+    frozen: tuple[Run, History] | None = None
+    pictures: Pictures | None = None
+    locations: dict[bytes, str] = field(default_factory=dict)
+    augment: Augment | None = None
+    views: int = 0
+    samples: Sequence[bytes] = ()
+    map: Map | None = None
+    missing: list[str] = field(default_factory=list)
+
+
+def shown_split(run: Run) -> str | None:
+    """The split that a run is ranked by: test, else val, else train; None if it was rated on no images."""
+    return next((split for split in ("test", "val", "train") if run.metrics.get(split, {}).get("n")), None)
+
+
+def engine_of(run: Run) -> str:
+    """Engine and precision of the features; of float32 all engines give the same."""
+    return ", ".join(dict.fromkeys(str(spec.get("precision", "?")) for spec in run.specs))
+
+
+def context(data: RunData, curves: list[charts.Spec]) -> dict[str, Any]:
+    """What the template of a run's page needs, with its learning curves."""
+    run, split = data.run, shown_split(data.run)
+    value: dict[str, Any] = {
+        "run": run,
+        "paragraph": paragraph(run),
+        "charts": curves,
+        "split": split,
+        "missing": list(data.missing),
+        "repeat": _repeat(data),
+        "gallery": [],
+        "samples": _samples(data),
+        "engine": engine_of(run),
+    }
+    predictions = data.predictions.get(split or "")
+    if predictions is None:
+        return value
+    found = evaluate(predictions.probabilities, predictions.labels, run.class_names)
+    matrix = found["confusion_matrix"]
+    if len(run.class_names) > FIGURE_CLASSES:
+        value["missing"].append(f"{len(run.class_names):,} classes are too many for a figure of their confusions.")
+    gallery, left_out = _gallery(data, predictions)
+    if left_out:
+        value["missing"].append(f"{left_out:,} images of the gallery have no picture: they can't be read any more.")
+    return value | {
+        "per_class": found["per_class"],
+        "matrix": matrix if len(run.class_names) <= MATRIX_CLASSES else None,
+        "confusions": _confusions(matrix),
+        "reliability": charts.reliability(reliability(predictions.probabilities, predictions.labels)),
+        "ece": found["ece"],
+        "gallery": gallery,
+        "map": _map(data, predictions),
+    }
+
+
+def figures(data: RunData) -> dict[str, charts.Spec]:
+    """The charts that are kept beside the page, too, by the names of their files."""
+    run = data.run
+    found: dict[str, charts.Spec] = {}
+    for name, title in (("accuracy", "accuracy"), ("loss", "log loss")):
+        rows, x, baseline = _curve(data, name)
+        if rows:
+            epochs = x == "epoch"
+            found[f"curves-{name}"] = charts.curves(rows, x, title, log=not epochs, baseline=baseline)
+    predictions = data.predictions.get(shown_split(run) or "")
+    n_classes = len(run.class_names)
+    if predictions is not None and n_classes <= FIGURE_CLASSES:
+        matrix = np.zeros((n_classes, n_classes), np.int64)
+        np.add.at(matrix, (predictions.labels, predictions.probabilities.argmax(axis=1)), 1)
+        found[CONFUSION] = charts.confusion(matrix.tolist(), run.class_names)
+    return found
+
+
+def _curve(data: RunData, name: str) -> tuple[list[dict[str, Any]], str, float | None]:
+    """Rows of one chart, what stands on its x axis, and the frozen baseline on val."""
+    sources = [(data.run, data.history, "")]
+    if data.frozen is not None:
+        sources = [(data.run, data.history, "fine-tuned, "), (*data.frozen, "frozen, ")]
+    x = "epoch" if any("epoch" in row for row in data.history) else "l2"
+    columns = {name: "train", f"val_{name}": "val"}
+    if name == "loss":
+        columns["val_log_loss"] = "val"
+    rows = [
+        {"x": row[x], "value": row[column], "series": f"{prefix}{split}"}
+        for _, history, prefix in sources
+        for row in history
+        for column, split in columns.items()
+        # A penalty of 0 has no place on a logarithmic scale.
+        if column in row and x in row and (x == "epoch" or row[x] > 0)
+    ]
+    before = (data.run.baseline or {}).get("val", {})
+    return rows, x, before.get("accuracy" if name == "accuracy" else "log_loss")
+
+
+def paragraph(run: Run) -> str:
+    """What was done, in a few sentences."""
+    specs = " and ".join(
+        f"{spec.get('backbone')} ({spec.get('endpoint')}, {spec.get('pooling')} pooling, "
+        f"{'x'.join(map(str, spec.get('image_size', [])))} px, {spec.get('precision')})"
+        for spec in run.specs
+    )
+    n_classes = len(run.class_names)
+    if run.stage == "evaluate":
+        what = f"The run {run.settings.get('of')} ({run.head}) was rated on {run.data}"
+    elif run.stage == "finetune":
+        blocks, cut = run.settings.get("blocks"), run.settings.get("cut")
+        where = "end to end" if run.settings.get("end_to_end") else f"from activations cached at {cut}"
+        spec = run.specs[0]
+        size = "x".join(map(str, spec.get("image_size", [])))
+        what = f"{run.head} was fine-tuned with {blocks} of {spec.get('backbone')} ({size} px) below it, {where}, "
+        what += f"on {run.data}"
+    else:
+        how = "chosen by a sweep and trained" if run.stage == "sweep" else "trained"
+        what = f"{run.head} was {how} on features of {specs}, of {run.data}"
+    sizes = [(run.n_train, "training"), (run.n_val, "validation"), (run.n_test, "test")]
+    counts = ", ".join(f"{n:,} {name}" for n, name in sizes if n)
+    text = f"{what}: {n_classes:,} classes, {counts} images. It took {run.seconds.get('total', 0):,.1f} s"
+    if run.stage != "evaluate":
+        text += f" and fitted {run.trainable_parameters:,} parameters"
+    if split := shown_split(run):
+        found = run.metrics[split]
+        low, high = found["accuracy_95"]
+        text += (
+            f". Of the {split} images {100 * found['accuracy']:.1f} % were right "
+            f"(95 % interval {100 * low:.1f} to {100 * high:.1f})"
+        )
+        before = (run.baseline or {}).get(split, {})
+        if before.get("n"):
+            text += f", {100 * before['accuracy']:.1f} % before fine-tuning"
+    return text + "."
+
+
+def _confusions(matrix: list[list[int]]) -> list[tuple[int, int, int]]:
+    """True class, predicted class and number of images of the commonest mistakes."""
+    cells = [
+        (true, predicted, n)
+        for true, row in enumerate(matrix)
+        for predicted, n in enumerate(row)
+        if n and true != predicted
+    ]
+    return sorted(cells, key=lambda cell: -cell[2])[:LISTED_CONFUSIONS]
+
+
+def _gallery(data: RunData, predictions: Predictions) -> tuple[list[dict[str, Any]], int]:
+    """Images with their pictures, as many as a page may hold, and how many have none."""
+    found: list[dict[str, Any]] = []
+    if data.pictures is None:
+        return found, 0
+    size, left_out = 0, 0
+    for one in choose(predictions):
+        key = bytes(predictions.keys[one.row])
+        row = data.pictures.rows.get(key)
+        picture = None if row is None else data.pictures.thumbnail(row, GALLERY_SIDE)
+        if picture is None:
+            left_out += 1
+            continue
+        size += len(picture)
+        if size > GALLERY_BYTES:
+            break
+        found.append(
+            {"shown": one, "picture": picture, "path": data.locations.get(key, key.decode("ascii", "replace"))}
+        )
+    return found, left_out
+
+
+def _map(data: RunData, predictions: Predictions) -> dict[str, Any] | None:
+    found = data.map
+    if found is None:
+        return None
+    names, size = data.run.class_names, 0
+    rows = {bytes(key): row for row, key in enumerate(predictions.keys.tolist())}
+    points: list[dict[str, Any]] = []
+    for key, (x, y) in zip(found.keys.tolist(), found.points.tolist(), strict=True):
+        row = rows[key]
+        true, predicted = int(predictions.labels[row]), int(predictions.probabilities[row].argmax())
+        point = {
+            "x": round(x, 4),
+            "y": round(y, 4),
+            "class": names[true],
+            "predicted": names[predicted],
+            "right": true == predicted,
+            "path": data.locations.get(key, ""),
+        }
+        if data.pictures is not None and size < MAP_BYTES and key in data.pictures.rows:
+            point["image"] = data.pictures.thumbnail(data.pictures.rows[key], MAP_SIDE)
+            size += len(point["image"] or "")
+        points.append(point)
+    return {
+        "chart": charts.embedding(points, names),
+        "n": len(points),
+        "of": len(predictions.keys),
+        "method": found.method,
+        "features": found.features,
+    }
+
+
+def _samples(data: RunData) -> list[dict[str, Any]]:
+    """Training images, each with its augmented views."""
+    if data.pictures is None:
+        return []
+    found = []
+    for key in data.samples:
+        row = data.pictures.rows.get(key)
+        if row is None:
+            continue
+        views = range(min(data.views, MOST_VIEWS) + 1 if data.augment else 1)
+        shown = [data.pictures.thumbnail(row, SAMPLE_SIDE, data.augment, view) for view in views]
+        found.append({"path": data.locations.get(key, ""), "pictures": [picture for picture in shown if picture]})
+    return [one for one in found if one["pictures"]]
+
+
+def _repeat(data: RunData) -> list[str]:
+    """The commands that give this run again, from the data on."""
+    first = data.run if data.frozen is None else data.frozen[0]
+    commands = [ExtractConfig.from_json(options).command() for options in first.extracts]
+    if data.run.stage == "evaluate":
+        commands = []
+    return [*commands, *dict.fromkeys([first.command, data.run.command])]

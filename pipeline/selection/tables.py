@@ -1,0 +1,136 @@
+"""Which features a head is fitted on and rated by: options, the table, and what is refused or said of it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data import shortened
+from pipeline.errors import CacheMismatchError, ConfigError, DataError
+from pipeline.selection import Round, folds
+from pipeline.store.records import find_records
+from pipeline.store.table import FeatureTable, load_table
+from pipeline.util import runtime
+
+log = logging.getLogger("tlpipe")
+
+
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """Which features, and how they are used.
+
+    Attributes:
+        features: Features id, or its start; several joined by commas; None for the newest pooled features.
+        test_views: Views over which the probabilities of an image are averaged, beside the image itself; None for none,
+            and for a sweep to try all there are.
+        memory: Bytes of features that may be held; None for half of the machine's.
+        calibrate: Whether to scale the logits by a temperature fitted on val.
+        cv: Number of folds of a cross-validation; None for none.
+        seeds: Number of seeds.
+    """
+
+    features: str | None = None
+    test_views: int | None = None
+    memory: int | None = None
+    calibrate: bool = False
+    cv: int | None = None
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ConfigError(f"--seeds is {self.seeds}; give 1 or more")
+        if self.cv is not None and self.cv < 2:
+            raise ConfigError(f"--cv is {self.cv}; give 2 folds or more")
+        if self.test_views is not None and self.test_views < 0:
+            raise ConfigError(f"--test-views is {self.test_views}; give 0 or more")
+
+    @property
+    def averaged(self) -> int:
+        """Views over which probabilities are averaged; none unless that was asked for."""
+        return self.test_views or 0
+
+
+NEWEST = TableOptions()
+"""The newest pooled features, and nothing beside."""
+
+
+def open_table(cache: Path, options: TableOptions, views: int | None, what: str) -> FeatureTable:
+    """The table that a user means, and a line about it; features that can't be trained on are refused."""
+    records = find_records(cache, options.features)
+    for record in records:
+        if record.spec.pooling == "none":
+            raise CacheMismatchError(
+                f"A head takes pooled features [n, d], {record.id} keeps height and width (pooling 'none'). "
+                f"Make some with: {record.config.command(pooling='avg')}"
+            )
+    views = min(record.config.views for record in records) if views is None else views
+    most = max(views, options.averaged)
+    for record in records:
+        size = "x".join(map(str, record.spec.image_size))
+        log.info(
+            "%s on %s (%s %s, %s px, %d views)", what, record.id, record.spec.backbone, record.spec.endpoint, size, most
+        )
+    # A fold takes its validation images from the training images, and the other way round.
+    wanted = (most, most) if options.cv else (views, options.averaged)
+    table = load_table(cache, records, wanted[0], test_views=wanted[1], memory=runtime.memory_for(options.memory))
+    if table.missing:
+        log.warning("%s images of %s can't be read and are left out", f"{table.missing:,}", records[0].name)
+    _check_trainable(table)
+    return table
+
+
+def _check_trainable(table: FeatureTable) -> None:
+    """Refuse data without training images of a class; say where there are few.
+
+    Raises:
+        DataError: If a class has no training images.
+    """
+    name, n_classes = table.records[0].name, len(table.class_names)
+    in_view = table.views == 0
+    counts = {
+        split: np.bincount(table.labels[in_view & (table.splits == split)], minlength=n_classes)
+        for split in ("train", "val")
+    }
+    absent = [table.class_names[label] for label in np.flatnonzero(counts["train"] == 0)]
+    if absent:
+        raise DataError(
+            f"{name} has no training images of the class {shortened(absent)}; "
+            "add some, or carve smaller splits (--val-fraction, --test-fraction)"
+        )
+    if counts["train"].sum() < 2 * n_classes:
+        log.warning(
+            "%s training images for %s classes are fewer than two each; expect little", counts["train"].sum(), n_classes
+        )
+    unseen = [table.class_names[label] for label in np.flatnonzero(counts["val"] == 0)]
+    if unseen and counts["val"].sum():
+        log.warning("No validation images of the class %s: nothing is chosen for it", shortened(unseen))
+
+
+def is_carved(table: FeatureTable) -> bool:
+    """Whether the validation images were carved from the training images, so that a final head may have both."""
+    return all("val" in record.carved for record in table.records)
+
+
+def rounds_of(table: FeatureTable, options: TableOptions, seed: int) -> list[Round]:
+    """What heads are fitted on and rated by: folds where there is a cross-validation, else val; once for each seed.
+
+    Raises:
+        DataError: If there are neither.
+    """
+    pool = table.all()
+    offsets = range(options.seeds)
+    if options.cv:
+        used = (table.splits == "train") | ((table.splits == "val") & is_carved(table))
+        rows = np.flatnonzero(used)
+        found = [folds(pool, rows, options.cv, options.averaged, seed + offset) for offset in offsets]
+        return [replace(turn, seed=offset) for offset, turns in zip(offsets, found, strict=True) for turn in turns]
+    vals = [np.flatnonzero((table.splits == "val") & (table.views == view)) for view in range(options.averaged + 1)]
+    if not len(vals[0]):
+        raise DataError(
+            f"{table.records[0].name} has no validation images to choose by; give --cv 5, or carve some "
+            "(--val-fraction)"
+        )
+    return [Round(pool, np.flatnonzero(table.splits == "train"), vals, offset) for offset in offsets]

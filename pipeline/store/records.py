@@ -1,0 +1,195 @@
+"""Records of what was extracted from what, so that later stages find the newest, and say which."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import re
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline.config import ExtractConfig, FeatureSpec
+from pipeline.data import KEY_DTYPE, Dataset
+from pipeline.errors import ConfigError, StoreError
+from pipeline.util.files import publish_checked, read_checked, read_json, write_json
+
+log = logging.getLogger("tlpipe")
+
+
+@dataclass(frozen=True, slots=True)
+class TableRecord:
+    """What was extracted from what, and how to do it again.
+
+    Attributes:
+        id: The features id that users see.
+        created: Time of the last extract that gave it, ISO 8601, UTC.
+        spec: The feature spec.
+        dataset: Id of the dataset.
+        name: Name of the dataset.
+        carved: The splits that the source doesn't have.
+        config: Options of that extract.
+    """
+
+    id: str
+    created: str
+    spec: FeatureSpec
+    dataset: str
+    name: str
+    carved: tuple[str, ...]
+    config: ExtractConfig
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dictionary that JSON can hold."""
+        return {
+            "id": self.id,
+            "created": self.created,
+            "spec": self.spec.to_json(),
+            "dataset": self.dataset,
+            "name": self.name,
+            "carved": list(self.carved),
+            "config": self.config.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> TableRecord:
+        """Read what `to_json` wrote."""
+        return cls(
+            str(value["id"]),
+            str(value["created"]),
+            FeatureSpec.from_json(value["spec"]),
+            str(value["dataset"]),
+            str(value["name"]),
+            tuple(value["carved"]),
+            ExtractConfig.from_json(value["config"]),
+        )
+
+
+def table_id(name: str, spec: FeatureSpec, dataset: str, config: ExtractConfig) -> str:
+    """A name that people can read, with a digest of all that makes the table what it is."""
+    text = f"{spec.digest()}/{dataset}/{config.views}/{config.augment}"
+    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return f"{plain_name(name)}-{plain_name(spec.backbone)}-{digest}"
+
+
+def plain_name(name: str) -> str:
+    """A name that any file, link or terminal can hold."""
+    return re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")[:40] or "data"
+
+
+def save_dataset(cache: Path, dataset: Dataset) -> None:
+    """Publish a dataset's rows and class names under its id; the last locations saved are the ones that count."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.create_dataset("key", data=dataset.keys.astype(KEY_DTYPE))
+        file.create_dataset("label", data=dataset.labels)
+        file.create_dataset("split", data=dataset.splits.astype("S5"))
+        for name, texts in (("location", dataset.locations), ("class_name", dataset.class_names)):
+            file.create_dataset(name, data=list(texts), dtype=h5py.string_dtype())
+        file.attrs["name"] = dataset.name
+    folder = cache / "datasets"
+    saved = publish_checked(folder, buffer.getvalue(), ".h5", f"{dataset.id}-")
+    for path in folder.glob(f"{dataset.id}-*.h5"):
+        if path != saved:
+            path.unlink(missing_ok=True)
+
+
+def load_dataset(cache: Path, dataset_id: str) -> Dataset:
+    """Load a dataset's rows and class names.
+
+    Raises:
+        StoreError: If it is missing, or doesn't hold what was written.
+    """
+    # An id may come from a file that anyone could have changed, and a pattern would find some other dataset.
+    known = re.fullmatch(r"[0-9a-f]{32}", dataset_id)
+    for path in sorted((cache / "datasets").glob(f"{dataset_id}-*.h5")) if known else []:
+        data = read_checked(path)
+        if data is None:
+            raise StoreError(f"{path} was changed after it was written; run tlpipe extract again")
+        with h5py.File(io.BytesIO(data), "r") as file:
+            return Dataset(
+                name=str(file.attrs["name"]),
+                keys=file["key"][:].astype(KEY_DTYPE),
+                labels=file["label"][:].astype(np.int64),
+                splits=file["split"][:].astype("U5"),
+                locations=tuple(file["location"].asstr()[:].tolist()),
+                class_names=tuple(file["class_name"].asstr()[:].tolist()),
+            )
+    raise StoreError(f"The dataset {dataset_id} is not in {cache / 'datasets'}; run tlpipe extract again")
+
+
+def save_record(cache: Path, record: TableRecord) -> None:
+    """Publish a record; it is now the newest."""
+    write_json(cache / "tables" / f"{record.id}.json", record.to_json())
+
+
+def now() -> str:
+    """The time, ISO 8601, UTC, to the microsecond, so that it sorts."""
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+
+
+def records(cache: Path, *, strict: bool = False) -> list[TableRecord]:
+    """All records of a cache, the oldest first; what can't be read is left aside, with a warning.
+
+    Raises:
+        StoreError: If `strict`, for one that can't be read.
+    """
+    found = []
+    for path in (cache / "tables").glob("*.json"):
+        try:
+            found.append(TableRecord.from_json(read_json(path)))
+        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+            problem = f"{path} can't be read ({error}); run the tlpipe extract that made it again, or remove it"
+            if strict:
+                raise StoreError(problem) from error
+            log.warning("%s", problem)
+    return sorted(found, key=lambda record: record.created)
+
+
+def find_record(cache: Path, reference: str | None) -> TableRecord:
+    """The record that a user means.
+
+    Args:
+        cache: The cache folder.
+        reference: A features id, or the start of one; None for the newest pooled features. Activations that
+            fine-tuning cached are newer, but not what is meant, unless there is nothing else.
+
+    Raises:
+        StoreError: If there is none, or several fit.
+    """
+    known = records(cache)
+    if reference is None:
+        if not known:
+            raise StoreError(f"There are no features in {cache} yet; make some with: tlpipe extract DATA")
+        return ([record for record in known if record.spec.pooling != "none"] or known)[-1]
+    fitting = [record for record in known if record.id == reference] or [
+        record for record in known if record.id.startswith(reference)
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    names = ", ".join(record.id for record in fitting or known) or "none"
+    what = "fits several" if fitting else "is not among the"
+    raise StoreError(f"{reference!r} {what} features of {cache}: {names}; list them with: tlpipe cache ls")
+
+
+def find_records(cache: Path, reference: str | None) -> tuple[TableRecord, ...]:
+    """The records that a user means: as `find_record`, or several of them, joined by commas.
+
+    Raises:
+        StoreError: If there is none, or several fit one of the references.
+        ConfigError: If one is named twice.
+    """
+    if reference is None or "," not in reference:
+        return (find_record(cache, reference),)
+    parts = [part.strip() for part in reference.split(",")]
+    if not all(parts):
+        raise ConfigError(f"{reference!r} has an empty name between or beside its commas; give A,B")
+    found = tuple(find_record(cache, part) for part in parts)
+    if len({record.id for record in found}) < len(found):
+        raise ConfigError(f"{reference} names the same features twice")
+    return found

@@ -1,0 +1,1 @@
+"""Files, progress, the machine and the memo: what knows nothing of images."""

@@ -1,0 +1,163 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import StoreError
+
+PARTIAL_SUFFIX = ".partial"
+
+
+def flush_to_disk(path: Path) -> None:
+    """Make a file's bytes, or a folder's list of names, outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _partial_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say in plain words that a disk is full or can't be written.
+
+    Raises:
+        StoreError: In place of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(
+                f"No space is left for {path.name} in {path.parent}; make room (tlpipe cache gc), "
+                "or name another place, such as another --cache or --reports"
+            ) from error
+        cause = error.strerror or str(error)
+        raise StoreError(
+            f"{path} can't be written: {cause}; name another place, such as another --cache or --reports"
+        ) from error
+
+
+@contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `path`, whole and on disk, only if the block succeeds.
+
+    Raises:
+        StoreError: If the disk is full or can't be written; nothing is left behind.
+    """
+    partial = _partial_name(path)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            flush_to_disk(partial)
+            partial.replace(path)
+            flush_to_disk(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def published_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path`, with all its files on disk, only if the block succeeds.
+
+    Args:
+        path: Where it is published.
+        replace: Whether a folder that is there makes room for it.
+
+    Raises:
+        StoreError: If the disk is full or can't be written; nothing is left behind.
+    """
+    partial, aside = _partial_name(path), _partial_name(path)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        try:
+            yield partial
+            for file in partial.rglob("*"):
+                flush_to_disk(file)
+            flush_to_disk(partial)
+            if replace and path.is_dir():
+                path.rename(aside)
+            try:
+                partial.replace(path)
+            except OSError:
+                if aside.exists():
+                    aside.rename(path)
+                raise
+            flush_to_disk(path.parent)
+        finally:
+            for folder in (partial, aside):
+                if folder.exists():
+                    shutil.rmtree(folder)
+
+
+def digest_of(data: bytes) -> str:
+    """Digest by which a file's bytes are known: BLAKE2b (RFC 7693), 32 hexadecimal characters."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def publish_checked(folder: Path, data: bytes, suffix: str, prefix: str = "") -> Path:
+    """Publish bytes under a name that ends in their digest, so that `read_checked` can tell whether they are sound.
+
+    Raises:
+        StoreError: If the disk is full or can't be written, or gives back other bytes.
+    """
+    path = folder / f"{prefix}{digest_of(data)}{suffix}"
+    with published(path) as partial:
+        partial.write_bytes(data)
+        if digest_of(partial.read_bytes()) != digest_of(data):
+            raise StoreError(f"{path} reads otherwise than it was written; is the disk failing?")
+    return path
+
+
+def read_checked(path: Path) -> bytes | None:
+    """The bytes that `publish_checked` wrote; None if a single one has changed.
+
+    A parser must not see damaged bytes: HDF5 may hang or crash on them.
+
+    Raises:
+        OSError: If the file can't be read.
+    """
+    data = path.read_bytes()
+    return data if path.stem.endswith(digest_of(data)) else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Publish `value` as indented JSON."""
+    with published(path) as partial:
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        OSError: If it can't be read.
+        ValueError: If it isn't JSON, or holds text that is no Unicode, which nothing could print or write.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return value
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files below `folder`."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,96 @@
+"""Progress of long work: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+LINE_EVERY = 15.0  # seconds between two lines where there is no terminal
+
+log = logging.getLogger("tlpipe")
+
+_shown: ContextVar[bool] = ContextVar("shown", default=False)
+
+
+class Advance(Protocol):
+    """Called with the number of items that were finished since the last call."""
+
+    def __call__(self, count: int, /) -> None: ...  # noqa: D102
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str = "images") -> Iterator[Advance]:
+    """Show how far work has come, with rate and time left, if the log shows information at all.
+
+    Inside another progress nothing is shown: the outer one tells how far the whole has come.
+
+    Args:
+        what: What is being done, in a word or two.
+        total: Number of items.
+        unit: What the items are.
+    """
+    if not log.isEnabledFor(logging.INFO) or total == 0 or _shown.get():
+        yield lambda _: None
+        return
+    token = _shown.set(True)
+    try:
+        if sys.stderr.isatty():
+            with _bar(what, total, unit) as advance:
+                yield advance
+        else:
+            yield _lines(what, total, unit)
+    finally:
+        _shown.reset(token)
+
+
+@contextmanager
+def _bar(what: str, total: int, unit: str) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total, rate="")
+
+        def advance(count: int, /) -> None:
+            bar.advance(task, count)
+            speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
+            if speed:
+                bar.update(task, rate=f"{speed:,.1f} {unit}/s" if speed < 10 else f"{speed:,.0f} {unit}/s")
+
+        yield advance
+
+
+def _lines(what: str, total: int, unit: str) -> Advance:
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(count: int, /) -> None:
+        nonlocal last, done
+        done += count
+        now = time.monotonic()
+        if now - last >= LINE_EVERY and done < total:
+            last = now
+            rate = done / (now - start)
+            log.info(
+                "%s: %s of %s %s, %.3g/s, about %.0f s left",
+                what,
+                f"{done:,}",
+                f"{total:,}",
+                unit,
+                rate,
+                (total - done) / rate,
+            )
+
+    return advance

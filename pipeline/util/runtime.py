@@ -1,0 +1,217 @@
+"""The machine: processors, GPUs, libraries. Heavy libraries are imported here, quietly, and only when asked for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pipeline.errors import StoppedError
+
+LIBRARIES = (
+    "tlpipe",
+    "tensorflow",
+    "keras",
+    "openvino",
+    "numpy",
+    "h5py",
+    "scikit-learn",
+    "joblib",
+    "pillow",
+    "pyarrow",
+    "typer",
+)
+
+log = logging.getLogger("tlpipe")
+
+
+def cpu_count() -> int:
+    """Processors this process may use, which in a container are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_limit() -> int:
+    """Bytes of memory this process may use, which in a container are fewer than the machine has."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        with suppress(OSError, ValueError):  # ValueError: "max"
+            limits.append(int(path.read_text()))
+    return min(limits)
+
+
+def memory_for(given: int | None) -> int:
+    """Bytes of features that may be held: as given, else half of the machine's memory."""
+    return memory_limit() // 2 if given is None else given
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether the driver shows a GPU, found without importing TensorFlow; CUDA_VISIBLE_DEVICES may hide it."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+
+
+def installed(module: str) -> bool:
+    """Whether a module could be imported, without importing it."""
+    return module in sys.modules or importlib.util.find_spec(module) is not None
+
+
+def version(package: str) -> str | None:
+    """Version of an installed distribution, None where it is missing."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that are installed."""
+    found = {package: version(package) for package in LIBRARIES}
+    return {"python": sys.version.split()[0], **{name: text for name, text in found.items() if text}}
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Hold back what native code writes to standard error; show it if the block fails.
+
+    TensorFlow and XLA write a dozen lines at import before any setting of theirs is read.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        saved = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(saved, 2)
+            held.seek(0)
+            log.debug(held.read().decode(errors="replace"))
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+@cache
+def tensorflow() -> ModuleType:
+    """Import TensorFlow: quietly, and without it taking all memory of each GPU at once."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    # Interrupted while it is imported, TensorFlow would report that it is broken.
+    with stopping() as stop, quiet_stderr():
+        import tensorflow as tf
+
+        # Features in float32 are shared between machines, so float32 has to mean float32 on recent GPUs as well.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        # Several heads in one process are several graphs; TensorFlow would advise against that at length.
+        tf.get_logger().setLevel(logging.ERROR)
+        for gpu in tf.config.list_physical_devices("GPU"):
+            try:
+                tf.config.experimental.set_memory_growth(gpu, True)
+            except RuntimeError:  # the caller's program has used the GPU already: its setting stands
+                log.debug("Memory growth of %s is left as it is", gpu.name)
+    if stop.signal is not None:
+        raise StoppedError("Stopped before the work began; run the same command again.", signal=stop.signal)
+    return tf  # type: ignore[no-any-return]
+
+
+def strategy(devices: Sequence[str] | None = None) -> Any:
+    """How TensorFlow spreads training: over all GPUs where there are several, each with a copy of the weights.
+
+    Args:
+        devices: Names of TensorFlow devices; None for all GPUs.
+    """
+    tf = tensorflow()
+    names = devices or [gpu.name for gpu in tf.config.list_logical_devices("GPU")]
+    return tf.distribute.MirroredStrategy(names) if len(names) > 1 else tf.distribute.get_strategy()
+
+
+def limit_threads(n: int) -> None:
+    """Let TensorFlow use so many threads for an operation, if it hasn't begun to work yet."""
+    with suppress(RuntimeError):
+        tensorflow().config.threading.set_intra_op_parallelism_threads(n)
+
+
+@cache
+def keras() -> ModuleType:
+    """Import Keras 3 on TensorFlow."""
+    tensorflow()
+    import keras as module
+
+    return module  # type: ignore[no-any-return]
+
+
+class Stopping:
+    """Whether Ctrl-C or SIGTERM has asked for an end.
+
+    Attributes:
+        signal: Number of the signal, None while there was none.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+
+@contextmanager
+def stopping() -> Iterator[Stopping]:
+    """Turn the first Ctrl-C or SIGTERM into a wish that the block can look at; a second one acts as ever.
+
+    Outside the main thread, where Python lets no signal be handled, the wish is never made.
+    """
+    wish = Stopping()
+    if threading.current_thread() is not threading.main_thread():
+        yield wish
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, _: object) -> None:
+        wish.signal = number
+        restore()
+        log.info("Stopping ...")
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield wish
+    finally:
+        restore()
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Let processes that the block starts not hear Ctrl-C: this one hears it, and ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def keras_home() -> Path:
+    """The folder where Keras keeps what it downloads."""
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
