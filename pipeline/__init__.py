@@ -12,6 +12,10 @@ __all__ = ["FeatureExtractor", "Features", "Model", "extract", "load_features", 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for only then: `tlpipe --help` needs none of it."""
+    if name == "__version__":
+        from pipeline.util import runtime
+
+        return runtime.version("tlpipe")
     if name in __all__:
         from pipeline import api
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,6 +195,15 @@ def store(tmp_path: Path, spec: FeatureSpec) -> FeatureStore:
 @pytest.fixture
 def config() -> ImageConfig:
     return ImageConfig((32, 32))
+
+
+def change_run(folder: Path, **values: Any) -> None:
+    """Write other values into run.json, each where it stands."""
+    path = folder / "run.json"
+    value = json.loads(path.read_text())
+    for name, item in values.items():
+        (value if name in value else value["payload"])[name] = item
+    path.write_text(json.dumps(value))
 
 
 def part_of(features: np.ndarray, labels: np.ndarray, keys: np.ndarray | None = None) -> Part:

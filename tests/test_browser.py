@@ -12,9 +12,7 @@ from conftest import BROWSERS, draw_shades, use_fake_engine
 from playwright.sync_api import Page, sync_playwright
 
 from pipeline import commands
-from pipeline.config import ExtractConfig
-from pipeline.finetuning import FinetuneConfig
-from pipeline.heads import HeadConfig
+from pipeline.config import ExtractConfig, FinetuneConfig, HeadConfig
 from pipeline.runs.run import Run
 
 pytestmark = pytest.mark.browser

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import ExtractConfig, FeatureSpec, ImageConfig, SplitConfig, parse_image_size
+from pipeline.config import ExtractConfig, FeatureSpec, ImageConfig, SplitConfig
 from pipeline.errors import ConfigError
+from pipeline.util.files import decoded
+from pipeline.util.options import parse_image_size
 
 OTHER: dict[str, Any] = {
     "backbone": "vgg16",
@@ -49,18 +51,18 @@ def test_equal_digests_mean_equal_specs(one: FeatureSpec, other: FeatureSpec) ->
 
 @given(specs)
 def test_spec_round_trip(spec: FeatureSpec) -> None:
-    assert FeatureSpec.from_json(spec.to_json()) == spec
+    assert decoded(FeatureSpec, spec.to_json()) == spec
 
 
-@pytest.mark.parametrize("change", [{"pooling": 3}, {"image_size": ["a", 1]}, {"image_size": None}, {"more": 1}])
+@pytest.mark.parametrize("change", [{"pooling": 3}, {"image_size": ["a", 1]}, {"image_size": None}])
 def test_tampered_spec_is_refused(spec: FeatureSpec, change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError):
-        FeatureSpec.from_json({**spec.to_json(), **change})
+    with pytest.raises(ValueError, match="Expected"):
+        decoded(FeatureSpec, {**spec.to_json(), **change})
 
 
 def test_extract_config_round_trip() -> None:
     config = ExtractConfig("here", image_size=(3, 4), views=2, augment="crop", splits=SplitConfig(0.1, 0.2, "val", 3))
-    assert ExtractConfig.from_json(config.to_json()) == config
+    assert decoded(ExtractConfig, config.to_json()) == config
 
 
 def test_image_size() -> None:

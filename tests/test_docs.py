@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import pipeline
 from pipeline.cli.main import app
+from pipeline.config import HeadConfig
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -44,7 +45,7 @@ def test_every_command_is_documented_and_has_help(command: tuple[str, ...]) -> N
 
 
 def test_help_knows_the_heads_and_their_defaults() -> None:
-    from pipeline.heads import KINDS, HeadConfig, make_head
+    from pipeline.heads import KINDS, make_head
 
     done = CliRunner().invoke(app, ["train-head", "--help"], env={"COLUMNS": "200"})
     text = " ".join(done.output.split())
@@ -136,9 +137,9 @@ def run_all() -> None:
 def newest_run(folder: Path) -> str:
     """Of those that tell aliens from predators."""
     from pipeline.runs.classifier import MODEL_STAGES
-    from pipeline.runs.run import runs
+    from pipeline.runs.find import all_runs
 
-    known = [run for run in runs(folder / "reports") if run.stage in MODEL_STAGES]
+    known = [run for run in all_runs(folder / "reports") if run.stage in MODEL_STAGES]
     return [run.id for run in known if run.class_names == ["alien", "predator"]][-1]
 
 

@@ -16,14 +16,13 @@ from conftest import draw_shades
 from PIL import Image
 
 from pipeline import commands
-from pipeline.commands import TableOptions
-from pipeline.config import ExtractConfig
+from pipeline.commands import TrainingOptions
+from pipeline.config import ExtractConfig, FinetuneConfig, HeadConfig
 from pipeline.errors import ConfigError, DataError, RunError
-from pipeline.finetuning import FinetuneConfig
-from pipeline.heads import HeadConfig
+from pipeline.runs import formats
 from pipeline.runs.formats import FORMATS
 from pipeline.runs.predictions import read_predictions
-from pipeline.runs.run import Run, formats
+from pipeline.runs.run import Run
 from pipeline.util import runtime
 
 SIZE = (32, 40)
@@ -54,7 +53,7 @@ def features(pictures: Path, cache: Path) -> str:
 @pytest.fixture(scope="module")
 def run(features: str, cache: Path, reports: Path) -> Run:
     """A head with a temperature, which was fitted on val, too."""
-    return commands.train_head(HeadConfig("ridge"), cache, reports, TableOptions(features, calibrate=True))
+    return commands.train_head(HeadConfig("ridge"), cache, reports, TrainingOptions(features, calibrate=True))
 
 
 @pytest.fixture
@@ -153,7 +152,7 @@ def test_its_own_runtime_says_the_same(
     metadata = json.loads(text)
     assert metadata["class_names"] == ["dark", "grey", "light"]
     assert (metadata["run"], metadata["image_size"], metadata["resize"]) == (run.id, list(SIZE), "stretch")
-    assert metadata["weights_digest"] == run.specs[0]["weights_digest"]
+    assert metadata["weights_digest"] == run.specs[0].weights_digest
     assert metadata["accuracy"]["test"] == run.metrics["test"]["accuracy"]
 
 
@@ -161,7 +160,7 @@ def test_its_own_runtime_says_the_same(
 @pytest.mark.parametrize("head", ["logreg", "centroid", "linear", "mlp8", "bn-mlp8"])
 def test_heads(head: str, features: str, pixels: np.ndarray, cache: Path, reports: Path) -> None:
     """What is exported is the head that predicts, which may have seen the validation images."""
-    run = commands.train_head(HeadConfig(head), cache, reports, TableOptions(features))
+    run = commands.train_head(HeadConfig(head), cache, reports, TrainingOptions(features))
     done = commands.export(run.id, "keras", cache, reports)
     found, _ = run_by_keras(done.path, pixels)
     np.testing.assert_allclose(found, expected_of(run, pixels, cache, reports), atol=1e-5)
@@ -175,7 +174,7 @@ def test_two_classes_and_fine_tuning(red_and_blue: Path, cache: Path, reports: P
     for run in (head, tuned):
         done = commands.export(run.id, "openvino", cache, reports)
         assert done.agreement == 1
-        keys = read_predictions(reports / run.id, len(run.class_names))
+        keys = read_predictions(reports / run.id, len(run.class_names), run.files)
         assert done.n == sum(len(part.keys) for part in keys.values())
 
 
@@ -247,13 +246,13 @@ def test_what_predict_does_otherwise_is_told(pictures: Path, cache: Path, report
     """A file computes in float32, and takes each image once."""
     fast = {**SMALL, "engine": "tensorflow", "precision": "bfloat16", "views": 1, "augment": "contrast"}
     record = commands.extract(ExtractConfig(str(pictures), **fast), cache / "fast").record
-    half = commands.train_head(HeadConfig("ridge", views=0), cache / "fast", reports, TableOptions(record.id))
+    half = commands.train_head(HeadConfig("ridge", views=0), cache / "fast", reports, TrainingOptions(record.id))
     with pytest.raises(RunError, match="computes in tensorflow-bfloat16, a file in float32.*--precision float32"):
         commands.export(half.id, "keras", cache / "fast", reports, tmp_path / "half")
     done = commands.export(half.id, "keras", cache / "fast", reports, tmp_path / "half", "float32")
     assert done.agreement == 1
     mean = commands.train_head(
-        HeadConfig("ridge", views=0), cache / "fast", reports, TableOptions(record.id, test_views=1)
+        HeadConfig("ridge", views=0), cache / "fast", reports, TrainingOptions(record.id, test_views=1)
     )
     with pytest.raises(RunError, match="the mean over 2 versions of each image.*without --test-views"):
         commands.export(mean.id, "keras", cache / "fast", reports, tmp_path / "mean", "float32")
@@ -278,7 +277,7 @@ def test_what_cannot_be_exported(
 ) -> None:
     with pytest.raises(ConfigError, match="--format is 'pickle'"):
         commands.export(run.id, "pickle", cache, reports)
-    knn = commands.train_head(HeadConfig("knn3"), cache, reports, TableOptions(features))
+    knn = commands.train_head(HeadConfig("knn3"), cache, reports, TrainingOptions(features))
     with pytest.raises(ConfigError, match="knn3 is no network"):
         commands.export(knn.id, "keras", cache, reports)
     away = pictures.rename(tmp_path / "elsewhere")

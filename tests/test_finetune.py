@@ -14,19 +14,21 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from conftest import part_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.backbones import BACKBONES, Unfrozen, tensor_of
 from pipeline.backbones.network import Network, build_network
+from pipeline.config import FinetuneConfig, HeadConfig
 from pipeline.errors import ConfigError, DataError, RunError, StoppedError, StoreError
-from pipeline.finetuning import Checkpoint, Examples, FinetuneConfig, FinetuneModels, State, assemble, drawn_anew, fit
-from pipeline.finetuning.examples import Batches, predict
+from pipeline.finetuning import Checkpoint, FinetuneModels, State, assemble, drawn_anew, fit
 from pipeline.finetuning.fitting import _Training
 from pipeline.finetuning.models import with_remat
 from pipeline.finetuning.steps import Augmentation
-from pipeline.heads import Head, HeadConfig, make_head, probabilities_of
-from pipeline.store.rows import Part
+from pipeline.heads import Head, make_head, probabilities_of
+from pipeline.store.rows import Part, StoredFeatures
+from pipeline.training.batches import Batches, predict_logits
 from pipeline.util.runtime import Stopping
 
 N = 48
@@ -49,14 +51,14 @@ class Setting:
     def models(self, **more: Any) -> FinetuneModels:
         return assemble(self.features, self.unfrozen, self.head.layers(), self.n_classes, **more)
 
-    def examples(self, inputs: np.ndarray | None = None) -> dict[str, Examples]:
+    def examples(self, inputs: np.ndarray | None = None) -> dict[str, Part]:
         inputs = self.maps if inputs is None else inputs
         return {"train": of(inputs[:32], self.labels[:32]), "val": of(inputs[32:], self.labels[32:])}
 
 
-def of(inputs: np.ndarray, labels: np.ndarray) -> Examples:
+def of(inputs: np.ndarray, labels: np.ndarray) -> Part:
     keys = np.array([f"{number:032x}" for number in range(len(labels))], "S32")
-    return Examples(labels, keys, lambda rows: inputs[rows])
+    return part_of(inputs, labels, keys)
 
 
 def setting(
@@ -568,16 +570,20 @@ class TestResume:
 
 class TestBatches:
     @staticmethod
-    def examples(n: int, sizes: list[int] | None) -> Examples:
+    def examples(n: int, sizes: list[int] | None, reads: list[int] | None = None) -> Part:
         values = np.arange(n, dtype=np.float16)[:, None]
 
-        def blocks(generator: np.random.Generator | None) -> list[np.ndarray]:
-            order = generator.permutation(n) if generator else np.arange(n)[::-1]
-            return np.split(order, np.cumsum(sizes)[:-1])
+        class OnDisk(StoredFeatures):
+            def read(self, rows: np.ndarray) -> np.ndarray:
+                if reads is not None:
+                    reads.append(len(rows))
+                return values[rows]
 
-        return Examples(
-            np.arange(n), np.zeros(n, "S32"), lambda rows: values[rows], blocks if sizes is not None else None
-        )
+            def blocks(self, generator: np.random.Generator | None) -> list[np.ndarray]:
+                order = generator.permutation(n) if generator else np.arange(n)[::-1]
+                return np.split(order, np.cumsum(sizes)[:-1])
+
+        return part_of(values if sizes is None else OnDisk((), (), 0), np.arange(n))
 
     @given(
         sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5), batch_size=st.integers(1, 12), seed=st.integers(0, 3)
@@ -586,7 +592,7 @@ class TestBatches:
     def test_all_rows_once_with_their_labels(self, sizes: list[int], batch_size: int, seed: int) -> None:
         n = sum(sizes)
         for blocks in (sizes, None):
-            found = Batches(self.examples(n, blocks), batch_size, np.random.default_rng(seed))
+            found = Batches(self.examples(n, blocks), np.arange(n), batch_size, np.random.default_rng(seed))
             parts = [found[number] for number in range(len(found))]
             inputs, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
             assert inputs.dtype == np.float32
@@ -596,7 +602,7 @@ class TestBatches:
             assert {len(part[1]) for part in parts[:-1]} <= {batch_size}
 
     def test_full_batches_repeat_some_rows(self) -> None:
-        found = Batches(self.examples(20, [7, 7, 6]), 8, np.random.default_rng(0), full=True)
+        found = Batches(self.examples(20, [7, 7, 6]), np.arange(20), 8, np.random.default_rng(0), full=True)
         parts = [found[number] for number in range(len(found))]
         assert [len(part[1]) for part in parts] == [8, 8, 8]
         assert set(np.concatenate([part[1] for part in parts]).tolist()) == set(range(20))
@@ -604,14 +610,8 @@ class TestBatches:
             np.testing.assert_array_equal(inputs[:, 0], labels)
 
     def test_a_block_is_read_once(self) -> None:
-        examples = self.examples(20, [7, 7, 6])
         reads: list[int] = []
-
-        def read(rows: np.ndarray) -> np.ndarray:
-            reads.append(len(rows))
-            return examples.read(rows)
-
-        found = Batches(replace(examples, read=read), 3, np.random.default_rng(0))
+        found = Batches(self.examples(20, [7, 7, 6], reads), np.arange(20), 3, np.random.default_rng(0))
         for number in range(len(found)):
             found[number]
         assert reads == [7, 7, 6]
@@ -619,7 +619,7 @@ class TestBatches:
     def test_predictions_stand_in_the_order_of_the_rows(self) -> None:
         inputs = keras.Input((1,))
         model = keras.Model(inputs, keras.layers.Rescaling(2.0)(inputs))
-        found = predict(model, self.examples(20, [7, 7, 6]), 4)
+        found = predict_logits(model, self.examples(20, [7, 7, 6]), 4)
         np.testing.assert_array_equal(found[:, 0], 2 * np.arange(20))
 
 

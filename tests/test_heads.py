@@ -22,18 +22,17 @@ from pipeline.evaluation.metrics import scores
 from pipeline.heads import (
     KINDS,
     HeadConfig,
-    accuracy_of_logits,
     kind_of,
     load_head,
     make_head,
     predict,
     probabilities_of,
-    sparse_loss,
 )
 from pipeline.heads.base import class_weights
 from pipeline.heads.linear import fit_many as fit_linear
 from pipeline.heads.prepare import Preparation
 from pipeline.store.rows import Part, joined
+from pipeline.training.losses import accuracy_of_logits, sparse_loss
 
 EVERY = ("logreg", "ridge", "centroid", "knn7", "linear", "mlp32-16", "bn-mlp24")
 CLOSED = ("logreg", "ridge", "centroid", "knn7")

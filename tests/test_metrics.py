@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn import metrics as reference
 
 from pipeline.evaluation.calibration import fit_temperature, tempered
+from pipeline.evaluation.compare import paired_difference
 from pipeline.evaluation.metrics import accuracy_interval, calibration_error, evaluate, scores
 
 
@@ -63,12 +66,51 @@ def test_one_image_only() -> None:
 
 
 class TestInterval:
-    @pytest.mark.parametrize(("n_right", "n"), [(81, 263), (15, 148), (180, 200)])
-    def test_is_that_of_a_bootstrap(self, n_right: int, n: int) -> None:
-        right = np.arange(n) < n_right
-        resamples = np.random.default_rng(0).choice(right, (20_000, n)).mean(axis=1)
-        assert accuracy_interval(n_right, n) == pytest.approx(np.quantile(resamples, [0.025, 0.975]), abs=1.5 / n)
+    # Newcombe 1998, Statistics in Medicine 17, p. 857, table I, method 3.
+    @pytest.mark.parametrize(
+        ("n_right", "n", "low", "high"), [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (1, 29, 0.0061, 0.1718)]
+    )
+    def test_is_that_of_wilson(self, n_right: int, n: int, low: float, high: float) -> None:
+        assert accuracy_interval(n_right, n) == pytest.approx((low, high), abs=1e-4)
 
+    @given(st.integers(1, 500), st.data())
+    def test_grows_with_the_number_of_right_ones(self, n: int, data: st.DataObject) -> None:
+        n_right = data.draw(st.integers(0, n - 1))
+        fewer, more = accuracy_interval(n_right, n), accuracy_interval(n_right + 1, n)
+        assert fewer[0] < more[0]
+        assert fewer[1] < more[1]
+        assert 0 <= fewer[0] <= n_right / n <= fewer[1] <= 1
+
+
+class TestDifference:
+    def test_by_hand(self) -> None:
+        # Of 100 images, 12 that only the first has right and 4 that only the second has.
+        right, other = np.ones(100, bool), np.ones(100, bool)
+        other[:12] = False
+        right[12:16] = False
+        found = paired_difference(right, other)
+        assert (found.n, found.accuracy, found.accuracy_other) == (100, 0.96, 0.88)
+        assert found.difference == pytest.approx(0.08)
+        assert found.p_value == pytest.approx(0.0768, abs=1e-4)  # two-sided exact binomial test, 12 of 16
+        assert found.low < 0.08 < found.high
+        swapped = paired_difference(other, right)
+        assert (swapped.difference, swapped.low, swapped.high) == pytest.approx((-0.08, -found.high, -found.low))
+
+    def test_none_where_both_are_right_on_the_same(self) -> None:
+        found = paired_difference(np.arange(10) < 7, np.arange(10) < 7)
+        assert (found.difference, found.low, found.high, found.p_value) == (0.0, 0.0, 0.0, 1.0)
+
+    def test_interval_covers_the_truth(self) -> None:
+        """Of two classifiers right on 80 and 75 % of all images, independently."""
+        draw = np.random.default_rng(0)
+        inside = 0
+        for _ in range(400):
+            found = paired_difference(draw.random(300) < 0.80, draw.random(300) < 0.75)
+            inside += found.low <= 0.05 <= found.high
+        assert 0.92 <= inside / 400 <= 0.98
+
+
+class TestIntervalEnds:
     def test_has_a_width_where_all_or_none_are_right(self) -> None:
         # Newcombe 1998, Statistics in Medicine 17, p. 857, table I: 0 of 20.
         assert accuracy_interval(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)

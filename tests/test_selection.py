@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from conftest import blobs, part_of
 
+from pipeline.config import HeadConfig
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluation.metrics import scores
-from pipeline.heads import KINDS, HeadConfig, make_head, predict
+from pipeline.heads import KINDS, make_head, predict
 from pipeline.selection import (
     Candidate,
     Point,
@@ -23,7 +24,7 @@ from pipeline.selection import (
     rate,
     sizes_for,
 )
-from pipeline.store.rows import Part, joined
+from pipeline.store.rows import Part, joined, nothing
 
 NAMES = ["logreg", "ridge", "centroid", "knn", "linear", "mlp", "bn-mlp"]
 
@@ -95,7 +96,7 @@ class TestRate:
         assert [one.accuracy for one in rated] == sorted((one.accuracy for one in rated), reverse=True)
         for one in rated:
             head, _ = make_head(one.candidate.config)
-            head.fit(train, val, 3)
+            head.fit(train, nothing(train), 3)
             expected = scores(predict(head, val), val.labels)
             # Along its path L-BFGS starts from where the last fit ended.
             tolerance = 0.02 if one.candidate.config.head == "logreg" else 1e-3
@@ -110,7 +111,7 @@ class TestRate:
         assert len(rated) == len(tried) > 2
         for one in rated:
             head, _ = make_head(one.candidate.config)
-            head.fit(train, val, 3)
+            head.fit(train, nothing(train), 3)
             assert one.log_loss == pytest.approx(scores(predict(head, val), val.labels)["log_loss"], abs=1e-4)
 
     def test_budget_ends_after_the_first_group(self) -> None:
@@ -133,7 +134,7 @@ class TestRate:
             assert len({round(one.log_loss, 4) for one in rated}) == 4
             for one in rated:
                 head, _ = make_head(one.candidate.config)
-                head.fit(both.up_to_view(one.candidate.config.views), vals[0], 3)
+                head.fit(both.up_to_view(one.candidate.config.views), nothing(both), 3)
                 mean = mean_over_views(head, vals[: one.candidate.test_views + 1])
                 assert one.log_loss == pytest.approx(scores(mean, vals[0].labels)["log_loss"], abs=2e-3)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import shutil
 from pathlib import Path
@@ -12,14 +11,12 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import FakeEngine
+from conftest import FakeEngine, change_run
 
 from pipeline import commands, load_model
-from pipeline.commands import ExtractResult, TableOptions
-from pipeline.config import ExtractConfig
+from pipeline.commands import ExtractResult, TrainingOptions
+from pipeline.config import ExtractConfig, FinetuneConfig, HeadConfig
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError
-from pipeline.finetuning import FinetuneConfig
-from pipeline.heads import HeadConfig
 from pipeline.runs.predictions import read_predictions
 from pipeline.runs.run import Run, read_run
 from pipeline.store.records import load_dataset
@@ -38,16 +35,11 @@ def figures(metrics: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
 
 
-def rewrite(folder: Path, **values: Any) -> None:
-    path = folder / "run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
 class TestPredict:
     def test_gives_what_the_run_predicted(self, head: Run, pictures: Path, cache: Path, reports: Path) -> None:
         dataset = load_dataset(cache, head.dataset)
         places = dict(zip(dataset.keys.tolist(), dataset.locations, strict=True))
-        test = read_predictions(reports / head.id, len(head.class_names))["test"]
+        test = read_predictions(reports / head.id, len(head.class_names), head.files)["test"]
         paths = [str(pictures / places[key]) for key in test.keys.tolist()]
         answers = commands.predict(head.id, paths, cache, reports, top=3)
         assert answers.n_computed == 0
@@ -131,11 +123,11 @@ class TestPredict:
     def test_views_and_temperature_count_as_they_did_in_training(
         self, extracted: ExtractResult, pictures: Path, cache: Path, reports: Path
     ) -> None:
-        run = commands.train_head(HeadConfig("logreg"), cache, reports, TableOptions(test_views=1, calibrate=True))
+        run = commands.train_head(HeadConfig("logreg"), cache, reports, TrainingOptions(test_views=1, calibrate=True))
         assert run.calibration is not None and run.calibration["temperature"] != 1
         again = commands.evaluate(run.id, str(pictures), cache, reports)
-        expected = read_predictions(reports / run.id, len(run.class_names))["test"]
-        found = read_predictions(reports / again.id, len(again.class_names))["test"]
+        expected = read_predictions(reports / run.id, len(run.class_names), run.files)["test"]
+        found = read_predictions(reports / again.id, len(again.class_names), again.files)["test"]
         order = {key: row for row, key in enumerate(expected.keys.tolist())}
         rows = [order[key] for key in found.keys.tolist()]
         np.testing.assert_allclose(found.probabilities, expected.probabilities[rows], atol=1e-6)
@@ -177,7 +169,7 @@ class TestPredict:
     ) -> None:
         other = commands.extract(ExtractConfig(str(pictures), resize="crop"), cache).record.id
         run = commands.train_head(
-            HeadConfig("ridge", views=0), cache, reports, TableOptions(f"{extracted.record.id},{other}")
+            HeadConfig("ridge", views=0), cache, reports, TrainingOptions(f"{extracted.record.id},{other}")
         )
         found = commands.evaluate(run.id, str(pictures), cache, reports)
         assert figures(found.metrics["test"]) == pytest.approx(figures(run.metrics["test"]), rel=1e-6)
@@ -185,8 +177,8 @@ class TestPredict:
     def test_another_backbone_than_that_of_training(
         self, head: Run, pictures: Path, cache: Path, reports: Path
     ) -> None:
-        specs = [{**head.specs[0], "weights_digest": "1" * 32}]
-        rewrite(reports / head.id, specs=specs)
+        specs = [{**head.specs[0].to_json(), "weights_digest": "1" * 32}]
+        change_run(reports / head.id, specs=specs)
         with pytest.raises(CacheMismatchError, match="weights_digest"):
             commands.predict(head.id, [str(pictures)], cache, reports)
 
@@ -214,7 +206,7 @@ class TestFinetuned:
 
     def test_missing_and_foreign_models(self, tuned: Run, red_and_blue: Path, cache: Path, reports: Path) -> None:
         path = reports / tuned.id / "model.keras"
-        rewrite(reports / tuned.id, class_names=["a", "b", "c"])
+        change_run(reports / tuned.id, class_names=["a", "b", "c"])
         with pytest.raises(RunError, match="gives 2 probabilities"):
             commands.predict(tuned.id, [str(red_and_blue)], cache, reports)
         path.write_text("junk")
@@ -241,7 +233,7 @@ class TestEvaluate:
         assert figures(run.metrics["test"]) == pytest.approx(figures(head.metrics["test"]), rel=1e-6)
         assert run.metrics["test"]["confusion_matrix"] == head.metrics["test"]["confusion_matrix"]
         assert (run.n_train, run.n_val, run.n_test) == (head.n_train, head.n_val, head.n_test)
-        assert (run.stage, run.head, run.settings["of"]) == ("evaluate", "logreg", head.id)
+        assert (run.stage, run.head, run.of) == ("evaluate", "logreg", head.id)
         assert read_run(reports / run.id) == run
 
     def test_carved_images_keep_their_split(
@@ -269,7 +261,7 @@ class TestEvaluate:
         assert run.metrics["test"]["n"] == 4
         assert run.metrics["test"]["accuracy"] == 1
         assert run.metrics["test"]["confusion_matrix"][2] == [0, 0, 4]
-        assert "4 images of classes that the run doesn't know are left out: red" in run.notes
+        assert "4 images without a label or of classes that the run doesn't know are left out: red" in run.notes
         assert any(note.startswith("No images of dark, grey: their recall isn't known") for note in run.notes)
 
     def test_no_class_in_common(self, head: Run, red_and_blue: Path, cache: Path, reports: Path) -> None:
@@ -282,10 +274,12 @@ class TestEvaluate:
         shutil.copytree(pictures, tmp_path / "again" / "train")
         shutil.copytree(pictures, tmp_path / "again" / "test")
         run = commands.evaluate(head.id, str(tmp_path / "again"), cache, reports)
-        assert (
-            f"The run was trained on {head.n_train} of the {120 + head.n_test} test images, which flatters it"
-            in run.notes
-        )
+        assert run.metrics["test"]["n"] == 120 + head.n_test
+        # The head that is kept has seen val, too, so its images are rated by the head of before.
+        assert head.fitted_on == ["train", "val"]
+        assert run.fitted == {"train": head.n_train, "test": head.n_train}
+        assert run.chosen == {"val": head.n_val, "test": head.n_val}
+        assert run.used()["test"] == f"fit {head.n_train}"
 
     def test_unreadable_images_are_left_out_and_told(
         self, head: Run, pictures: Path, cache: Path, reports: Path
@@ -308,24 +302,24 @@ class TestRuns:
     @pytest.mark.parametrize(
         ("values", "word"),
         [
-            ({"extracts": []}, "specs is of the wrong kind"),
-            ({"extracts": [{"backbone": 1}]}, "not options of extract"),
-            ({"extracts": "x"}, "wrong kind"),
+            ({"extracts": []}, "1 specs and 0 extracts"),
+            ({"extracts": [{"backbone": 1}]}, "Expected `str`, got `int`"),
+            ({"extracts": "x"}, "Expected `array`"),
             ({"specs": [{"backbone": "densenet121"}]}, "not what tlpipe wrote"),
-            ({"settings": {"head": {"head": "mlp1"}}}, "not what tlpipe wrote"),
+            ({"config": {"head": "mlp1"}}, "not what tlpipe wrote"),
             ({"class_names": ["one"]}, "one of them was changed"),
-            ({"class_names": [1, 2, 3]}, "wrong kind"),
+            ({"class_names": [1, 2, 3]}, "Expected `str`, got `int`"),
             ({"id": "../../etc"}, "was the folder renamed"),
             ({"metrics": {"test": {"n": 3}}}, "wrong kind"),
-            ({"seconds": None}, "seconds is of the wrong kind"),
-            ({"seconds": {"total": 10**400}}, "seconds is of the wrong kind"),
+            ({"seconds": None}, "Expected `object`, got `null`"),
+            ({"seconds": {"total": 10**400}}, "not what tlpipe wrote"),
             ({"command": "\ud800"}, "no run that can be read"),
         ],
     )
     def test_tampered(
         self, values: dict[str, Any], word: str, head: Run, pictures: Path, cache: Path, reports: Path
     ) -> None:
-        rewrite(reports / head.id, **values)
+        change_run(reports / head.id, **values)
         with pytest.raises(RunError, match=word):
             commands.predict(str(reports / head.id), [str(pictures)], cache, reports)
 
@@ -338,7 +332,7 @@ class TestRuns:
     def test_a_dataset_that_is_a_pattern(
         self, head: Run, pictures: Path, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        rewrite(reports / head.id, dataset="*")
+        change_run(reports / head.id, dataset="*", files={})
         run = commands.evaluate(head.id, str(pictures), cache, reports)
         assert "Which images the run was trained on can't be told" in caplog.text
         assert run.n_test == 120

@@ -14,13 +14,13 @@ import pytest
 from conftest import FakeEngine
 
 from pipeline import commands
-from pipeline.commands import TableOptions
+from pipeline.commands import TrainingOptions
 from pipeline.commands import cache as caretaker
-from pipeline.config import ExtractConfig, SplitConfig
+from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, QuarantineError, RunError, StoreError
 from pipeline.extraction.engines import graph_folder
-from pipeline.heads import HeadConfig
-from pipeline.runs.run import find_run, runs
+from pipeline.runs.find import all_runs, find_run
+from pipeline.runs.run import FinetuneRun, HeadRun
 from pipeline.store.records import find_record, records
 from pipeline.store.shards import FeatureStore
 from pipeline.store.table import load_table
@@ -178,8 +178,14 @@ class TestTrainHead:
         assert run.n_train + run.n_val + run.n_test == 40
         assert run.features == extracted.record.id
         folder = reports / run.id
-        assert {path.name for path in folder.iterdir()} == {"run.json", "history.csv", "predictions.h5", "head.npz"}
-        value = json.loads((folder / "run.json").read_text())
+        assert {path.name for path in folder.iterdir()} == {
+            "run.json",
+            "history.csv",
+            "predictions.h5",
+            "seen.npz",
+            "head.npz",
+        }
+        value = json.loads((folder / "run.json").read_text())["payload"]
         assert value["specs"][0] == extracted.record.spec.to_json()
         assert value["class_names"] == ["blue", "red"]
         with h5py.File(folder / "predictions.h5") as file:
@@ -205,7 +211,8 @@ class TestTrainHead:
         commands.extract(ExtractConfig(str(red_and_blue)), cache)
         assert commands.train_head(HeadConfig(), cache, reports).features == extracted.record.id
         assert (
-            commands.train_head(HeadConfig(), cache, reports, TableOptions(other.record.id)).features == other.record.id
+            commands.train_head(HeadConfig(), cache, reports, TrainingOptions(other.record.id)).features
+            == other.record.id
         )
 
     def test_activations_are_not_the_newest_features(
@@ -233,12 +240,12 @@ class TestTrainHead:
 
     def test_unknown_features(self, extracted: commands.ExtractResult, cache: Path, reports: Path) -> None:
         with pytest.raises(StoreError, match=extracted.record.id):
-            commands.train_head(HeadConfig(), cache, reports, TableOptions("others"))
+            commands.train_head(HeadConfig(), cache, reports, TrainingOptions("others"))
 
     def test_maps_are_refused(self, cache: Path, reports: Path, spec: object) -> None:
         record = find_record_of_maps(cache, spec)
         with pytest.raises(CacheMismatchError, match=r"keeps height and width .*tlpipe extract maps"):
-            commands.train_head(HeadConfig(), cache, reports, TableOptions(record))
+            commands.train_head(HeadConfig(), cache, reports, TrainingOptions(record))
 
     def test_class_missing_from_train(
         self, tmp_path: Path, cache: Path, reports: Path, draw: Callable[..., Path], fake_engine: FakeEngine
@@ -289,12 +296,12 @@ class TestRecordsAndRuns:
             (reports / name).mkdir()
             (reports / name / "run.json").write_text(text)
         assert [record.id for record in records(cache)] == [result.record.id]
-        assert [known.id for known in runs(reports)] == [run.id]
-        assert find_run(reports, None, ["train-head"]) == (run, reports / run.id)
+        assert [known.id for known in all_runs(reports)] == [run.id]
+        assert find_run(reports, None, (HeadRun,)) == (run, reports / run.id)
         with pytest.raises(RunError, match="no run of tlpipe finetune"):
-            find_run(reports, None, ["finetune"])
+            find_run(reports, None, (FinetuneRun,))
         with pytest.raises(RunError, match=run.id):
-            find_run(reports, "nothing", ["train-head"])
+            find_run(reports, "nothing", (HeadRun,))
 
     def test_run_folder_elsewhere(
         self, red_and_blue: Path, cache: Path, reports: Path, fake_engine: FakeEngine
@@ -303,9 +310,9 @@ class TestRecordsAndRuns:
         run = commands.train_head(HeadConfig(), cache, reports)
         elsewhere = reports.with_name("elsewhere")
         reports.rename(elsewhere)
-        assert find_run(reports, str(elsewhere / run.id), ["train-head"])[1] == elsewhere / run.id
+        assert find_run(reports, str(elsewhere / run.id), (HeadRun,))[1] == elsewhere / run.id
         with pytest.raises(RunError, match="one of tlpipe finetune is needed"):
-            find_run(reports, str(elsewhere / run.id), ["finetune"])
+            find_run(reports, str(elsewhere / run.id), (FinetuneRun,))
 
     def test_start_of_an_id_will_do(self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine) -> None:
         result = commands.extract(ExtractConfig(str(red_and_blue)), cache)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pipeline.config import FeatureSpec
 from pipeline.errors import StoreError
 from pipeline.store.shards import FeatureStore, Quarantined, stores
+from pipeline.util.files import decoded
 
 
 def keys_of(*numbers: int) -> list[bytes]:
@@ -54,7 +55,7 @@ def test_empty_store(store: FeatureStore) -> None:
 
 def test_files_are_as_documented(store: FeatureStore) -> None:
     shard = store.append(keys_of(1, 2), np.ones((2, 3, 3, 4), np.float32))
-    assert FeatureSpec.from_json(__import__("json").loads((store.folder / "spec.json").read_text())) == store.spec
+    assert decoded(FeatureSpec, __import__("json").loads((store.folder / "spec.json").read_text())) == store.spec
     with h5py.File(shard.path) as file:
         assert file["features"].shape == (2, 3, 3, 4)
         assert file["features"].chunks is None

@@ -11,16 +11,16 @@ import pytest
 from conftest import FakeEngine, part_of
 
 from pipeline import commands
-from pipeline.config import ExtractConfig, FeatureSpec
+from pipeline.config import ExtractConfig, FeatureSpec, HeadConfig
 from pipeline.data import Dataset
 from pipeline.errors import ConfigError, DataError, StoreError
 from pipeline.evaluation.metrics import scores
-from pipeline.heads import HeadConfig, make_head, predict
+from pipeline.heads import make_head, predict
 from pipeline.store.records import TableRecord, find_records, now, save_dataset, save_record
 from pipeline.store.rows import Part, StoredFeatures, joined
 from pipeline.store.shards import FeatureStore
 from pipeline.store.table import FeatureTable, load_table
-from pipeline.training.optimise import Passes
+from pipeline.training.passes import Passes
 
 N, WIDTH, SHARDS = 1200, 16, 12
 ROW_BYTES = 4 * WIDTH

@@ -10,13 +10,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import FakeEngine
+from conftest import FakeEngine, change_run
 
 from pipeline import commands, load_features, load_head
-from pipeline.commands import TableOptions, open_head
-from pipeline.config import ExtractConfig, SplitConfig
+from pipeline.commands import TrainingOptions, open_head
+from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError
-from pipeline.heads import HeadConfig
+from pipeline.runs.run import HEADER
 from pipeline.store.table import load_table
 
 
@@ -24,6 +24,9 @@ def test_run_holds_all_metrics_and_predictions(extracted: commands.ExtractResult
     run = commands.train_head(HeadConfig("ridge"), cache, reports)
     keys = "n accuracy accuracy_95 balanced_accuracy macro_f1 log_loss roc_auc ece per_class confusion_matrix"
     value = json.loads((reports / run.id / "run.json").read_text())
+    assert set(value) == {*HEADER, "payload"}
+    value = value["payload"]
+    assert (value["fitted_on"], value["chosen_on"]) == (["train", "val"], ["val"])
     for split in ("val", "test"):
         assert set(keys.split()) <= set(value["metrics"][split])
         assert set(value["metrics"][split]["per_class"]) == {"dark", "grey", "light"}
@@ -66,7 +69,7 @@ class TestViews:
     def test_probabilities_are_means_over_views(
         self, extracted: commands.ExtractResult, cache: Path, reports: Path
     ) -> None:
-        run = commands.train_head(HeadConfig("ridge", views=0), cache, reports, TableOptions(test_views=1))
+        run = commands.train_head(HeadConfig("ridge", views=0), cache, reports, TrainingOptions(test_views=1))
         table = load_table(cache, [extracted.record], 0, test_views=1)
         head = load_head(run.id, reports=reports).head
         parts = [table.part("test", view) for view in (0, 1)]
@@ -74,7 +77,7 @@ class TestViews:
         with h5py.File(reports / run.id / "predictions.h5") as file:
             np.testing.assert_allclose(file["test/probability"][:], expected, atol=1e-5)
             assert file["test/key"][:].tolist() == parts[0].keys.tolist()
-        assert run.settings["test_views"] == 1
+        assert run.test_views == 1
         assert "Probabilities are means over 2 versions of each image" in run.notes
 
     def test_fewer_to_train_on(self, extracted: commands.ExtractResult, cache: Path, reports: Path) -> None:
@@ -89,7 +92,7 @@ class TestViews:
 class TestRepeats:
     @pytest.mark.parametrize("views", [0, 1])
     def test_folds(self, views: int, extracted: commands.ExtractResult, cache: Path, reports: Path) -> None:
-        run = commands.train_head(HeadConfig("ridge", views=views), cache, reports, TableOptions(cv=4, test_views=1))
+        run = commands.train_head(HeadConfig("ridge", views=views), cache, reports, TrainingOptions(cv=4, test_views=1))
         assert run.repeats is not None
         assert len(run.repeats["rounds"]) == run.repeats["folds"] == 4
         assert run.repeats["accuracy"] == pytest.approx(np.mean(run.repeats["rounds"]))
@@ -103,36 +106,24 @@ class TestRepeats:
 
         table = load_table(cache, [extracted.record], 1, test_views=1)
         images = {split: set(table.keys[table.splits == split].tolist()) for split in ("train", "val", "test")}
-        rounds = rounds_of(table, TableOptions(cv=3, test_views=1), 0)
+        rounds = rounds_of(table, TrainingOptions(cv=3, test_views=1), 0)
         used = {key for turn in rounds for key in turn.vals()[0].keys.tolist()}
         assert used == images["train"] | images["val"]
         given = replace(table, records=(replace(extracted.record, carved=("test",)),))
-        rounds = rounds_of(given, TableOptions(cv=3, test_views=1), 0)
+        rounds = rounds_of(given, TrainingOptions(cv=3, test_views=1), 0)
         used = {key for turn in rounds for key in turn.vals()[0].keys.tolist()}
         assert used == images["train"]
-
-    def test_rate_the_head_with_what_it_chose(
-        self, extracted: commands.ExtractResult, cache: Path, reports: Path
-    ) -> None:
-        for head in ("ridge", "logreg"):
-            first = commands.train_head(HeadConfig(head), cache, reports, TableOptions(cv=3))
-            again = commands.train_head(
-                HeadConfig(head, l2=first.settings["chosen"]["l2"]), cache, reports, TableOptions(cv=3)
-            )
-            assert first.repeats is not None
-            assert again.repeats is not None
-            assert first.repeats["rounds"] == again.repeats["rounds"]
 
     def test_folds_of_other_seeds_are_other_folds(
         self, extracted: commands.ExtractResult, cache: Path, reports: Path
     ) -> None:
-        run = commands.train_head(HeadConfig("knn5"), cache, reports, TableOptions(cv=3, seeds=2))
+        run = commands.train_head(HeadConfig("knn5"), cache, reports, TrainingOptions(cv=3, seeds=2))
         assert run.repeats is not None
         assert len(run.repeats["rounds"]) == 6
         assert run.repeats["rounds"][:3] != run.repeats["rounds"][3:]
 
     def test_seeds(self, extracted: commands.ExtractResult, cache: Path, reports: Path) -> None:
-        run = commands.train_head(HeadConfig("linear", epochs=2), cache, reports, TableOptions(seeds=3))
+        run = commands.train_head(HeadConfig("linear", epochs=2), cache, reports, TrainingOptions(seeds=3))
         assert run.repeats is not None
         assert len(run.repeats["rounds"]) == 3
         single = commands.train_head(HeadConfig("linear", epochs=2), cache, reports)
@@ -141,13 +132,13 @@ class TestRepeats:
     @pytest.mark.parametrize("options", [{"seeds": 0}, {"test_views": -1}, {"cv": 0}, {"cv": 1}])
     def test_illegal(self, options: dict[str, int]) -> None:
         with pytest.raises(ConfigError, match="--" + next(iter(options)).replace("_", "-")):
-            TableOptions(**options)  # type: ignore[arg-type]
+            TrainingOptions(**options)  # type: ignore[arg-type]
 
 
 class TestCalibration:
     def test_error_before_and_after(self, extracted: commands.ExtractResult, cache: Path, reports: Path) -> None:
         plain = commands.train_head(HeadConfig("knn5"), cache, reports)
-        run = commands.train_head(HeadConfig("knn5"), cache, reports, TableOptions(calibrate=True))
+        run = commands.train_head(HeadConfig("knn5"), cache, reports, TrainingOptions(calibrate=True))
         assert run.calibration is not None
         for split in ("val", "test"):
             before, after = run.calibration["ece"][split]
@@ -166,7 +157,7 @@ class TestCalibration:
     def test_needs_val(self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine) -> None:
         commands.extract(ExtractConfig(str(pictures), splits=SplitConfig(val_fraction=0)), cache)
         with pytest.raises(DataError, match="--calibrate needs validation images"):
-            commands.train_head(HeadConfig("ridge"), cache, reports, TableOptions(calibrate=True))
+            commands.train_head(HeadConfig("ridge"), cache, reports, TrainingOptions(calibrate=True))
 
 
 class TestTrainedHead:
@@ -213,8 +204,8 @@ class TestTrainedHead:
         [
             {"specs": [{}]},
             {"specs": 3},
-            {"settings": {}},
-            {"settings": {"head": {"head": "forest"}}},
+            {"config": {}},
+            {"config": {"head": "forest"}},
             {"class_names": None},
             {"class_names": [1, 2, 3]},
             {"features": 3},
@@ -229,8 +220,7 @@ class TestTrainedHead:
         self, change: dict[str, object], extracted: commands.ExtractResult, cache: Path, reports: Path
     ) -> None:
         run = commands.train_head(HeadConfig("ridge"), cache, reports)
-        path = reports / run.id / "run.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        change_run(reports / run.id, **change)
         with pytest.raises(RunError, match=r"run\.json"):
             open_head(reports, str(reports / run.id))
 
@@ -238,8 +228,7 @@ class TestTrainedHead:
         self, extracted: commands.ExtractResult, cache: Path, reports: Path
     ) -> None:
         run = commands.train_head(HeadConfig("ridge"), cache, reports)
-        path = reports / run.id / "run.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "class_names": ["dark"]}))
+        change_run(reports / run.id, class_names=["dark"])
         head, _ = open_head(reports, None)
         table = load_table(cache, [extracted.record])
         with pytest.raises(RunError, match="gives 3 probabilities, run.json names 1 classes"):
@@ -248,14 +237,14 @@ class TestTrainedHead:
     def test_finetune_refuses_what_it_cannot_start_from(
         self, extracted: commands.ExtractResult, pictures: Path, cache: Path, reports: Path
     ) -> None:
-        from pipeline.finetuning import FinetuneConfig
+        from pipeline.config import FinetuneConfig
 
         commands.train_head(HeadConfig("knn5"), cache, reports)
         with pytest.raises(ConfigError, match="knn5 is no network"):
             commands.finetune(FinetuneConfig(), cache, reports)
         other = commands.extract(ExtractConfig(str(pictures), resize="pad"), cache).record
         both = f"{extracted.record.id},{other.id}"
-        commands.train_head(HeadConfig("ridge", views=0), cache, reports, TableOptions(both))
+        commands.train_head(HeadConfig("ridge", views=0), cache, reports, TrainingOptions(both))
         with pytest.raises(CacheMismatchError, match="trained on 2 sets of features"):
             commands.finetune(FinetuneConfig(), cache, reports)
 
@@ -265,10 +254,10 @@ def test_several_sets_of_features(
 ) -> None:
     other = commands.extract(ExtractConfig(str(pictures), resize="pad"), cache).record
     both = f"{extracted.record.id},{other.id}"
-    run = commands.train_head(HeadConfig("ridge", views=0), cache, reports, TableOptions(both))
+    run = commands.train_head(HeadConfig("ridge", views=0), cache, reports, TrainingOptions(both))
     assert run.features == both
     assert run.trainable_parameters == 3 * (24 + 1)
-    assert [spec["resize"] for spec in run.specs] == ["stretch", "pad"]
+    assert [spec.resize for spec in run.specs] == ["stretch", "pad"]
     head = load_head(run.id, reports=reports)
     features = load_features(both, cache=cache, views=0)
     assert head.predict_proba(features.X, features.specs).shape == (120, 3)

@@ -17,12 +17,12 @@ from PIL import Image
 
 from pipeline import commands
 from pipeline.backbones import open_backbone
-from pipeline.commands import FinetuneOptions, TableOptions
-from pipeline.config import ExtractConfig, SplitConfig
+from pipeline.commands import FinetuneOptions, TrainingOptions
+from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError, StoreError, WeightsError
 from pipeline.finetuning import Checkpoint, FinetuneConfig, State
-from pipeline.heads import HeadConfig
-from pipeline.runs.run import Run, read_run, runs
+from pipeline.runs.find import all_runs
+from pipeline.runs.run import Run, read_run
 from pipeline.store.records import find_record
 from pipeline.store.shards import FeatureStore
 from pipeline.store.table import load_table
@@ -52,8 +52,8 @@ def test_before_and_after_stand_side_by_side(head: Run, cache: Path, reports: Pa
     run = commands.finetune(FinetuneConfig("block12", **QUICK), cache, reports)
     assert run.baseline == head.metrics
     assert set(run.metrics) == {"val", "test"}
-    assert run.settings["blocks"] == "block12"
-    assert (run.settings["head_run"], run.settings["cut"]) == (head.id, "conv_pw_11_relu")
+    assert run.config.blocks == "block12"
+    assert (run.head_run, run.cut) == (head.id, "conv_pw_11_relu")
     assert run.notes[0] == f"Before: {head.id}, on frozen features"
     assert run.peak_memory is not None and run.peak_memory > 1e8
     assert 0 < run.seconds["epoch"] < run.seconds["total"]
@@ -110,7 +110,7 @@ def test_views_are_cached_and_trained_on(
     with caplog.at_level("INFO", logger="tlpipe"):
         run = commands.finetune(FinetuneConfig("block13", views=2, **QUICK), cache, reports)
     assert seen == {"train": 3 * run.n_train, "val": run.n_val, "test": run.n_test}
-    assert run.settings["augment"] == "flip,crop"
+    assert run.config.augment == "flip,crop"
     assert "120 of 120 rows to compute with openvino in float32" in caplog.text
     assert "The features will take" in caplog.text
     caplog.clear()
@@ -130,7 +130,7 @@ def test_a_disk_that_cannot_hold_the_activations(
 class TestStart:
     def test_a_head_is_trained_first(self, head: Run, cache: Path, reports: Path) -> None:
         run = commands.finetune(FinetuneConfig("block13", **QUICK), cache, reports, FinetuneOptions(head="mlp8"))
-        first = read_run(reports / run.settings["head_run"])
+        first = read_run(reports / run.head_run)
         assert (first.stage, first.head, run.head) == ("train-head", "mlp8", "mlp8")
         assert run.baseline == first.metrics
 
@@ -145,7 +145,7 @@ class TestStart:
     def test_from_scratch(self, head: Run, cache: Path, reports: Path) -> None:
         config = FinetuneConfig("all", weights="random", epochs=1, batch_size=16, seed=4)
         run = commands.finetune(config, cache, reports)
-        assert run.settings["train_bn"] is True
+        assert run.config.train_bn is True
         assert any("random weights" in note for note in run.notes)
         with_bn = open_backbone("mobilenet025", "random", 4, (32, 32)).network().model
         assert run.trainable_parameters == sum(np.prod(w.shape) for w in with_bn.trainable_weights) + 257
@@ -169,7 +169,7 @@ class TestStart:
     ) -> None:
         with pytest.raises(ConfigError, match=message):
             commands.finetune(FinetuneConfig(**config), cache, reports, FinetuneOptions(**options))
-        assert len(runs(reports)) == 1
+        assert len(all_runs(reports)) == 1
 
     def test_tensorboard_that_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("pipeline.util.runtime.installed", lambda _: False)
@@ -203,7 +203,7 @@ def test_a_backbone_cut_short_in_all_stages(red_and_blue: Path, cache: Path, rep
     head = commands.train_head(HeadConfig("logreg"), cache, reports)
     for blocks, cut in ((None, "block2_pool"), ("all", "pixels")):
         run = commands.finetune(FinetuneConfig(blocks, epochs=1), cache, reports, FinetuneOptions(head.id))
-        assert run.settings["cut"] == cut
+        assert run.cut == cut
         model = keras.models.load_model(reports / run.id / "model.keras", compile=False)
         assert model.get_layer("pooled_0").output.shape == (None, 256)
     again = ExtractConfig(str(red_and_blue), backbone=str(reports / run.id), precision="float32")
@@ -237,15 +237,15 @@ class TestAsBackbone:
         pictures = [Image.open(path).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC) for path in paths]
         expected = below.predict(np.stack([np.asarray(picture) for picture in pictures]), verbose=0)
         np.testing.assert_allclose(table.array(), expected, atol=1e-4)
-        assert spec.weights_digest != tuned.specs[0]["weights_digest"]
+        assert spec.weights_digest != tuned.specs[0].weights_digest
         assert commands.extract(result.record.config, cache).n_computed == 0
 
     def test_all_stages_go_on_from_it(self, tuned: Run, red_and_blue: Path, cache: Path, reports: Path) -> None:
         config = ExtractConfig(str(red_and_blue), backbone=str(reports / tuned.id), precision="float32")
         features = commands.extract(config, cache).record.id
-        commands.train_head(HeadConfig("logreg"), cache, reports, TableOptions(features))
+        commands.train_head(HeadConfig("logreg"), cache, reports, TrainingOptions(features))
         again = commands.finetune(FinetuneConfig("block11", epochs=1, learning_rate=1e-5), cache, reports)
-        assert again.settings["cut"] == "conv_pw_10_relu", "what was frozen before can be trained now"
+        assert again.cut == "conv_pw_10_relu", "what was frozen before can be trained now"
         assert again.trainable_parameters > tuned.trainable_parameters
         third = ExtractConfig(str(red_and_blue), backbone=str(reports / again.id), engine="tensorflow")
         assert commands.extract(third, cache).n_computed == 40
@@ -253,7 +253,7 @@ class TestAsBackbone:
     def test_what_is_no_fine_tuned_run_is_refused(
         self, tuned: Run, red_and_blue: Path, cache: Path, reports: Path
     ) -> None:
-        head = tuned.settings["head_run"]
+        head = tuned.head_run
 
         def extract(name: Path, **more: Any) -> None:
             commands.extract(ExtractConfig(str(red_and_blue), backbone=str(name), **more), cache)
@@ -270,11 +270,11 @@ class TestAsBackbone:
         text = file.read_text()
         value = json.loads(text)
         for top, error in ((3, RunError), ("nothing", WeightsError)):
-            value["settings"]["top"] = top
+            value["payload"]["top"] = top
             file.write_text(json.dumps(value))
             with pytest.raises(error, match=r"run.json is not what|has no layer 'nothing'"):
                 extract(reports / tuned.id)
-        value["specs"][0]["backbone"] = "../../passwords"
+        value["payload"]["specs"][0]["backbone"] = "../../passwords"
         file.write_text(json.dumps(value))
         with pytest.raises(RunError, match="doesn't say what its backbone is"):
             extract(reports / tuned.id)
@@ -302,10 +302,10 @@ class TestResume:
         newer = commands.train_head(HeadConfig("ridge"), cache, reports)
         with caplog.at_level("INFO", logger="tlpipe"):
             run = commands.finetune(config, cache, reports, FinetuneOptions(resume=True))
-        assert run.settings["head_run"] == head.id != newer.id
+        assert run.head_run == head.id != newer.id
         assert "Resumed after epoch 1" in run.notes
         assert "Going on after epoch 1 of 3" in caplog.text
-        assert [read.stage for read in runs(reports)] == ["train-head", "train-head", "finetune"]
+        assert [read.stage for read in all_runs(reports)] == ["train-head", "train-head", "finetune"]
 
     def test_two_at_once_are_refused(
         self, head: Run, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch
@@ -415,7 +415,7 @@ def test_several_devices_train_the_same(pictures: Path, cache: Path, reports: Pa
         from pathlib import Path
         from pipeline.util import runtime
         from pipeline import commands
-        from pipeline.finetuning import FinetuneConfig
+        from pipeline.config import FinetuneConfig
         from pipeline.commands import FinetuneOptions
         cache, reports, head, devices = sys.argv[1:]
         tf = runtime.tensorflow()

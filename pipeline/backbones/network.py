@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.backbones.catalogue import Backbone, Block
 from pipeline.backbones.graph import Node, apply, cuts, nodes, tensor_of
-from pipeline.config import POOLINGS, one_of
+from pipeline.config import POOLINGS
 from pipeline.errors import ConfigError, EndpointError, WeightsError
 from pipeline.util import runtime
+from pipeline.util.options import one_of
 
 if TYPE_CHECKING:
     import keras

@@ -22,7 +22,7 @@ from pipeline.backbones.network import Network, build_network, check_image_size,
 from pipeline.config import FeatureSpec
 from pipeline.errors import ConfigError, RunError, WeightsError
 from pipeline.util import runtime
-from pipeline.util.files import digest_of, read_json
+from pipeline.util.files import decoded, digest_of, read_json
 from pipeline.util.memo import Memo, Stamp
 
 if TYPE_CHECKING:
@@ -207,8 +207,9 @@ def _open_tuned(folder: Path, image_size: tuple[int, int] | None, memo: Memo | N
         stage = value["stage"]
         if stage != "finetune":
             raise RunError(f"{folder} is a run of tlpipe {stage}; as a backbone one of tlpipe finetune is needed")
-        spec = FeatureSpec.from_json(value["specs"][0])
-        endpoint, top = value["settings"]["endpoint"], value["settings"]["top"]
+        about_model = value.get("payload") or {**value, **value["settings"]}  # the latter until version 0.1
+        spec = decoded(FeatureSpec, about_model["specs"][0])
+        endpoint, top = about_model["endpoint"], about_model["top"]
         if not isinstance(endpoint, str) or not isinstance(top, str) or not re.fullmatch(r"[\w.-]+", spec.backbone):
             raise TypeError("its endpoint, highest layer or backbone is no name")
     except OSError as error:

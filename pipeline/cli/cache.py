@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.common import Answer, Common, command
+from pipeline.cli.common import Answer, command
+from pipeline.config import Folders
 
 app = typer.Typer(help="List, verify, clean and export cached features.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -18,15 +19,15 @@ FeaturesArgument = Annotated[
 
 
 @command(app, "ls")
-def ls(common: Common) -> Answer:
+def ls(folders: Folders) -> Answer:
     """List the features in the cache: what they are, of what, how large, how old."""
     from pipeline.cli import render
     from pipeline.commands import cache as caretaker
 
-    rows = caretaker.describe(common.cache)
+    rows = caretaker.describe(folders.cache)
     if not rows:
         return Answer(
-            {"tables": []}, f"There are no features in {common.cache} yet; make some with: tlpipe extract DATA"
+            {"tables": []}, f"There are no features in {folders.cache} yet; make some with: tlpipe extract DATA"
         )
     cells = []
     for row in rows:
@@ -43,11 +44,11 @@ def ls(common: Common) -> Answer:
 
 
 @command(app, "verify")
-def verify(common: Common) -> Answer:
+def verify(folders: Folders) -> Answer:
     """Compare the checksums of all shards and datasets; exit with 1 if any differs."""
     from pipeline.commands import cache as caretaker
 
-    n_files, damaged = caretaker.verify(common.cache)
+    n_files, damaged = caretaker.verify(folders.cache)
     value = {"n_files": n_files, "damaged": [{"path": str(item.path), "cause": item.cause} for item in damaged]}
     lines = [f"{n_files:,} files verified, {len(damaged):,} damaged"]
     lines += [f"  {item.path}: {item.cause}" for item in damaged]
@@ -58,14 +59,14 @@ def verify(common: Common) -> Answer:
 
 @command(app, "gc")
 def gc(
-    common: Common,
+    folders: Folders,
     delete: Annotated[bool, typer.Option("--delete", help="Remove what is listed; without it, only list.")] = False,
 ) -> Answer:
     """List what no dataset and no run needs; with --delete, remove it."""
     from pipeline.cli import render
     from pipeline.commands import cache as caretaker
 
-    found = caretaker.collect(common.cache, common.reports)
+    found = caretaker.collect(folders.cache, folders.reports)
     total = sum(item.size for item in found)
     if delete:
         caretaker.remove(found)
@@ -86,12 +87,12 @@ def gc(
 
 @command(app, "export")
 def export(
-    common: Common,
+    folders: Folders,
     target: Annotated[Path, typer.Argument(help="File to write: .h5 or .npz.")],
     features: FeaturesArgument = None,
 ) -> Answer:
     """Write one plain HDF5 or NumPy file: features, labels, split, paths, class_names."""
     from pipeline.commands import cache as caretaker
 
-    record = caretaker.export(common.cache, features, target)
+    record = caretaker.export(folders.cache, features, target)
     return Answer({"features_id": record.id, "path": str(target)}, f"Wrote {record.id} to {target}")

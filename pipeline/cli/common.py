@@ -1,4 +1,4 @@
-"""What all commands share: the options that stand everywhere, errors in plain words, and the answer as text or JSON."""
+"""What all commands share: options from dataclasses, errors in plain words, and the answer as text or JSON."""
 
 from __future__ import annotations
 
@@ -10,29 +10,22 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
+import click
 import typer
 
-from pipeline.config import CACHE, REPORTS
+from pipeline.cli.complete import COMPLETED
+from pipeline.config import HEAD_DEFAULTS, HeadConfig
 from pipeline.errors import StoppedError, TlpipeError
+from pipeline.util.options import SEED, SEED_HELP, Option, option_name
 
 log = logging.getLogger("tlpipe")
 
 Function = TypeVar("Function", bound=Callable[..., "Answer"])
-
-
-@dataclass(frozen=True, slots=True)
-class Common:
-    """Options that stand everywhere."""
-
-    cache: Path
-    reports: Path
-    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,63 +47,143 @@ class Answer:
         return self.text if isinstance(self.text, str) else self.text()
 
 
-_COMMON = {
-    "as_json": Annotated[
-        bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")
-    ],
-    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and the answer only.")],
-    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Print what happens inside, too.")],
-    "seed": Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of all that is drawn.")],
-    "cache": Annotated[Path, typer.Option(help="Folder of features and datasets.", file_okay=False)],
-    "reports": Annotated[Path, typer.Option(help="Folder of runs.", file_okay=False)],
-}
-_DEFAULTS = {
-    "as_json": False,
-    "quiet": False,
-    "verbose": False,
-    "seed": 0,
-    "cache": CACHE,
-    "reports": REPORTS,
+@dataclass(frozen=True, slots=True)
+class Without:
+    """Marks a parameter whose command doesn't have all options of its dataclass."""
+
+    names: tuple[str, ...]
+
+
+Seed = Annotated[int, typer.Option(min=0, max=int(SEED.most), help=SEED_HELP)]
+
+
+def _flag(text: str, *names: str) -> Any:
+    return Annotated[bool, typer.Option(*names, help=text)]
+
+
+_SHARED = {
+    "as_json": _flag("Print JSON, and nothing else, on standard output.", "--json"),
+    "quiet": _flag("Print warnings and the answer only.", "--quiet", "-q"),
+    "verbose": _flag("Print what happens inside, too.", "--verbose", "-v"),
 }
 
 
-def command(app: typer.Typer, name: str, group: Mapping[str, Any] | None = None) -> Callable[[Function], Function]:
-    """Register a command that takes `common` first and gives an `Answer`; the common options are added to its own.
+def command(app: typer.Typer, name: str | None) -> Callable[[Function], Function]:
+    """Register a function that gives an `Answer` as a command.
+
+    Typer reads the options of a command from a function's signature, and knows no dataclasses. So a parameter of the
+    function whose type is a dataclass of options stands for all of them: what is registered has them side by side, and
+    puts them together again.
 
     Args:
-        app: The program.
-        name: Of the command.
-        group: Annotations of options that several commands share; all are None unless given, and the function takes
-            them together, as a dictionary, after `common`.
+        app: The program, or a group of commands.
+        name: Of the command; None for what the group does where no command of its is named.
     """
 
     def register(function: Function) -> Function:
-        own = list(inspect.signature(function, eval_str=True).parameters.values())[2 if group else 1 :]
-        own += [
-            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-            for option, annotation in (group or {}).items()
-        ]
-        shared = [
-            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS[option], annotation=annotation)
-            for option, annotation in _COMMON.items()
-        ]
+        carried: dict[str, tuple[Any, list[str]]] = {}
+        shown: dict[str, inspect.Parameter] = {}
+        hints = get_type_hints(function, include_extras=True)
+        for parameter in inspect.signature(function).parameters.values():
+            kind, without = _carried(hints[parameter.name])
+            if kind is None:
+                shown[parameter.name] = _parameter(parameter.name, hints[parameter.name], parameter.default)
+                continue
+            found = {one.name: one for one in _parameters(kind) if one.name not in without}
+            carried[parameter.name] = (kind, list(found))
+            shown |= found
+        shown |= {option: _parameter(option, hint, False) for option, hint in _SHARED.items()}
 
-        @functools.wraps(function)
-        def run(**options: Any) -> None:
-            given = {option: options.pop(option) for option in _COMMON}
-            _listen(quiet=given["quiet"], verbose=given["verbose"])
-            common = Common(given["cache"], given["reports"], given["seed"])
-            together = {option: options.pop(option) for option in group or ()}
-            first = (common, together) if group else (common,)
-            _answer(functools.partial(function, *first, **options), as_json=given["as_json"])
+        def run(**values: Any) -> None:
+            if name is None and click.get_current_context().invoked_subcommand is not None:
+                return
+            _listen(quiet=values["quiet"], verbose=values["verbose"])
+            _answer(lambda: function(**_together(values, carried)), as_json=values["as_json"])
 
-        keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-        run.__signature__ = inspect.Signature([*keyword_only, *shared])  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *shared]}
-        app.command(name)(run)
+        functools.update_wrapper(run, function, assigned=("__doc__", "__name__", "__module__"), updated=())
+        del run.__wrapped__  # type: ignore[attr-defined]
+        ordered = sorted(shown.values(), key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+        run.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in ordered}
+        (app.command(name) if name else app.callback(invoke_without_command=True))(run)
         return function
 
     return register
+
+
+def _carried(hint: Any) -> tuple[Any, tuple[str, ...]]:
+    """The dataclass of options that a parameter stands for, and those it lacks here; None if it stands for itself."""
+    kind, marks = (get_args(hint)[0], get_args(hint)[1:]) if get_origin(hint) is Annotated else (hint, ())
+    without = [name for mark in marks if isinstance(mark, Without) for name in mark.names]
+    return (kind, tuple(without)) if is_dataclass(kind) else (None, ())
+
+
+def _together(values: dict[str, Any], carried: dict[str, tuple[Any, list[str]]]) -> dict[str, Any]:
+    """The arguments of a command's function: its dataclasses, and what stands for itself."""
+    taken = {name for _, names in carried.values() for name in names} | set(_SHARED)
+    found = {name: value for name, value in values.items() if name not in taken}
+    for parameter, (kind, names) in carried.items():
+        options = {name: values[name] for name in names}
+        for one in (part for owner in (kind, *_nested(kind)) for part in fields(owner)):
+            known = one.metadata.get("option")
+            if known and known.parse and isinstance(options.get(one.name), str):
+                options[one.name] = known.parse(options[one.name])
+        found[parameter] = kind.of(**options) if hasattr(kind, "of") else kind(**options)
+    return found
+
+
+def _nested(kind: Any) -> list[Any]:
+    """Dataclasses of options among the fields of one."""
+    return [hint for hint in get_type_hints(kind).values() if is_dataclass(hint)]
+
+
+def _parameters(kind: Any) -> Iterator[inspect.Parameter]:
+    """A parameter for each option of a dataclass, and of those inside it."""
+    hints = get_type_hints(kind)
+    for one in fields(kind):
+        if is_dataclass(hints[one.name]):
+            yield from _parameters(hints[one.name])
+        elif known := one.metadata.get("option"):
+            yield _parameter(one.name, _annotated(kind, one.name, hints[one.name], known), one.default)
+
+
+def _annotated(kind: Any, name: str, hint: Any, known: Option) -> Any:
+    """How Typer reads an option."""
+    words = known.help
+    if known.legal:
+        legal = f"{', '.join(known.legal[:-1])} or {known.legal[-1]}" if len(known.legal) > 1 else known.legal[0]
+        words = f"{words.rstrip('.')}: {legal}." if legal not in words else words
+    if kind is HeadConfig and (defaults := _head_defaults(name)):
+        words = f"{words} [{defaults}]"
+    if known.parse:
+        hint = str | None
+    if known.argument:
+        return Annotated[hint, typer.Argument(help=words, show_default=words[-1] != "]")]
+    names = [option_name(name)]
+    if hint is bool:
+        names = [option_name(name)]
+    elif hint == bool | None:
+        names = [f"{option_name(name)}/--no-{option_name(name)[2:]}"]
+    return Annotated[hint, typer.Option(*names, help=words)]
+
+
+def _head_defaults(name: str) -> str:
+    """The default of an option for each kind of head that has one, such as `linear 30, mlp 20`."""
+    found: dict[str, list[str]] = {}
+    for head, defaults in HEAD_DEFAULTS.items():
+        value = defaults.get(name)
+        if value is not None:
+            text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value}"
+            found.setdefault(text, []).append(head)
+    return "; ".join(f"{', '.join(heads)}: {text}" for text, heads in found.items())
+
+
+def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
+    """A parameter as Typer reads it, completed by the shell where its name is known."""
+    for mark in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
+        if name in COMPLETED and hasattr(mark, "autocompletion"):
+            mark.autocompletion = COMPLETED[name]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
 
 def _listen(*, quiet: bool, verbose: bool) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.commands import Answers, CurveResult, Export, ExtractResult
+    from pipeline.commands import Answers, Export, ExtractResult
     from pipeline.inspection import Group, Inspection
-    from pipeline.runs.run import Run
+    from pipeline.runs.run import CurveRun, EvaluateRun, HeadRun, RatedRun, Run, SweepRun
 
-SCORES = ("", "split", "images", "accuracy", "95 % interval", "balanced", "macro F1", "log loss", "ECE")
+SCORES = ("", "split", "images", "used to", "accuracy", "95 % interval", "balanced", "macro F1", "log loss", "ECE")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -70,46 +69,75 @@ def extract_text(result: ExtractResult) -> str:
 
 def run_json(run: Run) -> dict[str, Any]:
     """What `--json` prints of a run."""
-    value = asdict(run)
-    return {"run": value.pop("id"), **value}
+    return run.to_json()
 
 
-def _scores(name: str, metrics: Mapping[str, Any]) -> list[list[str]]:
+def _scores(name: str, metrics: Mapping[str, Any], used: Mapping[str, str]) -> list[list[str]]:
     rows = []
     for split, scores in metrics.items():
         if scores["n"]:
             low, high = scores["accuracy_95"]
             accuracy, interval = percent(scores["accuracy"]), f"{100 * low:.1f} to {100 * high:.1f} %"
-            row = [name, split, f"{scores['n']:,}", accuracy, interval]
+            row = [name, split, f"{scores['n']:,}", used.get(split, ""), accuracy, interval]
             row += [percent(scores["balanced_accuracy"]), percent(scores["macro_f1"])]
             rows.append([*row, f"{scores['log_loss']:.3f}", f"{scores['ece']:.3f}"])
     return rows
 
 
-def run_text(run: Run, folder: str) -> str:
+def run_text(run: RatedRun, folder: str) -> str:
     """What a training gave."""
-    rows = _scores("before", run.baseline or {}) + _scores("fine-tuned" if run.baseline else run.head, run.metrics)
+    from pipeline.runs.run import EvaluateRun, FinetuneRun, HeadRun
+
+    used = run.used()
+    tuned = isinstance(run, FinetuneRun)
+    rows = _scores("before", run.baseline, used) if isinstance(run, FinetuneRun) else []
+    rows += _scores("fine-tuned" if tuned else run.head, run.metrics, used)
     sizes = ", ".join(
         f"{count:,} {split}"
         for split, count in (("train", run.n_train), ("val", run.n_val), ("test", run.n_test))
         if count
     )
-    on = run.data if run.stage == "evaluate" else run.features
+    on = run.data if isinstance(run, EvaluateRun) else run.features
     lines = [
         f"{run.head} on {on}: {sizes}; {run.trainable_parameters:,} trainable parameters",
         *run.notes,
-        *_repeated(run),
+        *(_repeated(run) if isinstance(run, HeadRun) else []),
         "",
         table(SCORES, rows) if rows else "There are no images to test on.",
+        *([USED] if any(used.get(row[1]) for row in rows) else []),
+        *(_against(run) if isinstance(run, EvaluateRun) else []),
         "",
         f"Run        {folder} ({run.seconds['total']:.1f} s)",
     ]
-    if run.stage in ("train-head", "sweep") and not run.head.startswith("knn") and "," not in run.features:
+    if isinstance(run, HeadRun) and not run.head.startswith("knn") and "," not in run.features:
         lines.append("Next       tlpipe finetune --blocks NAME; block names: tlpipe backbones")
     return "\n".join(lines)
 
 
-def _repeated(run: Run) -> list[str]:
+USED = "Images that were used to choose or to fit rate a little, or much, too well; test tells more."
+
+
+def _against(run: EvaluateRun) -> list[str]:
+    """The paired difference to another run."""
+    if run.against is None:
+        return []
+    columns = ["split", "images", "this", "other", "difference", "95 % interval", "p (McNemar)"]
+    rows = [
+        [
+            split,
+            f"{one['n']:,}",
+            percent(one["accuracy"]),
+            percent(one["accuracy_other"]),
+            f"{100 * one['difference']:+.1f}",
+            f"{100 * one['low']:+.1f} to {100 * one['high']:+.1f}",
+            f"{one['p_value']:.3f}",
+        ]
+        for split, one in run.against["splits"].items()
+    ]
+    return ["", f"Against {run.against['run']}, image by image, in points:", "", table(columns, rows)]
+
+
+def _repeated(run: HeadRun) -> list[str]:
     """Mean and deviation over folds and seeds, in a line."""
     found = run.repeats
     if not found:
@@ -124,66 +152,48 @@ def _repeated(run: Run) -> list[str]:
 SHOWN = 20  # candidates of a sweep on the terminal; run.json has all
 
 
-def sweep_text(run: Run, folder: str) -> str:
+def sweep_text(run: SweepRun, folder: str) -> str:
     """What a sweep gave: a table of the candidates, then the winner's run."""
     found = run.candidates
     columns = ["head", "settings", "val accuracy", "log loss", "share of seconds"]
     rows = []
-    for one in found[:SHOWN]:
+    for one, settings in zip(found[:SHOWN], run.settings_that_differ(), strict=False):
         accuracy = percent(one["val_accuracy"])
         if "val_accuracy_std" in one:
             accuracy += f" ± {100 * one['val_accuracy_std']:.1f}"
-        rows.append(
-            [one["head"], _settings(one, found), accuracy, f"{one['val_log_loss']:.3f}", f"{one['seconds']:.2f}"]
-        )
+        rows.append([one["head"], settings, accuracy, f"{one['val_log_loss']:.3f}", f"{one['seconds']:.2f}"])
     lines = [table(columns, rows)]
     if len(found) > SHOWN:
         lines.append(f"and {len(found) - SHOWN} more, all in {folder}/run.json")
     return "\n".join([*lines, "", run_text(run, folder)])
 
 
-def _settings(one: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> str:
-    """The settings of a candidate in which it differs from others of its kind."""
-    from pipeline.heads import kind_of
-
-    def kind(candidate: Mapping[str, Any]) -> str:
-        return kind_of(candidate["head"]).name
-
-    def settings(candidate: Mapping[str, Any]) -> dict[str, Any]:
-        return {**candidate["settings"], "test_views": candidate["test_views"]}
-
-    alike = [settings(candidate) for candidate in candidates if kind(candidate) == kind(one)]
-    varied = {name: value for name, value in settings(one).items() if len({other.get(name) for other in alike}) > 1}
-    return ", ".join(
-        f"{name} {value:g}" if type(value) is float else f"{name} {value}" for name, value in varied.items()
-    )
-
-
-def curve_text(result: CurveResult) -> str:
+def curve_text(run: CurveRun, folder: str) -> str:
     """A learning curve as a table, and what more labels would buy."""
     rows = []
-    for point in result.points:
-        deviation = "" if point.deviation is None else percent(point.deviation)
+    for point in run.points:
+        deviation = "" if point["std"] is None else percent(point["std"])
+        draws = len(point["accuracies"])
         rows.append(
-            [f"{point.per_class:,}", f"{point.n_train:,.0f}", len(point.accuracies), percent(point.accuracy), deviation]
+            [f"{point['per_class']:,}", f"{point['n_train']:,.0f}", draws, percent(point["accuracy"]), deviation]
         )
-    if result.gain is None:
+    if run.gain_of_doubling is None:
         outlook = (
             "What twice as many images would add can't be told: the errors of the last points follow no power law."
         )
     else:
         outlook = (
-            f"Twice as many images would add about {100 * result.gain:.1f} points, if the error goes on falling as a "
-            "power of their number."
+            f"Twice as many images would add about {100 * run.gain_of_doubling:.1f} points, if the error goes on "
+            "falling as a power of their number."
         )
     return "\n".join(
         [
-            f"{result.head} on {result.features}, accuracy on {result.split}",
+            f"{run.head} on {run.features}, accuracy on {run.split}",
             "",
             table(["per class", "images", "draws", "accuracy", "deviation"], rows),
             "",
             outlook,
-            f"{result.seconds:.1f} s",
+            f"Run        {folder} ({run.seconds['total']:.1f} s)",
         ]
     )
 

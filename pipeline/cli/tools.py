@@ -7,10 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.common import Answer, Common, command
+from pipeline.cli.common import Answer, Seed, command
+from pipeline.config import Folders
+from pipeline.util.options import parse_image_size
 
 
-def backbones(common: Common) -> Answer:
+def backbones(folders: Folders) -> Answer:
     """List the backbones: sizes, widths, blocks, and whether their weights are here."""
     from pipeline.backbones import BACKBONES, find_imagenet
     from pipeline.cli import render
@@ -38,12 +40,12 @@ def backbones(common: Common) -> Answer:
     )
 
 
-def doctor(common: Common) -> Answer:
+def doctor(folders: Folders) -> Answer:
     """Say what a bug report needs: versions, devices, engines, weights, folders."""
     from pipeline.cli import render
     from pipeline.commands.doctor import examine
 
-    value = examine(common.cache, common.reports)
+    value = examine(folders.cache, folders.reports)
     processor, weights = value["processor"], value["weights"]
     memory = render.size(processor["memory_bytes"]) if processor["memory_bytes"] else "unknown memory"
     lines = [f"{name:<14}{version}" for name, version in value["versions"].items()]
@@ -73,7 +75,7 @@ def doctor(common: Common) -> Answer:
 
 
 def bench(
-    common: Common,
+    folders: Folders,
     backbone: Annotated[str, typer.Option(help="A name from `tlpipe backbones`.")] = "densenet121",
     image_size: Annotated[str | None, typer.Option(help="Pixels. [default: the backbone's own]")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Least length of each of three turns.")] = 3.0,
@@ -83,7 +85,6 @@ def bench(
 
     from pipeline.cli import render
     from pipeline.commands import bench as module
-    from pipeline.config import parse_image_size
 
     result = module.bench(backbone, parse_image_size(image_size) if image_size else None, seconds)
     cells = [
@@ -107,13 +108,13 @@ def bench(
     return Answer(asdict(result), "\n".join([*lines, "", render.table(columns, cells)]))
 
 
-def demo(common: Common) -> Answer:
+def demo(folders: Folders, seed: Seed = 0) -> Answer:
     """Run all three stages on the built-in digits, small, in about a minute, and report on them."""
     from pipeline.cli import render
     from pipeline.commands.demo import IMAGE_SIZE
     from pipeline.commands.demo import demo as run_demo
 
-    result = run_demo(common.cache, common.reports, common.seed)
+    result = run_demo(folders.cache, folders.reports, seed)
     cells = [["extract", "", "", f"{result.extracted.seconds['total']:.1f}"]]
     for stage, run in (("train-head logreg", result.head), ("finetune conv5", result.tuned)):
         scores = [render.percent(run.metrics[split]["accuracy"]) for split in ("val", "test")]
@@ -126,9 +127,9 @@ def demo(common: Common) -> Answer:
             "",
             render.table(["stage", "val accuracy", "test accuracy", "seconds"], cells),
             "",
-            f"Features   {common.cache / 'features' / result.extracted.record.spec.digest()}",
-            f"Head       {common.reports / result.head.id}",
-            f"Model      {common.reports / result.tuned.id / 'model.keras'}",
+            f"Features   {folders.cache / 'features' / result.extracted.record.spec.digest()}",
+            f"Head       {folders.reports / result.head.id}",
+            f"Model      {folders.reports / result.tuned.id / 'model.keras'}",
             f"Report     {result.report.index}",
         ]
     )

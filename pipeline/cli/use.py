@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.common import Answer, Common, command
+from pipeline.cli.common import Answer, Seed, command
+from pipeline.config import Folders
 
 RunArgument = Annotated[
     str, typer.Argument(help="A run of train-head, sweep or finetune: its id, the start of it, or reports/RUN.")
@@ -22,7 +23,7 @@ PrecisionOption = Annotated[
 
 
 def predict(
-    common: Common,
+    folders: Folders,
     run: RunArgument,
     images: Annotated[
         list[str],
@@ -39,7 +40,7 @@ def predict(
 
     if csv is not None and csv.exists() and any(csv.samefile(name) for name in images if Path(name).exists()):
         raise ConfigError(f"--csv {csv} is one of the images or tables that are read; name another file")
-    answers = commands.predict(run, images, common.cache, common.reports, top=top, precision=precision)
+    answers = commands.predict(run, images, folders.cache, folders.reports, top=top, precision=precision)
     if csv is not None:
         answers.write_csv(csv)
     rows = [image.to_json() for image in answers.images]
@@ -47,21 +48,27 @@ def predict(
 
 
 def evaluate(
-    common: Common,
+    folders: Folders,
     run: RunArgument,
-    data: Annotated[str, typer.Argument(help="Labelled data, as for extract; classes are matched by name.")],
+    data: Annotated[
+        str | None,
+        typer.Argument(help="Labelled data, as for extract; classes are matched by name. [default: the run's own]"),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Another run, compared image by image.", show_default=False)
+    ] = None,
     precision: PrecisionOption = None,
 ) -> Answer:
     """Rate a run on labelled data, by the splits that the data gives; without any, images that are new are test."""
     from pipeline import commands
     from pipeline.cli.render import run_json, run_text
 
-    found = commands.evaluate(run, data, common.cache, common.reports, precision)
-    return Answer(run_json(found), run_text(found, str(common.reports / found.id)))
+    found = commands.evaluate(run, data, folders.cache, folders.reports, precision, against)
+    return Answer(run_json(found), run_text(found, str(folders.reports / found.id)))
 
 
 def export(
-    common: Common,
+    folders: Folders,
     run: RunArgument,
     format_: Annotated[str, typer.Option("--format", help="keras, savedmodel, onnx, openvino or tflite.")],
     output: Annotated[
@@ -73,35 +80,38 @@ def export(
     from pipeline import commands
     from pipeline.cli.render import export_text
 
-    done = commands.export(run, format_, common.cache, common.reports, output, precision)
+    done = commands.export(run, format_, folders.cache, folders.reports, output, precision)
     return Answer(done.to_json(), export_text(done))
 
 
 def inspect(
-    common: Common,
+    folders: Folders,
     data: Annotated[str, typer.Argument(help="As for extract; features of it are used once there are any.")],
+    seed: Seed = 0,
 ) -> Answer:
     """Look at a dataset: counts, duplicates, leaks, likely label errors, outliers; and write a page of them."""
     from pipeline import commands
     from pipeline.cli.render import inspect_text
 
-    found = commands.inspect(data, common.cache, common.reports, common.seed)
+    found = commands.inspect(data, folders.cache, folders.reports, seed)
     return Answer(found.to_json(), inspect_text(found))
 
 
 def report(
-    common: Common,
+    folders: Folders,
     runs: Annotated[
         list[str] | None, typer.Argument(help="Run ids, or reports/RUN. [default: all]", show_default=False)
     ] = None,
     map_by: Annotated[str, typer.Option("--map", help="How features become a map: pca or tsne.")] = "pca",
+    seed: Seed = 0,
 ) -> Answer:
     """Write reports/index.html, a leaderboard of all runs, and a page and figures for each run."""
     from pipeline import commands
 
-    done = commands.report(runs or [], common.cache, common.reports, method=map_by, seed=common.seed)
+    done = commands.report(runs or [], folders.cache, folders.reports, method=map_by, seed=seed)
     n = len(done.pages)
-    text = f"{n:,} {'page' if n == 1 else 'pages'} in {done.seconds:.1f} s\nOpen       {done.index}"
+    pages = f"{n:,} {'page' if n == 1 else 'pages'}, {done.n_drawn:,} of them drawn anew, in {done.seconds:.1f} s"
+    text = f"{pages}\nOpen       {done.index}"
     return Answer(done.to_json(), text)
 
 

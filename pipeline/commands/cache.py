@@ -16,7 +16,8 @@ from pipeline.data.augment import Augment
 from pipeline.errors import ConfigError, StoreError
 from pipeline.extraction.engines import graph_folder
 from pipeline.finetuning import FOLDER
-from pipeline.runs.run import runs
+from pipeline.runs.find import all_runs
+from pipeline.runs.run import CurveRun, RatedRun
 from pipeline.store.records import TableRecord, find_record, load_dataset, records
 from pipeline.store.shards import DAMAGED_SUFFIX, Damage, FeatureStore, stores
 from pipeline.store.table import load_table, row_keys
@@ -110,7 +111,12 @@ def collect(cache: Path, reports: Path) -> list[Needless]:
         RunError: The same, for a run.
     """
     known = records(cache, strict=True)
-    in_use = {name for run in runs(reports, strict=True) for name in run.features.split(",")}
+    in_use = {
+        name
+        for run in all_runs(reports, strict=True)
+        if isinstance(run, (RatedRun, CurveRun))
+        for name in run.features.split(",")
+    }
     newest = {(record.config.data, record.spec, record.config.views, record.config.augment): record for record in known}
     needed = [record for record in known if record.id in in_use or record in newest.values()]
     found = []

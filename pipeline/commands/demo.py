@@ -8,11 +8,9 @@ from pathlib import Path
 
 from pipeline import commands
 from pipeline.commands import ExtractResult, Report
-from pipeline.config import ExtractConfig
+from pipeline.config import ExtractConfig, FinetuneConfig, HeadConfig
 from pipeline.errors import WeightsError
-from pipeline.finetuning import FinetuneConfig
-from pipeline.heads import HeadConfig
-from pipeline.runs.run import Run
+from pipeline.runs.run import FinetuneRun, HeadRun
 
 IMAGE_SIZE = (64, 64)
 EPOCHS = 3
@@ -34,8 +32,8 @@ class DemoResult:
 
     weights: str
     extracted: ExtractResult
-    head: Run
-    tuned: Run
+    head: HeadRun
+    tuned: FinetuneRun
     report: Report
 
 
@@ -56,7 +54,7 @@ def demo(cache: Path, reports: Path, seed: int) -> DemoResult:
         config = replace(config, weights="random")
         extracted = commands.extract(config, cache)
     head = commands.train_head(
-        HeadConfig("logreg", seed=seed), cache, reports, commands.TableOptions(extracted.record.id)
+        HeadConfig("logreg", seed=seed), cache, reports, commands.TrainingOptions(extracted.record.id)
     )
     options = commands.FinetuneOptions(head.id)
     tuned = commands.finetune(FinetuneConfig("conv5", epochs=EPOCHS, seed=seed), cache, reports, options)

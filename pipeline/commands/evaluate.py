@@ -4,39 +4,52 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data import BUILT_IN, SPLITS, Dataset, open_labelled, printable, shortened
+from pipeline.config import FeatureSpec
+from pipeline.data import BUILT_IN, SPLITS, Dataset, Opened, open_labelled, printable, shortened
 from pipeline.errors import DataError, StoreError
+from pipeline.evaluation.compare import Difference, paired_difference
 from pipeline.evaluation.metrics import evaluate as metrics_of
 from pipeline.extraction.plan import warn_unreadable
 from pipeline.runs.classifier import Classifier, open_classifier
-from pipeline.runs.predictions import Predictions
-from pipeline.runs.run import Run, command_line, new_id, save_run
+from pipeline.runs.predictions import Predictions, read_seen
+from pipeline.runs.run import EvaluateRun, command_line, new_id, save_run
 from pipeline.store.records import load_dataset, now
-from pipeline.util import runtime
 from pipeline.util.memo import Memo
 
 log = logging.getLogger("tlpipe")
 
+Seen = dict[bytes, set[str]]
+"""The splits that each image had when a run was trained, by image key; several of one that is there several times."""
 
-def evaluate(reference: str | None, data: str, cache: Path, reports: Path, precision: str | None = None) -> Run:
+
+def evaluate(
+    reference: str | None,
+    data: str | None,
+    cache: Path,
+    reports: Path,
+    precision: str | None = None,
+    against: str | None = None,
+) -> EvaluateRun:
     """Rate a run on labelled data.
 
-    Images are rated by the split that the data gives them; where it gives none, or train, by the split they had when
-    the run was trained. New images without a split are test images.
+    Images are rated by the split that the data gives them; where it gives none, and where tlpipe carved val or test
+    from the training images, by the split they had when the run was trained. New images without a split are test
+    images. Images that a head was fitted on after it had been rated by them are rated by the head of before.
 
     Args:
-        reference: A run id, the start of one, or the path of a run folder; None for the newest.
-        data: As for extract; one class will do.
+        reference: A run, as in `find_run`.
+        data: As for extract; one class will do. None for the data of the run.
         cache: The cache folder.
         reports: Where the run lies, and where the evaluation goes.
         precision: As in `ExtractConfig`; None for that in which the run was rated.
+        against: Another run, to be compared with image by image; None for none.
 
     Raises:
         ConfigError: If the precision is not legal.
@@ -47,28 +60,75 @@ def evaluate(reference: str | None, data: str, cache: Path, reports: Path, preci
     """
     start = time.perf_counter()
     classifier = open_classifier(reports, reference, precision)
+    other = None if against is None else open_classifier(reports, against, precision)
+    data = classifier.run.data if data is None else data
     opened = open_labelled(data, memo=Memo(cache))
     for note in opened.notes:
         log.warning("%s", note)
+    loaded = time.perf_counter()
+    rated = _rate(classifier, opened, cache)
+    compared = None if other is None else _compare(rated, _rate(other, opened, cache))
+    seconds = {"load": loaded - start, "total": time.perf_counter() - start}
+    run = _described(classifier, rated, data, precision, seconds)
+    if other is not None and compared is not None:
+        run.against = {"run": other.run.id, "splits": {name: one.to_json() for name, one in compared.items()}}
+    save_run(reports, run, predictions=rated.predictions)
+    return run
+
+
+@dataclass(frozen=True, slots=True)
+class _Rated:
+    """A classifier's answers about labelled images.
+
+    Attributes:
+        dataset: The images that are rated, with their splits.
+        predictions: Of each split that has images.
+        fitted: Images of each split that the classifier that answered had been fitted on.
+        chosen: Images of each split that something of the classifier was chosen by.
+        specs: What the features are that it was asked about.
+        notes: What a user should know.
+    """
+
+    dataset: Dataset
+    predictions: list[Predictions]
+    fitted: dict[str, int]
+    chosen: dict[str, int]
+    specs: list[FeatureSpec]
+    notes: list[str]
+
+
+def _rate(classifier: Classifier, opened: Opened, cache: Path) -> _Rated:
+    run = classifier.run
     foreign, notes = _foreign(opened.dataset, classifier)
     plans = classifier.plans(cache)
-    specs = [{**spec, "precision": plan.spec.precision} for spec, plan in zip(classifier.run.specs, plans, strict=True)]
+    seen = _images_of_run(cache, classifier)
+    dataset = _with_splits(opened.dataset.without(foreign), seen, run.carved)
     source = opened.source.take(np.flatnonzero(~foreign).tolist())
-    trained_on = _images_of_run(cache, classifier.run)
-    dataset = _with_splits(opened.dataset.without(foreign), trained_on)
-    loaded = time.perf_counter()
-    predicted = classifier.predict(source, dataset.locations, cache)
+    known = [seen.get(bytes(key), set()) for key in dataset.keys.tolist()]
+    # Where val was carved, the head that is kept was fitted on val, too; the one that was rated is kept beside it.
+    again = np.array(["val" in splits and "train" not in splits for splits in known], np.bool_)
+    again &= "val" in run.fitted_on and classifier.keeps_train_alone
+    probabilities = np.full((len(dataset), len(classifier.class_names)), np.nan)
     unreadable = {entry.location: entry.cause for entry in opened.unreadable}
-    unreadable |= {dataset.locations[number]: cause for number, cause in predicted.unreadable.items()}
+    for final in (True, False):
+        rows = np.flatnonzero(again != final)
+        if len(rows):
+            locations = [dataset.locations[row] for row in rows.tolist()]
+            predicted = classifier.predict(source.take(rows.tolist()), locations, cache, final=final)
+            probabilities[rows] = predicted.probabilities
+            unreadable |= {locations[number]: cause for number, cause in predicted.unreadable.items()}
     warn_unreadable(unreadable, len(opened.dataset) + len(opened.unreadable))
-    readable = predicted.readable
+    readable = np.isfinite(probabilities).all(axis=1)
     if not readable.any():
-        raise DataError(f"None of the {len(dataset):,} images of {data} can be read")
+        raise DataError(f"None of the {len(dataset):,} images of {opened.dataset.name} can be read")
     if unreadable:
         notes.append(f"{len(unreadable):,} images can't be read and are left out: {shortened(list(unreadable))}")
-    dataset, probabilities = dataset.without(~readable), predicted.probabilities[readable]
+    fitted = np.array(
+        [bool(splits & ({"train"} if row else set(run.fitted_on))) for splits, row in zip(known, again, strict=True)]
+    )
+    chosen = np.array([bool(splits & set(run.chosen_on)) for splits in known])
+    dataset, probabilities = dataset.without(~readable), probabilities[readable]
     notes += _absent(dataset, classifier)
-    notes += _seen(dataset, trained_on)
     mine = {name: number for number, name in enumerate(classifier.class_names)}
     # By name: the data may know other classes, or the same ones in another order.
     labels = np.array([mine[dataset.class_names[label]] for label in dataset.labels.tolist()], np.int64)
@@ -77,48 +137,66 @@ def evaluate(reference: str | None, data: str, cache: Path, reports: Path, preci
         for split in SPLITS
         if (rows := dataset.splits == split).any()
     ]
-    seconds = {"load": loaded - start, "total": time.perf_counter() - start}
-    run = _described(classifier, specs, dataset, data, precision, predictions, seconds, notes)
-    save_run(reports, run, [], predictions, lambda _: None)
-    return run
+    fitted_splits, chosen_splits = (Counter(dataset.splits[mask[readable]].tolist()) for mask in (fitted, chosen))
+    return _Rated(dataset, predictions, dict(fitted_splits), dict(chosen_splits), [plan.spec for plan in plans], notes)
+
+
+def _compare(rated: _Rated, other: _Rated) -> dict[str, Difference]:
+    """The paired difference on the images of each split that both were asked about."""
+    found = {}
+    theirs = {part.split: part for part in other.predictions}
+    for part in rated.predictions:
+        if part.split not in theirs:
+            continue
+        right, right_other = _right(part), _right(theirs[part.split])
+        shared = [key for key in right if key in right_other]
+        if shared:
+            pair = (np.array([answers[key] for key in shared]) for answers in (right, right_other))
+            found[part.split] = paired_difference(*pair)
+    return found
+
+
+def _right(part: Predictions) -> dict[bytes, bool]:
+    """Whether each image is labelled rightly, by image key."""
+    right = part.probabilities.argmax(axis=1) == part.labels
+    return dict(zip(part.keys.tolist(), right.tolist(), strict=True))
 
 
 def _described(
-    classifier: Classifier,
-    specs: list[dict[str, Any]],
-    dataset: Dataset,
-    data: str,
-    precision: str | None,
-    predictions: list[Predictions],
-    seconds: dict[str, float],
-    notes: list[str],
-) -> Run:
+    classifier: Classifier, rated: _Rated, data: str, precision: str | None, seconds: dict[str, float]
+) -> EvaluateRun:
     """What run.json will hold: of the run that was rated, all that was not found anew."""
-    counts, of = dataset.counts(), classifier.run
-    return replace(
-        of,
+    of, counts = classifier.run, rated.dataset.counts()
+    return EvaluateRun(
         id=new_id("evaluate", of.head),
         stage="evaluate",
         created=now(),
         command=command_line(),
-        specs=specs,
-        dataset=dataset.id,
         data=data if data in BUILT_IN else printable(Path(data).expanduser().resolve()),
-        settings={"of": of.id, "precision": precision},
+        dataset=rated.dataset.id,
+        seed=of.seed,
+        seconds=seconds,
+        head=of.head,
+        features=of.features,
+        class_names=of.class_names,
+        specs=[replace(spec, precision=found.precision) for spec, found in zip(of.specs, rated.specs, strict=True)],
+        extracts=of.extracts,
         n_train=counts.get("train", 0),
         n_val=counts.get("val", 0),
         n_test=counts.get("test", 0),
         metrics={
-            part.split: metrics_of(part.probabilities, part.labels, classifier.class_names) for part in predictions
+            part.split: metrics_of(part.probabilities, part.labels, classifier.class_names)
+            for part in rated.predictions
         },
-        baseline=None,
-        seconds=seconds,
-        peak_memory=None,
-        calibration=None,
-        repeats=None,
-        candidates=[],
-        versions=runtime.versions(),
-        notes=[f"Of the run {of.id}", *notes],
+        trainable_parameters=of.trainable_parameters,
+        fitted_on=of.fitted_on,
+        chosen_on=of.chosen_on,
+        carved=of.carved,
+        of=of.id,
+        precision=precision,
+        fitted=rated.fitted,
+        chosen=rated.chosen,
+        notes=[f"Of the run {of.id}", *rated.notes],
     )
 
 
@@ -136,10 +214,11 @@ def _foreign(dataset: Dataset, classifier: Classifier) -> tuple[NDArray[np.bool_
             f"the run knows {shortened(list(mine))}; classes are matched by name, so rename its folders or labels"
         )
     notes = []
-    foreign: NDArray[np.bool_] = np.isin(dataset.labels, [theirs.index(name) for name in unknown])
-    if unknown:
+    foreign: NDArray[np.bool_] = np.isin(dataset.labels, [-1, *(theirs.index(name) for name in unknown)])
+    if foreign.any():
+        named = f": {shortened(unknown)}" if unknown else ""
         notes.append(
-            f"{int(foreign.sum()):,} images of classes that the run doesn't know are left out: {shortened(unknown)}"
+            f"{int(foreign.sum()):,} images without a label or of classes that the run doesn't know are left out{named}"
         )
     return foreign, notes
 
@@ -151,35 +230,43 @@ def _absent(dataset: Dataset, classifier: Classifier) -> list[str]:
     if not missing:
         return []
     return [
-        f"No images of {shortened(missing)}: their recall isn't known, and ROC AUC isn't given; balanced accuracy "
-        "is the mean over the other classes"
+        f"No images of {shortened(missing)}: their recall isn't known, and ROC AUC isn't given; balanced accuracy and "
+        "macro F1 are means over the other classes"
     ]
 
 
-def _images_of_run(cache: Path, run: Run) -> dict[bytes, str]:
-    """The split that each image had when a run was trained, by image key; empty where that isn't known any more."""
+def _images_of_run(cache: Path, classifier: Classifier) -> Seen:
+    """The images that a run was trained with; none where that isn't known any more.
+
+    Raises:
+        RunError: If the run folder holds other keys than it was written with.
+    """
+    run = classifier.run
+    found = read_seen(classifier.folder, run.files)
+    if found is not None:
+        return found
     try:
-        dataset = load_dataset(cache, run.dataset)
+        dataset = load_dataset(cache, run.dataset)  # of a run before version 0.2
     except StoreError as error:
         log.warning("Which images the run was trained on can't be told: %s", error)
         return {}
-    return dict(zip(dataset.keys.tolist(), dataset.splits.tolist(), strict=True))
+    seen: Seen = {}
+    for key, split in zip(dataset.keys.tolist(), dataset.splits.tolist(), strict=True):
+        seen.setdefault(key, set()).add(split)
+    return seen
 
 
-def _with_splits(dataset: Dataset, trained_on: dict[bytes, str]) -> Dataset:
-    """With a split for the images that have none, and for those of train that were carved for val or test."""
-    pairs = zip(dataset.keys.tolist(), dataset.splits.tolist(), strict=True)
-    splits: NDArray[np.str_] = np.array(
-        [trained_on.get(key, split or "test") if split in ("", "train") else split for key, split in pairs], "U5"
-    )
-    return replace(dataset, splits=splits)
+def _with_splits(dataset: Dataset, seen: Seen, carved: list[str]) -> Dataset:
+    """With a split for the images that the data gives none, and for those of train that were carved for val or test.
 
-
-def _seen(dataset: Dataset, trained_on: dict[bytes, str]) -> list[str]:
-    """How many images of val and test the run was trained on."""
-    notes = []
-    for split in ("val", "test"):
-        keys = dataset.keys[dataset.splits == split].tolist()
-        if seen := sum(trained_on.get(key) == "train" for key in keys):
-            notes.append(f"The run was trained on {seen:,} of the {len(keys):,} {split} images, which flatters it")
-    return notes
+    An image that the data itself puts into several splits stays where each of its files lies.
+    """
+    splits = []
+    for key, split in zip(dataset.keys.tolist(), dataset.splits.tolist(), strict=True):
+        known = seen.get(key, set())
+        if not split:
+            split = next((name for name in SPLITS if name in known), "test")
+        elif split == "train" and len(known) == 1 and known <= set(carved):
+            (split,) = known
+        splits.append(split)
+    return replace(dataset, splits=np.array(splits, "U5"))

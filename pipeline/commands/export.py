@@ -217,7 +217,10 @@ def _examples(classifier: Classifier, plan: Plan, cache: Path) -> tuple[NDArray[
 def _rows(classifier: Classifier, opened: Opened) -> list[int]:
     """Rows of images to check on: of those the run was rated on, else of all."""
     dataset = opened.dataset
-    rated = [part.keys for part in read_predictions(classifier.folder, len(classifier.class_names)).values()]
+    rated = [
+        part.keys
+        for part in read_predictions(classifier.folder, len(classifier.class_names), classifier.run.files).values()
+    ]
     keys, first = np.unique(dataset.keys, return_index=True)
     if rated:
         first = first[np.isin(keys, np.concatenate(rated))]
@@ -253,8 +256,8 @@ def _metadata(classifier: Classifier, plan: Plan) -> dict[str, Any]:
         "run": run.id,
         "stage": run.stage,
         "head": run.head,
-        "backbone": run.specs[0]["backbone"],
-        "weights_digest": run.specs[0]["weights_digest"],
+        "backbone": run.specs[0].backbone,
+        "weights_digest": run.specs[0].weights_digest,
         "dataset": run.dataset,
         "accuracy": accuracies,
         "trained": run.created,

@@ -15,16 +15,14 @@ from numpy.typing import NDArray
 
 from pipeline.backbones.weights import MODEL_FILE
 from pipeline.commands.extract import extract
-from pipeline.commands.train_head import describe_run, train_head
-from pipeline.config import ExtractConfig, ImageConfig
+from pipeline.commands.train_head import train_head
+from pipeline.config import ExtractConfig, FinetuneConfig, FinetuneOptions, HeadConfig, ImageConfig, TrainingOptions
 from pipeline.data import Opened, open_dataset
 from pipeline.data.dataset import SPLITS
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError, StoreError
 from pipeline.extraction.plan import complete_rows
 from pipeline.finetuning import (
     Checkpoint,
-    Examples,
-    FinetuneConfig,
     FinetuneModels,
     State,
     Tuned,
@@ -32,12 +30,13 @@ from pipeline.finetuning import (
     drawn_anew,
     fit,
 )
-from pipeline.finetuning.examples import images_of, indices_of, rows_of
-from pipeline.finetuning.start import NEWEST_HEAD, FinetuneOptions, Start, begin
-from pipeline.heads import HeadConfig, make_head
+from pipeline.finetuning.examples import images_of, indices_of
+from pipeline.finetuning.start import Start, begin
+from pipeline.heads import make_head
+from pipeline.runs.describe import header, ratings, seen
 from pipeline.runs.predictions import Predictions
-from pipeline.runs.run import Run, save_run
-from pipeline.selection.tables import TableOptions
+from pipeline.runs.run import FinetuneRun, save_run
+from pipeline.store.rows import Part
 from pipeline.store.table import FeatureTable, load_table, read_features
 from pipeline.util import runtime
 from pipeline.util.memo import Memo
@@ -45,7 +44,9 @@ from pipeline.util.memo import Memo
 log = logging.getLogger("tlpipe")
 
 
-def finetune(config: FinetuneConfig, cache: Path, reports: Path, options: FinetuneOptions = NEWEST_HEAD) -> Run:
+def finetune(
+    config: FinetuneConfig, cache: Path, reports: Path, options: FinetuneOptions = FinetuneOptions()
+) -> FinetuneRun:
     """Fine-tune the top blocks below a trained head.
 
     Args:
@@ -59,6 +60,8 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, options: Finetu
         EndpointError: If there are no such blocks.
         StoppedError: After Ctrl-C or SIGTERM; the checkpoint stays.
     """
+    if options.tensorboard and not runtime.installed("tensorboard"):
+        raise ConfigError("--tensorboard needs TensorBoard; install it with: pip install tensorboard")
     checkpoint = Checkpoint.of(reports, _request(config, options))
     with checkpoint.claimed():
         run = _finetune(config, cache, reports, options, checkpoint)
@@ -68,7 +71,7 @@ def finetune(config: FinetuneConfig, cache: Path, reports: Path, options: Finetu
 
 def _finetune(
     config: FinetuneConfig, cache: Path, reports: Path, options: FinetuneOptions, checkpoint: Checkpoint
-) -> Run:
+) -> FinetuneRun:
     start = time.perf_counter()
     state = _state(checkpoint, resume=options.resume)
     strategy = runtime.strategy()
@@ -91,10 +94,13 @@ def _finetune(
     with strategy.scope():
         models = _assemble(begun, len(table.class_names))
         tuned = fit(models, examples, begun.config, keeping, state, logs)
-    run, predictions = _described(begun, table, examples, models, tuned)
-    run.settings["memory"] = options.memory
-    run.seconds.update(activations=extracted - start, fit=time.perf_counter() - extracted)
-    run.seconds["total"] = time.perf_counter() - start
+    seconds = {
+        "epoch": tuned.seconds_per_epoch,
+        "activations": extracted - start,
+        "fit": time.perf_counter() - extracted,
+        "total": time.perf_counter() - start,
+    }
+    run, predictions = _described(begun, table, examples, models, tuned, options, seconds)
 
     def save_models(folder: Path) -> None:
         models.serving().save(folder / MODEL_FILE)
@@ -102,7 +108,9 @@ def _finetune(
             shutil.copytree(logs, folder / logs.name)
 
     try:
-        save_run(reports, run, tuned.history, predictions, save_models)
+        save_run(
+            reports, run, history=tuned.history, predictions=predictions, seen=seen(table), save_models=save_models
+        )
     except StoreError as error:
         raise StoreError(
             f"{error}. The epochs are kept: once there is room, run the same command with --resume"
@@ -110,7 +118,7 @@ def _finetune(
     return run
 
 
-def _read_examples(begun: Start, cache: Path, memory: int | None) -> tuple[FeatureTable, dict[str, Examples]]:
+def _read_examples(begun: Start, cache: Path, memory: int | None) -> tuple[FeatureTable, dict[str, Part]]:
     """A table of the images, and what is read in training: pooled features, activations, or the images.
 
     What is trained may stand on features of a fast engine; validation and test images are read as the saved model will
@@ -131,22 +139,21 @@ def _read_examples(begun: Start, cache: Path, memory: int | None) -> tuple[Featu
         table = load_table(cache, [record], 0, memory=runtime.memory_for(memory))
         spec = record.spec
         images = ImageConfig(spec.image_size, spec.resize, spec.interpolation, record.config.pixel_limit)
-        workers = runtime.cpu_count()
-        found = {split: images_of(table, split, opened.dataset, opened.source, images, workers) for split in SPLITS}
+        found = {split: images_of(table, split, opened.dataset, opened.source, images) for split in SPLITS}
     else:
         wanted = replace(record.config, views=config.views, augment=config.augment if config.views else None)
         if config.blocks != "none":
             log.info("Activations are cached at %s", begun.unfrozen.cut)
             wanted = replace(wanted, endpoint=begun.unfrozen.cut, pooling="none", dtype=None)
         table = load_table(cache, [extract(wanted, cache).record], config.views, memory=runtime.memory_for(memory))
-        found = {split: rows_of(table, split) for split in SPLITS}
+        found = {split: table.examples(split) for split in SPLITS}
         if table.specs[0].precision != "float32" and (len(found["val"]) or len(found["test"])):
             exact = replace(wanted, precision="float32", views=0, augment=None)
             found |= _exact(exact, cache, opened, table, runtime.memory_for(memory))
     return table, {split: part for split, part in found.items() if len(part)}
 
 
-def _exact(config: ExtractConfig, cache: Path, opened: Opened, table: FeatureTable, memory: int) -> dict[str, Examples]:
+def _exact(config: ExtractConfig, cache: Path, opened: Opened, table: FeatureTable, memory: int) -> dict[str, Part]:
     """Validation and test rows of a table, computed in another precision."""
     log.info("Validation and test images are rated in float32, as the saved model will run")
     parts = {split: table.rows(split) for split in ("val", "test")}
@@ -156,7 +163,7 @@ def _exact(config: ExtractConfig, cache: Path, opened: Opened, table: FeatureTab
     exact = replace(
         table, features=features, **{name: getattr(table, name)[rows] for name in ("labels", "splits", "views", "keys")}
     )
-    return {split: rows_of(exact, split) for split in parts}
+    return {split: exact.examples(split) for split in parts}
 
 
 def _open_data(begun: Start, cache: Path) -> Opened:
@@ -192,33 +199,37 @@ def _state(checkpoint: Checkpoint, *, resume: bool) -> State | None:
 
 
 def _described(
-    begun: Start, table: FeatureTable, examples: dict[str, Examples], models: FinetuneModels, tuned: Tuned
-) -> tuple[Run, list[Predictions]]:
+    begun: Start,
+    table: FeatureTable,
+    examples: dict[str, Part],
+    models: FinetuneModels,
+    tuned: Tuned,
+    options: FinetuneOptions,
+    seconds: dict[str, float],
+) -> tuple[FinetuneRun, list[Predictions]]:
     """The run, and the predictions it is rated by."""
     from_run, endpoint = begun.trained.run, begun.record.spec.endpoint
     predictions = [
         Predictions(split, examples[split].keys, examples[split].labels, probabilities)
         for split, probabilities in tuned.probabilities.items()
     ]
-    run = describe_run(
-        "finetune",
-        from_run.head,
-        table,
-        settings={
-            **begun.config.to_json(),
-            "head_run": from_run.id,
-            "cut": begun.unfrozen.cut,
-            "endpoint": endpoint,
-            "top": begun.pretrained.network().top(endpoint),
-            "end_to_end": begun.end_to_end,
-        },
-        seed=begun.config.seed,
-        predictions=predictions,
-        seconds={"epoch": tuned.seconds_per_epoch},
+    run = FinetuneRun(
+        **header("finetune", from_run.head, table, begun.config.seed, seconds),
+        **ratings(table, predictions),
         trainable_parameters=models.trainable_parameters(),
-        notes=_notes(begun, tuned),
+        fitted_on=["train"],
+        chosen_on=["val"] if "val" in examples else [],
+        config=begun.config,
+        head_run=from_run.id,
+        cut=begun.unfrozen.cut,
+        endpoint=endpoint,
+        top=begun.pretrained.network().top(endpoint),
+        end_to_end=begun.end_to_end,
         baseline=from_run.metrics,
         peak_memory=runtime.peak_memory(),
+        memory=options.memory,
+        notes=_notes(begun, tuned),
+        name=options.name,
     )
     return run, predictions
 
@@ -236,7 +247,7 @@ def _head_run(config: FinetuneConfig, cache: Path, reports: Path, options: Finet
     head = HeadConfig(options.head, seed=config.seed)
     with suppress(RunError):  # it isn't fitted yet; a head without layers says so
         make_head(head)[0].layers()
-    run = train_head(head, cache, reports, TableOptions(options.features, memory=options.memory))
+    run = train_head(head, cache, reports, TrainingOptions(options.features, memory=options.memory))
     scores = ", ".join(f"{split} {100 * found['accuracy']:.1f} %" for split, found in run.metrics.items())
     log.info("Trained %s first, as %s: %s", run.head, run.id, scores)
     return run.id
@@ -278,9 +289,9 @@ def _notes(begun: Start, tuned: Tuned) -> list[str]:
         notes.append(f"{n} {'layer' if n == 1 else 'layers'} trained {where}, BatchNormalization {mode}")
         head = "The head was drawn anew" if config.cold_head else "Started from the head as fitted on train alone"
         notes.append(head)
-    if any("train and val" in note for note in run.notes):
+    if "val" in run.fitted_on:
         notes.append("For its test the frozen head was fitted on val, too; this model has seen train only")
-    if begun.trained.temperature != 1 or run.settings.get("test_views"):
+    if begun.trained.temperature != 1 or run.test_views:
         notes.append("The head's temperature and means over views are not carried over")
     if record.config.views and not config.views:
         notes.append("Trained on the images themselves; their cached views are not used")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -12,23 +13,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import ExtractConfig, FeatureSpec, one_of
+from pipeline.config import FeatureSpec
 from pipeline.data import Opened, open_labelled
 from pipeline.data.augment import Augment
 from pipeline.errors import ConfigError, DataError, RunError, StoreError
-from pipeline.pages import Map, Pictures, RunData, shown_split, write_index, write_run
+from pipeline.pages import RUN_PAGE, Map, Pictures, RunData, write_index, write_run
+from pipeline.pages.write import is_made_of, write_curve
+from pipeline.runs.find import all_runs, find_run
 from pipeline.runs.predictions import read_history, read_predictions
-from pipeline.runs.run import Run, find_run, runs
+from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, HeadRun, RatedRun, Run
 from pipeline.store.records import find_records, load_dataset
 from pipeline.store.shards import FeatureStore
+from pipeline.util import runtime
+from pipeline.util.files import digest_of
 from pipeline.util.memo import Memo
+from pipeline.util.options import one_of
 from pipeline.util.progress import progress
 
 MAPS = ("pca", "tsne")
 MAP_IMAGES = 1500
 SAMPLES = 6
 DRAWN_VIEWS = 3  # shown of a run that drew new ones in each step
-STAGES = ("train-head", "sweep", "finetune", "evaluate")
 
 log = logging.getLogger("tlpipe")
 
@@ -40,17 +45,19 @@ class Report:
     Attributes:
         index: The leaderboard.
         pages: Of each run that was asked for, by run id.
+        n_drawn: Pages that were drawn; the others are as they were.
         seconds: In all.
     """
 
     index: Path
     pages: dict[str, Path]
+    n_drawn: int
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
         pages = {run: str(page) for run, page in self.pages.items()}
-        return {"index": str(self.index), "pages": pages, "seconds": self.seconds}
+        return {"index": str(self.index), "pages": pages, "n_drawn": self.n_drawn, "seconds": self.seconds}
 
 
 @dataclass(slots=True)
@@ -101,16 +108,19 @@ def report(references: Sequence[str], cache: Path, reports: Path, *, method: str
     """
     start = time.perf_counter()
     one_of("--map", method, MAPS)
-    known = runs(reports)
+    known = all_runs(reports)
     if not known:
         raise RunError(f"There are no runs in {reports} yet; make one with: tlpipe train-head")
-    chosen = [_inside(reports, *find_run(reports, reference, STAGES)) for reference in references] or known
+    chosen = [_inside(reports, *find_run(reports, reference, (Run,))) for reference in references] or known
     by_id = {run.id: run for run in known}
-    shelf, pages = _Shelf(cache, method, seed), {}
+    shelf = _Shelf(cache, method, seed)
+    pages: dict[str, Path] = {}
+    n_drawn = 0
     with progress("Drawing", len(chosen), "pages") as advance:
         for run in chosen:
             try:
-                pages[run.id] = write_run(reports / run.id, _run_data(run, reports, by_id, shelf))
+                pages[run.id], drawn = _page(run, reports, by_id, shelf)
+                n_drawn += drawn
             except (RunError, ConfigError) as error:
                 if references:
                     raise
@@ -118,7 +128,7 @@ def report(references: Sequence[str], cache: Path, reports: Path, *, method: str
             advance(1)
     inspections = sorted(path.name for path in reports.glob("inspect-*.html"))
     index = write_index(reports, known, inspections)
-    return Report(index, pages, time.perf_counter() - start)
+    return Report(index, pages, n_drawn, time.perf_counter() - start)
 
 
 def _inside(reports: Path, run: Run, folder: Path) -> Run:
@@ -130,21 +140,54 @@ def _inside(reports: Path, run: Run, folder: Path) -> Run:
     return run
 
 
-def _run_data(run: Run, reports: Path, by_id: dict[str, Run], shelf: _Shelf) -> RunData:
+def _page(run: Run, reports: Path, by_id: dict[str, Run], shelf: _Shelf) -> tuple[Path, bool]:
+    """The page of a run, and whether it was drawn: one that is made of the same is left as it is."""
     folder = reports / run.id
-    for spec in run.specs:
-        FeatureSpec.from_json(spec)  # what can't be told of the features is said before the page is made
-    predictions = read_predictions(folder, len(run.class_names))
+    if isinstance(run, CurveRun):
+        return write_curve(folder, run), True
+    if not isinstance(run, RatedRun):
+        raise RunError(f"{folder} is a run of tlpipe {run.stage}, which has no page")
+    made_of = _made_of(run, folder, by_id, shelf)
+    if is_made_of(folder, made_of):
+        read_predictions(folder, len(run.class_names), run.files)  # a damaged run is named all the same
+        read_history(folder, run.files)
+        return folder / RUN_PAGE, False
+    return write_run(folder, _run_data(run, reports, by_id, shelf), made_of), True
+
+
+def _made_of(run: RatedRun, folder: Path, by_id: dict[str, Run], shelf: _Shelf) -> str:
+    """Digest of all that decides what the page of a run shows."""
+    features = _features_for_map(run, by_id)
+    data = Path(run.data)
+    there = [
+        data.exists() and data.stat().st_mtime_ns,
+        [(shelf.cache / "tables" / f"{name}.json").exists() for name in features.split(",")],
+        [other in by_id for other in _others(run)],
+    ]
+    text = json.dumps([there, shelf.method, shelf.seed, runtime.version("tlpipe"), str(shelf.cache)])
+    return digest_of((folder / "run.json").read_bytes() + text.encode())
+
+
+def _others(run: RatedRun) -> list[str]:
+    """Runs that the page of a run shows something of: of an evaluation what was rated, of a fine-tuned run its head."""
+    if isinstance(run, EvaluateRun):
+        return [run.of]
+    return [run.head_run] if isinstance(run, FinetuneRun) else []
+
+
+def _run_data(run: RatedRun, reports: Path, by_id: dict[str, Run], shelf: _Shelf) -> RunData:
+    folder = reports / run.id
+    predictions = read_predictions(folder, len(run.class_names), run.files)
     missing = []
-    frozen = by_id.get(str(run.settings.get("head_run"))) if run.stage == "finetune" else None
-    if run.stage == "finetune" and frozen is None:
+    frozen = by_id.get(run.head_run) if isinstance(run, FinetuneRun) else None
+    if isinstance(run, FinetuneRun) and frozen is None:
         missing.append("The run before fine-tuning is gone, and with it its learning curve.")
-    found = shelf.pictures(run.data, _config(run).pixel_limit)
+    found = shelf.pictures(run.data, run.extracts[0].pixel_limit)
     pictures, locations = (None, {}) if isinstance(found, str) else found
     if isinstance(found, str):
         missing.append(f"There are no pictures: {found}.")
     drawn = None
-    if split := shown_split(run):
+    if split := run.shown_split:
         if split not in predictions:
             raise RunError(f"{folder}/predictions.h5 has no {split} images, run.json does; one of them was changed")
         try:
@@ -152,11 +195,14 @@ def _run_data(run: Run, reports: Path, by_id: dict[str, Run], shelf: _Shelf) -> 
         except (StoreError, ConfigError) as error:
             missing.append(f"There is no map: {error}.")
     augment, views = _views(run)
+    before = None
+    if isinstance(frozen, RatedRun):
+        before = (frozen, read_history(reports / frozen.id, frozen.files))
     return RunData(
         run=run,
-        history=read_history(folder),
+        history=read_history(folder, run.files),
         predictions=predictions,
-        frozen=None if frozen is None else (frozen, read_history(reports / frozen.id)),
+        frozen=before,
         pictures=pictures,
         locations=locations,
         augment=augment,
@@ -167,10 +213,10 @@ def _run_data(run: Run, reports: Path, by_id: dict[str, Run], shelf: _Shelf) -> 
     )
 
 
-def _features_for_map(run: Run, by_id: dict[str, Run]) -> str:
+def _features_for_map(run: RatedRun, by_id: dict[str, Run]) -> str:
     """Pooled features of the images of a run: those that its head took, before any fine-tuning."""
-    for setting in ("of", "head_run"):  # of an evaluation, the run; of a fine-tuned run, its head
-        run = by_id.get(str(run.settings.get(setting)), run)
+    while (others := _others(run)) and isinstance(other := by_id.get(others[0]), RatedRun):
+        run = other
     return run.features
 
 
@@ -214,31 +260,25 @@ def _flat(features: NDArray[np.floating], method: str, seed: int) -> NDArray[np.
     return points / largest if largest > 0 else points
 
 
-def _views(run: Run) -> tuple[Augment | None, int]:
+def _views(run: RatedRun) -> tuple[Augment | None, int]:
     """How views of the training images were made, and how many of each were seen; those of the run itself."""
-    config, settings = _config(run), run.settings
-    if run.stage == "finetune":
-        text, views = settings.get("augment"), settings.get("views")
-        views = views or DRAWN_VIEWS  # end to end new ones are drawn in each step
-    else:
-        head = settings.get("head")
-        text, views = config.augment, head.get("views") if isinstance(head, dict) else None
-        views = config.views if views is None else views
-    if not text or not isinstance(views, int) or run.stage == "evaluate":
+    extract = run.extracts[0]
+    text, views = extract.augment, extract.views
+    if isinstance(run, FinetuneRun):
+        text, views = run.config.augment, run.config.views or DRAWN_VIEWS  # end to end new ones are drawn in each step
+    elif isinstance(run, HeadRun) and run.config.views is not None:
+        views = run.config.views
+    if not text or isinstance(run, EvaluateRun):
         return None, 0
-    return Augment.parse(str(text)), views
+    return Augment.parse(text), views
 
 
-def _samples(run: Run, cache: Path) -> list[bytes]:
+def _samples(run: RatedRun, cache: Path) -> list[bytes]:
     """Keys of some training images; none where the dataset is not in the cache."""
-    if run.stage == "evaluate":
+    if isinstance(run, EvaluateRun):
         return []
     try:
         dataset = load_dataset(cache, run.dataset)
     except StoreError:
         return []
     return [bytes(key) for key in np.unique(dataset.keys[dataset.splits == "train"])[:SAMPLES].tolist()]
-
-
-def _config(run: Run) -> ExtractConfig:
-    return ExtractConfig.from_json(run.extracts[0])

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from pipeline.config import one_of
+from pipeline.config.extract import OPERATIONS
 from pipeline.errors import ConfigError
-
-OPERATIONS = ("flip", "crop", "rotate", "zoom", "brightness", "contrast")
+from pipeline.util.options import one_of
 
 MAX_ANGLE = 15.0  # degrees to either side
 CROP_AREA = (0.5, 1.0)  # share of the picture's area
@@ -51,17 +50,6 @@ class Augment:
 
     def __str__(self) -> str:
         return ",".join(self.operations)
-
-    def check(self, views: int) -> None:
-        """Refuse views that could only repeat others.
-
-        Raises:
-            ConfigError: If there are more views than the operations can make.
-        """
-        if self.operations == ("flip",) and views > 1:
-            raise ConfigError(
-                f"--views {views} with --augment flip would repeat the mirror image; use --views 1, or add crop"
-            )
 
     def row_key(self, image_key: bytes, view: int) -> bytes:
         """Key under which a view's features are stored: the image key for view 0, else a digest of its own."""

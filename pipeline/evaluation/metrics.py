@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-NORMAL_95 = 1.959964  # two-sided 95 % point of the standard normal distribution
 BINS = 15
 TOP = 5  # labels that count for top-5 accuracy, where there are more than twice as many classes
 LEAST_PROBABILITY = 1e-15  # one that rounds to 0 would make one image outweigh all others
@@ -29,23 +28,16 @@ def scores(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> di
 
 
 def accuracy_interval(n_right: int, n: int) -> tuple[float, float]:
-    """Bootstrap 95 % interval of a share: its 2.5 and 97.5 % points over resamples of the n images.
+    """Wilson's 95 % interval of a share, which grows with the number of right ones and never leaves 0..1.
 
-    The number of right ones in a resample is binomial, so the points are known without drawing any (Efron and
-    Tibshirani 1993, An Introduction to the Bootstrap, chapter 13). Where all or none are right every resample is
-    the same; there the interval is that of Wilson's score (Wilson 1927, JASA 22, p. 209), which has a width.
+    Source: Wilson 1927, JASA 22, p. 209; recommended by Brown et al. 2001, Statistical Science 16, p. 101.
     """
-    from scipy.stats import binom
+    from scipy.stats import binomtest
 
     if n == 0:
         return (0.0, 1.0)
-    share = n_right / n
-    if n_right in (0, n):
-        z2 = NORMAL_95**2 / n
-        width = z2 / (1 + z2)
-        return (0.0, width) if n_right == 0 else (1 - width, 1.0)
-    low, high = binom.ppf([0.025, 0.975], n, share) / n
-    return (float(low), float(high))
+    interval = binomtest(n_right, n).proportion_ci(method="wilson")
+    return (float(interval.low), float(interval.high))
 
 
 def calibration_error(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
@@ -91,8 +83,8 @@ def evaluate(
         class_names: In the order of the indices.
 
     Returns:
-        Only `n` if it is 0, else also `accuracy`, `accuracy_95` (low, high), `balanced_accuracy` (over the classes
-        that have images), `macro_f1`, `log_loss`, `roc_auc` (of two classes, or the mean of one against the rest;
+        Only `n` if it is 0, else also `accuracy`, `accuracy_95` (low, high), `balanced_accuracy` and `macro_f1` (over
+        the classes that have images), `log_loss`, `roc_auc` (of two classes, or the mean of one against the rest;
         None where a class has no images), `top_5_accuracy` (more than 10 classes only), `ece`, `per_class`
         (`precision`, `recall`, `f1`, `support` by class name) and `confusion_matrix` (rows are true classes).
     """
@@ -112,7 +104,7 @@ def evaluate(
         **scores(probabilities, labels),
         "accuracy_95": list(accuracy_interval(int(np.trace(confusion)), n)),
         "balanced_accuracy": float(recall[support > 0].mean()),
-        "macro_f1": float(f1[(support > 0) | (confusion.sum(axis=0) > 0)].mean()),
+        "macro_f1": float(f1[support > 0].mean()),
         "roc_auc": _roc_auc(probabilities, labels) if (support > 0).all() else None,
         "ece": calibration_error(probabilities, labels),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from pipeline.backbones import Pretrained, open_backbone
 from pipeline.config import ExtractConfig, FeatureSpec, ImageConfig
 from pipeline.data import KEY_DTYPE, ImageSource, Opened
 from pipeline.data.augment import Augment
-from pipeline.errors import DataError, ImageError
+from pipeline.errors import DataError, EngineError, ImageError
 from pipeline.extraction import pass_
 from pipeline.extraction.engines import Engine, EngineChoice, choose, graph_folder, open_engine
 from pipeline.extraction.pass_ import PassReport, Row
@@ -82,16 +82,24 @@ def backbone_for(config: ExtractConfig, cache: Path) -> Pretrained:
         WeightsError: If there is no such file.
     """
     pretrained = open_backbone(config.backbone, config.weights, config.seed, config.image_size, Memo(cache))
-    _views(config)
     choose(config.engine, config.precision)
     return pretrained
 
 
-def _views(config: ExtractConfig) -> Augment | None:
-    augment = Augment.parse(config.augment) if config.augment else None
-    if augment:
-        augment.check(config.views)
-    return augment
+def pinned(config: ExtractConfig, spec: FeatureSpec) -> ExtractConfig:
+    """The options with the engine and precision that some features were computed in.
+
+    What was trained on these features is rated and used in them. Where the machine can't compute so, float32 is taken,
+    with a warning that says so.
+    """
+    engine, _, precision = spec.precision.rpartition("-")
+    wanted = replace(config, engine=engine or "auto", precision=precision)
+    try:
+        choose(wanted.engine, wanted.precision)
+    except EngineError as error:
+        log.warning("%s. Features are computed in float32; figures were measured in %s", error, spec.precision)
+        return replace(config, engine="auto", precision="float32")
+    return wanted
 
 
 def plan_for(config: ExtractConfig, cache: Path, pretrained: Pretrained) -> Plan:
@@ -115,8 +123,9 @@ def plan_for(config: ExtractConfig, cache: Path, pretrained: Pretrained) -> Plan
         precision=choice.spec_precision,
         dtype=config.dtype or _dtype(config),
     )
+    augment = Augment.parse(config.augment) if config.augment else None
     images = ImageConfig(spec.image_size, config.resize, config.interpolation, config.pixel_limit)
-    return Plan(cache, FeatureStore(cache, spec), pretrained, choice, spec, images, _views(config), config.views)
+    return Plan(cache, FeatureStore(cache, spec), pretrained, choice, spec, images, augment, config.views)
 
 
 def _dtype(config: ExtractConfig) -> str:

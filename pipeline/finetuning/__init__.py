@@ -5,16 +5,13 @@ same in every epoch, and are computed once.
 """
 
 from pipeline.finetuning.checkpoint import FOLDER, Checkpoint, State
-from pipeline.finetuning.config import FinetuneConfig
-from pipeline.finetuning.examples import Examples, images_of, indices_of, rows_of
+from pipeline.finetuning.examples import images_of, indices_of
 from pipeline.finetuning.fitting import Tuned, fit
 from pipeline.finetuning.models import FinetuneModels, assemble, drawn_anew
 
 __all__ = [
     "FOLDER",
     "Checkpoint",
-    "Examples",
-    "FinetuneConfig",
     "FinetuneModels",
     "State",
     "Tuned",
@@ -23,5 +20,4 @@ __all__ = [
     "fit",
     "images_of",
     "indices_of",
-    "rows_of",
 ]

@@ -7,21 +7,23 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import FinetuneConfig
 from pipeline.errors import ConfigError, RunError, StoppedError, StoreError
 from pipeline.evaluation.metrics import scores
 from pipeline.finetuning.checkpoint import State
-from pipeline.finetuning.config import FinetuneConfig
-from pipeline.finetuning.examples import Examples, batches, predict
 from pipeline.finetuning.models import FinetuneModels, with_remat
 from pipeline.finetuning.steps import Augmentation, optimizer_of, schedule_of, with_steps
-from pipeline.heads import Watch, probabilities_of
+from pipeline.heads import probabilities_of
+from pipeline.store.rows import Part
+from pipeline.training.batches import batches, predict_logits
+from pipeline.training.watch import Watch
 from pipeline.util import runtime
 from pipeline.util.progress import Advance, progress
 
@@ -62,7 +64,7 @@ class Tuned:
 
 def fit(
     models: FinetuneModels,
-    examples: dict[str, Examples],
+    examples: dict[str, Part],
     config: FinetuneConfig,
     keeping: Keeping | None = None,
     state: State | None = None,
@@ -102,7 +104,7 @@ class _Training:
     def __init__(
         self,
         models: FinetuneModels,
-        examples: dict[str, Examples],
+        examples: dict[str, Part],
         config: FinetuneConfig,
         keeping: Keeping | None,
     ) -> None:
@@ -116,8 +118,8 @@ class _Training:
                 "epochs, so nothing would ever be updated; give less"
             )
         self.augmentation = Augmentation(config, models.n_classes)
-        train = replace(examples["train"], labels=self.augmentation.shares(examples["train"].labels))
-        self.examples = {**examples, "train": train}
+        self.examples = examples
+        self.targets = self.augmentation.shares(examples["train"].labels)
         # Of images every layer's maps are held; of activations little lies above.
         self.n_predicted = config.batch_size if models.trained is models.whole else max(PREDICTED, config.batch_size)
         stepped = with_remat(self.model) if config.remat else self.model
@@ -130,7 +132,7 @@ class _Training:
         # On a processor XLA ran no faster, took half as much memory again, and 6 s more for each shape of a batch.
         jit = "auto" if runtime.tensorflow().config.list_physical_devices("GPU") else False
         self.stepped.compile(optimizer=self.optimizer, jit_compile=jit, **self.augmentation.objective())
-        self.watch = Watch(config, 1, stops=True)
+        self.watch = Watch(1, config.patience, config.schedule, stops=True)
         self.history: list[dict[str, float]] = []
         self.notes: list[str] = []
         self.best: list[NDArray[Any]] = self.model.get_weights()
@@ -174,7 +176,7 @@ class _Training:
         generator = np.random.default_rng((config.seed, number))
         sound = self.model.get_weights()
         # Keras would shuffle the batches again, by a generator that no checkpoint knows.
-        with batches(self.examples["train"], config.batch_size, generator) as (data, _):
+        with batches(self.examples["train"], self.targets, config.batch_size, generator) as (data, _):
             callbacks = [self._callback(stop, advance)]
             fitted = self.stepped.fit(data, epochs=1, shuffle=False, verbose=0, callbacks=callbacks)
         figures = {name: float(values[-1]) for name, values in sorted(fitted.history.items())}
@@ -268,8 +270,8 @@ class _Training:
         found = scores(self._probabilities(val), val.labels)
         return dict(zip(self._validated, (found["log_loss"], found["accuracy"]), strict=True))
 
-    def _probabilities(self, part: Examples) -> NDArray[np.float64]:
-        return probabilities_of(predict(self.model, part, self.n_predicted))
+    def _probabilities(self, part: Part) -> NDArray[np.float64]:
+        return probabilities_of(predict_logits(self.model, part, self.n_predicted))
 
     def _variables(self) -> dict[str, list[keras.Variable]]:
         """All that an epoch changes: weights, the state of random generators, and what the optimizer remembers."""

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.backbones import Pretrained, Unfrozen, open_backbone
-from pipeline.config import ExtractConfig
+from pipeline.config import ExtractConfig, FinetuneConfig
 from pipeline.errors import CacheMismatchError, ConfigError
-from pipeline.finetuning import FinetuneConfig
 from pipeline.runs.trained_head import TrainedHead, open_head
 from pipeline.store.records import TableRecord, find_record
 from pipeline.util import runtime
@@ -22,39 +21,6 @@ if TYPE_CHECKING:
 VIEWS_BY = "flip,crop"
 
 log = logging.getLogger("tlpipe")
-
-
-@dataclass(frozen=True, slots=True)
-class FinetuneOptions:
-    """Where fine-tuning starts, and how it goes on.
-
-    Attributes:
-        head_run: Run id of a head; None for the newest.
-        head: A head to train first, on the frozen features, instead.
-        features: Features id that it is trained on; None for the newest pooled features.
-        memory: Bytes of activations that may be held; None for half of the machine's.
-        resume: Whether to go on from the checkpoint of the same command.
-        tensorboard: Whether to write TensorBoard's logs.
-    """
-
-    head_run: str | None = None
-    head: str | None = None
-    features: str | None = None
-    memory: int | None = None
-    resume: bool = False
-    tensorboard: bool = False
-
-    def __post_init__(self) -> None:
-        if self.head_run and self.head:
-            raise ConfigError(f"--head-run {self.head_run} and --head {self.head}: give one of them")
-        if self.features and not self.head:
-            raise ConfigError(f"--features {self.features} needs --head: which head to train on them first")
-        if self.tensorboard and not runtime.installed("tensorboard"):
-            raise ConfigError("--tensorboard needs TensorBoard; install it with: pip install tensorboard")
-
-
-NEWEST_HEAD = FinetuneOptions()
-"""From the newest head, and nothing beside."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import FinetuneConfig
 from pipeline.data.augment import MAX_ANGLE, STRENGTH, ZOOM, Augment
-from pipeline.finetuning.config import FinetuneConfig
-from pipeline.heads import accuracy_of_logits, optimizer_with_rates, soft_loss, sparse_loss
+from pipeline.training.losses import accuracy_of_logits, soft_loss, sparse_loss
+from pipeline.training.optimizer import learning_rates, optimizer_with_rates
 from pipeline.util import runtime
 
 if TYPE_CHECKING:
@@ -110,14 +111,7 @@ def schedule_of(config: FinetuneConfig, n_steps: int) -> Any:
     """
     n_steps *= config.epochs
     warm_up = min(round(config.warm_up * n_steps), n_steps - 1)
-    # A cosine that falls to where it starts is constant, and brings the same warm-up.
-    return runtime.keras().optimizers.schedules.CosineDecay(
-        0.0 if warm_up else config.learning_rate,
-        n_steps - warm_up,
-        alpha=0.0 if config.schedule == "cosine" else 1.0,
-        warmup_target=config.learning_rate if warm_up else None,
-        warmup_steps=warm_up,
-    )
+    return learning_rates(config.schedule, config.learning_rate, n_steps, warm_up)
 
 
 def optimizer_of(

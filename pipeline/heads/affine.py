@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.heads.base import FitReport, HeadConfig, check_array, damaged, not_fitted, probabilities_of
+from pipeline.config import HeadConfig
+from pipeline.heads.base import FitReport, check_array, damaged, not_fitted, probabilities_of
 from pipeline.heads.prepare import Preparation
 from pipeline.store.rows import Part
 from pipeline.util import runtime
@@ -63,6 +64,7 @@ class AffineHead(ABC):
     """
 
     refits = True
+    keeps_train_alone = True
 
     def __init__(self, config: HeadConfig) -> None:
         self.config = config
@@ -87,11 +89,12 @@ class AffineHead(ABC):
         """As `Head.n_features`."""
         return 0 if self.final is None else len(self.final.weights)
 
-    def predict_proba(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+    def predict_proba(self, features: NDArray[np.floating], *, final: bool = True) -> NDArray[np.float64]:
         """As `Head.predict_proba`."""
-        if self.final is None:
+        affine = self.final if final else self.trained
+        if affine is None:
             raise not_fitted()
-        return self.final.predict_proba(features)
+        return affine.predict_proba(features)
 
     def layers(self, *, final: bool = False) -> list[keras.Layer]:
         """As `Head.layers`."""

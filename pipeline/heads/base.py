@@ -1,136 +1,24 @@
-"""What a head is, and what its options are."""
+"""What a head is."""
 
 from __future__ import annotations
 
-import sys
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import one_of
-from pipeline.errors import ConfigError, RunError
+from pipeline.config import HeadConfig
+from pipeline.errors import RunError
 from pipeline.store.rows import Part
 from pipeline.util import runtime
 
 if TYPE_CHECKING:
     import keras
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("plateau", "cosine", "none")
-L2_OF = {"adamw": 1.0, "adam": 1e-4, "sgd": 1e-4}  # a decoupled decay of 1 is weak, a penalty of 1 is not
 PROBABILITIES = "probabilities"  # name of the last layer of a model that serves
 COSINE_TEMPERATURE = 0.07  # by which cosines are divided: Wu et al. 2018, arXiv:1805.01978, section 3.4
-CLASS_WEIGHTS = ("balanced", "none")
-
-
-@dataclass(frozen=True, slots=True)
-class HeadConfig:
-    """Which head, and how it is fitted. None stands for what the kind of head has as its default, or doesn't have.
-
-    Attributes:
-        head: The head's name: "logreg", "mlp512-128", ...
-        epochs: Most passes over the training images.
-        batch_size: Images in a step.
-        learning_rate: At its highest.
-        dropout: Share of the units of each hidden layer that is dropped.
-        patience: Epochs without a lower validation loss until the end; half as many until "plateau" cuts the rate.
-        l2: Weight of half the squared weights beside the mean loss of an image; with "adamw" the decoupled decay.
-        label_smoothing: Share of each label that is spread over all classes.
-        optimizer: "adam", "adamw" or "sgd" (momentum 0.9).
-        schedule: Of the learning rate: "plateau", "cosine" or "none".
-        class_weight: "balanced": each class weighs the same, however many images it has; or "none".
-        standardize: Whether features are brought to mean 0 and standard deviation 1 over the training images.
-        l2_normalize: Whether the features of each image are then brought to the same length.
-        views: Number of cached views of the training images that are used beside the images themselves.
-        seed: Of initial weights, dropout and order.
-    """
-
-    head: str = "logreg"
-    epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    dropout: float | None = None
-    patience: int | None = None
-    l2: float | None = None
-    label_smoothing: float | None = None
-    optimizer: str | None = None
-    schedule: str | None = None
-    class_weight: str | None = None
-    standardize: bool | None = None
-    l2_normalize: bool | None = None
-    views: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        positive = sys.float_info.min
-        for option, value, least, below, legal in (
-            ("--epochs", self.epochs, 1, np.inf, "1 or more"),
-            ("--batch-size", self.batch_size, 1, np.inf, "1 or more"),
-            ("--patience", self.patience, 1, np.inf, "1 or more"),
-            ("--views", self.views, 0, np.inf, "0 or more"),
-            ("--learning-rate", self.learning_rate, positive, 10, "a number above 0 and below 10"),
-            ("--l2", self.l2, 0, np.inf, "a number from 0 on"),
-            ("--dropout", self.dropout, 0, 1, "a share from 0 up to, but not including, 1"),
-            ("--label-smoothing", self.label_smoothing, 0, 1, "a share from 0 up to, but not including, 1"),
-        ):
-            if value is not None and not least <= value < below:
-                raise ConfigError(f"{option} is {value}; give {legal}")
-        for option, name, legal_names in (
-            ("--optimizer", self.optimizer, OPTIMIZERS),
-            ("--schedule", self.schedule, SCHEDULES),
-            ("--class-weight", self.class_weight, CLASS_WEIGHTS),
-        ):
-            if name is not None:
-                one_of(option, name, legal_names)
-
-    def given(self) -> dict[str, Any]:
-        """The options that are set, head and seed left out."""
-        return {
-            name: value for name, value in asdict(self).items() if value is not None and name not in ("head", "seed")
-        }
-
-    def resolved(self, defaults: dict[str, Any]) -> HeadConfig:
-        """With the defaults of its kind.
-
-        Args:
-            defaults: Of all options the kind has; None where the value is found while fitting.
-
-        Raises:
-            ConfigError: For an option that the kind doesn't have.
-        """
-        foreign = [option_name(name) for name in self.given() if name not in defaults]
-        if foreign:
-            known = ", ".join(option_name(field.name) for field in fields(self) if field.name in defaults)
-            raise ConfigError(f"{' and '.join(foreign)} means nothing to {self.head}; its options are {known}")
-        full = replace(self, **{**defaults, **self.given()})
-        if full.l2 is None and full.optimizer is not None:
-            return replace(full, l2=L2_OF[full.optimizer])
-        return full
-
-    def command(self, default: HeadConfig) -> str:
-        """The part of a command line that gives these settings, where the head alone would give `default`."""
-        words, usual = [f"--head {self.head}"], default.given()
-        for name, value in self.given().items():
-            if value == usual.get(name):
-                continue
-            option = option_name(name)
-            if isinstance(value, bool):
-                words.append(option if value else option.replace("--", "--no-", 1))
-            else:
-                words.append(f"{option} {value}")
-        return " ".join(words + ([f"--seed {self.seed}"] if self.seed else []))
-
-    def to_json(self) -> dict[str, Any]:
-        """As a dictionary that JSON can hold."""
-        return asdict(self)
-
-
-def option_name(field_name: str) -> str:
-    """Of a field, on the command line."""
-    return "--" + field_name.replace("_", "-")
 
 
 @dataclass(slots=True)
@@ -141,11 +29,13 @@ class FitReport:
         history: A row for each epoch, or for each setting that was tried.
         notes: What a user should know.
         chosen: Options that were found while fitting.
+        chose_by_val: Whether the validation images decided anything: an epoch, a penalty, a sharpness.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     chosen: dict[str, Any] = field(default_factory=dict)
+    chose_by_val: bool = False
 
 
 class Head(Protocol):
@@ -168,14 +58,24 @@ class Head(Protocol):
     def n_features(self) -> int:
         """Features per image."""
 
+    @property
+    def keeps_train_alone(self) -> bool:
+        """Whether `predict_proba` can ask the classifier that has not seen the validation images."""
+
     def fit(self, train: Part, val: Part, n_classes: int) -> FitReport:
         """Fit on `train`, choosing with `val`, which may be empty."""
 
     def refit(self, both: Part) -> None:
         """Fit again, on the training and the validation images, with the settings that `fit` chose."""
 
-    def predict_proba(self, features: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Probabilities [n, classes] of features [n, d]."""
+    def predict_proba(self, features: NDArray[np.floating], *, final: bool = True) -> NDArray[np.floating]:
+        """Probabilities [n, classes] of features [n, d].
+
+        Args:
+            features: Shape [n, d].
+            final: Whether to ask the classifier that is meant for use; else that which has not seen the validation
+                images, if these are two.
+        """
 
     def layers(self, *, final: bool = False) -> list[keras.Layer]:
         """The same classifier as built Keras layers, from features [n, d] to logits; the last one is dense.
@@ -200,11 +100,11 @@ class Head(Protocol):
         """
 
 
-def predict(head: Head, part: Part) -> NDArray[np.floating]:
-    """Probabilities [n, classes] of a part, whose features may lie on disk."""
+def predict(head: Head, part: Part, *, final: bool = True) -> NDArray[np.floating]:
+    """Probabilities [n, classes] of a part, whose features may lie on disk; `final` as in `Head.predict_proba`."""
     found: NDArray[np.floating] | None = None
     for rows in part.blocks():
-        probabilities = head.predict_proba(part.load(rows))
+        probabilities = head.predict_proba(part.load(rows), final=final)
         if found is None:
             found = np.empty((len(part), probabilities.shape[1]), probabilities.dtype)
         found[rows] = probabilities

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.config import HeadConfig
 from pipeline.heads.affine import AffineHead, AffineMap, one_column
-from pipeline.heads.base import COSINE_TEMPERATURE, FitReport, HeadConfig
+from pipeline.heads.base import COSINE_TEMPERATURE, FitReport
 from pipeline.heads.prepare import Preparation
 from pipeline.store.rows import Part
 

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import HeadConfig
 from pipeline.errors import ConfigError
-from pipeline.heads.base import COSINE_TEMPERATURE, FitReport, HeadConfig, check_array, damaged, not_fitted
+from pipeline.heads.base import COSINE_TEMPERATURE, FitReport, check_array, damaged, not_fitted
 from pipeline.heads.many import Trial
 from pipeline.heads.prepare import Preparation
-from pipeline.store.rows import Part
+from pipeline.store.rows import Part, nothing
 
 if TYPE_CHECKING:
     import keras
@@ -37,8 +38,14 @@ class KnnHead:
         self.k = int(config.head.removeprefix("knn"))
         self.n_classes = 0
         self.prepare: Preparation | None = None
+        self.n_train = 0  # rows of the bank that are training images; then come validation images
         self.bank = np.zeros((0, 0), np.float32)
         self.labels = np.zeros(0, np.int64)
+
+    @property
+    def keeps_train_alone(self) -> bool:
+        """As `Head.keeps_train_alone`; a bank of before version 0.2 doesn't tell which images are which."""
+        return self.n_train > 0
 
     @property
     def n_features(self) -> int:
@@ -48,38 +55,46 @@ class KnnHead:
     def fit(self, train: Part, val: Part, n_classes: int) -> FitReport:
         """As `Head.fit`; nothing is chosen."""
         self.n_classes = n_classes
-        self._keep(train)
+        self.prepare = Preparation.fit(train, standardize=self.config.standardize, l2_normalize=True)
+        self.bank, self.labels, self.n_train = self.prepare(train.array()), train.labels, len(train)
         if self.k > len(train):
             return FitReport(notes=[f"There are {len(train):,} training images; all of them vote"])
         return FitReport()
 
     def refit(self, both: Part) -> None:
-        """As `Head.refit`."""
-        self._keep(both)
-
-    def _keep(self, part: Part) -> None:
-        self.prepare = Preparation.fit(part, standardize=self.config.standardize, l2_normalize=True)
-        self.bank, self.labels = self.prepare(part.array()), part.labels
-
-    def predict_proba(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """As `Head.predict_proba`."""
-        return self.votes(features, [self.k])[0]
-
-    def votes(self, features: NDArray[np.floating], ks: Sequence[int]) -> list[NDArray[np.float64]]:
-        """Probabilities [n, classes] for each number of neighbours, from one product."""
+        """As `Head.refit`: the validation images, which stand last, get a vote too; features are prepared as before."""
         if self.prepare is None:
             raise not_fitted()
-        most = min(max(ks), len(self.labels))
+        self.bank, self.labels = self.prepare(both.array()), both.labels
+
+    def predict_proba(self, features: NDArray[np.floating], *, final: bool = True) -> NDArray[np.float64]:
+        """As `Head.predict_proba`."""
+        return self.votes(features, [self.k], None if final else self.n_train or None)[0]
+
+    def votes(
+        self, features: NDArray[np.floating], ks: Sequence[int], n_bank: int | None = None
+    ) -> list[NDArray[np.float64]]:
+        """Probabilities [n, classes] for each number of neighbours, from one product.
+
+        Args:
+            features: Shape [n, d].
+            ks: Numbers of neighbours.
+            n_bank: Images that have a vote; None for all.
+        """
+        if self.prepare is None:
+            raise not_fitted()
+        bank, bank_labels = self.bank[:n_bank], self.labels[:n_bank]
+        most = min(max(ks), len(bank_labels))
         found = [np.empty((len(features), self.n_classes)) for _ in ks]
-        at_once = max(1, COSINES // len(self.bank))
+        at_once = max(1, COSINES // len(bank))
         for start in range(0, len(features), at_once):
             query = self.prepare(features[start : start + at_once])
-            cosines = (query @ self.bank.T) / np.float32(query.shape[1])
+            cosines = (query @ bank.T) / np.float32(query.shape[1])
             nearest = np.argpartition(cosines, -most, axis=1)[:, -most:]
             near = np.take_along_axis(cosines, nearest, axis=1)
             order = np.argsort(-near, axis=1, kind="stable")
             near = np.take_along_axis(near, order, axis=1).astype(np.float64)
-            labels = self.labels[np.take_along_axis(nearest, order, axis=1)]
+            labels = bank_labels[np.take_along_axis(nearest, order, axis=1)]
             weights = np.exp((near - near[:, :1]) / COSINE_TEMPERATURE)
             for k, probabilities in zip(ks, found, strict=True):
                 votes = np.zeros((len(query), self.n_classes))
@@ -100,7 +115,8 @@ class KnnHead:
         if self.prepare is None:
             raise not_fitted()
         arrays = self.prepare.arrays()
-        np.savez(folder / FILE, bank=self.bank, labels=self.labels, n_classes=np.array(self.n_classes), **arrays)
+        counts: dict[str, Any] = {"n_classes": np.array(self.n_classes), "n_train": np.array(self.n_train)}
+        np.savez(folder / FILE, bank=self.bank, labels=self.labels, **counts, **arrays)
 
     @classmethod
     def load(cls, folder: Path, config: HeadConfig) -> KnnHead:
@@ -111,10 +127,13 @@ class KnnHead:
                 head.prepare = Preparation.read(file)
                 head.bank, labels = check_array(file["bank"], 2), file["labels"]
                 head.n_classes = int(file["n_classes"])
+                head.n_train = int(file["n_train"]) if "n_train" in file else 0
             if head.bank.shape != (len(labels), len(head.prepare.mean)) or not np.issubdtype(labels.dtype, np.integer):
                 raise ValueError("the shapes of its arrays don't fit each other")
             if not 0 <= labels.min() <= labels.max() < head.n_classes <= MOST_CLASSES:
                 raise ValueError("its labels are not those of its classes")
+            if not 0 <= head.n_train <= len(labels):
+                raise ValueError("it names more training images than it holds")
             head.labels = labels.astype(np.int64)
         except Exception as error:  # NumPy and zipfile raise many kinds
             raise damaged(folder / FILE, error) from error
@@ -126,7 +145,7 @@ def fit_many(
 ) -> Iterator[Trial]:
     """As `many.FitMany`: settings that differ in the number of neighbours alone, from one product."""
     head = KnnHead(configs[0])
-    head.fit(train, vals[0], n_classes)
+    head.fit(train, nothing(train), n_classes)
     ks = [KnnHead(config).k for config in configs]
     for number, probabilities in enumerate(zip(*(head.votes(val.array(), ks) for val in vals), strict=True)):
         yield Trial(number, list(probabilities))

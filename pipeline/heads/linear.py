@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import HeadConfig
 from pipeline.heads.affine import AffineHead, AffineMap
-from pipeline.heads.base import FitReport, HeadConfig, class_weights, n_logits, probabilities_of
+from pipeline.heads.base import FitReport, class_weights, n_logits, probabilities_of
 from pipeline.heads.many import Trial
 from pipeline.heads.prepare import Preparation
-from pipeline.store.rows import Part
-from pipeline.training.optimise import Passes, Watch, batch_size_for, diverged, optimizer_with_rates, schedule_for
+from pipeline.store.rows import Part, nothing
+from pipeline.training.optimizer import default_batch_size, diverged, learning_rates, optimizer_with_rates
+from pipeline.training.passes import Passes
+from pipeline.training.watch import Watch
 from pipeline.util import runtime
 from pipeline.util.progress import progress
 
@@ -39,7 +42,7 @@ class LinearHead(AffineHead):
         columns = _Columns([self.config], train, n_classes)
         report = columns.fit(val)
         if not columns.sound[0]:
-            raise diverged(self.config)
+            raise diverged(self.config.learning_rate, self.config.l2)
         self.trained = self.final = columns.maps()[0]
         return report
 
@@ -52,10 +55,10 @@ def fit_many(
 ) -> Iterator[Trial]:
     """As `many.FitMany`: settings with the same optimizer, schedule, batch size, epochs and patience, in one pass."""
     columns = _Columns(configs, train, n_classes)
-    columns.fit(vals[0])
+    columns.fit(nothing(train))
     found = [columns.predict_proba(val) for val in vals]
     for number in range(len(configs)):
-        failure = "" if columns.sound[number] else str(diverged(configs[number]))
+        failure = "" if columns.sound[number] else str(diverged(configs[number].learning_rate, configs[number].l2))
         yield Trial(number, [probabilities[number] for probabilities in found], failure)
 
 
@@ -85,6 +88,7 @@ class _Columns:
         self.configs = configs
         self.config = configs[0]  # for what all have in common
         self.train = train
+        self.batch_size = self.config.batch_size or default_batch_size(len(train))
         self.n_classes = n_classes
         self.n_logits = n_logits(n_classes)
         tf = runtime.tensorflow()
@@ -112,11 +116,14 @@ class _Columns:
 
     def fit(self, val: Part) -> FitReport:
         """Train all heads until the patience of each has ended."""
-        batch_size = batch_size_for(self.config, len(self.train))
+        batch_size = self.batch_size
         rates = [runtime.tensorflow().Variable(self._wide(group, self._rates())) for group in self.groups]
         passes = Passes(self._step(rates), self.train, batch_size, self.config.seed)
         losses_of = self._losses(val) if len(val) else None
-        watch, report = Watch(self.config, len(self.configs)), FitReport(chosen={"batch_size": batch_size})
+        watch, report = (
+            Watch(len(self.configs), self.config.patience, self.config.schedule),
+            FitReport(chosen={"batch_size": batch_size}, chose_by_val=len(val) > 0),
+        )
         with progress("Training", self.config.epochs or 1, "epochs") as advance:
             for epoch in range(1, (self.config.epochs or 1) + 1):
                 row = {"epoch": epoch, "loss": passes.epoch() / len(self.configs)}
@@ -184,9 +191,10 @@ class _Columns:
             tf.constant(self._wide(group, [config.l2 or 0.0 for config in self.configs])) for group in self.groups
         ]
         variables = [variable for group in self.groups for variable in (group.kernel, group.bias)]
+        n_steps = (self.config.epochs or 1) * max(1, round(len(self.train) / self.batch_size))
         optimizer = optimizer_with_rates(
-            self.config.optimizer or "",
-            schedule_for(self.config, 1.0, len(self.train)),
+            self.config.optimizer,
+            learning_rates(self.config.schedule, 1.0, n_steps),
             [rate for rate in rates for _ in ("kernel", "bias")],
             [each for decay in decays for each in (decay if decoupled else None, None)],
         )

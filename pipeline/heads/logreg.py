@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import HeadConfig
 from pipeline.evaluation.metrics import scores
 from pipeline.heads.affine import AffineHead, AffineMap
-from pipeline.heads.base import FitReport, HeadConfig
+from pipeline.heads.base import FitReport
 from pipeline.heads.many import Trial
 from pipeline.heads.prepare import Preparation
 from pipeline.store.rows import Part
@@ -45,6 +46,7 @@ class LogregHead(AffineHead):
                 report.notes.append(f"No validation images to choose the penalty with; l2 is {self.penalty:g}")
             self.trained = next(_path(train, (self.penalty,), self.config))
         else:
+            report.chose_by_val = True
             best = np.inf
             for penalty, candidate in zip(PENALTIES, _path(train, PENALTIES, self.config), strict=False):
                 log.info("Tried l2 = %g", penalty)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import HeadConfig
 from pipeline.errors import RunError
-from pipeline.heads.base import Head, HeadConfig, predict
-from pipeline.store.rows import Part
+from pipeline.heads.base import Head, predict
+from pipeline.store.rows import Part, nothing
 from pipeline.util import runtime
 
 
@@ -33,9 +34,9 @@ class Trial:
 FitMany = Callable[[Sequence[HeadConfig], Part, Sequence[Part], int, float], Iterator[Trial]]
 """Fit settings that differ in what the kind can vary in one go.
 
-Its arguments: the settings; the training images; the images to predict, of which the first part is what a head may
-choose by (its epoch, say), the others are further views of the same images; the number of classes; and the most
-seconds, after which it may give fewer trials than settings, but at least one.
+Its arguments: the settings; the training images; the images to predict, a part for each view; the number of classes;
+and the most seconds, after which it may give fewer trials than settings, but at least one. No head chooses anything by
+the images that it then predicts, so that their figures don't flatter: heads of epochs take the last one.
 """
 
 
@@ -52,7 +53,7 @@ def _fit_one(
         runtime.limit_threads(threads)
     head = make(config)
     try:
-        head.fit(train, vals[0], n_classes)
+        head.fit(train, nothing(train), n_classes)
     except RunError as error:  # this setting diverged; others needn't
         return Trial(number, [], str(error))
     return Trial(number, [predict(head, val) for val in vals])

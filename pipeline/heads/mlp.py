@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import HeadConfig
 from pipeline.evaluation.metrics import scores
 from pipeline.heads.base import (
     FitReport,
-    HeadConfig,
     class_weights,
     damaged,
     n_logits,
@@ -23,7 +23,10 @@ from pipeline.heads.base import (
 )
 from pipeline.heads.prepare import Preparation
 from pipeline.store.rows import Part
-from pipeline.training.optimise import Passes, Watch, batch_size_for, diverged, optimizer_for
+from pipeline.training.losses import sparse_loss
+from pipeline.training.optimizer import default_batch_size, diverged, learning_rates, optimizer_with_rates
+from pipeline.training.passes import Passes
+from pipeline.training.watch import Watch
 from pipeline.util import runtime
 from pipeline.util.progress import progress
 
@@ -34,31 +37,6 @@ FILE = "head.keras"
 BN_MOMENTUM = 0.9
 
 
-def sparse_loss(n_classes: int, label_smoothing: float = 0.0, **options: Any) -> Any:
-    """Keras's cross-entropy of class indices and logits."""
-    if n_classes == 2:
-        return soft_loss(n_classes, label_smoothing, **options)
-    if label_smoothing == 0:
-        return runtime.keras().losses.SparseCategoricalCrossentropy(from_logits=True, **options)
-    smooth = soft_loss(n_classes, label_smoothing, **options)
-    return lambda labels, logits: smooth(runtime.keras().ops.one_hot(labels, n_classes), logits)
-
-
-def soft_loss(n_classes: int, label_smoothing: float = 0.0, **options: Any) -> Any:
-    """Keras's cross-entropy of shares [b, logits] and logits."""
-    losses = runtime.keras().losses
-    kind = losses.BinaryCrossentropy if n_classes == 2 else losses.CategoricalCrossentropy
-    return kind(from_logits=True, label_smoothing=label_smoothing, **options)
-
-
-def accuracy_of_logits(n_classes: int) -> Any:
-    """Share of right predictions; Keras's own "accuracy" would take one logit for a probability."""
-    metrics = runtime.keras().metrics
-    if n_classes == 2:
-        return metrics.BinaryAccuracy(threshold=0.0, name="accuracy")
-    return metrics.SparseCategoricalAccuracy(name="accuracy")
-
-
 class MlpHead:
     """Layers of relu and dropout, then logits; the weights kept are those of the best validation accuracy.
 
@@ -66,6 +44,7 @@ class MlpHead:
     """
 
     refits = False
+    keeps_train_alone = True
 
     def __init__(self, config: HeadConfig) -> None:
         self.config = config
@@ -90,15 +69,21 @@ class MlpHead:
         start = time.perf_counter()
         keras.utils.set_random_seed(config.seed)
         model = self.model = self._build(train, n_classes)
-        optimizer = optimizer_for(config, len(train))
-        passes = Passes(
-            self._step(model, optimizer, train, n_classes), train, batch_size_for(config, len(train)), config.seed
+        batch_size, epochs = config.batch_size or default_batch_size(len(train)), config.epochs or 1
+        schedule = learning_rates(
+            config.schedule, config.learning_rate or 0, epochs * max(1, round(len(train) / batch_size))
         )
-        watch, report = Watch(config, 1), FitReport(chosen={"batch_size": batch_size_for(config, len(train))})
+        factor = keras.Variable(1.0, trainable=False, name="plateau")
+        optimizer = self._optimizer(model, schedule, factor)
+        passes = Passes(self._step(model, optimizer, train, n_classes), train, batch_size, config.seed)
+        watch, report = (
+            Watch(1, config.patience, config.schedule),
+            FitReport(chosen={"batch_size": batch_size}, chose_by_val=len(val) > 0),
+        )
         best = model.get_weights()
-        with progress("Training", config.epochs or 1, "epochs") as advance:
-            for epoch in range(1, (config.epochs or 1) + 1):
-                rate = float(optimizer.learning_rate)
+        with progress("Training", epochs, "epochs") as advance:
+            for epoch in range(1, epochs + 1):
+                rate = float(optimizer.learning_rate) * float(factor)
                 row = {"epoch": epoch, "learning_rate": rate, "loss": passes.epoch()}
                 if len(val):
                     found = scores(predict(self, val), val.labels)
@@ -113,14 +98,22 @@ class MlpHead:
                     best = model.get_weights()
                 if watch.finished:
                     break
-                if watch.plateau:
-                    optimizer.learning_rate.assign((config.learning_rate or 0) * watch.reductions[0])
+                factor.assign(watch.reductions[0])
         if not watch.best_epoch[0]:
-            raise diverged(config)
+            raise diverged(config.learning_rate, config.l2)
         model.set_weights(best)
         kept = f"that of the best validation accuracy kept: {watch.best_epoch[0]}" if len(val) else "the last kept"
         report.notes.append(f"{len(report.history)} epochs, {kept}")
         return report
+
+    def _optimizer(self, model: keras.Model, schedule: Any, factor: Any) -> keras.optimizers.Optimizer:
+        """The optimizer, with which kernels alone decay."""
+        decay = self.config.l2 if self.config.optimizer == "adamw" else None
+        variables = model.trainable_variables
+        decays = [decay if variable.name == "kernel" else None for variable in variables]
+        optimizer = optimizer_with_rates(self.config.optimizer, schedule, [1.0] * len(variables), decays, factor=factor)
+        optimizer.build(variables)
+        return optimizer
 
     def _step(self, model: keras.Model, optimizer: Any, train: Part, n_classes: int) -> Any:
         """One update, for a batch."""
@@ -130,7 +123,6 @@ class MlpHead:
         of_class = tf.constant(class_weights(train.labels, n_classes, config.class_weight), tf.float32)
         penalty = 0.0 if config.optimizer == "adamw" else (config.l2 or 0.0) / 2
         kernels = [layer.kernel for layer in model.layers if hasattr(layer, "kernel")]
-        optimizer.build(model.trainable_variables)
 
         def step(features: Any, labels: Any, _: Any) -> Any:
             with tf.GradientTape() as tape:
@@ -172,7 +164,7 @@ class MlpHead:
             name="batch_normalization",
         )
 
-    def predict_proba(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+    def predict_proba(self, features: NDArray[np.floating], *, final: bool = True) -> NDArray[np.float64]:
         """As `Head.predict_proba`."""
         if self.model is None:
             raise not_fitted()

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import HeadConfig
 from pipeline.evaluation.calibration import fit_temperature
 from pipeline.evaluation.metrics import scores
 from pipeline.heads.affine import AffineHead, AffineMap, one_column
-from pipeline.heads.base import FitReport, HeadConfig, class_weights
+from pipeline.heads.base import FitReport, class_weights
 from pipeline.heads.many import Trial
 from pipeline.heads.prepare import Preparation
 from pipeline.store.rows import Part
@@ -127,6 +128,7 @@ class RidgeHead(AffineHead):
         self.n_classes = n_classes
         path = _decompose(train, n_classes, self.config)
         if len(val):
+            report.chose_by_val = True
             penalties = PENALTIES if self.config.l2 is None else (self.config.l2,)
             best = (-1.0, 0.0)
             for penalty, found in zip(penalties, path.scores(val, penalties), strict=True):
@@ -165,11 +167,13 @@ def _sharpen(found: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[flo
 def fit_many(
     configs: Sequence[HeadConfig], train: Part, vals: Sequence[Part], n_classes: int, seconds: float
 ) -> Iterator[Trial]:
-    """As `many.FitMany`: settings that differ in `l2` alone, from one eigendecomposition."""
+    """As `many.FitMany`: settings that differ in `l2` alone, from one eigendecomposition.
+
+    No images are left to fit the sharpness on, so all settings have the same.
+    """
     from scipy.special import softmax
 
     path = _decompose(train, n_classes, configs[0])
     penalties = [DEFAULT_PENALTY if config.l2 is None else config.l2 for config in configs]
     for number, found in enumerate(zip(*(path.scores(val, penalties) for val in vals), strict=True)):
-        sharpness, first = _sharpen(found[0], vals[0].labels)
-        yield Trial(number, [first, *(softmax(sharpness * other, axis=1) for other in found[1:])])
+        yield Trial(number, [softmax(DEFAULT_SHARPNESS * one, axis=1) for one in found])

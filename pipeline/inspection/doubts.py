@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.heads import HeadConfig, make_head
+from pipeline.config import HeadConfig
+from pipeline.heads import make_head
 from pipeline.selection.folds import folds
 from pipeline.store.rows import Part
 from pipeline.util.progress import progress

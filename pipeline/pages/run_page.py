@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import ExtractConfig
+from pipeline.config import FeatureSpec
 from pipeline.data.augment import Augment
 from pipeline.evaluation.metrics import evaluate, reliability
 from pipeline.pages import charts
 from pipeline.pages.gallery import choose
 from pipeline.pages.pictures import Pictures
 from pipeline.runs.predictions import Predictions
-from pipeline.runs.run import Run
+from pipeline.runs.run import EvaluateRun, FinetuneRun, RatedRun, SweepRun
 
 CONFUSION = "confusion"  # name of a figure
 
@@ -65,10 +65,10 @@ class RunData:
         missing: What the page lacks, and why.
     """
 
-    run: Run
+    run: RatedRun
     history: History
     predictions: dict[str, Predictions]
-    frozen: tuple[Run, History] | None = None
+    frozen: tuple[RatedRun, History] | None = None
     pictures: Pictures | None = None
     locations: dict[bytes, str] = field(default_factory=dict)
     augment: Augment | None = None
@@ -78,19 +78,14 @@ class RunData:
     missing: list[str] = field(default_factory=list)
 
 
-def shown_split(run: Run) -> str | None:
-    """The split that a run is ranked by: test, else val, else train; None if it was rated on no images."""
-    return next((split for split in ("test", "val", "train") if run.metrics.get(split, {}).get("n")), None)
-
-
-def engine_of(run: Run) -> str:
+def engine_of(run: RatedRun) -> str:
     """Engine and precision of the features; of float32 all engines give the same."""
-    return ", ".join(dict.fromkeys(str(spec.get("precision", "?")) for spec in run.specs))
+    return ", ".join(dict.fromkeys(spec.precision for spec in run.specs))
 
 
 def context(data: RunData, curves: list[charts.Spec]) -> dict[str, Any]:
     """What the template of a run's page needs, with its learning curves."""
-    run, split = data.run, shown_split(data.run)
+    run, split = data.run, data.run.shown_split
     value: dict[str, Any] = {
         "run": run,
         "paragraph": paragraph(run),
@@ -101,6 +96,9 @@ def context(data: RunData, curves: list[charts.Spec]) -> dict[str, Any]:
         "gallery": [],
         "samples": _samples(data),
         "engine": engine_of(run),
+        "baseline": _baseline(run),
+        "used": run.used(),
+        "candidates": _candidates(run),
     }
     predictions = data.predictions.get(split or "")
     if predictions is None:
@@ -132,7 +130,7 @@ def figures(data: RunData) -> dict[str, charts.Spec]:
         if rows:
             epochs = x == "epoch"
             found[f"curves-{name}"] = charts.curves(rows, x, title, log=not epochs, baseline=baseline)
-    predictions = data.predictions.get(shown_split(run) or "")
+    predictions = data.predictions.get(run.shown_split or "")
     n_classes = len(run.class_names)
     if predictions is not None and n_classes <= FIGURE_CLASSES:
         matrix = np.zeros((n_classes, n_classes), np.int64)
@@ -158,43 +156,56 @@ def _curve(data: RunData, name: str) -> tuple[list[dict[str, Any]], str, float |
         # A penalty of 0 has no place on a logarithmic scale.
         if column in row and x in row and (x == "epoch" or row[x] > 0)
     ]
-    before = (data.run.baseline or {}).get("val", {})
+    before = _baseline(data.run).get("val", {})
     return rows, x, before.get("accuracy" if name == "accuracy" else "log_loss")
 
 
-def paragraph(run: Run) -> str:
-    """What was done, in a few sentences."""
+def _candidates(run: RatedRun) -> list[dict[str, Any]]:
+    """Candidates of a sweep, each with the settings in which they differ."""
+    if not isinstance(run, SweepRun):
+        return []
+    return [{**one, "settings": text} for one, text in zip(run.candidates, run.settings_that_differ(), strict=True)]
+
+
+def _baseline(run: RatedRun) -> dict[str, Any]:
+    """Metrics before fine-tuning; none where there was none."""
+    return run.baseline if isinstance(run, FinetuneRun) else {}
+
+
+def _sides(spec: FeatureSpec) -> str:
+    return "x".join(map(str, spec.image_size))
+
+
+def paragraph(run: RatedRun) -> str:
+    """What was done, on what, and what it gave, as a paper's methods section would say it."""
     specs = " and ".join(
-        f"{spec.get('backbone')} ({spec.get('endpoint')}, {spec.get('pooling')} pooling, "
-        f"{'x'.join(map(str, spec.get('image_size', [])))} px, {spec.get('precision')})"
+        f"{spec.backbone} ({spec.endpoint}, {spec.pooling} pooling, {_sides(spec)} px, {spec.precision})"
         for spec in run.specs
     )
     n_classes = len(run.class_names)
-    if run.stage == "evaluate":
-        what = f"The run {run.settings.get('of')} ({run.head}) was rated on {run.data}"
-    elif run.stage == "finetune":
-        blocks, cut = run.settings.get("blocks"), run.settings.get("cut")
-        where = "end to end" if run.settings.get("end_to_end") else f"from activations cached at {cut}"
+    if isinstance(run, EvaluateRun):
+        what = f"The run {run.of} ({run.head}) was rated on {run.data}"
+    elif isinstance(run, FinetuneRun):
+        where = "end to end" if run.end_to_end else f"from activations cached at {run.cut}"
         spec = run.specs[0]
-        size = "x".join(map(str, spec.get("image_size", [])))
-        what = f"{run.head} was fine-tuned with {blocks} of {spec.get('backbone')} ({size} px) below it, {where}, "
-        what += f"on {run.data}"
+        what = f"{run.head} was fine-tuned with {run.config.blocks} of {spec.backbone} ({_sides(spec)} px) below it, "
+        what += f"{where}, on {run.data}"
     else:
-        how = "chosen by a sweep and trained" if run.stage == "sweep" else "trained"
+        how = "chosen by a sweep and trained" if isinstance(run, SweepRun) else "trained"
         what = f"{run.head} was {how} on features of {specs}, of {run.data}"
     sizes = [(run.n_train, "training"), (run.n_val, "validation"), (run.n_test, "test")]
     counts = ", ".join(f"{n:,} {name}" for n, name in sizes if n)
     text = f"{what}: {n_classes:,} classes, {counts} images. It took {run.seconds.get('total', 0):,.1f} s"
-    if run.stage != "evaluate":
+    if not isinstance(run, EvaluateRun):
         text += f" and fitted {run.trainable_parameters:,} parameters"
-    if split := shown_split(run):
+    if split := run.shown_split:
         found = run.metrics[split]
         low, high = found["accuracy_95"]
         text += (
             f". Of the {split} images {100 * found['accuracy']:.1f} % were right "
             f"(95 % interval {100 * low:.1f} to {100 * high:.1f})"
         )
-        before = (run.baseline or {}).get(split, {})
+        before = _baseline(run).get(split, {})
         if before.get("n"):
             text += f", {100 * before['accuracy']:.1f} % before fine-tuning"
     return text + "."
@@ -282,7 +293,7 @@ def _samples(data: RunData) -> list[dict[str, Any]]:
 def _repeat(data: RunData) -> list[str]:
     """The commands that give this run again, from the data on."""
     first = data.run if data.frozen is None else data.frozen[0]
-    commands = [ExtractConfig.from_json(options).command() for options in first.extracts]
-    if data.run.stage == "evaluate":
+    commands = [config.command() for config in first.extracts]
+    if isinstance(data.run, EvaluateRun):
         commands = []
     return [*commands, *dict.fromkeys([first.command, data.run.command])]

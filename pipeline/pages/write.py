@@ -13,13 +13,14 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pipeline.pages import charts
+from pipeline.pages import charts, leaderboard
 from pipeline.pages.pictures import Pictures
-from pipeline.pages.run_page import CONFUSION, RunData, context, engine_of, figures, shown_split
-from pipeline.runs.run import Run
+from pipeline.pages.run_page import CONFUSION, RunData, context, figures
+from pipeline.runs.run import CurveRun, Run
 from pipeline.util.files import published
 
 INDEX, RUN_PAGE = "index.html", "report.html"
+HEAD = 2000  # characters of a page that tell what it is made of
 TEMPLATES = Path(__file__).parent / "templates"
 SIDE = 144  # pixels of a picture on the page of an inspection
 
@@ -90,8 +91,13 @@ def _write(path: Path, template: str, values: dict[str, Any]) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_run(folder: Path, data: RunData) -> Path:
+def write_run(folder: Path, data: RunData, made_of: str) -> Path:
     """Write the page of a run and its figures into the run's folder; the path of the page.
+
+    Args:
+        folder: The run folder.
+        data: What is shown.
+        made_of: Digest of all that the page is made of, by which `is_made_of` knows it again.
 
     Raises:
         StoreError: If the folder can't be written.
@@ -100,8 +106,36 @@ def write_run(folder: Path, data: RunData) -> Path:
     for name, spec in drawn.items():
         charts.write_figure(folder / name, spec)
     page = folder / RUN_PAGE
-    _write(page, "run.html.j2", context(data, [spec for name, spec in drawn.items() if name != CONFUSION]))
+    values = context(data, [spec for name, spec in drawn.items() if name != CONFUSION])
+    _write(page, "run.html.j2", {**values, "made_of": made_of})
     return page
+
+
+def is_made_of(folder: Path, made_of: str) -> bool:
+    """Whether a run folder has a page already that is made of the same."""
+    try:
+        with (folder / RUN_PAGE).open(encoding="utf-8") as file:
+            return f'content="{made_of}"' in file.read(HEAD)
+    except (OSError, ValueError):
+        return False
+
+
+def write_curve(folder: Path, run: CurveRun) -> Path:
+    """Write the page of a learning curve and its figure into the run's folder; the path of the page.
+
+    Raises:
+        StoreError: If the folder can't be written.
+    """
+    rows = [
+        {"x": point["n_train"], "value": value, "series": f"accuracy on {run.split}, each draw"}
+        for point in run.points
+        for value in point["accuracies"]
+    ]
+    rows += [{"x": point["n_train"], "value": point["accuracy"], "series": "mean"} for point in run.points]
+    chart = charts.curves(rows, "training images", "accuracy", log=True)
+    charts.write_figure(folder / "curve", chart)
+    _write(folder / RUN_PAGE, "curve.html.j2", {"run": run, "chart": chart})
+    return folder / RUN_PAGE
 
 
 def write_index(reports: Path, runs: Sequence[Run], inspections: Sequence[str]) -> Path:
@@ -109,33 +143,22 @@ def write_index(reports: Path, runs: Sequence[Run], inspections: Sequence[str]) 
 
     Args:
         reports: The reports folder.
-        runs: All of them; those that have a page are linked.
+        runs: All of them, the oldest first; those that have a page are linked.
         inspections: Names of the pages of datasets, in the same folder.
 
     Raises:
         StoreError: If the folder can't be written.
     """
-
-    def by_accuracy(run: Run) -> float:
-        split = shown_split(run)
-        return -run.metrics[split]["accuracy"] if split else 1.0
-
-    rows = []
-    for run in sorted(runs, key=by_accuracy):
-        split = shown_split(run)
-        rows.append(
-            {
-                "run": run,
-                "page": f"{run.id}/{RUN_PAGE}" if (reports / run.id / RUN_PAGE).is_file() else None,
-                "split": split,
-                "found": run.metrics[split] if split else None,
-                "backbone": ", ".join(dict.fromkeys(str(spec.get("backbone", "?")) for spec in run.specs)),
-                "engine": engine_of(run),
-                "data": Path(run.data).name,
-            }
-        )
+    values = {
+        "n": len(runs),
+        "groups": leaderboard.groups(reports, runs, RUN_PAGE),
+        "evaluations": leaderboard.evaluations(runs),
+        "curves": leaderboard.curves(runs),
+        "page": lambda run: leaderboard.address(reports, run, RUN_PAGE),
+        "inspections": inspections,
+    }
     page = reports / INDEX
-    _write(page, "index.html.j2", {"rows": rows, "inspections": inspections})
+    _write(page, "index.html.j2", values)
     return page
 
 

@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backbones.weights import MODEL_FILE
-from pipeline.config import ExtractConfig, FeatureSpec
+from pipeline.config import ExtractConfig
 from pipeline.data import KEY_DTYPE, ImageSource
-from pipeline.errors import ConfigError, ImageError, RunError
-from pipeline.extraction.plan import Done, Plan, backbone_for, complete, plan_for
+from pipeline.errors import ImageError, RunError
+from pipeline.extraction.plan import Done, Plan, backbone_for, complete, pinned, plan_for
 from pipeline.heads import PROBABILITIES
-from pipeline.runs.run import Run, find_run
-from pipeline.runs.trained_head import HEAD_STAGES, TrainedHead, trained_head
+from pipeline.runs.find import find_run
+from pipeline.runs.run import FinetuneRun, HeadRun
+from pipeline.runs.trained_head import TrainedHead, trained_head
 from pipeline.util.memo import Memo
 
-MODEL_STAGES = (*HEAD_STAGES, "finetune")
 BLOCK = 4096  # images whose features are held at a time
 
 log = logging.getLogger("tlpipe")
@@ -63,7 +63,7 @@ class Classifier:
         trained: The head; None of a fine-tuned model.
     """
 
-    run: Run
+    run: HeadRun | FinetuneRun
     folder: Path
     configs: tuple[ExtractConfig, ...]
     trained: TrainedHead | None
@@ -73,6 +73,11 @@ class Classifier:
     def class_names(self) -> tuple[str, ...]:
         """In the order of the probabilities."""
         return tuple(self.run.class_names)
+
+    @property
+    def keeps_train_alone(self) -> bool:
+        """Whether the head that was fitted on the training images alone is kept beside that which has seen val."""
+        return self.trained is not None and self.trained.head.keeps_train_alone
 
     def plans(self, cache: Path) -> list[Plan]:
         """How each set of features is computed; what was opened for a cache stays open.
@@ -87,13 +92,14 @@ class Classifier:
             self._plans[cache] = plans
         return self._plans[cache]
 
-    def predict(self, source: ImageSource, locations: Sequence[str], cache: Path) -> Predicted:
+    def predict(self, source: ImageSource, locations: Sequence[str], cache: Path, *, final: bool = True) -> Predicted:
         """Probabilities of images; features that are not in the cache are computed and kept there.
 
         Args:
             source: The images.
             locations: Where they lie, for people.
             cache: The cache folder.
+            final: As in `Head.predict_proba`.
 
         Raises:
             CacheMismatchError: If the backbone's weights are no longer those the head was trained with.
@@ -120,17 +126,17 @@ class Classifier:
         rows = rows[np.lexsort((places[:, 1], places[:, 0]))]
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
-            probabilities[numbers[block]] = self._probabilities(passes, keys[block])
+            probabilities[numbers[block]] = self._probabilities(passes, keys[block], final)
         rate = max(done.report.images_per_second for done in passes)
         return Predicted(probabilities, unreadable, sum(done.report.n_computed for done in passes), rate)
 
-    def _probabilities(self, passes: Sequence[Done], keys: NDArray[np.bytes_]) -> NDArray[np.floating]:
+    def _probabilities(self, passes: Sequence[Done], keys: NDArray[np.bytes_], final: bool) -> NDArray[np.floating]:
         views = [
             np.concatenate([done.features(keys, view) for done in passes], axis=1)
             for view in range(self.configs[0].views + 1)
         ]
         if self.trained is not None:
-            return self.trained.mean_proba(views)
+            return self.trained.mean_proba(views, final=final)
         if views[0].shape[1] != len(self.class_names):
             raise RunError(
                 f"{self.folder / MODEL_FILE} gives {views[0].shape[1]} probabilities, run.json names "
@@ -153,30 +159,27 @@ def open_classifier(reports: Path, reference: str | None, precision: str | None 
         RunError: If there is no such run, or a file of it is missing or damaged.
         ConfigError: If the precision is not legal.
     """
-    run, folder = find_run(reports, reference, MODEL_STAGES)
-    trained = None if run.stage == "finetune" else trained_head(run, folder)
-    try:
-        specs = [FeatureSpec.from_json(spec) for spec in run.specs]
-        configs = [ExtractConfig.from_json(config) for config in run.extracts]
-        views = run.settings.get("test_views") or 0
-        if not specs or len(specs) != len(configs) or not isinstance(views, int):
-            raise ValueError(f"{len(specs)} specs, {len(configs)} extracts, {views} views")
-    except (ConfigError, ValueError, AttributeError) as error:
-        raise RunError(f"{folder}/run.json is not what tlpipe wrote: {error}") from error
-    if trained is None:
-        configs = [_whole_model(folder, run, specs[0], configs[0])]
+    run, folder = find_run(reports, reference, (HeadRun, FinetuneRun))
+    trained: TrainedHead | None = None
+    if isinstance(run, FinetuneRun):
+        configs = [_whole_model(folder, run)]
     else:
-        configs = [replace(config, views=views, augment=config.augment if views else None) for config in configs]
+        trained = trained_head(run, folder)
+        views = run.test_views
         if views:
             log.info("Probabilities are means over %d versions of each image", views + 1)
+        configs = [
+            replace(pinned(config, spec), views=views, augment=config.augment if views else None)
+            for config, spec in zip(run.extracts, run.specs, strict=True)
+        ]
     if precision is not None:
-        configs = [replace(config, precision=precision) for config in configs]
+        configs = [replace(config, engine="auto", precision=precision) for config in configs]
     return Classifier(run, folder, tuple(configs), trained)
 
 
-def _whole_model(folder: Path, run: Run, spec: FeatureSpec, config: ExtractConfig) -> ExtractConfig:
+def _whole_model(folder: Path, run: FinetuneRun) -> ExtractConfig:
     """The probabilities of a fine-tuned model, as if they were features; in the precision in which it was rated."""
-    path = folder / MODEL_FILE
+    path, spec = folder / MODEL_FILE, run.specs[0]
     if not path.is_file():
         raise RunError(f"{folder} has no {MODEL_FILE} any more; fine-tune again: {run.command}")
     if not zipfile.is_zipfile(path):
@@ -187,6 +190,6 @@ def _whole_model(folder: Path, run: Run, spec: FeatureSpec, config: ExtractConfi
         image_size=spec.image_size,
         resize=spec.resize,
         interpolation=spec.interpolation,
-        pixel_limit=config.pixel_limit,
+        pixel_limit=run.extracts[0].pixel_limit,
         precision="float32",
     )

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import one_of
 from pipeline.errors import ConfigError
 from pipeline.heads import PROBABILITIES
 from pipeline.util import runtime
+from pipeline.util.options import one_of
 
 if TYPE_CHECKING:
     import keras

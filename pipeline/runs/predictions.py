@@ -1,12 +1,14 @@
-"""What a run folder keeps beside run.json: probabilities of images, and the history of training."""
+"""What a run folder keeps beside run.json: probabilities, the history of training, and which images were seen."""
 
 from __future__ import annotations
 
 import csv
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -14,8 +16,10 @@ from numpy.typing import NDArray
 
 from pipeline.data.dataset import SPLITS
 from pipeline.errors import RunError
+from pipeline.util.files import digest_of
 
-PREDICTIONS, HISTORY = "predictions.h5", "history.csv"
+KEY_BYTES = 16
+PREDICTIONS, HISTORY, SEEN = "predictions.h5", "history.csv", "seen.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,26 +60,73 @@ def write_history(folder: Path, history: Sequence[dict[str, float]]) -> None:
         writer.writerows(history)
 
 
-def read_predictions(folder: Path, n_classes: int) -> dict[str, Predictions]:
+def write_seen(folder: Path, seen: Mapping[str, NDArray[np.bytes_]]) -> None:
+    """Write the image keys [n] of each split, 16 bytes an image, so that a run knows them without any cache."""
+    arrays: dict[str, Any] = {split: _packed(keys) for split, keys in seen.items()}
+    np.savez(folder / SEEN, **arrays)
+
+
+def _packed(keys: NDArray[np.bytes_]) -> NDArray[np.uint8]:
+    return np.frombuffer(bytes.fromhex(b"".join(keys.tolist()).decode()), np.uint8).reshape(len(keys), KEY_BYTES)
+
+
+def read_seen(folder: Path, files: Mapping[str, str]) -> dict[bytes, set[str]] | None:
+    """The splits of each image that a run was trained with, by image key; None of a run before version 0.2.
+
+    Args:
+        folder: The run folder.
+        files: Digests of its files, as run.json names them.
+
+    Raises:
+        RunError: If they are not what `save_run` wrote.
+    """
+    if SEEN not in files:
+        return None
+    try:
+        found: dict[bytes, set[str]] = {}
+        with np.load(io.BytesIO(_read(folder / SEEN, files)), allow_pickle=False) as file:
+            for split in file.files:
+                for key in file[split]:
+                    found.setdefault(key.tobytes().hex().encode(), set()).add(split)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder / SEEN} can't be read: {error}; make the run again") from error
+    return found
+
+
+def _read(path: Path, files: Mapping[str, str]) -> bytes:
+    """The bytes of a file, if they are those that run.json knows.
+
+    Raises:
+        OSError: If it can't be read.
+        ValueError: If a byte has changed.
+    """
+    data = path.read_bytes()
+    if files.get(path.name, digest_of(data)) != digest_of(data):
+        raise ValueError("it was changed after it was written")
+    return data
+
+
+def read_predictions(folder: Path, n_classes: int, files: Mapping[str, str]) -> dict[str, Predictions]:
     """The predictions of a run, by split.
 
     Args:
         folder: The run folder.
         n_classes: Number of its classes.
+        files: Digests of its files, as run.json names them.
 
     Raises:
         RunError: If they are missing or not what `save_run` wrote.
     """
     path = folder / PREDICTIONS
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(io.BytesIO(_read(path, files)), "r") as file:
             splits = [name for name in SPLITS if name in file]
             found = {
                 split: Predictions(split, *(file[split][name][:] for name in ("key", "label", "probability")))
                 for split in splits
             }
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"{path} can't be read: {error}; make the run again") from error
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise RunError(f"{path} can't be read: {str(error).splitlines()[0]}; make the run again") from error
     for part in found.values():
         n, wanted = len(part.keys), (len(part.keys), n_classes)
         kinds = (part.keys.dtype.kind, part.labels.dtype.kind, part.probabilities.dtype.kind)
@@ -92,18 +143,22 @@ def read_predictions(folder: Path, n_classes: int) -> dict[str, Predictions]:
     return found
 
 
-def read_history(folder: Path) -> list[dict[str, float]]:
+def read_history(folder: Path, files: Mapping[str, str]) -> list[dict[str, float]]:
     """The rows of a run's history; none where it has none. What was not measured is left out of a row.
+
+    Args:
+        folder: The run folder.
+        files: Digests of its files, as run.json names them.
 
     Raises:
         RunError: If it isn't what `save_run` wrote.
     """
     path = folder / HISTORY
-    if not path.is_file():
+    if not path.is_file() and HISTORY not in files:
         return []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
+        lines = io.StringIO(_read(path, files).decode(), newline="")
+        rows = [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(lines)]
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise RunError(f"{path} is not what tlpipe wrote: {error}") from error
     return [{name: value for name, value in row.items() if math.isfinite(value)} for row in rows]

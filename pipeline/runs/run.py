@@ -1,87 +1,266 @@
-"""Run folders: one training with all that is needed to repeat it."""
+"""Run folders: one training or evaluation with all that is needed to repeat it.
+
+run.json is a header that all runs have, and a payload whose type the stage decides:
+
+Run
+├── CurveRun                 learning-curve
+└── RatedRun                 predictions and metrics of splits
+    ├── HeadRun              train-head
+    │   └── SweepRun         sweep
+    ├── FinetuneRun          finetune
+    └── EvaluateRun          evaluate
+"""
 
 from __future__ import annotations
 
+import json
 import logging
-import os
+import shlex
 import sys
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import misfits
-from pipeline.errors import RunError
-from pipeline.runs.predictions import Predictions, write_history, write_predictions
-from pipeline.util import runtime
-from pipeline.util.files import published_folder, read_json
+import numpy as np
+from numpy.typing import NDArray
 
-NAMED_AT_MOST = 5  # runs in an error
+from pipeline.config import ExtractConfig, FeatureSpec, FinetuneConfig, HeadConfig
+from pipeline.errors import ConfigError, RunError
+from pipeline.heads import kind_of
+from pipeline.runs import legacy
+from pipeline.runs.predictions import (
+    HISTORY,
+    PREDICTIONS,
+    SEEN,
+    Predictions,
+    write_history,
+    write_predictions,
+    write_seen,
+)
+from pipeline.util import runtime
+from pipeline.util.files import decoded, digest_of, published_folder, read_json, write_json
 
 log = logging.getLogger("tlpipe")
 
+RUN = "run.json"
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True, kw_only=True)
 class Run:
-    """What run.json holds.
+    """What run.json holds of every run.
 
     Attributes:
         id: Name of the folder.
-        stage: "train-head", "sweep", "finetune" or "evaluate".
+        stage: The command that made it.
         created: ISO 8601, UTC.
         command: The command line.
-        head: The head's name.
-        features: Features id; several are joined by commas.
-        dataset: Id of the dataset.
         data: What the user gave as DATA.
-        class_names: Sorted.
-        settings: All options of the stage, as resolved.
-        specs: The feature spec of each set of features.
-        extracts: The options of extract that gave each set, with which new images get the same features.
+        dataset: Id of the dataset.
         seed: Of everything drawn.
-        n_train: Training images.
-        n_val: Validation images.
-        n_test: Test images.
-        metrics: Of each split that has images.
-        baseline: Metrics before fine-tuning; None for a head.
-        seconds: Length of each part.
-        trainable_parameters: Numbers that were fitted.
-        peak_memory: Largest resident memory of the process, bytes; None where it wasn't measured.
-        calibration: Temperature, and calibration errors before and after; None if that was not asked for.
-        repeats: Mean and standard deviation over folds and seeds; None if that was not asked for.
-        candidates: Of a sweep, each with its settings and its scores on val, the best first.
+        seconds: Length of each part; `total` is there always.
+        name: What the user calls it; None for nothing.
         versions: Of Python and the libraries.
-        notes: What a user should know.
+        notes: What a user should know; nothing reads them but people.
+        files: Digests of the files beside run.json that are checked when they are read.
     """
 
     id: str
     stage: str
     created: str
     command: str
+    data: str
+    dataset: str
+    seed: int
+    seconds: dict[str, float]
+    name: str | None = None
+    versions: dict[str, str] = field(default_factory=runtime.versions)
+    notes: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `--json` prints it: header and payload side by side."""
+        value = asdict(self)
+        return {"run": value.pop("id"), **value}
+
+
+@dataclass(slots=True, kw_only=True)
+class RatedRun(Run):
+    """A run that rated a classifier on images.
+
+    Attributes:
+        head: The head's name.
+        features: Features id; several are joined by commas.
+        class_names: Sorted.
+        specs: Of each set of features.
+        extracts: The options of extract that gave each set, with which new images get the same features.
+        n_train: Training images.
+        n_val: Validation images.
+        n_test: Test images.
+        metrics: Of each split that has images.
+        trainable_parameters: Numbers that were fitted.
+        fitted_on: Splits whose images the classifier that is kept was fitted on.
+        chosen_on: Splits whose images something was chosen by: the epoch, the penalty, the winner of a sweep. Their
+            figures read a little high.
+        carved: Splits that the source doesn't have, so that their images were taken from others.
+    """
+
     head: str
     features: str
-    dataset: str
-    data: str
     class_names: list[str]
-    settings: dict[str, Any]
-    specs: list[dict[str, Any]]
-    extracts: list[dict[str, Any]]
-    seed: int
+    specs: list[FeatureSpec]
+    extracts: list[ExtractConfig]
     n_train: int
     n_val: int
     n_test: int
     metrics: dict[str, Any]
-    seconds: dict[str, float]
     trainable_parameters: int
-    baseline: dict[str, Any] | None = None
-    peak_memory: int | None = None
+    fitted_on: list[str]
+    chosen_on: list[str]
+    carved: list[str]
+
+    def used(self) -> dict[str, str]:
+        """What the images of each split were used for before they rated the classifier, which flatters its figures."""
+        return dict.fromkeys(self.chosen_on, "choose")
+
+    @property
+    def shown_split(self) -> str | None:
+        """The split whose figures stand for the run: test, else val, else train; None if it was rated on no images."""
+        return next((split for split in ("test", "val", "train") if self.metrics.get(split, {}).get("n")), None)
+
+
+@dataclass(slots=True, kw_only=True)
+class HeadRun(RatedRun):
+    """A run of train-head.
+
+    Attributes:
+        config: The head's settings, as resolved.
+        chosen: Options that were found while fitting.
+        test_views: Views over which probabilities are averaged, beside the image itself.
+        memory: Bytes of features that were held; None for half of the machine's.
+        calibration: Temperature, and calibration errors before and after; None if that was not asked for.
+        repeats: Mean and standard deviation over folds and seeds; None if that was not asked for.
+    """
+
+    config: HeadConfig
+    chosen: dict[str, Any] = field(default_factory=dict)
+    test_views: int = 0
+    memory: int | None = None
     calibration: dict[str, Any] | None = None
     repeats: dict[str, Any] | None = None
-    candidates: list[dict[str, Any]] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=runtime.versions)
-    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class SweepRun(HeadRun):
+    """A run of sweep, which trained its winner.
+
+    Attributes:
+        grid: "small" or "full".
+        heads: As the user named them.
+        candidates: Each with its settings and its scores, the best first.
+    """
+
+    grid: str
+    heads: list[str]
+    candidates: list[dict[str, Any]]
+
+    def settings_that_differ(self) -> list[str]:
+        """Of each candidate, the settings in which it differs from others of its kind."""
+        kinds = [kind_of(one["head"]).name for one in self.candidates]
+        settings = [{**one["settings"], "test_views": one["test_views"]} for one in self.candidates]
+        found = []
+        for kind, own in zip(kinds, settings, strict=True):
+            alike = [other for other, name in zip(settings, kinds, strict=True) if name == kind]
+            varied = {name: value for name, value in own.items() if len({other.get(name) for other in alike}) > 1}
+            texts = [
+                f"{name} {value:g}" if type(value) is float else f"{name} {value}" for name, value in varied.items()
+            ]
+            found.append(", ".join(texts))
+        return found
+
+
+@dataclass(slots=True, kw_only=True)
+class FinetuneRun(RatedRun):
+    """A run of finetune.
+
+    Attributes:
+        config: How, with the blocks named.
+        head_run: The run of the head it started from.
+        cut: Layer whose output was cached.
+        endpoint: Where the head took the features.
+        top: Name of the highest layer of the backbone.
+        end_to_end: Whether the images themselves were read.
+        baseline: Metrics before fine-tuning.
+        peak_memory: Largest resident memory of the process, bytes.
+        memory: Bytes of activations that were held; None for half of the machine's.
+    """
+
+    config: FinetuneConfig
+    head_run: str
+    cut: str
+    endpoint: str
+    top: str
+    end_to_end: bool
+    baseline: dict[str, Any]
+    peak_memory: int
+    memory: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class EvaluateRun(RatedRun):
+    """A run of evaluate.
+
+    Attributes:
+        of: The run that was rated.
+        precision: As the user gave it; None for that in which the run was rated.
+        fitted: Of each split, its images that the classifier that rated them had been fitted on.
+        chosen: Of each split, its images that something of the classifier had been chosen by.
+        against: The run it was compared with, and the paired difference on each split; None where there was none.
+    """
+
+    of: str
+    precision: str | None
+    fitted: dict[str, int]
+    chosen: dict[str, int]
+    against: dict[str, Any] | None = None
+
+    def used(self) -> dict[str, str]:
+        """As `RatedRun.used`, with the number of images."""
+        found = {split: f"choose {n:,}" for split, n in self.chosen.items() if n}
+        return found | {split: f"fit {n:,}" for split, n in self.fitted.items() if n}
+
+
+@dataclass(slots=True, kw_only=True)
+class CurveRun(Run):
+    """A run of learning-curve.
+
+    Attributes:
+        head: The head's name.
+        features: Features id; several are joined by commas.
+        config: The head's settings, as resolved.
+        split: Split on which accuracies were measured.
+        points: The fewest images first.
+        gain_of_doubling: What twice as many images would add to the accuracy; None where no law can be fitted.
+    """
+
+    head: str
+    features: str
+    config: HeadConfig
+    split: str
+    points: list[dict[str, Any]]
+    gain_of_doubling: float | None
+
+
+TYPES: dict[str, type[Run]] = {
+    "train-head": HeadRun,
+    "sweep": SweepRun,
+    "finetune": FinetuneRun,
+    "evaluate": EvaluateRun,
+    "learning-curve": CurveRun,
+}
+HEADER = tuple(one.name for one in fields(Run))
 
 
 def new_id(stage: str, head: str) -> str:
@@ -92,8 +271,6 @@ def new_id(stage: str, head: str) -> str:
 
 def command_line() -> str:
     """The command that runs now, as a user would type it."""
-    import shlex
-
     words = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     return words.encode("utf-8", "backslashreplace").decode()  # a path may be no UTF-8
 
@@ -101,9 +278,11 @@ def command_line() -> str:
 def save_run(
     reports: Path,
     run: Run,
-    history: Sequence[dict[str, float]],
-    predictions: Sequence[Predictions],
-    save_models: Callable[[Path], None],
+    *,
+    history: Sequence[dict[str, float]] = (),
+    predictions: Sequence[Predictions] = (),
+    seen: Mapping[str, NDArray[np.bytes_]] | None = None,
+    save_models: Callable[[Path], None] | None = None,
 ) -> Path:
     """Publish a run folder, whole or not at all.
 
@@ -112,6 +291,7 @@ def save_run(
         run: What run.json will hold.
         history: A row for each epoch, or for each setting that was tried.
         predictions: Probabilities of held-out images.
+        seen: Image keys of each split of the data that the run was trained with.
         save_models: Writes the model files into a folder.
 
     Raises:
@@ -119,17 +299,34 @@ def save_run(
     """
     folder = reports / run.id
     with published_folder(folder) as partial:
-        _write_json(partial / "run.json", asdict(run))
         write_history(partial, history)
-        write_predictions(partial, run.class_names, predictions)
-        save_models(partial)
+        if isinstance(run, RatedRun):
+            write_predictions(partial, run.class_names, predictions)
+        if seen is not None:
+            write_seen(partial, seen)
+        if save_models is not None:
+            save_models(partial)
+        checked = [name for name in (HISTORY, PREDICTIONS, SEEN) if (partial / name).is_file()]
+        run.files = {name: digest_of((partial / name).read_bytes()) for name in checked}
+        _write(partial / RUN, run)
     return folder
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    import json
+def rename_run(folder: Path, run: Run, name: str | None) -> None:
+    """Give a run another name, or none.
 
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    Raises:
+        StoreError: If the folder can't be written.
+    """
+    run.name = name
+    _write(folder / RUN, run)
+
+
+def _write(path: Path, run: Run) -> None:
+    value = asdict(run)
+    header = {name: value.pop(name) for name in HEADER}
+    json.dumps(value, allow_nan=False)  # NaN is no JSON
+    write_json(path, {**header, "payload": value})
 
 
 def read_run(folder: Path) -> Run:
@@ -138,21 +335,37 @@ def read_run(folder: Path) -> Run:
     Raises:
         RunError: If it is missing or not what `save_run` wrote.
     """
+    path = folder / RUN
     try:
-        value = read_json(folder / "run.json")
-        run = Run(**value)
-    except (OSError, ValueError, TypeError) as error:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
         raise RunError(f"{folder} is no run that can be read: {error}") from error
-    wrong = misfits(run)
-    if not wrong:
-        wrong = [name for name in ("metrics", "baseline") if not _is_rated(getattr(run, name) or {})]
-        wrong += [] if "total" in run.seconds else ["seconds"]
-        wrong += [] if run.specs and len(run.specs) == len(run.extracts) else ["specs"]
-    if wrong:
-        raise RunError(f"{folder}/run.json is not what tlpipe wrote: {wrong[0]} is of the wrong kind")
+    try:
+        flat = {**value, **value.pop("payload")} if "payload" in value else legacy.upgraded(value)
+        flat.pop("payload", None)
+        run = decoded(TYPES[flat["stage"]], flat)
+        _check(run)
+    except (ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
+        raise RunError(f"{path} is not what tlpipe wrote: {error}") from error
     if run.id != folder.name:
-        raise RunError(f"{folder}/run.json belongs to the run {run.id!r}; was the folder renamed?")
+        raise RunError(f"{path} belongs to the run {run.id!r}; was the folder renamed?")
     return run
+
+
+def _check(run: Run) -> None:
+    """Refuse what its types alone don't tell.
+
+    Raises:
+        ValueError: Saying which field is wrong.
+    """
+    if "total" not in run.seconds:
+        raise ValueError("seconds lacks the total")
+    if isinstance(run, RatedRun):
+        rated = [run.metrics, run.baseline] if isinstance(run, FinetuneRun) else [run.metrics]
+        if not all(map(_is_rated, rated)):
+            raise ValueError("metrics are of the wrong kind")
+        if not run.specs or len(run.specs) != len(run.extracts):
+            raise ValueError(f"it has {len(run.specs)} specs and {len(run.extracts)} extracts")
 
 
 def _is_rated(metrics: dict[str, Any]) -> bool:
@@ -167,54 +380,3 @@ def _is_rated(metrics: dict[str, Any]) -> bool:
         if found["n"] and not all(isinstance(value, (int, float)) and abs(value) < 1e9 for value in values):
             return False
     return True
-
-
-def runs(reports: Path, *, strict: bool = False) -> list[Run]:
-    """All runs, the oldest first; folders that can't be read are left aside, with a warning.
-
-    Raises:
-        RunError: If `strict`, for one that can't be read.
-    """
-    found = []
-    for path in reports.glob("*/run.json"):
-        if path.parent.name.startswith("."):
-            continue
-        try:
-            found.append(read_run(path.parent))
-        except RunError as error:
-            if strict:
-                raise
-            log.warning("%s", error)
-    return sorted(found, key=lambda run: (run.created, run.id))
-
-
-def find_run(reports: Path, reference: str | None, stages: Sequence[str]) -> tuple[Run, Path]:
-    """The run that a user means, and its folder.
-
-    Args:
-        reports: The reports folder.
-        reference: A run id, the start of one, or the path of a run folder; None for the newest.
-        stages: The stages it may come from.
-
-    Raises:
-        RunError: If there is none, or several fit.
-    """
-    wanted = " or ".join(stages)
-    if reference is not None and os.sep in reference:
-        run = read_run(Path(reference))
-        if run.stage not in stages:
-            raise RunError(f"{reference} is a run of tlpipe {run.stage}; one of tlpipe {wanted} is needed")
-        return run, Path(reference)
-    known = [run for run in runs(reports) if run.stage in stages]
-    if reference is None:
-        if not known:
-            raise RunError(f"There is no run of tlpipe {wanted} in {reports} yet; make one with: tlpipe {stages[0]}")
-        return known[-1], reports / known[-1].id
-    fitting = [run for run in known if run.id == reference] or [run for run in known if run.id.startswith(reference)]
-    if len(fitting) == 1:
-        return fitting[0], reports / fitting[0].id
-    newest = [run.id for run in fitting or known][: -NAMED_AT_MOST - 1 : -1]
-    names = ", ".join(newest) or "none"
-    names += f" and {len(fitting or known) - len(newest)} older ones" if len(fitting or known) > len(newest) else ""
-    what = "fits several" if fitting else "is not among the"
-    raise RunError(f"{reference!r} {what} runs of tlpipe {wanted} in {reports}: {names}")

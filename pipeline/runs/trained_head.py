@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import FeatureSpec
-from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError
+from pipeline.errors import CacheMismatchError, DataError, RunError
 from pipeline.evaluation.calibration import tempered
 from pipeline.heads import Head, load_head
-from pipeline.runs.run import Run, find_run
+from pipeline.runs.find import find_run
+from pipeline.runs.run import HeadRun
 from pipeline.store.rows import check_finite
-
-HEAD_STAGES = ("train-head", "sweep")
 
 log = logging.getLogger("tlpipe")
 
@@ -35,7 +34,7 @@ class TrainedHead:
         temperature: By which its logits are divided.
     """
 
-    run: Run
+    run: HeadRun
     head: Head
     class_names: tuple[str, ...]
     specs: tuple[FeatureSpec, ...]
@@ -89,14 +88,18 @@ class TrainedHead:
         check_finite(array)
         return self.mean_proba([array])
 
-    def mean_proba(self, views: Sequence[NDArray[np.floating]]) -> NDArray[np.floating]:
+    def mean_proba(self, views: Sequence[NDArray[np.floating]], *, final: bool = True) -> NDArray[np.floating]:
         """Probabilities [n, classes], means over views of the same images, each [n, d]; their specs are not checked.
+
+        Args:
+            views: Features of each view.
+            final: As in `Head.predict_proba`.
 
         Raises:
             RunError: If the head is one of other classes.
         """
         with np.errstate(all="ignore"):  # what comes of it is looked at below
-            probabilities = np.mean([self.head.predict_proba(features) for features in views], axis=0)
+            probabilities = np.mean([self.head.predict_proba(features, final=final) for features in views], axis=0)
         if not np.isfinite(probabilities).all():
             raise RunError(
                 f"The head of {self.run.id} gives no numbers for these features; its files were changed. Train it again"
@@ -119,24 +122,20 @@ def open_head(reports: Path, reference: str | None) -> tuple[TrainedHead, Path]:
     Raises:
         RunError: If there is none, or it can't be read.
     """
-    run, folder = find_run(reports, reference, HEAD_STAGES)
+    run, folder = find_run(reports, reference, (HeadRun,))
     return trained_head(run, folder), folder
 
 
-def trained_head(run: Run, folder: Path) -> TrainedHead:
+def trained_head(run: HeadRun, folder: Path) -> TrainedHead:
     """The trained head of a run.
 
     Raises:
         RunError: If it can't be read.
     """
-    try:
-        specs = tuple(FeatureSpec.from_json(spec) for spec in run.specs)
-        settings = run.settings["head"]
-        if settings["head"] != run.head:
-            raise ValueError(f"its head is {run.head!r} here and {settings['head']!r} there")
-        temperature = float((run.calibration or {}).get("temperature", 1.0))
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"a temperature of {temperature}")
-    except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"{folder}/run.json is not what tlpipe wrote: {error}") from error
-    return TrainedHead(run, load_head(folder, settings), tuple(run.class_names), specs, temperature)
+    temperature = (run.calibration or {}).get("temperature", 1.0)
+    if run.config.head != run.head or not isinstance(temperature, float) or not 0 < temperature < math.inf:
+        raise RunError(
+            f"{folder}/run.json is not what tlpipe wrote: its head is {run.head!r} here and {run.config.head!r} there, "
+            f"at a temperature of {temperature}"
+        )
+    return TrainedHead(run, load_head(folder, run.config), tuple(run.class_names), tuple(run.specs), temperature)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from pipeline.errors import ConfigError
 from pipeline.store.rows import Part
 
+INNER_FOLDS = 6  # one of which chooses: about the share of val by default
+
 
 @dataclass(frozen=True, slots=True)
 class Round:
@@ -31,6 +33,15 @@ class Round:
         """The training images with so many views beside view 0; None for all."""
         rows = self.train_rows
         return self.pool.select(rows if views is None else rows[self.pool.views[rows] <= views])
+
+    def inner(self) -> Round:
+        """A round within the training images, by which something can be chosen; without any where a class has one."""
+        images = self.train_rows[self.pool.views[self.train_rows] == 0]
+        labels, keys = self.pool.labels[images], self.pool.keys[images]
+        fewest = min(len(np.unique(keys[labels == label])) for label in np.unique(labels))
+        if fewest < 2:
+            return Round(self.pool, self.train_rows, [self.train_rows[:0]], self.seed)
+        return folds(self.pool, self.train_rows, min(INNER_FOLDS, fewest), 0, self.seed)[0]
 
     def vals(self) -> list[Part]:
         """The validation images, a part for each view."""

@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.config import one_of
+from pipeline.config import HeadConfig
 from pipeline.errors import ConfigError
-from pipeline.heads import KINDS, HeadConfig, Kind, kind_of, option_name
+from pipeline.heads import KINDS, Kind, kind_of
 from pipeline.selection.trials import Candidate
+from pipeline.util.options import one_of, option_name
 
 GRIDS = ("small", "full")
 
@@ -40,7 +41,7 @@ def candidates(
         varied = {option: values for option, values in axes.items() if option not in own}
         for values in itertools.product(*varied.values()):
             settings = {**own, **dict(zip(varied, values, strict=True))}
-            config = HeadConfig(**settings, seed=common.seed).resolved(dict(kind.defaults))
+            config = HeadConfig(**settings, seed=common.seed).resolved(kind.defaults)
             found += [Candidate(config, number) for number in test_views]
     if foreign:
         raise ConfigError(f"{', '.join(map(option_name, sorted(foreign)))} means nothing to {', '.join(heads)}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.config import TrainingOptions
 from pipeline.data import shortened
-from pipeline.errors import CacheMismatchError, ConfigError, DataError
+from pipeline.errors import CacheMismatchError, DataError
 from pipeline.selection import Round, folds
 from pipeline.store.records import find_records
 from pipeline.store.table import FeatureTable, load_table
@@ -18,46 +19,7 @@ from pipeline.util import runtime
 log = logging.getLogger("tlpipe")
 
 
-@dataclass(frozen=True, slots=True)
-class TableOptions:
-    """Which features, and how they are used.
-
-    Attributes:
-        features: Features id, or its start; several joined by commas; None for the newest pooled features.
-        test_views: Views over which the probabilities of an image are averaged, beside the image itself; None for none,
-            and for a sweep to try all there are.
-        memory: Bytes of features that may be held; None for half of the machine's.
-        calibrate: Whether to scale the logits by a temperature fitted on val.
-        cv: Number of folds of a cross-validation; None for none.
-        seeds: Number of seeds.
-    """
-
-    features: str | None = None
-    test_views: int | None = None
-    memory: int | None = None
-    calibrate: bool = False
-    cv: int | None = None
-    seeds: int = 1
-
-    def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ConfigError(f"--seeds is {self.seeds}; give 1 or more")
-        if self.cv is not None and self.cv < 2:
-            raise ConfigError(f"--cv is {self.cv}; give 2 folds or more")
-        if self.test_views is not None and self.test_views < 0:
-            raise ConfigError(f"--test-views is {self.test_views}; give 0 or more")
-
-    @property
-    def averaged(self) -> int:
-        """Views over which probabilities are averaged; none unless that was asked for."""
-        return self.test_views or 0
-
-
-NEWEST = TableOptions()
-"""The newest pooled features, and nothing beside."""
-
-
-def open_table(cache: Path, options: TableOptions, views: int | None, what: str) -> FeatureTable:
+def open_table(cache: Path, options: TrainingOptions, views: int | None, what: str) -> FeatureTable:
     """The table that a user means, and a line about it; features that can't be trained on are refused."""
     records = find_records(cache, options.features)
     for record in records:
@@ -114,7 +76,7 @@ def is_carved(table: FeatureTable) -> bool:
     return all("val" in record.carved for record in table.records)
 
 
-def rounds_of(table: FeatureTable, options: TableOptions, seed: int) -> list[Round]:
+def rounds_of(table: FeatureTable, options: TrainingOptions, seed: int) -> list[Round]:
     """What heads are fitted on and rated by: folds where there is a cross-validation, else val; once for each seed.
 
     Raises:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import HeadConfig
 from pipeline.errors import ConfigError, RunError, TlpipeError
 from pipeline.evaluation.metrics import scores
-from pipeline.heads import Head, HeadConfig, kind_of, predict
+from pipeline.heads import Head, kind_of, make_head, predict
 from pipeline.selection.folds import Round
-from pipeline.store.rows import Part
+from pipeline.store.rows import Part, joined
 from pipeline.util.progress import progress
 
 
@@ -80,6 +81,35 @@ def mean_over_views(head: Head, parts: Sequence[Part]) -> NDArray[np.floating]:
 def _mean(probabilities: Sequence[NDArray[np.floating]]) -> NDArray[np.floating]:
     mean: NDArray[np.floating] = np.mean(probabilities, axis=0, dtype=np.float64)
     return mean
+
+
+def repeat(config: HeadConfig, rounds: Sequence[Round], n_classes: int, test_views: int) -> dict[str, Any]:
+    """Accuracy of one head over folds and seeds, each time trained as `train-head` does it.
+
+    What the head chooses (an epoch, a penalty) it chooses by a part of the training images of the round, so that the
+    images it is rated by decide nothing.
+    """
+    rated = Rated(Candidate(config, test_views))
+    with progress("Repeating", len(rounds), "fits") as advance:
+        for turn in rounds:
+            head, _ = make_head(replace(config, seed=config.seed + turn.seed))
+            inner = turn.inner()
+            train, chosen_by = inner.train(config.views), inner.vals()[0]
+            head.fit(train, chosen_by, n_classes)
+            if head.refits:
+                head.refit(joined(train, chosen_by))
+            vals = turn.vals()
+            found = scores(mean_over_views(head, vals[: test_views + 1]), vals[0].labels)
+            rated.accuracies.append(found["accuracy"])
+            rated.log_losses.append(found["log_loss"])
+            advance(1)
+    deviation = float(np.std(rated.accuracies, ddof=1)) if len(rated.accuracies) > 1 else 0.0
+    return {
+        "accuracy": rated.accuracy,
+        "accuracy_std": deviation,
+        "log_loss": rated.log_loss,
+        "rounds": rated.accuracies,
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.config import ExtractConfig, FeatureSpec
 from pipeline.data import KEY_DTYPE, Dataset
 from pipeline.errors import ConfigError, StoreError
-from pipeline.util.files import publish_checked, read_checked, read_json, write_json
+from pipeline.util.files import decoded, publish_checked, read_checked, read_json, write_json
 
 log = logging.getLogger("tlpipe")
 
@@ -62,11 +62,11 @@ class TableRecord:
         return cls(
             str(value["id"]),
             str(value["created"]),
-            FeatureSpec.from_json(value["spec"]),
+            decoded(FeatureSpec, value["spec"]),
             str(value["dataset"]),
             str(value["name"]),
             tuple(value["carved"]),
-            ExtractConfig.from_json(value["config"]),
+            decoded(ExtractConfig, value["config"]),
         )
 
 

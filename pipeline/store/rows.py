@@ -1,4 +1,4 @@
-"""Rows of features, in memory or on disk, with their labels: what heads are fitted on and asked about."""
+"""Labelled rows that are read as they are needed: what heads and fine-tuning are fitted on and asked about."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,59 @@ from pipeline.data import shortened
 from pipeline.errors import ConfigError, DataError
 from pipeline.store.shards import FeatureStore
 
+Rows = NDArray[np.int64] | NDArray[np.bool_]
+
 CHECKED = 1024  # rows at a time: what says whether they are finite takes half their memory again
 MOST_SLICES = 8  # of a shard; smaller ones would be slow to read
+
+
+class Inputs(Protocol):
+    """Inputs of some rows that are no array yet."""
+
+    @property
+    def workers(self) -> int:
+        """Threads that read them best."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[n, d], or [n, h, w, c]."""
+
+    def take(self, rows: Rows) -> Inputs:
+        """Some of the rows, still not read."""
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Some of the rows, in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFeatures:
+    """Some rows of an array that is in memory; none is copied before it is read.
+
+    Attributes:
+        array: Features of all rows.
+        rows: Numbers of those that are meant, shape [n].
+    """
+
+    array: NDArray[np.floating]
+    rows: NDArray[np.int64]
+
+    @property
+    def workers(self) -> int:
+        """One: memory is read as fast by one thread."""
+        return 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[n, d], or [n, h, w, c]."""
+        return (len(self.rows), *self.array.shape[1:])
+
+    def take(self, rows: Rows) -> HeldFeatures:
+        """Some of the rows."""
+        return HeldFeatures(self.array, self.rows[rows])
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.floating]:
+        """A copy of some of the rows."""
+        return self.array[self.rows[rows]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +85,17 @@ class StoredFeatures:
     block_rows: int
 
     @property
+    def workers(self) -> int:
+        """One, which holds a block at a time."""
+        return 1
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """[n, d], or [n, h, w, c]."""
         shapes = [store.row_shape() for store in self.stores]
         return (len(self.places[0]), *shapes[0][:-1], sum(shape[-1] for shape in shapes))
 
-    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> StoredFeatures:
+    def take(self, rows: Rows) -> StoredFeatures:
         """Some of the rows, still on disk."""
         return StoredFeatures(self.stores, tuple(places[rows] for places in self.places), self.block_rows)
 
@@ -98,13 +155,13 @@ class Part:
     """Some rows of a table.
 
     Attributes:
-        features: Shape [n, d] or [n, h, w, c]; an array, or on disk.
+        features: Shape [n, d] or [n, h, w, c]; an array, or inputs that are read as they are needed.
         labels: Class indices, shape [n].
         keys: Image keys, shape [n].
         views: Number of the view, shape [n].
     """
 
-    features: NDArray[np.floating] | StoredFeatures
+    features: NDArray[np.floating] | Inputs
     labels: NDArray[np.int64]
     keys: NDArray[np.bytes_]
     views: NDArray[np.int64]
@@ -115,7 +172,12 @@ class Part:
     @property
     def in_memory(self) -> bool:
         """Whether the features are an array."""
-        return not isinstance(self.features, StoredFeatures)
+        return isinstance(self.features, np.ndarray)
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether rows are read fastest in the blocks that `blocks` gives, and not one by one."""
+        return isinstance(self.features, StoredFeatures)
 
     def array(self) -> NDArray[np.floating]:
         """The features as an array.
@@ -123,20 +185,17 @@ class Part:
         Raises:
             ConfigError: If there are more than may be held.
         """
-        if isinstance(self.features, StoredFeatures):
-            if len(self) > self.features.block_rows:
-                raise ConfigError(
-                    f"{len(self):,} rows of {self.features.shape[1]:,} features are more than --memory lets be held, "
-                    "and this head needs all at once; raise --memory, or take linear, ridge, centroid or mlp512-128"
-                )
-            return self.features.read(np.arange(len(self)))
-        return self.features
+        if isinstance(self.features, StoredFeatures) and len(self) > self.features.block_rows:
+            raise ConfigError(
+                f"{len(self):,} rows of {self.features.shape[1]:,} features are more than --memory lets be held, "
+                "and this head needs all at once; raise --memory, or take linear, ridge, centroid or mlp512-128"
+            )
+        return self.load(np.arange(len(self)))
 
-    def select(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Part:
-        """Some of the rows; what lies on disk stays there."""
-        if isinstance(self.features, StoredFeatures):
-            return Part(self.features.take(rows), self.labels[rows], self.keys[rows], self.views[rows])
-        return Part(self.features[rows], self.labels[rows], self.keys[rows], self.views[rows])
+    def select(self, rows: Rows) -> Part:
+        """Some of the rows; what is not in memory stays where it is."""
+        features = self.features[rows] if isinstance(self.features, np.ndarray) else self.features.take(rows)
+        return Part(features, self.labels[rows], self.keys[rows], self.views[rows])
 
     def up_to_view(self, view: int | None) -> Part:
         """The rows of this view and those before it; None for all."""
@@ -144,12 +203,12 @@ class Part:
 
     def load(self, rows: NDArray[np.int64]) -> NDArray[np.floating]:
         """Features of some of the rows, in memory; without a copy if these are all rows in their order."""
-        if isinstance(self.features, StoredFeatures):
+        if not isinstance(self.features, np.ndarray):
             return self.features.read(rows)
         return self.features if _is_all(rows, len(self)) else self.features[rows]
 
     def blocks(self, generator: np.random.Generator | None = None) -> Iterator[NDArray[np.int64]]:
-        """All rows, as many at a time as may be held: features in memory in one block, in their order.
+        """All rows, as many at a time as may be held: what isn't on disk in one block, in its order.
 
         With a generator, blocks of features on disk hold slices of shards drawn at random.
         """
@@ -163,11 +222,16 @@ def _is_all(rows: NDArray[np.int64], n: int) -> bool:
     return len(rows) == n and bool((rows == np.arange(n)).all())
 
 
+def nothing(part: Part) -> Part:
+    """None of the rows."""
+    return part.select(np.zeros(0, np.int64))
+
+
 def joined(first: Part, second: Part) -> Part:
     """The rows of two parts of one table, one after the other."""
     if isinstance(first.features, StoredFeatures) and isinstance(second.features, StoredFeatures):
         places = tuple(map(np.concatenate, zip(first.features.places, second.features.places, strict=True)))
-        features: NDArray[np.floating] | StoredFeatures = StoredFeatures(
+        features: NDArray[np.floating] | Inputs = StoredFeatures(
             first.features.stores, places, first.features.block_rows
         )
     else:

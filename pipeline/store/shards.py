@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import FeatureSpec
 from pipeline.errors import ConfigError, StoreError
-from pipeline.util.files import publish_checked, published, read_checked, read_json, write_json
+from pipeline.util.files import decoded, publish_checked, published, read_checked, read_json, write_json
 from pipeline.util.runtime import cpu_count
 
 KEY_DTYPE = np.dtype("S32")
@@ -303,7 +303,7 @@ def stores(cache: Path) -> list[FeatureStore]:
     found = []
     for path in sorted((cache / "features").glob("*/spec.json")):
         try:
-            store = FeatureStore(cache, FeatureSpec.from_json(read_json(path)))
+            store = FeatureStore(cache, decoded(FeatureSpec, read_json(path)))
         except (OSError, ValueError, ConfigError) as error:
             log.warning("%s can't be read and is left aside: %s", path, error)
             continue

@@ -15,7 +15,7 @@ from pipeline.data import KEY_DTYPE, Dataset, check_classes, shortened
 from pipeline.data.augment import Augment
 from pipeline.errors import ConfigError, DataError, StoreError
 from pipeline.store.records import TableRecord, load_dataset
-from pipeline.store.rows import Part, StoredFeatures, check_finite
+from pipeline.store.rows import HeldFeatures, Part, StoredFeatures, check_finite
 from pipeline.store.shards import FeatureStore
 
 log = logging.getLogger("tlpipe")
@@ -78,6 +78,14 @@ class FeatureTable:
     def part(self, split: str, view: int = 0) -> Part:
         """The rows of one split: of `train` all views, of `val` and `test` one view, images in the same order."""
         return self.all().select(self.rows(split, view))
+
+    def examples(self, split: str) -> Part:
+        """As `part`, but no row is copied before it is read."""
+        rows = self.rows(split)
+        features = (
+            HeldFeatures(self.features, rows) if isinstance(self.features, np.ndarray) else self.features.take(rows)
+        )
+        return Part(features, self.labels[rows], self.keys[rows], self.views[rows])
 
     def rows(self, split: str, view: int = 0) -> NDArray[np.int64]:
         """Numbers of the rows that `part` gives."""

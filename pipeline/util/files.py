@@ -11,9 +11,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from pipeline.errors import StoreError
+
+T = TypeVar("T")
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -156,6 +160,16 @@ def read_json(path: Path) -> Any:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return value
+
+
+def decoded(kind: type[T], value: Any) -> T:
+    """A dataclass of what was read from JSON, whose every field is of the annotated type.
+
+    Raises:
+        ValueError: If a field is missing, or of another type.
+        ConfigError: If a value is not legal.
+    """
+    return msgspec.convert(value, kind)
 
 
 def folder_size(folder: Path) -> int:

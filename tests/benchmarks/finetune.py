@@ -17,15 +17,16 @@ from common import finish, small_images, small_set, verdict
 from pipeline import commands
 from pipeline.backbones import BACKBONES, tensor_of
 from pipeline.backbones.network import build_network
-from pipeline.config import ExtractConfig
-from pipeline.finetuning import Examples, FinetuneConfig, assemble, fit
+from pipeline.config import ExtractConfig, FinetuneConfig
+from pipeline.finetuning import assemble, fit
 from pipeline.finetuning.fitting import _Training
+from pipeline.store.rows import Part
 
 N, BATCH, STEPS, N_EXTRACTED = 320, 32, 20, 1000
 
 
-def examples(inputs: np.ndarray, labels: np.ndarray) -> dict[str, Examples]:
-    return {"train": Examples(labels, np.zeros(len(labels), "S32"), lambda rows: inputs[rows])}
+def examples(inputs: np.ndarray, labels: np.ndarray) -> dict[str, Part]:
+    return {"train": Part(inputs, labels, np.zeros(len(labels), "S32"), np.zeros(len(labels), np.int64))}
 
 
 def network() -> tuple[keras.Model, keras.Model, list[keras.Layer]]:

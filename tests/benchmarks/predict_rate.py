@@ -14,8 +14,7 @@ import numpy as np
 from common import finish, verdict, write_jpegs
 
 from pipeline import commands
-from pipeline.config import ExtractConfig
-from pipeline.heads import HeadConfig
+from pipeline.config import ExtractConfig, HeadConfig
 
 ROUNDS = 5
 LEAST = 0.9

@@ -13,8 +13,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from pipeline import commands
-from pipeline.config import ExtractConfig, SplitConfig
-from pipeline.heads import HeadConfig
+from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
 
 RUNS, IMAGES = 50, 10_000
 MOST_SECONDS, MOST_BYTES = 1.0, 5_000_000

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.backbones import Network
-from pipeline.config import ENGINE_NAMES, PRECISIONS, SPEC_VERSION, FeatureSpec, one_of
+from pipeline.config import ENGINES, PRECISIONS, SPEC_VERSION, FeatureSpec
 from pipeline.errors import EngineError
 from pipeline.extraction.engines.base import Engine, EngineChoice, call
 from pipeline.util import runtime
 from pipeline.util.files import digest_of
+from pipeline.util.options import one_of
 
 __all__ = ["Engine", "EngineChoice", "OpenedBy", "call", "choose", "graph_folder", "open_engine"]
 
@@ -38,7 +39,7 @@ def choose(engine: str, precision: str) -> EngineChoice:
         ConfigError: For an unknown name.
         EngineError: If the engine isn't installed, or doesn't have the precision here.
     """
-    one_of("--engine", engine, ENGINE_NAMES)
+    one_of("--engine", engine, ENGINES)
     one_of("--precision", precision, PRECISIONS)
     on_gpu = runtime.has_nvidia_gpu()
     if engine == "auto":

@@ -27,7 +27,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 }
 // A search field leaves the rows that have all its words.
 for (const field of document.querySelectorAll("input[data-filter]")) {
-  const rows = [...document.getElementById(field.dataset.filter).tBodies[0].rows];
+  const rows = [...document.getElementById(field.dataset.filter).querySelectorAll("tbody tr")];
   const count = document.querySelector(`output[data-count="${field.dataset.filter}"]`);
   field.addEventListener("input", () => {
     const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);

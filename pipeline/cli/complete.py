@@ -1,0 +1,66 @@
+"""What the shell completes: names of backbones, heads and blocks, and ids of runs and features that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.config import HEAD_DEFAULTS, Folders
+
+HEADS = ("logreg", "ridge", "centroid", "knn20", "linear", "mlp512-128", "bn-mlp50")
+
+
+def _starting(names: list[str], incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def backbones(incomplete: str) -> list[str]:
+    """Names in the table of backbones."""
+    from pipeline.backbones.catalogue import BACKBONES
+
+    return _starting(list(BACKBONES), incomplete)
+
+
+def heads(incomplete: str) -> list[str]:
+    """Heads with the figures of their defaults."""
+    return _starting([*HEADS, *HEAD_DEFAULTS], incomplete)
+
+
+def blocks(incomplete: str) -> list[str]:
+    """Blocks of the backbone of the newest features."""
+    from pipeline.backbones.catalogue import BACKBONES
+
+    newest = _newest(Folders().cache / "tables", "*.json")
+    known = [name for name in BACKBONES if newest and f"-{name}-" in newest[0]] or ["densenet121"]
+    return _starting([*(block.name for block in BACKBONES[known[0]].blocks), "all", "none"], incomplete)
+
+
+def features(incomplete: str) -> list[str]:
+    """Ids of features in the cache, the newest first."""
+    return _starting(_newest(Folders().cache / "tables", "*.json"), incomplete)
+
+
+def runs(incomplete: str) -> list[str]:
+    """Ids of runs in the reports folder, the newest first, and the words that stand for one."""
+    found = sorted((path.parent.name for path in Folders().reports.glob("[!.]*/run.json")), reverse=True)
+    return _starting(["latest", "best", *found], incomplete)
+
+
+def _newest(folder: Path, pattern: str) -> list[str]:
+    """Stems of the files in a folder, the newest first."""
+    files = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [path.stem for path in files]
+
+
+COMPLETED: dict[str, Callable[[str], list[str]]] = {
+    "backbone": backbones,
+    "blocks": blocks,
+    "features": features,
+    "same_features": features,
+    "head": heads,
+    "head_run": runs,
+    "run": runs,
+    "runs": runs,
+    "against": runs,
+}
+"""By the names of the parameters."""

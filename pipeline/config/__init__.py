@@ -1,0 +1,35 @@
+"""What a user can choose, checked once, and handed on unchanged; nothing here imports a heavy library."""
+
+from pipeline.config.extract import (
+    BACKBONE,
+    ENGINES,
+    POOLINGS,
+    PRECISIONS,
+    ExtractConfig,
+    ExtractOptions,
+    ImageConfig,
+    SplitConfig,
+)
+from pipeline.config.finetune import FinetuneConfig, FinetuneOptions
+from pipeline.config.folders import Folders
+from pipeline.config.head import HEAD_DEFAULTS, HeadConfig, TrainingOptions
+from pipeline.config.spec import SPEC_VERSION, FeatureSpec
+
+__all__ = [
+    "BACKBONE",
+    "ENGINES",
+    "HEAD_DEFAULTS",
+    "POOLINGS",
+    "PRECISIONS",
+    "SPEC_VERSION",
+    "ExtractConfig",
+    "ExtractOptions",
+    "FeatureSpec",
+    "FinetuneConfig",
+    "FinetuneOptions",
+    "Folders",
+    "HeadConfig",
+    "ImageConfig",
+    "SplitConfig",
+    "TrainingOptions",
+]

@@ -1,0 +1,201 @@
+"""Which features are extracted from what, and how pictures become pixels."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.util.options import (
+    COUNT,
+    COUNT_OR_NONE,
+    SEED,
+    SEED_HELP,
+    SHARE,
+    Bounds,
+    check,
+    option,
+    option_name,
+    options_of,
+    parse_image_size,
+)
+
+POOLINGS = ("avg", "max", "none")
+RESIZES = ("stretch", "pad", "crop")
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
+ENGINES = ("auto", "tensorflow", "openvino")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+OPERATIONS = ("flip", "crop", "rotate", "zoom", "brightness", "contrast")
+
+BACKBONE = "densenet121"
+"""The default backbone."""
+
+DATA_HELP = (
+    "A folder class/*.jpg or {train,val,test}/class/*.jpg; a .csv, .tsv or .parquet with the columns path, label and "
+    "perhaps split; an .npz; a folder of train_images.npy, train_labels.npy, ...; digits, cifar10 or cifar100."
+)
+PIXELS = Bounds(1, 10**12, "a number of pixels above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """How a file becomes pixels.
+
+    Attributes:
+        image_size: (height, width), pixels.
+        resize: "stretch", "pad" (white, centred) or "crop" (centred).
+        interpolation: "bicubic", "bilinear", "nearest" or "lanczos".
+        pixel_limit: Images of more pixels than this are refused.
+    """
+
+    image_size: tuple[int, int]
+    resize: str = option("stretch", "How pictures are brought to the size.", legal=RESIZES)
+    interpolation: str = option("bicubic", "How pixels are interpolated.", legal=INTERPOLATIONS)
+    pixel_limit: int = option(200_000_000, "Refuse images of more pixels.", bounds=PIXELS)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How splits are carved that the source doesn't have.
+
+    Attributes:
+        val_fraction: Share of the training images that becomes `val`.
+        test_fraction: Share of the images of `test_from` that becomes `test`.
+        test_from: "train" or "val".
+        seed: Another seed draws other images.
+    """
+
+    val_fraction: float = option(0.15, "Share for val, if the data has none.", bounds=SHARE)
+    test_fraction: float = option(0.15, "Share for test, if the data has none.", bounds=SHARE)
+    test_from: str = option("train", "Split that test is taken from.", legal=("train", "val"))
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.test_from == "train" and self.val_fraction + self.test_fraction >= 1:
+            raise ConfigError(
+                f"--val-fraction {self.val_fraction:g} and --test-fraction {self.test_fraction:g} leave nothing to "
+                "train on; together they must stay below 1"
+            )
+
+
+def check_views(views: int, augment: str | None) -> None:
+    """Refuse views that could only repeat others.
+
+    Raises:
+        ConfigError: If there are more views than the operations can make.
+    """
+    if augment == "flip" and views > 1:
+        raise ConfigError(
+            f"--views {views} with --augment flip would repeat the mirror image; use --views 1, or add crop"
+        )
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """What to extract from what; what a record keeps of it repeats the extract.
+
+    Attributes:
+        data: A folder, a manifest, an array file, or a built-in name.
+        backbone: Name in the table of backbones, or a `.keras` file.
+        weights: "imagenet", "random", or a file.
+        image_size: (height, width), pixels; None for the backbone's native size.
+        endpoint: Block or layer, several joined by "+"; None for the last feature map.
+        pooling: "avg", "max" or "none".
+        resize: As in `ImageConfig`.
+        interpolation: As in `ImageConfig`.
+        pixel_limit: As in `ImageConfig`.
+        views: Number of augmented views beside the image itself.
+        augment: Operations that make a view, joined by commas; None where there are no views.
+        engine: "auto", "tensorflow" or "openvino".
+        precision: "auto", "float32", "bfloat16" or "float16".
+        dtype: Type of stored features; None for float32, or float16 without pooling, if weights are not random.
+        splits: How missing splits are carved.
+        seed: Seed of random weights.
+    """
+
+    data: str = option("digits", DATA_HELP, argument=True)
+    backbone: str = option(BACKBONE, "A name from `tlpipe backbones`, a .keras file, or a fine-tuned run: reports/RUN.")
+    weights: str = option("imagenet", "imagenet, random, or a .h5 or .keras file.")
+    image_size: tuple[int, int] | None = option(
+        None, "Pixels: 224, or 192x256 (height x width). [default: the backbone's own]", parse=parse_image_size
+    )
+    endpoint: str | None = option(
+        None, "Block or layer to take; several joined by +: conv4+conv5. [default: the last feature map]"
+    )
+    pooling: str = option("avg", "How height and width are pooled.", legal=POOLINGS)
+    resize: str = option("stretch", "How pictures are brought to the size; pad with white.", legal=RESIZES)
+    interpolation: str = option("bicubic", "How pixels are interpolated.", legal=INTERPOLATIONS)
+    pixel_limit: int = option(200_000_000, "Refuse images of more pixels.", bounds=PIXELS)
+    views: int = option(0, "Augmented versions of each image to cache beside it.", bounds=COUNT_OR_NONE)
+    augment: str | None = option(
+        None, "How versions are made: several joined by commas.", legal=OPERATIONS, several=True
+    )
+    engine: str = option("auto", "What computes the features.", legal=ENGINES)
+    precision: str = option("auto", "Precision of the engine.", legal=PRECISIONS)
+    dtype: str | None = None
+    splits: SplitConfig = field(default_factory=SplitConfig)
+    seed: int = option(0, SEED_HELP, bounds=SEED)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.augment and not self.views:
+            raise ConfigError(f"--augment {self.augment} needs --views: how many augmented versions of each image")
+        if self.views and not self.augment:
+            raise ConfigError(f"--views {self.views} needs --augment, such as --augment flip,crop")
+        check_views(self.views, self.augment)
+
+    @classmethod
+    def of(cls, **options: Any) -> ExtractConfig:
+        """Make one of options that stand side by side, those of the splits among them.
+
+        Raises:
+            ConfigError: For an illegal value.
+            TypeError: For an unknown option.
+        """
+        given = {name: options.pop(name) for name in options_of(SplitConfig) if name in options}
+        return cls(**options, splits=SplitConfig(**given, seed=options.get("seed", 0)))
+
+    def command(self, **other: str) -> str:
+        """The command line that extracts this, with some options changed."""
+        return shlex.join(["tlpipe", "extract", self.data, *self.changed_options(**other)])
+
+    def changed_options(self, **other: str) -> list[str]:
+        """The options whose values are not the defaults, as on the command line."""
+        words = []
+        values = {**asdict(self), **asdict(self.splits), "seed": self.seed}
+        defaults = {**asdict(ExtractConfig()), **asdict(SplitConfig())}
+        for name, value in {**values, **other}.items():
+            if name in ("data", "splits", "dtype") or value == defaults[name]:
+                continue
+            words += [option_name(name), "x".join(map(str, value)) if name == "image_size" else str(value)]
+        return words
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dictionary that JSON can hold."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractOptions:
+    """How an extract is run; nothing of it changes a feature.
+
+    Attributes:
+        batch_size: Images in a batch; None for what did best.
+        workers: Decoding threads; None for one a processor.
+        rehash: Whether all files are read again, even if they look unchanged.
+        strict: Whether images that can't be read are an error, after all others were stored.
+    """
+
+    batch_size: int | None = option(None, "Images in a batch. [default: what did best]", bounds=COUNT)
+    workers: int | None = option(None, "Decoding threads. [default: one a processor]", bounds=COUNT)
+    rehash: bool = option(False, "Read all files again, even if they look unchanged.")
+    strict: bool = option(False, "Exit with 1 if images can't be read.")
+
+    def __post_init__(self) -> None:
+        check(self)

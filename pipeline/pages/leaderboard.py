@@ -1,0 +1,143 @@
+"""The leaderboard: runs on the same data side by side, ordered by val, with what sets them apart."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import FinetuneConfig, HeadConfig
+from pipeline.errors import RunError
+from pipeline.evaluation.compare import Difference, paired_difference
+from pipeline.heads import make_head
+from pipeline.runs.predictions import Predictions, read_predictions
+from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, HeadRun, RatedRun, Run
+from pipeline.util.options import option_name, options_of
+
+log = logging.getLogger("tlpipe")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A run on the leaderboard.
+
+    Attributes:
+        run: The run.
+        page: Address of its page; None where it has none.
+        options: Its options that are not the defaults.
+        difference: Of its accuracy on test from that of the first of its group, on the same images; None for the first,
+            and where there are no such images.
+    """
+
+    run: RatedRun
+    page: str | None
+    options: str
+    difference: Difference | None
+
+    @property
+    def backbone(self) -> str:
+        """What its features come from."""
+        named = [f"{spec.backbone} {spec.endpoint} {'x'.join(map(str, spec.image_size))}" for spec in self.run.specs]
+        return ", ".join(dict.fromkeys(named))
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs that can be compared: they were trained and rated on the same images, split alike.
+
+    Attributes:
+        data: Where the images lay.
+        dataset: Id of the dataset, of which the splits are a part.
+        lines: That of the highest accuracy on val first.
+    """
+
+    data: str
+    dataset: str
+    lines: list[Line]
+
+
+def groups(reports: Path, runs: Sequence[Run], page: str) -> list[Group]:
+    """Trained runs by the images they were trained and rated on; the group of the newest run first.
+
+    Args:
+        reports: The reports folder.
+        runs: All runs, the oldest first.
+        page: Name of a run's page.
+    """
+    by_dataset: dict[str, list[RatedRun]] = {}
+    for run in reversed(runs):
+        if isinstance(run, (HeadRun, FinetuneRun)):
+            by_dataset.setdefault(run.dataset, []).append(run)
+    found = []
+    for dataset, members in by_dataset.items():
+        members.sort(key=lambda run: -run.metrics.get("val", run.metrics.get("test", {})).get("accuracy", -1.0))
+        first = _test_of(reports, members[0])
+        lines = [
+            Line(run, address(reports, run, page), options(run), _difference(first, reports, run) if place else None)
+            for place, run in enumerate(members)
+        ]
+        found.append(Group(members[0].data, dataset, lines))
+    return found
+
+
+def address(reports: Path, run: Run, page: str) -> str | None:
+    """Of a run's page, from the leaderboard."""
+    return f"{run.id}/{page}" if (reports / run.id / page).is_file() else None
+
+
+def evaluations(runs: Sequence[Run]) -> list[EvaluateRun]:
+    """Evaluations, the newest first."""
+    return [run for run in reversed(runs) if isinstance(run, EvaluateRun)]
+
+
+def curves(runs: Sequence[Run]) -> list[CurveRun]:
+    """Learning curves, the newest first."""
+    return [run for run in reversed(runs) if isinstance(run, CurveRun)]
+
+
+def options(run: RatedRun) -> str:
+    """The options of a run that are not the defaults, as on the command line."""
+    if isinstance(run, FinetuneRun):
+        return " ".join(_changed(run.config, FinetuneConfig()))
+    if isinstance(run, HeadRun):
+        words = run.config.command(make_head(HeadConfig(run.head))[1]).removeprefix(f"--head {run.head}").split()
+        words += ["--test-views", str(run.test_views)] if run.test_views else []
+        words += ["--calibrate"] if run.calibration else []
+        return " ".join(words)
+    return ""
+
+
+def _changed(config: Any, default: Any) -> list[str]:
+    words = []
+    for name in options_of(type(config)):
+        value = getattr(config, name)
+        if value != getattr(default, name):
+            words += [option_name(name)] if value is True else [option_name(name), str(value)]
+    return words
+
+
+def _test_of(reports: Path, run: RatedRun) -> Predictions | None:
+    """A run's predictions of its test images, else of its validation images; None if they can't be read."""
+    try:
+        found = read_predictions(reports / run.id, len(run.class_names), run.files)
+    except RunError as error:
+        log.warning("%s", error)
+        return None
+    return found.get("test") or found.get("val")
+
+
+def _difference(first: Predictions | None, reports: Path, run: RatedRun) -> Difference | None:
+    """Of a run from the first of its group, on the images that both were rated on."""
+    own = _test_of(reports, run)
+    if first is None or own is None or own.split != first.split:
+        return None
+    _, mine, theirs = np.intersect1d(own.keys, first.keys, return_indices=True)
+    if not len(mine):
+        return None
+    right = own.probabilities.argmax(axis=1) == own.labels
+    right_first = first.probabilities.argmax(axis=1) == first.labels
+    return paired_difference(right[mine], right_first[theirs])

@@ -1,0 +1,100 @@
+"""Which run a user means."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.errors import RunError
+from pipeline.runs.run import RatedRun, Run, read_run
+
+NAMED_AT_MOST = 5  # runs in an error
+LATEST, BEST = "latest", "best"
+
+R = TypeVar("R", bound=Run)
+
+log = logging.getLogger("tlpipe")
+
+
+def all_runs(reports: Path, *, strict: bool = False) -> list[Run]:
+    """All runs, the oldest first; folders that can't be read are left aside, with a warning.
+
+    Raises:
+        RunError: If `strict`, for one that can't be read.
+    """
+    found = []
+    for path in reports.glob("*/run.json"):
+        if path.parent.name.startswith("."):
+            continue
+        try:
+            found.append(read_run(path.parent))
+        except RunError as error:
+            if strict:
+                raise
+            log.warning("%s", error)
+    return sorted(found, key=lambda run: (run.created, run.id))
+
+
+def find_run(reports: Path, reference: str | None, kinds: tuple[type[Any], ...]) -> tuple[Any, Path]:
+    """The run that a user means, and its folder.
+
+    Args:
+        reports: The reports folder.
+        reference: A run id or a part of it, a name that was given to a run, the path of a run folder, "latest", or
+            "best": of the runs on the data of the latest, that of the highest accuracy on val. None for the latest.
+        kinds: The types of run it may be.
+
+    Raises:
+        RunError: If there is none, or several fit.
+    """
+    wanted = " or ".join(_commands(kinds))
+    if reference is not None and os.sep in reference:
+        run = read_run(Path(reference))
+        if not isinstance(run, kinds):
+            raise RunError(f"{reference} is a run of tlpipe {run.stage}; one of tlpipe {wanted} is needed")
+        return run, Path(reference)
+    known = [run for run in all_runs(reports) if isinstance(run, kinds)]
+    if not known and reference in (None, LATEST, BEST):
+        first = _commands(kinds)[0]
+        raise RunError(f"There is no run of tlpipe {wanted} in {reports} yet; make one with: tlpipe {first}")
+    if reference in (None, LATEST):
+        return known[-1], reports / known[-1].id
+    if reference == BEST:
+        best = _best(known)
+        return best, reports / best.id
+    fitting = (
+        [run for run in known if reference in (run.id, run.name)]
+        or [run for run in known if run.id.startswith(str(reference))]
+        or [run for run in known if str(reference) in run.id]
+    )
+    if len(fitting) == 1:
+        return fitting[0], reports / fitting[0].id
+    newest = [run.id for run in fitting or known][: -NAMED_AT_MOST - 1 : -1]
+    names = ", ".join(newest) or "none"
+    names += f" and {len(fitting or known) - len(newest)} older ones" if len(fitting or known) > len(newest) else ""
+    what = "fits several" if fitting else "is not among the"
+    raise RunError(f"{reference!r} {what} runs of tlpipe {wanted} in {reports}: {names}; list them with: tlpipe runs")
+
+
+def _best(known: Sequence[R]) -> R:
+    """Of the runs on the data of the newest, that of the highest accuracy on val, of equals the newest.
+
+    Raises:
+        RunError: If none was rated on val.
+    """
+    dataset = known[-1].dataset
+    rated = [run for run in known if run.dataset == dataset and isinstance(run, RatedRun) and "val" in run.metrics]
+    if not rated:
+        raise RunError(
+            f"No run on the data of {known[-1].id} was rated on val, so none is the best; name one by its id"
+        )
+    return max(rated, key=lambda run: (run.metrics["val"].get("accuracy", 0.0), run.created))
+
+
+def _commands(kinds: tuple[type[Run], ...]) -> list[str]:
+    from pipeline.runs.run import TYPES
+
+    return [stage for stage, kind in TYPES.items() if issubclass(kind, kinds)]

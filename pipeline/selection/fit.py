@@ -1,0 +1,126 @@
+"""Fit one head as users get it: chosen with val, fitted again where that is sound, rated, perhaps calibrated."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import HeadConfig, TrainingOptions
+from pipeline.errors import DataError
+from pipeline.evaluation.calibration import fit_temperature, logits_of, tempered
+from pipeline.evaluation.metrics import calibration_error
+from pipeline.heads import make_head
+from pipeline.heads.base import FitReport, Head
+from pipeline.runs.describe import ratings, seen
+from pipeline.runs.predictions import Predictions
+from pipeline.runs.run import HeadRun, save_run
+from pipeline.selection.tables import is_carved
+from pipeline.selection.trials import mean_over_views
+from pipeline.store.rows import Part, joined
+from pipeline.store.table import FeatureTable
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A head that was fitted, and what it predicts.
+
+    Attributes:
+        head: The head.
+        config: Its settings.
+        report: What fitting gave.
+        predictions: Of val and test.
+        calibration: Temperature, and the expected calibration error before and after by split; None if not asked for.
+        refitted: Whether it was then fitted again, on train and val.
+        seconds: Of the fit itself.
+    """
+
+    head: Head
+    config: HeadConfig
+    report: FitReport
+    predictions: list[Predictions]
+    calibration: dict[str, Any] | None
+    refitted: bool
+    seconds: float
+
+
+def fit_head(config: HeadConfig, table: FeatureTable, options: TrainingOptions) -> Fitted:
+    """Fit a head on train, choosing with val; predict val, fit again on both where that is sound, and predict test."""
+    head, resolved = make_head(config)
+    train = table.part("train").up_to_view(config.views)
+    views = range(options.averaged + 1)
+    vals, tests = ([table.part(split, view) for view in views] for split in ("val", "test"))
+    start = time.perf_counter()
+    report = head.fit(train, vals[0], len(table.class_names))
+    found: dict[str, tuple[Part, NDArray[np.floating]]] = {}
+    refitted = bool(len(vals[0]) and head.refits and is_carved(table))
+    if len(vals[0]):
+        found["val"] = (vals[0], mean_over_views(head, vals))
+    if refitted:
+        head.refit(joined(train, vals[0]))
+        report.notes.append("Then fitted on train and val")
+    seconds = time.perf_counter() - start
+    if len(tests[0]):
+        found["test"] = (tests[0], mean_over_views(head, tests))
+    n_views = int(train.views.max(initial=0))
+    if n_views:
+        report.notes.append(f"Trained on {n_views + 1} versions of each image")
+    if options.averaged:
+        report.notes.append(f"Probabilities are means over {options.averaged + 1} versions of each image")
+    calibration = None
+    if options.calibrate:
+        calibration = _calibrate(found)
+        temperature = calibration["temperature"]
+        report.notes.append(
+            f"Temperature {temperature:.3f}; expected calibration error "
+            + ", ".join(f"{split} {before:.3f} -> {after:.3f}" for split, (before, after) in calibration["ece"].items())
+        )
+        found = {split: (part, tempered(probabilities, temperature)) for split, (part, probabilities) in found.items()}
+    predictions = [Predictions(split, part.keys, part.labels, value) for split, (part, value) in found.items()]
+    return Fitted(head, resolved, report, predictions, calibration, refitted, seconds)
+
+
+def _calibrate(found: dict[str, tuple[Part, NDArray[np.floating]]]) -> dict[str, Any]:
+    """A temperature fitted on val, and what it does to the calibration error of each split."""
+    if "val" not in found:
+        raise DataError("--calibrate needs validation images, and there are none; carve some with --val-fraction")
+    part, probabilities = found["val"]
+    temperature = fit_temperature(logits_of(probabilities), part.labels)
+    errors = {
+        split: [calibration_error(value, rows.labels), calibration_error(tempered(value, temperature), rows.labels)]
+        for split, (rows, value) in found.items()
+    }
+    return {"temperature": temperature, "ece": errors}
+
+
+def fitted_fields(fitted: Fitted, table: FeatureTable, options: TrainingOptions) -> dict[str, Any]:
+    """Fields of `HeadRun` that tell how a head was fitted and what it is worth."""
+    chose = bool(fitted.report.chose_by_val or fitted.calibration)
+    return {
+        **ratings(table, fitted.predictions),
+        "trainable_parameters": fitted.head.trainable_parameters,
+        "fitted_on": ["train", "val"] if fitted.refitted else ["train"],
+        "chosen_on": ["val"] if chose else [],
+        "config": fitted.config,
+        "chosen": fitted.report.chosen,
+        "test_views": options.averaged,
+        "memory": options.memory,
+        "calibration": fitted.calibration,
+        "name": options.name,
+    }
+
+
+def save_fitted(reports: Path, run: HeadRun, fitted: Fitted, table: FeatureTable) -> None:
+    """Publish the run of a fitted head."""
+    save_run(
+        reports,
+        run,
+        history=fitted.report.history,
+        predictions=fitted.predictions,
+        seen=seen(table),
+        save_models=fitted.head.save,
+    )

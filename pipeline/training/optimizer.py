@@ -1,0 +1,82 @@
+"""Learning rates and optimizers: one of each for heads and for fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import RunError
+from pipeline.util import runtime
+
+if TYPE_CHECKING:
+    import keras
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("plateau", "cosine", "none")
+MOMENTUM = 0.9
+
+
+def default_batch_size(n_train: int) -> int:
+    """A power of two from 16 to 256 that makes about 20 steps an epoch."""
+    return int(2 ** np.clip(np.round(np.log2(max(1, n_train / 20))), 4, 8))
+
+
+def learning_rates(kind: str | None, rate: float, n_steps: int, warm_up: int = 0) -> Any:
+    """Keras's schedule of the learning rate.
+
+    Args:
+        kind: "cosine" falls to 0 over all steps; with "plateau" and "none" the schedule itself stays constant.
+        rate: The highest rate.
+        n_steps: Steps of all epochs.
+        warm_up: Of these, the steps in which the rate rises from 0.
+    """
+    # A cosine that falls to where it starts is constant, and brings the same warm-up.
+    return runtime.keras().optimizers.schedules.CosineDecay(
+        0.0 if warm_up else rate,
+        n_steps - warm_up,
+        alpha=0.0 if kind == "cosine" else 1.0,
+        warmup_target=rate if warm_up else None,
+        warmup_steps=warm_up,
+    )
+
+
+def optimizer_with_rates(
+    name: str | None,
+    schedule: Any,
+    rates: Sequence[Any],
+    decays: Sequence[Any],
+    *,
+    factor: Any = 1.0,
+    **options: Any,
+) -> keras.optimizers.Optimizer:
+    """Keras's optimizer, in which each variable has a learning rate and a decoupled weight decay of its own.
+
+    Args:
+        name: "sgd", else Adam; with decays that is AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101).
+        schedule: Learning rate of each step.
+        rates: Factors of it, one for each variable; a number, or an array over the variable's last axis.
+        decays: Weight decay of each variable, multiplied by its rate; None for none.
+        factor: A variable by which all rates are multiplied.
+        options: Of Keras's optimizer.
+    """
+    optimizers = runtime.keras().optimizers
+    base, own = (optimizers.SGD, {"momentum": MOMENTUM}) if name == "sgd" else (optimizers.Adam, {})
+
+    class WithRates(base):  # type: ignore[misc, valid-type]
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            number = self._get_variable_index(variable)
+            rate = learning_rate * rates[number] * factor
+            if decays[number] is not None:
+                self.assign_sub(variable, variable * decays[number] * rate)
+            super().update_step(gradient, variable, rate)
+
+    return WithRates(schedule, **own, **options)
+
+
+def diverged(learning_rate: float | None, l2: float | None) -> RunError:
+    """The error of a loss that was never a finite number."""
+    return RunError(
+        f"The loss was never a finite number with --learning-rate {learning_rate:g} and --l2 {l2:g}; lower them"
+    )

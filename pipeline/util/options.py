@@ -1,0 +1,146 @@
+"""Options, declared once as fields of a dataclass; the command line, Python and the README are made from them."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any
+
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The legal numbers of an option, both ends included.
+
+    Attributes:
+        least: The smallest.
+        most: The largest.
+        text: What an error tells the user to give.
+    """
+
+    least: float
+    most: float
+    text: str
+
+
+POSITIVE = sys.float_info.min
+COUNT = Bounds(1, 100_000, "1 to 100,000")
+COUNT_OR_NONE = Bounds(0, 100_000, "0 to 100,000")
+SHARE = Bounds(0, math.nextafter(1, 0), "a share from 0 up to, but not including, 1")
+FACTOR = Bounds(POSITIVE, 1, "above 0 and up to 1")
+SEED_HELP = "Seed of all that is drawn."
+SEED = Bounds(0, 2**31 - 1, f"a number from 0 to {2**31 - 1}")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What is known of a field that a user sets.
+
+    Attributes:
+        help: What it means, for the command line and the README.
+        legal: Its legal values, if they are a few words.
+        several: Whether several of them may be joined by commas.
+        bounds: Its legal numbers.
+        parse: Makes the value of the text that is given on the command line.
+        argument: Whether it stands on the command line without a name.
+    """
+
+    help: str
+    legal: tuple[str, ...] = ()
+    several: bool = False
+    bounds: Bounds | None = None
+    parse: Callable[[str], Any] | None = None
+    argument: bool = False
+
+
+def option(default: Any, help: str, **known: Any) -> Any:
+    """Declare a field that a user sets; arguments as in `Option`."""
+    return field(default=default, metadata={"option": Option(help, **known)})
+
+
+def options_of(kind: type) -> dict[str, Option]:
+    """The options among the fields of a dataclass, by the fields' names."""
+    return {one.name: one.metadata["option"] for one in fields(kind) if "option" in one.metadata}
+
+
+def option_name(field_name: str) -> str:
+    """The name of a field on the command line."""
+    return "--" + field_name.replace("_", "-")
+
+
+def check(config: Any) -> None:
+    """Refuse illegal values of a dataclass's options; None is always legal.
+
+    Raises:
+        ConfigError: With the value and the legal ones.
+    """
+    for name, known in options_of(type(config)).items():
+        value = getattr(config, name)
+        if value is None:
+            continue
+        for word in value.split(",") if known.several else [value]:
+            if known.legal:
+                one_of(option_name(name), word.strip(), known.legal)
+        if known.bounds and not known.bounds.least <= value <= known.bounds.most:
+            shown = f"{value:g}" if isinstance(value, float) else value
+            raise ConfigError(f"{option_name(name)} is {shown}; give {known.bounds.text}")
+
+
+def one_of(option: str, value: str, legal: tuple[str, ...]) -> str:
+    """Return `value` if it is legal.
+
+    Raises:
+        ConfigError: If not, with the legal values.
+    """
+    if value not in legal:
+        near = get_close_matches(value, legal, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{option} is {value!r}; it can be {', '.join(legal)}.{hint}")
+    return value
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """Parse `224` or `HEIGHTxWIDTH` into (height, width) in pixels.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and 0 < int(part) <= 4096 for part in parts):
+        raise ConfigError(f"--image-size is {text!r}; give pixels from 1 to 4096: 224, or 192x256 (height x width)")
+    return int(parts[0]), int(parts[-1])
+
+
+def parse_bytes(option: str, text: str) -> int:
+    """Parse `800MB`, `1.5GB` or a number of bytes.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if not match or float(match[1]) == 0:
+        raise ConfigError(f"{option} is {text!r}; give bytes, such as 800MB or 1.5GB")
+    power = "kmgt".index(match[2].lower()) + 1 if match[2] else 0
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def parse_memory(text: str) -> int:
+    """Parse the value of `--memory` into bytes."""
+    return parse_bytes("--memory", text)
+
+
+def parse_counts(text: str) -> tuple[int, ...]:
+    """Parse whole numbers that are joined by commas.
+
+    Raises:
+        ConfigError: If it is anything else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"--per-class is {text!r}; give numbers joined by commas: 1,2,5,10")
+    return tuple(int(part) for part in parts)
