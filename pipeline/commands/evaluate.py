@@ -156,30 +156,40 @@ def _absent(dataset: Dataset, classifier: Classifier) -> list[str]:
     ]
 
 
-def _images_of_run(cache: Path, run: Run) -> dict[bytes, str]:
-    """The split that each image had when a run was trained, by image key; empty where that isn't known any more."""
+def _images_of_run(cache: Path, run: Run) -> dict[bytes, set[str]]:
+    """The splits that each image had when a run was trained, by image key; empty where that isn't known any more.
+
+    An image has several where the data hold byte-identical copies of it on both sides.
+    """
     try:
         dataset = load_dataset(cache, run.dataset)
     except StoreError as error:
         log.warning("Which images the run was trained on can't be told: %s", error)
         return {}
-    return dict(zip(dataset.keys.tolist(), dataset.splits.tolist(), strict=True))
+    found: dict[bytes, set[str]] = {}
+    for key, split in zip(dataset.keys.tolist(), dataset.splits.tolist(), strict=True):
+        found.setdefault(key, set()).add(split)
+    return found
 
 
-def _with_splits(dataset: Dataset, trained_on: dict[bytes, str]) -> Dataset:
-    """With a split for the images that have none, and for those of train that were carved for val or test."""
-    pairs = zip(dataset.keys.tolist(), dataset.splits.tolist(), strict=True)
-    splits: NDArray[np.str_] = np.array(
-        [trained_on.get(key, split or "test") if split in ("", "train") else split for key, split in pairs], "U5"
-    )
+def _with_splits(dataset: Dataset, trained_on: dict[bytes, set[str]]) -> Dataset:
+    """With a split for the images that have none, and for those of train that were carved for val or test.
+
+    An image of which the run was trained on any copy belongs to train: only where none was, it was carved from there.
+    """
+    splits: NDArray[np.str_] = dataset.splits.copy()
+    for row, key in enumerate(dataset.keys.tolist()):
+        if splits[row] in ("", "train"):
+            had = trained_on.get(key, {splits[row] or "test"})
+            splits[row] = next(split for split in SPLITS if split in had)
     return replace(dataset, splits=splits)
 
 
-def _seen(dataset: Dataset, trained_on: dict[bytes, str]) -> list[str]:
-    """How many images of val and test the run was trained on."""
+def _seen(dataset: Dataset, trained_on: dict[bytes, set[str]]) -> list[str]:
+    """How many images of val and test the run was trained on, themselves or as a byte-identical copy."""
     notes = []
     for split in ("val", "test"):
         keys = dataset.keys[dataset.splits == split].tolist()
-        if seen := sum(trained_on.get(key) == "train" for key in keys):
+        if seen := sum("train" in trained_on.get(key, ()) for key in keys):
             notes.append(f"The run was trained on {seen:,} of the {len(keys):,} {split} images, which flatters it")
     return notes
