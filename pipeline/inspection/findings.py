@@ -198,11 +198,7 @@ def facts_of(source: ImageSource, pixel_limit: int) -> list[Facts | ImageError]:
             return error
 
     found = []
-    with (
-        images.reading(pixel_limit),
-        ThreadPoolExecutor(runtime.cpu_count()) as pool,
-        progress("Reading", len(source)) as advance,
-    ):
+    with ThreadPoolExecutor(runtime.cpu_count()) as pool, progress("Reading", len(source)) as advance:
         for facts in pool.map(describe, range(len(source))):
             found.append(facts)
             advance(1)
