@@ -152,7 +152,10 @@ class TestFolder:
         [
             ([], "no class folders"),
             (["a/1.png"], "only one class, 'a'"),
-            (["a/1.png", "b/notes.txt"], "b has no images"),
+            (["a/1.png", "b/notes.txt"], r"only one class, 'a'.*tlpipe extract .*/a \(left aside: b\)"),
+            (["a/notes.txt", "notes.txt"], r"found 1 files that are no images, and folders without images: a$"),
+            (["set/train/a/1.png", "set/train/b/1.png"], "only one class, 'set', and that holds folders itself: train"),
+            (["one/train/a/1.png", "one/test/a/1.png", "two/train/a/1.png"], "one, two hold a folder `train`"),
             (["train/a/1.png", "train/b/1.png", "test/1.png"], "test has no class folders"),
             (["train/a/1.png", "train/b/1.png", "val/a/1.png", "valid/a/1.png"], "several folders for the split 'val'"),
             (["train/a/1.png", "test/a/1.png", "extra/a/1.png"], "mixes folders of splits with others"),
@@ -162,12 +165,44 @@ class TestFolder:
     def test_bad_folders(self, tmp_path: Path, draw: Draw, files: list[str], word: str) -> None:
         for name in files:
             if name.endswith("txt"):
-                (tmp_path / name).parent.mkdir(parents=True)
+                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / name).write_text("x")
             else:
                 draw(tmp_path / name)
         with pytest.raises(DataError, match=word):
             opened(tmp_path)
+
+    def test_what_never_is_a_class_is_named_in_one_line(self, tmp_path: Path, draw: Draw) -> None:
+        for name in ("a/1.png", "b/1.png", "__MACOSX/a/1.png", ".hidden/1.png"):
+            draw(tmp_path / name)
+        (tmp_path / "empty/deep").mkdir(parents=True)
+        found = opened(tmp_path)
+        assert found.dataset.class_names == ("a", "b")
+        assert found.notes == [
+            "3 folders left aside (no images, hidden, or written by tlpipe): .hidden, __MACOSX, empty"
+        ]
+
+    @pytest.mark.parametrize(
+        "files",
+        [
+            ("any/.tlpipe", "any/20260101-run/figure.png"),
+            ("any/20260101-run/run.json", "any/20260101-run/figure.png"),
+            ("any/features/0123/spec.json", "any/picture.png"),
+            ("any/tables/x.json", "any/picture.png"),
+        ],
+    )
+    def test_what_tlpipe_wrote_is_no_class(self, tmp_path: Path, draw: Draw, files: tuple[str, ...]) -> None:
+        """Whatever the folder is called, and whether it has the marker or is older than that."""
+        for name in ("a/1.png", "b/1.png", "a/deep/1.png", *files):
+            draw((tmp_path / name).with_suffix(".png"))
+            if not name.endswith("png"):
+                (tmp_path / name).write_text("{}")
+        (tmp_path / "a/deep/.tlpipe").write_text("")
+        found = opened(tmp_path)
+        assert found.dataset.locations == ("a/1.png", "b/1.png")
+        assert any("1 folders left aside" in note and note.endswith(": any") for note in found.notes)
+        with pytest.raises(DataError, match="was written by tlpipe"):
+            opened(tmp_path / "any")
 
 
 class TestManifest:

@@ -74,6 +74,19 @@ class TestIncremental:
         assert self.extract(red_and_blue, cache, resize="pad").n_computed == 40
         assert self.extract(red_and_blue, cache, interpolation="nearest").n_computed == 40
 
+    def test_own_output_inside_the_data_is_no_class(self, red_and_blue: Path) -> None:
+        """Under names that nothing could know them by."""
+        cache, reports = red_and_blue / "green", red_and_blue / "yellow"
+        first = self.extract(red_and_blue, cache)
+        commands.train_head(HeadConfig("logreg"), cache, reports)
+        commands.inspect(str(red_and_blue), cache, red_and_blue / "white")
+        commands.report((), cache, reports)
+        assert {path.suffix for path in reports.rglob("*")} >= {".png"}
+        again = self.extract(red_and_blue, cache)
+        assert (again.n_images, again.n_computed, again.record.id) == (40, 0, first.record.id)
+        for folder in (cache, reports, red_and_blue / "white"):
+            assert (folder / ".tlpipe").is_file()
+
     def test_twins_are_computed_once(self, red_and_blue: Path, cache: Path) -> None:
         shutil.copy(red_and_blue / "red" / "0.png", red_and_blue / "red" / "twin.png")
         result = self.extract(red_and_blue, cache)

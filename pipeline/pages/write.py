@@ -17,7 +17,7 @@ from pipeline.pages import charts
 from pipeline.pages.pictures import Pictures
 from pipeline.pages.run_page import CONFUSION, RunData, context, engine_of, figures, shown_split
 from pipeline.runs.run import Run
-from pipeline.util.files import published
+from pipeline.util.files import mark_folder, published
 
 INDEX, RUN_PAGE = "index.html", "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -134,6 +134,7 @@ def write_index(reports: Path, runs: Sequence[Run], inspections: Sequence[str]) 
                 "data": Path(run.data).name,
             }
         )
+    mark_folder(reports)
     page = reports / INDEX
     _write(page, "index.html.j2", {"rows": rows, "inspections": inspections})
     return page
@@ -158,4 +159,5 @@ def write_inspection(page: Path, heading: dict[str, Any], sections: Sequence[Sec
         }
         for section in sections
     ]
+    mark_folder(page.parent)
     _write(page, "inspection.html.j2", {**heading, "sections": drawn})

@@ -16,7 +16,7 @@ from pipeline.config import misfits
 from pipeline.errors import RunError
 from pipeline.runs.predictions import Predictions, write_history, write_predictions
 from pipeline.util import runtime
-from pipeline.util.files import published_folder, read_json
+from pipeline.util.files import mark_folder, published_folder, read_json
 
 NAMED_AT_MOST = 5  # runs in an error
 
@@ -117,6 +117,7 @@ def save_run(
     Raises:
         StoreError: If the folder can't be written.
     """
+    mark_folder(reports)
     folder = reports / run.id
     with published_folder(folder) as partial:
         _write_json(partial / "run.json", asdict(run))

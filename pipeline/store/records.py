@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.config import ExtractConfig, FeatureSpec
 from pipeline.data import KEY_DTYPE, Dataset
 from pipeline.errors import ConfigError, StoreError
-from pipeline.util.files import publish_checked, read_checked, read_json, write_json
+from pipeline.util.files import mark_folder, publish_checked, read_checked, read_json, write_json
 
 log = logging.getLogger("tlpipe")
 
@@ -92,6 +92,7 @@ def save_dataset(cache: Path, dataset: Dataset) -> None:
         for name, texts in (("location", dataset.locations), ("class_name", dataset.class_names)):
             file.create_dataset(name, data=list(texts), dtype=h5py.string_dtype())
         file.attrs["name"] = dataset.name
+    mark_folder(cache)
     folder = cache / "datasets"
     saved = publish_checked(folder, buffer.getvalue(), ".h5", f"{dataset.id}-")
     for path in folder.glob(f"{dataset.id}-*.h5"):
@@ -125,6 +126,7 @@ def load_dataset(cache: Path, dataset_id: str) -> Dataset:
 
 def save_record(cache: Path, record: TableRecord) -> None:
     """Publish a record; it is now the newest."""
+    mark_folder(cache)
     write_json(cache / "tables" / f"{record.id}.json", record.to_json())
 
 
