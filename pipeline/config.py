@@ -116,6 +116,23 @@ class ImageConfig:
             raise ConfigError(f"--pixel-limit is {self.pixel_limit}; give a number of pixels above 0")
 
 
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of the columns of a manifest; None for the common ones.
+
+    Attributes:
+        path: Where each picture lies.
+        label: Its class.
+        split: Its split.
+        group: What it must not be parted from.
+    """
+
+    path: str | None = None
+    label: str | None = None
+    split: str | None = None
+    group: str | None = None
+
+
 @dataclass(frozen=True)
 class SplitConfig:
     """How splits are carved that the source doesn't have.
@@ -165,6 +182,11 @@ class ExtractConfig:
         dtype: Type of stored features; None for float32, or float16 without pooling, if weights are not random.
         splits: How missing splits are carved.
         seed: Seed of random weights.
+        path_column: Name of a manifest's column, as in `Columns`; None for the common names.
+        label_column: The same.
+        split_column: The same.
+        group_column: The same.
+        group_duplicates: Whether near duplicates, too, are kept on one side of a split.
     """
 
     data: str = "digits"
@@ -183,6 +205,11 @@ class ExtractConfig:
     dtype: str | None = None
     splits: SplitConfig = field(default_factory=SplitConfig)
     seed: int = 0
+    path_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    group_column: str | None = None
+    group_duplicates: bool = False
 
     def __post_init__(self) -> None:
         one_of("--pooling", self.pooling, POOLINGS)
@@ -198,17 +225,31 @@ class ExtractConfig:
         if self.views and not self.augment:
             raise ConfigError(f"--views {self.views} needs --augment, such as --augment flip,crop")
 
-    def command(self, **other: str) -> str:
-        """The command line that extracts this, with some options changed."""
-        words = ["tlpipe", "extract", self.data]
+    @property
+    def columns(self) -> Columns:
+        """Which columns of a manifest are read."""
+        return Columns(self.path_column, self.label_column, self.split_column, self.group_column)
+
+    def columns_of(self, data: str) -> Columns:
+        """Which columns are read of some data: those of this extract, if it is the same."""
+        return self.columns if data == self.data else Columns()
+
+    def options(self, **other: str) -> list[str]:
+        """The options on the command line that give this, with some of them changed."""
+        words: list[str] = []
         values = {**asdict(self), **{f"splits.{name}": value for name, value in asdict(self.splits).items()}}
         defaults = {**asdict(ExtractConfig()), **{f"splits.{n}": v for n, v in asdict(SplitConfig()).items()}}
         for name, value in {**values, **other}.items():
             if name in ("data", "splits", "dtype", "splits.seed") or value == defaults[name]:
                 continue
             text = "x".join(map(str, value)) if name == "image_size" else str(value)
-            words += ["--" + name.removeprefix("splits.").replace("_", "-"), text]
-        return shlex.join(words)
+            option = "--" + name.removeprefix("splits.").replace("_", "-")
+            words += [option] if value is True else [option, text]
+        return words
+
+    def command(self, **other: str) -> str:
+        """The command line that extracts this, with some options changed."""
+        return shlex.join(["tlpipe", "extract", self.data, *self.options(**other)])
 
     def to_json(self) -> dict[str, Any]:
         """As a dictionary that JSON can hold."""

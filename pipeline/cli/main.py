@@ -21,9 +21,9 @@ app = typer.Typer(
 DataArgument = Annotated[
     str,
     typer.Argument(
-        help="A folder class/*.jpg or {train,val,test}/class/*.jpg; a .csv, .tsv or .parquet with the columns path, "
-        "label and perhaps split; an .npz; a folder of train_images.npy, train_labels.npy, ...; digits, cifar10 or "
-        "cifar100."
+        help="A folder class/*.jpg, {train,val,test}/class/*.jpg, or *.jpg without labels; a .csv, .tsv or .parquet "
+        "with the columns path and perhaps label, split and group; an .npz; a folder of train_images.npy, "
+        "train_labels.npy, ...; digits, cifar10 or cifar100."
     ),
 ]
 
@@ -61,7 +61,19 @@ def extract(
     val_fraction: Annotated[float, typer.Option(help="Share for val, if the data has none.")] = 0.15,
     test_fraction: Annotated[float, typer.Option(help="Share for test, if the data has none.")] = 0.15,
     test_from: Annotated[str, typer.Option(help="Split that test is taken from: train or val.")] = "train",
+    path_column: Annotated[str | None, typer.Option(help="Column of a manifest that holds the paths.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column that holds the labels.")] = None,
+    split_column: Annotated[str | None, typer.Option(help="Column that holds the splits.")] = None,
+    group_column: Annotated[
+        str | None, typer.Option(help="Column of what must stay on one side of a split: patient, camera, scene.")
+    ] = None,
+    group_duplicates: Annotated[
+        bool, typer.Option("--group-duplicates", help="Keep near duplicates on one side of a split, too.")
+    ] = False,
     pixel_limit: Annotated[int, typer.Option(help="Refuse images of more pixels.")] = 200_000_000,
+    again: Annotated[
+        bool, typer.Option("--again", help="Take all options from the newest extract of the same data.")
+    ] = False,
     rehash: Annotated[
         bool, typer.Option("--rehash", help="Read all files again, even if they look unchanged.")
     ] = False,
@@ -88,9 +100,14 @@ def extract(
         precision=precision,
         splits=SplitConfig(val_fraction, test_fraction, test_from, common.seed),
         seed=common.seed,
+        path_column=path_column,
+        label_column=label_column,
+        split_column=split_column,
+        group_column=group_column,
+        group_duplicates=group_duplicates,
     )
     result = commands.extract(
-        config, common.cache, batch_size=batch_size, workers=workers, rehash=rehash, strict=strict
+        config, common.cache, batch_size=batch_size, workers=workers, rehash=rehash, strict=strict, again=again
     )
     return Answer(result.to_json(), extract_text(result))
 

@@ -38,6 +38,7 @@ from pipeline.heads import HeadConfig, make_head
 from pipeline.runs.predictions import Predictions
 from pipeline.runs.run import Run, save_run
 from pipeline.selection.tables import TableOptions
+from pipeline.store.records import as_extracted
 from pipeline.store.table import FeatureTable, load_table, read_features
 from pipeline.util import runtime
 from pipeline.util.memo import Memo
@@ -168,7 +169,8 @@ def _open_data(begun: Start, cache: Path) -> Opened:
     """
     record, run = begun.record, begun.trained.run
     try:
-        opened = open_dataset(record.config.data, record.config.splits, memo=Memo(cache))
+        config, known = record.config, as_extracted(cache, record)
+        opened = open_dataset(config.data, config.splits, columns=config.columns, known=known, memo=Memo(cache))
     except DataError as error:
         raise DataError(f"The images that the head {run.id} was trained on can't be opened: {error}") from error
     if opened.dataset.id != record.dataset:

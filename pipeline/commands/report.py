@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import ExtractConfig, FeatureSpec, one_of
-from pipeline.data import Opened, open_labelled
+from pipeline.data import UNLABELLED, Opened, open_labelled
 from pipeline.data.augment import Augment
 from pipeline.errors import ConfigError, DataError, RunError, StoreError
 from pipeline.pages import Map, Pictures, RunData, shown_split, write_index, write_run
@@ -71,17 +71,17 @@ class _Shelf:
             self.stores[spec].open()
         return self.stores[spec]
 
-    def pictures(self, data: str, pixel_limit: int) -> tuple[Pictures, dict[bytes, str]] | str:
+    def pictures(self, data: str, config: ExtractConfig) -> tuple[Pictures, dict[bytes, str]] | str:
         """Pictures and locations of some data; why there are none, if they can't be opened."""
         if data not in self.data:
             try:
-                opened: Opened = open_labelled(data, memo=Memo(self.cache))
+                opened: Opened = open_labelled(data, columns=config.columns_of(data), memo=Memo(self.cache))
             except DataError as error:
                 self.data[data] = str(error)
             else:
                 keys = opened.dataset.keys
                 named = dict(zip(reversed(keys.tolist()), reversed(opened.dataset.locations), strict=True))
-                self.data[data] = (Pictures(opened.source, keys, pixel_limit), named)
+                self.data[data] = (Pictures(opened.source, keys, config.pixel_limit), named)
         return self.data[data]
 
 
@@ -139,7 +139,7 @@ def _run_data(run: Run, reports: Path, by_id: dict[str, Run], shelf: _Shelf) -> 
     frozen = by_id.get(str(run.settings.get("head_run"))) if run.stage == "finetune" else None
     if run.stage == "finetune" and frozen is None:
         missing.append("The run before fine-tuning is gone, and with it its learning curve.")
-    found = shelf.pictures(run.data, _config(run).pixel_limit)
+    found = shelf.pictures(run.data, _config(run))
     pictures, locations = (None, {}) if isinstance(found, str) else found
     if isinstance(found, str):
         missing.append(f"There are no pictures: {found}.")
@@ -237,7 +237,12 @@ def _samples(run: Run, cache: Path) -> list[bytes]:
         dataset = load_dataset(cache, run.dataset)
     except StoreError:
         return []
-    return [bytes(key) for key in np.unique(dataset.keys[dataset.splits == "train"])[:SAMPLES].tolist()]
+    return [
+        bytes(key)
+        for key in np.unique(dataset.keys[(dataset.splits == "train") & (dataset.labels != UNLABELLED)])[
+            :SAMPLES
+        ].tolist()
+    ]
 
 
 def _config(run: Run) -> ExtractConfig:

@@ -101,8 +101,8 @@ def _flat(root: Path, loose: list[Path], skipped: list[Path]) -> Listing:
         found = f"{len(loose):,} files that are no images" if loose else "no files"
         found += f", and folders without images: {shortened([path.name for path in skipped])}" if skipped else ""
         raise DataError(
-            f"{root} has no class folders with images; tlpipe looks for class/*.jpg, {{train,val,test}}/class/*.jpg, or "
-            f"*.jpg without labels, and found {found}"
+            f"{root} has no class folders with images; tlpipe looks for class/*.jpg, {{train,val,test}}/class/*.jpg, "
+            f"or *.jpg without labels, and found {found}"
         )
     aside = [file for file in loose if not is_image(file)]
     return _listing(root, images, [""] * len(images), [""] * len(images), aside, skipped)
@@ -137,8 +137,9 @@ def _check_depth(root: Path, folders: list[Path]) -> None:
     ]
     if sets and len(folders) > 1:
         raise DataError(
-            f"{root} has no class folders: {shortened(sets)} hold a folder `train`, and look like data sets themselves. "
-            f"Looked for class/*.jpg and {{train,val,test}}/class/*.jpg; give one of them: tlpipe extract {root / sets[0]}"
+            f"{root} has no class folders: {shortened(sets)} hold a folder `train`, and look like data sets "
+            "themselves. Looked for class/*.jpg and {train,val,test}/class/*.jpg; give one of them: "
+            f"tlpipe extract {root / sets[0]}"
         )
 
 
@@ -178,7 +179,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 def _data_folders(folder: Path, skipped: list[Path]) -> list[Path]:
     """The folders in a folder that may hold data; those that never do are added to `skipped`."""
-    found = []
+    found: list[Path] = []
     for entry in _scan(folder):
         if _is_folder(entry):
             path = folder / entry.name
