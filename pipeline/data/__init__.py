@@ -45,12 +45,15 @@ __all__ = [
     "Dataset",
     "FileSource",
     "ImageSource",
+    "Listing",
     "Opened",
     "Unreadable",
     "array_key",
     "check_classes",
     "file_key",
+    "is_arrays",
     "list_images",
+    "list_source",
     "open_dataset",
     "open_labelled",
     "printable",
@@ -177,7 +180,7 @@ def open_labelled(data: str, *, columns: Columns = COMMON, memo: Memo | None = N
 
 def _opened(data: str, columns: Columns, memo: Memo | None, rehash: bool) -> Opened:
     """The images of a source that can be opened, with the splits it gives."""
-    listing = _read(data, columns)
+    listing = list_source(data, columns)
     keys = listing.source.keys(memo, rehash=rehash)
     kept = [index for index, key in enumerate(keys) if isinstance(key, bytes)]
     unreadable = [
@@ -204,7 +207,17 @@ def _class_order(names: set[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _read(data: str, columns: Columns) -> Listing:
+def is_arrays(path: Path) -> bool:
+    """Whether a file or folder holds arrays rather than pictures, each in a file of its own."""
+    return is_array_folder(path) or is_cifar_folder(path) if path.is_dir() else path.suffix.lower() == ".npz"
+
+
+def list_source(data: str, columns: Columns) -> Listing:
+    """What a user names as DATA, before any of its images is read.
+
+    Raises:
+        DataError: If it isn't there, or can't be listed.
+    """
     if not data:
         raise DataError("DATA is empty; give a folder, a file, or a built-in name")
     path = Path(data).expanduser()

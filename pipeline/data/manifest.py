@@ -145,8 +145,8 @@ def _questioned(path: Path, column: str | None, labels: list[str]) -> list[str]:
     if not many or (counted and len(labels) >= 2 * len(numbers)):
         return []
     return [
-        f"The labels of {path.name} look like numbers, not classes: {column!r} has {len(different):,} different ones in "
-        f"{len(labels):,} rows, such as {shortened(different, 3)}. Another column is named by --label-column NAME"
+        f"The labels of {path.name} look like numbers, not classes: {column!r} has {len(different):,} different ones "
+        f"in {len(labels):,} rows, such as {shortened(different, 3)}. Another column is named by --label-column NAME"
     ]
 
 

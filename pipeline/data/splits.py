@@ -126,7 +126,7 @@ class _Carving:
     def fill(
         self, source: str, target: str, fraction: float, classes: dict[int, tuple[int, int]], reserve: int
     ) -> None:
-        """Move units from one split to another: those that lay there before, then new ones until all classes have enough.
+        """Move units to another split: those that lay there before, then new ones until all classes have enough.
 
         Args:
             source: Where units are taken from.

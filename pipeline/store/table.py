@@ -177,8 +177,8 @@ def _labelled(dataset: Dataset, images: NDArray[np.int64]) -> NDArray[np.bool_]:
     found: NDArray[np.bool_] = dataset.labels[images] != UNLABELLED
     if len(found) and not found.any():
         raise DataError(
-            f"{dataset.name} has no labels; sort its images into class folders, or give a table with the columns path and "
-            "label, then run tlpipe extract again: no feature is computed twice"
+            f"{dataset.name} has no labels; sort its images into class folders, or give a table with the columns path "
+            "and label, then run tlpipe extract again: no feature is computed twice"
         )
     if not found.all():
         log.warning(
