@@ -354,7 +354,9 @@ class TestSplits:
         for turn in folds(table.all(), used, 4, 0, seed=0):
             sides = [{patients[table.locations[row]] for row in part} for part in (turn.train_rows, turn.val_rows[0])]
             assert not sides[0] & sides[1]
-        with pytest.raises(ConfigError, match="--cv 10 needs 10 different groups of images of each class, and one has 9"):
+        with pytest.raises(
+            ConfigError, match="--cv 10 needs 10 different groups of images of each class, and one has 9"
+        ):
             folds(table.all(), used, 10, 0, seed=0)
 
     def test_datasets_of_before_there_were_groups_are_read(self, red_and_blue: Path, cache: Path) -> None:

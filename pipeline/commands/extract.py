@@ -157,9 +157,8 @@ def _as_before(config: ExtractConfig, of_data: Sequence[TableRecord], cache: Pat
     """
     earlier = newest_pooled(of_data)
     if not again:
-        mine = _recorded(config)
-        if earlier is not None and earlier.config.options() != mine.options():
-            words = " ".join(earlier.config.options()) or "no options"
+        if earlier is not None and earlier.config.options() and not config.options():
+            words = shlex.join(earlier.config.options())
             log.info("%s was extracted before with %s; --again repeats that", config.data, words)
         return config
     if given := config.options():

@@ -83,6 +83,7 @@ class _Carving:
     Attributes:
         splits: Split of each image, changed in place.
         rows: Of each unit.
+        sizes: How many images of each class a unit has.
         known: The split that each unit had before; the units of which nothing is known are missing.
     """
 
@@ -97,16 +98,15 @@ class _Carving:
     ) -> None:
         self.keys, self.labels, self.splits, self.seed = keys.tolist(), labels.tolist(), splits, seed
         self.rows: dict[int, list[int]] = defaultdict(list)
+        self.sizes: dict[int, dict[int, int]] = defaultdict(dict)
         self.known: dict[int, str] = {}
         for row, (key, unit) in enumerate(zip(self.keys, units.tolist(), strict=True)):
             self.rows[unit].append(row)
+            if (label := self.labels[row]) != UNLABELLED:
+                self.sizes[unit][label] = self.sizes[unit].get(label, 0) + 1
             if key in known:
                 # Images that were apart and are now found to belong together: none leaves test, or val.
                 self.known[unit] = max(known[key], self.known.get(unit, "train"), key=("train", "val", "test").index)
-
-    def sizes(self, unit: int) -> Counter[int]:
-        """How many images of each class a unit has."""
-        return Counter(label for row in self.rows[unit] if (label := self.labels[row]) != UNLABELLED)
 
     def within(self, source: str) -> list[int]:
         """Units that lie in one split alone: what the source has put into several stays where it is."""
@@ -118,9 +118,9 @@ class _Carving:
         images: Counter[int] = Counter()
         units: Counter[int] = Counter()
         for unit in self.within(source):
-            sizes = self.sizes(unit)
-            images.update(sizes)
-            units.update(list(sizes))
+            for label, n in self.sizes[unit].items():
+                images[label] += n
+                units[label] += 1
         return {label: (images[label], units[label]) for label in images}
 
     def fill(
@@ -140,7 +140,7 @@ class _Carving:
             for label, (n_images, n_units) in classes.items()
             if n_units >= LEAST
         }
-        movable = {unit: self.sizes(unit) for unit in self.within(source)}
+        movable = {unit: self.sizes[unit] for unit in self.within(source)}
         # A unit of a class that is left to training alone stays there with all its images.
         movable = {unit: sizes for unit, sizes in movable.items() if sizes and sizes.keys() <= lacking.keys()}
         left = Counter(label for sizes in movable.values() for label in sizes)
@@ -149,9 +149,9 @@ class _Carving:
         def move(unit: int) -> None:
             sizes = movable.pop(unit)
             self.splits[self.rows[unit]] = target
-            left.subtract(list(sizes))
             untouched.difference_update(sizes)
             for label, n in sizes.items():
+                left[label] -= 1
                 lacking[label] -= n
 
         for unit in [unit for unit in movable if self.known.get(unit) == target]:
@@ -170,14 +170,13 @@ class _Carving:
 
     def _order(self, units: Sequence[int], target: str) -> list[int]:
         """Units by the least hash of their images."""
-        salt = f"{target}/{self.seed}"
+        salt = hashlib.blake2b(f"{target}/{self.seed}".encode(), digest_size=16).digest()
         numbers = {unit: min(_number(self.keys[row], salt) for row in self.rows[unit]) for unit in units}
         return sorted(units, key=lambda unit: numbers[unit])
 
 
-def _number(key: bytes, salt: str) -> float:
-    digest = hashlib.blake2b(key, digest_size=8, salt=hashlib.blake2b(salt.encode(), digest_size=16).digest())
-    return int.from_bytes(digest.digest(), "big") / 2**64
+def _number(key: bytes, salt: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8, salt=salt).digest(), "big")
 
 
 def joined_groups(
