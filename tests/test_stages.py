@@ -413,6 +413,15 @@ class TestUnlabelled:
         assert rated.n_train + rated.n_val + rated.n_test == 30
         assert commands.inspect(str(some_labels), cache, reports).counts()["(no label)"]["train"] == 10
 
+    def test_labels_that_come_later_are_split(self, red_and_blue: Path, cache: Path) -> None:
+        path = red_and_blue / "list.csv"
+        names = [f"{name}/{number}.png" for name in ("red", "blue") for number in range(20)]
+        path.write_text("\n".join(["path,label", *(f"{name}," for name in names)]))
+        commands.extract(ExtractConfig(str(path)), cache)
+        path.write_text("\n".join(["path,label", *(f"{name},{name.split('/')[0]}" for name in names)]))
+        record = commands.extract(ExtractConfig(str(path)), cache).record
+        assert load_dataset(cache, record.dataset).counts() == {"train": 28, "val": 6, "test": 6}
+
     def test_one_class_is_extracted_and_not_trained_on(self, red_and_blue: Path, cache: Path, reports: Path) -> None:
         (red_and_blue / "list.csv").write_text("path,label\nred/0.png,red\nred/1.png,red\n")
         commands.extract(ExtractConfig(str(red_and_blue / "list.csv")), cache)

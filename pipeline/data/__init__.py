@@ -138,8 +138,10 @@ def split_again(
     names = [None if dataset.groups is None else [str(group) for group in dataset.groups.tolist()]]
     before: dict[bytes, str] = {}
     if known is not None:
+        # An image without a label was left to training, but not drawn for it.
+        drawn = known.labels != UNLABELLED
         for split in reversed(SPLITS):  # of an image that lies in several, the first counts
-            before |= dict.fromkeys(known.keys[known.splits == split].tolist(), split)
+            before |= dict.fromkeys(known.keys[drawn & (known.splits == split)].tolist(), split)
         if known.groups is not None:
             groups_before = dict(zip(known.keys.tolist(), known.groups.tolist(), strict=True))
             names.append([str(groups_before.get(key, "")) for key in dataset.keys.tolist()])
