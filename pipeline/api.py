@@ -31,7 +31,7 @@ class Features:
 
     Attributes:
         X: Features, shape [n, d], or [n, h, w, c] without pooling.
-        y: Index into `class_names`, shape [n].
+        y: Index into `class_names`, shape [n]; -1 of an image without a label.
         split: "train", "val" or "test", shape [n].
         view: 0 for the image itself, else the number of its augmented view, shape [n].
         class_names: Sorted.
@@ -100,7 +100,7 @@ def load_features(features_id: str | None = None, *, cache: str | Path = "cache"
     Raises:
         StoreError: If there are no such features.
     """
-    table = load_table(Path(cache), find_records(Path(cache), features_id), views)
+    table = load_table(Path(cache), find_records(Path(cache), features_id), views, labelled=False)
     return Features(
         table.array(), table.labels, table.splits, table.views, table.class_names, table.locations, table.specs
     )

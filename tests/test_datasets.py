@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.config import SplitConfig
-from pipeline.data import Opened, file_key, open_dataset
+from pipeline.config import Columns, SplitConfig
+from pipeline.data import Opened, file_key, open_dataset, open_labelled
 from pipeline.data.cifar import read_cifar
 from pipeline.errors import DataError
 from pipeline.util.memo import Memo
@@ -152,7 +154,10 @@ class TestFolder:
         [
             ([], "no class folders"),
             (["a/1.png"], "only one class, 'a'"),
-            (["a/1.png", "b/notes.txt"], "b has no images"),
+            (["a/1.png", "b/notes.txt"], r"only one class, 'a'.*tlpipe extract .*/a \(left aside: b\)"),
+            (["a/notes.txt", "notes.txt"], r"found 1 files that are no images, and folders without images: a$"),
+            (["set/train/a/1.png", "set/train/b/1.png"], "only one class, 'set', and that holds folders itself: train"),
+            (["one/train/a/1.png", "one/test/a/1.png", "two/train/a/1.png"], "one, two hold a folder `train`"),
             (["train/a/1.png", "train/b/1.png", "test/1.png"], "test has no class folders"),
             (["train/a/1.png", "train/b/1.png", "val/a/1.png", "valid/a/1.png"], "several folders for the split 'val'"),
             (["train/a/1.png", "test/a/1.png", "extra/a/1.png"], "mixes folders of splits with others"),
@@ -162,12 +167,55 @@ class TestFolder:
     def test_bad_folders(self, tmp_path: Path, draw: Draw, files: list[str], word: str) -> None:
         for name in files:
             if name.endswith("txt"):
-                (tmp_path / name).parent.mkdir(parents=True)
+                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / name).write_text("x")
             else:
                 draw(tmp_path / name)
         with pytest.raises(DataError, match=word):
             opened(tmp_path)
+
+    def test_pictures_without_class_folders_have_no_labels(self, tmp_path: Path, draw: Draw) -> None:
+        for name in ("2.png", "1.png"):
+            draw(tmp_path / name)
+        (tmp_path / "notes.txt").write_text("x")
+        (tmp_path / "cache").mkdir()
+        found = opened(tmp_path)
+        assert found.dataset.locations == ("1.png", "2.png")
+        assert found.dataset.labels.tolist() == [-1, -1]
+        assert found.dataset.counts() == {"train": 2}
+        assert found.notes[-1] == "2 of 2 images have no label; training leaves them out"
+
+    def test_what_never_is_a_class_is_named_in_one_line(self, tmp_path: Path, draw: Draw) -> None:
+        for name in ("a/1.png", "b/1.png", "__MACOSX/a/1.png", ".hidden/1.png"):
+            draw(tmp_path / name)
+        (tmp_path / "empty/deep").mkdir(parents=True)
+        found = opened(tmp_path)
+        assert found.dataset.class_names == ("a", "b")
+        assert found.notes == [
+            "3 folders left aside (no images, hidden, or written by tlpipe): .hidden, __MACOSX, empty"
+        ]
+
+    @pytest.mark.parametrize(
+        "files",
+        [
+            ("any/.tlpipe", "any/20260101-run/figure.png"),
+            ("any/20260101-run/run.json", "any/20260101-run/figure.png"),
+            ("any/features/0123/spec.json", "any/picture.png"),
+            ("any/tables/x.json", "any/picture.png"),
+        ],
+    )
+    def test_what_tlpipe_wrote_is_no_class(self, tmp_path: Path, draw: Draw, files: tuple[str, ...]) -> None:
+        """Whatever the folder is called, and whether it has the marker or is older than that."""
+        for name in ("a/1.png", "b/1.png", "a/deep/1.png", *files):
+            draw((tmp_path / name).with_suffix(".png"))
+            if not name.endswith("png"):
+                (tmp_path / name).write_text("{}")
+        (tmp_path / "a/deep/.tlpipe").write_text("")
+        found = opened(tmp_path)
+        assert found.dataset.locations == ("a/1.png", "b/1.png")
+        assert any("1 folders left aside" in note and note.endswith(": any") for note in found.notes)
+        with pytest.raises(DataError, match="was written by tlpipe"):
+            opened(tmp_path / "any")
 
 
 class TestManifest:
@@ -207,8 +255,9 @@ class TestManifest:
     @pytest.mark.parametrize(
         ("rows", "word"),
         [
-            ([("file", "kind"), ("a.png", "x")], "lacks the column 'path'.*legal are path, label and split"),
-            ([("path", "label", "fold"), ("a.png", "x", "1")], "unknown column 'fold'"),
+            ([("where", "kind"), ("a.png", "x")], "lacks a column of paths.*it has where, kind.*--path-column"),
+            ([("path", "Class", "target"), ("a.png", "x", "1")], "may be the label: class, target.*--label-column"),
+            ([("path", "label", "label"), ("a.png", "x", "1")], "two columns 'label'"),
             ([("path", "label")], "no rows"),
             ([("path", "label"), ("a.png", "x"), ("a.png", "y")], r"1 paths twice.*a.png \(x and y\)"),
             (
@@ -217,16 +266,107 @@ class TestManifest:
             ),
             ([("path", "label"), ("../secret.png", "x")], "leaves the folder"),
             ([("path", "label"), ("/etc/passwd", "x")], "leaves the folder"),
-            ([("path", "label"), ("a.png", "")], "without label"),
+            ([("path", "label"), ("a/../../secret.png", "x")], "leaves the folder"),
+            ([("path", "label"), ("", "x")], "without path, row 1"),
+            ([("path", "group"), ("a.png", "p"), ("sub/../a.png", "q")], r"1 paths twice.*\(p and q\)"),
             ([("path", "label", "split"), ("a.png", "x", "dev")], "split is 'dev'"),
             ([("path", "label"), ("a.png",)], "has 1 values"),
-            ([("path", "label"), ("a.png", "x"), ("c.png", "x")], "only one class"),
             ([], "empty"),
         ],
     )
     def test_bad_manifests(self, folder: Path, rows: list[tuple[str, ...]], word: str) -> None:
         with pytest.raises(DataError, match=word):
             opened(self.write(folder, rows))
+
+    @pytest.mark.parametrize("name", ["filename", "File", "image_path", "path"])
+    @pytest.mark.parametrize("label", ["class", "target", "Label"])
+    def test_common_names_and_further_columns(self, folder: Path, name: str, label: str) -> None:
+        rows = [("", "age", label, name, "notes"), ("0", "7", "x", "a.png", ""), ("1", "8", "y", "c.png", "blurred")]
+        found = opened(self.write(folder, rows))
+        assert labelled(found) == {"a.png": "x", "c.png": "y"}
+        assert found.notes == []
+
+    def test_named_columns(self, folder: Path) -> None:
+        rows = [
+            ("where", "Kind", "part", "who", "label"),
+            ("a.png", "x", "train", "p", "1"),
+            ("c.png", "y", "val", "p", "2"),
+        ]
+        path, columns = self.write(folder, rows), Columns("where", "kind", "part", "who")
+        found = open_dataset(str(path), SplitConfig(test_fraction=0), columns=columns)
+        assert labelled(found) == {"a.png": "x", "c.png": "y"}
+        assert found.dataset.splits.tolist() == ["train", "val"]
+        assert found.dataset.groups is not None and found.dataset.groups.tolist() == [0, 0]
+        with pytest.raises(DataError, match="no column 'kin' .--label-column.; it has where, kind"):
+            open_dataset(str(path), SplitConfig(), columns=Columns("where", "kin"))
+
+    @pytest.mark.parametrize("kind", [".csv", ".tsv"])
+    @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+    def test_delimiters_are_told_apart(self, folder: Path, kind: str, delimiter: str) -> None:
+        path = folder / f"list{kind}"
+        rows = (("path", "label", "note"), ("a.png", "x", '"one, two"'), ("c.png", "y", ""))
+        path.write_text("\ufeff" + "\n".join(delimiter.join(row) for row in rows))
+        assert labelled(opened(path)) == {"a.png": "x", "c.png": "y"}
+
+    def test_rows_without_a_label(self, folder: Path) -> None:
+        found = opened(self.write(folder, [("path", "label"), ("a.png", "x"), ("c.png", " "), ("sub/b.png", "y")]))
+        assert found.dataset.class_names == ("x", "y")
+        assert found.dataset.labels.tolist() == [0, -1, 1]
+        assert found.dataset.label_name(1) == ""
+        assert found.notes == ["1 of 3 images have no label; training leaves them out"]
+
+    def test_one_label_for_all(self, folder: Path) -> None:
+        found = opened(self.write(folder, [("path", "label"), ("a.png", "x"), ("c.png", "x")]))
+        assert labelled(found) == {"a.png": "x", "c.png": "x"}
+        assert found.notes == ["All labels are 'x'; a classifier needs two classes or more"]
+
+    def test_no_labels_at_all(self, folder: Path) -> None:
+        found = opened(self.write(folder, [("file", "kind"), ("a.png", "x"), ("c.png", "y")]))
+        assert (found.dataset.labels.tolist(), found.dataset.class_names) == ([-1, -1], ())
+        assert "list.csv has no column of labels" in found.notes[0] and "--label-column" in found.notes[0]
+        with pytest.raises(DataError, match="has no labels"):
+            open_labelled(str(folder / "list.csv"))
+
+    def test_paths_that_go_down_and_up_again(self, folder: Path) -> None:
+        rows = [("path", "label"), ("sub/../a.png", "x"), ("./sub/b.png", "y"), ("a.png", "x")]
+        found = opened(self.write(folder, rows))
+        assert found.source.paths == [folder / "a.png", folder / "sub/b.png"]  # type: ignore[attr-defined]
+        assert found.notes == ["1 rows of list.csv repeat others and were merged"]
+
+    @pytest.mark.parametrize(
+        ("values", "questioned"),
+        [
+            ([str(number % 4) for number in range(40)], False),
+            ([str(number % 30) for number in range(90)], False),  # classes from 0 without a gap
+            ([str(number * 3 % 70) for number in range(70)], True),
+            ([str(number) for number in range(40)], True),
+            (["0.5", "1.25", "3"] * 10, True),
+            (["1.0", "0.0"] * 10, False),
+            (["1.5 m", "2.5 m"] * 10, False),
+        ],
+    )
+    def test_many_different_numbers_are_questioned(
+        self, folder: Path, draw: Draw, values: list[str], questioned: bool
+    ) -> None:
+        rows = [("path", "label")]
+        for number, value in enumerate(values):
+            shutil.copy(folder / "a.png", folder / f"{number}.png")
+            rows.append((f"{number}.png", value))
+        notes = [note for note in opened(self.write(folder, rows)).notes if "look like numbers" in note]
+        assert bool(notes) == questioned
+        assert all("--label-column" in note for note in notes)
+
+    def test_groups_stay_on_one_side(self, folder: Path, draw: Draw) -> None:
+        rows: list[tuple[str, ...]] = [("path", "label", "group")]
+        for number in range(60):
+            draw(folder / f"{number}.png")
+            rows.append((f"{number}.png", "xy"[number % 2], f"patient {number // 3}"))
+        found = opened(self.write(folder, rows)).dataset
+        splits = found.splits.reshape(20, 3)
+        assert (splits == splits[:, :1]).all()
+        assert set(splits[:, 0].tolist()) == {"train", "val", "test"}
+        assert found.groups is not None and found.groups.tolist() == [number // 3 for number in range(60)]
+        assert found.id != replace(found, groups=None).id
 
     def test_link_to_itself(self, folder: Path) -> None:
         (folder / "loop.png").symlink_to(folder / "loop.png")
@@ -332,8 +472,21 @@ class TestArrays:
         with pytest.raises(DataError, match="one.npz can't be read"):
             opened(tmp_path / "one.npz")
 
+    def test_no_labels(self, tmp_path: Path, random: np.random.Generator) -> None:
+        images = random.integers(0, 256, (6, 4, 4), np.uint8)
+        np.savez(tmp_path / "one.npz", images=images)
+        np.savez(tmp_path / "two.npz", x_train=images[:4], x_test=images[4:])
+        (tmp_path / "three").mkdir()
+        np.save(tmp_path / "three/train_images.npy", images)
+        for name in ("one.npz", "two.npz", "three"):
+            found = opened(tmp_path / name).dataset
+            assert (found.labels.tolist(), found.class_names) == ([-1] * 6, ())
+            assert found.counts() == ({"train": 4, "test": 2} if name == "two.npz" else {"train": 6})
+
     def test_labels_missing(self, tmp_path: Path) -> None:
         np.save(tmp_path / "train_images.npy", np.zeros((2, 4, 4), "u1"))
+        np.save(tmp_path / "test_images.npy", np.zeros((2, 4, 4), "u1"))
+        np.save(tmp_path / "test_labels.npy", np.zeros(2, "u1"))
         with pytest.raises(DataError, match="train_labels.npy isn't"):
             opened(tmp_path)
 

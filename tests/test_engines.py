@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.backbones import Pretrained, open_backbone
 from pipeline.config import ImageConfig
-from pipeline.data.images import decode, from_array, reading, resize
+from pipeline.data.images import decode, from_array, resize
 from pipeline.errors import ConfigError, EngineError
 from pipeline.extraction.engines import EngineChoice, call, choose, open_engine
 from pipeline.extraction.engines.tensorflow import TensorflowEngine
@@ -231,8 +231,7 @@ class TestRealFeatures:
 
     @needs_openvino
     def test_engines_and_precisions(self, files: list[bytes], features: Callable[..., np.ndarray]) -> None:
-        with reading(self.CONFIG.pixel_limit):
-            images = [resize(decode(data, self.CONFIG), self.CONFIG) for data in files]
+        images = [resize(decode(data, self.CONFIG), self.CONFIG) for data in files]
         reference = features(images, "tensorflow", "float32")
         error, _ = self.compare(features(images, "openvino", "float32"), reference)
         assert error < 1e-4
@@ -243,8 +242,7 @@ class TestRealFeatures:
 
     @pytest.mark.skipif(not BFLOAT16, reason="OpenVINO or the processor has no bfloat16")
     def test_bfloat16_depends_on_neither_batch_nor_neighbours(self, files: list[bytes], tmp_path: Path) -> None:
-        with reading(self.CONFIG.pixel_limit):
-            images = np.stack([resize(decode(data, self.CONFIG), self.CONFIG) for data in files[:9]])
+        images = np.stack([resize(decode(data, self.CONFIG), self.CONFIG) for data in files[:9]])
         pretrained = open_backbone("densenet121", "imagenet", 0, (224, 224))
         choice = EngineChoice("openvino", "bfloat16")
         found = [
@@ -264,8 +262,7 @@ class TestRealFeatures:
         config = ImageConfig((96, 96))
         shrunk, whole = [], []
         for data in files:
-            with reading(config.pixel_limit):
-                small = decode(data, config)
+            small = decode(data, config)
             full = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
             if small.size[0] < full.shape[1]:
                 shrunk.append(resize(small, config))

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import struct
+import subprocess
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +16,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config import ImageConfig
-from pipeline.data.images import decode, from_array, reading, resize
+from pipeline.data.images import decode, describe, from_array, resize
 from pipeline.errors import ImageError
 
 FULL = ImageConfig((4096, 4096))  # so large that no JPEG is shrunk while it is decoded
@@ -24,8 +29,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def pixels(data: bytes, config: ImageConfig = FULL) -> np.ndarray:
-    with reading(config.pixel_limit):
-        return np.asarray(decode(data, config))
+    return np.asarray(decode(data, config))
 
 
 def test_rgb_is_left_as_it_is(random: np.random.Generator) -> None:
@@ -139,11 +143,59 @@ def test_too_little_memory_is_no_fault_of_the_file(monkeypatch: pytest.MonkeyPat
     assert not caught.value.lasting
 
 
-def test_pillow_gets_its_limit_back() -> None:
-    before = Image.MAX_IMAGE_PIXELS
-    with reading(5):
+class TestPixelLimit:
+    def test_is_that_of_one_decode_whatever_the_process_allows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Pillow's own limit would refuse all of them; tiles of a TIFF and frames of a GIF are checked by it again."""
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+        for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "ICO", "BMP"):
+            data = encoded(Image.new("RGB", (64, 64), "green"), kind)
+            assert pixels(data).shape == (64, 64, 3)
+            assert describe(data, 64 * 64).width == 64
+            for limit in (64 * 64 - 1, 5):
+                with pytest.raises(ImageError, match="64 x 64 pixels, over the limit"):
+                    describe(data, limit)
         assert Image.MAX_IMAGE_PIXELS == 5
-    assert before == Image.MAX_IMAGE_PIXELS
+
+    def test_threads_with_different_limits_are_not_in_each_others_way(self) -> None:
+        before = Image.MAX_IMAGE_PIXELS
+        data = encoded(Image.new("RGB", (60, 60)))
+
+        def fits(number: int) -> bool:
+            try:
+                decode(data, ImageConfig((32, 32), pixel_limit=3600 if number % 2 else 1000 + number))
+            except ImageError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(fits, range(400))) == [bool(number % 2) for number in range(400)]
+        assert before == Image.MAX_IMAGE_PIXELS
+
+    def test_of_pillow_still_holds_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = encoded(Image.new("RGB", (60, 60)))
+        decode(data, FULL)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        with pytest.raises(Image.DecompressionBombError):
+            Image.open(io.BytesIO(data))
+
+    def test_what_pillow_warns_of_is_decoded_without_a_word(self, tmp_path: Path) -> None:
+        """Of more pixels than it holds for safe, and of odd metadata; also where every warning is an error."""
+        Image.new("L", (9_500, 9_500)).save(tmp_path / "large.jpg")
+        png = encoded(Image.new("RGB", (8, 8)))
+        frames = b"acTL" + bytes(8)  # an animation of no frames
+        chunk = struct.pack(">I", 8) + frames + struct.pack(">I", zlib.crc32(frames))
+        (tmp_path / "odd.png").write_bytes(png[:33] + chunk + png[33:])
+        code = """
+import sys
+from pathlib import Path
+from pipeline.config import ImageConfig
+from pipeline.data.images import decode
+for name in sys.argv[1:]:
+    print(decode(Path(name).read_bytes(), ImageConfig((1187, 1187))).size)
+"""
+        names = [str(tmp_path / name) for name in ("large.jpg", "odd.png")]
+        done = subprocess.run([sys.executable, "-W", "error", "-c", code, *names], capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == ("(1188, 1188)\n(8, 8)\n", "")
 
 
 class TestResize:

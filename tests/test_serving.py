@@ -15,7 +15,7 @@ from conftest import FakeEngine, change_run
 
 from pipeline import commands, load_model
 from pipeline.commands import ExtractResult, TrainingOptions
-from pipeline.config import ExtractConfig, FinetuneConfig, HeadConfig
+from pipeline.config import ExtractConfig, FinetuneConfig, HeadConfig, SplitConfig
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError
 from pipeline.runs.predictions import read_predictions
 from pipeline.runs.run import Run, read_run
@@ -280,6 +280,36 @@ class TestEvaluate:
         assert run.fitted == {"train": head.n_train, "test": head.n_train}
         assert run.chosen == {"val": head.n_val, "test": head.n_val}
         assert run.used()["test"] == f"fit {head.n_train}"
+
+    def test_twins_on_both_sides_of_the_source_stay_where_they_are(
+        self, pictures: Path, tmp_path: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        """Two training images lie in val, too: val keeps its size, and both are counted as seen."""
+        for split, numbers in (("train", range(20)), ("val", range(20, 30))):
+            for name in ("dark", "grey", "light"):
+                (tmp_path / "both" / split / name).mkdir(parents=True)
+                for number in numbers:
+                    shutil.copy(pictures / name / f"{number}.png", tmp_path / "both" / split / name)
+        for number in (0, 1):
+            shutil.copy(pictures / "dark" / f"{number}.png", tmp_path / "both" / "val" / "dark" / f"twin{number}.png")
+        splits = SplitConfig(test_fraction=0)
+        commands.extract(ExtractConfig(str(tmp_path / "both"), splits=splits), cache)
+        head = commands.train_head(HeadConfig("logreg"), cache, reports)
+        run = commands.evaluate(head.id, str(tmp_path / "both"), cache, reports)
+        assert (run.n_train, run.n_val, run.n_test) == (head.n_train, head.n_val, head.n_test) == (60, 32, 0)
+        assert run.fitted["val"] == 2
+        assert run.used()["val"] == "fit 2"
+
+    @pytest.mark.data
+    def test_the_pairs_of_a_public_set_are_seen(
+        self, data: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        commands.extract(ExtractConfig(str(data / "alien-predator")), cache)
+        head = commands.train_head(HeadConfig("centroid"), cache, reports)
+        run = commands.evaluate(head.id, str(data / "alien-predator"), cache, reports)
+        assert (run.n_train, run.n_val, run.n_test) == (head.n_train, head.n_val, head.n_test)
+        assert run.n_val == 200
+        assert "The run was trained on 2 of the 200 val images, which flatters it" in run.notes
 
     def test_unreadable_images_are_left_out_and_told(
         self, head: Run, pictures: Path, cache: Path, reports: Path

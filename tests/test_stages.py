@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 from conftest import FakeEngine
+from PIL import Image
 
 from pipeline import commands
+from pipeline.cli.render import inspect_text
 from pipeline.commands import TrainingOptions
 from pipeline.commands import cache as caretaker
 from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
+from pipeline.data import open_dataset
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, QuarantineError, RunError, StoreError
 from pipeline.extraction.engines import graph_folder
 from pipeline.runs.find import all_runs, find_run
 from pipeline.runs.run import FinetuneRun, HeadRun
-from pipeline.store.records import find_record, records
+from pipeline.selection import folds
+from pipeline.store.records import as_extracted, find_record, load_dataset, records
 from pipeline.store.shards import FeatureStore
 from pipeline.store.table import load_table
 
@@ -73,6 +79,19 @@ class TestIncremental:
         self.extract(red_and_blue, cache)
         assert self.extract(red_and_blue, cache, resize="pad").n_computed == 40
         assert self.extract(red_and_blue, cache, interpolation="nearest").n_computed == 40
+
+    def test_own_output_inside_the_data_is_no_class(self, red_and_blue: Path) -> None:
+        """Under names that nothing could know them by."""
+        cache, reports = red_and_blue / "green", red_and_blue / "yellow"
+        first = self.extract(red_and_blue, cache)
+        commands.train_head(HeadConfig("logreg"), cache, reports)
+        commands.inspect(str(red_and_blue), cache, red_and_blue / "white")
+        commands.report((), cache, reports)
+        assert {path.suffix for path in reports.rglob("*")} >= {".png"}
+        again = self.extract(red_and_blue, cache)
+        assert (again.n_images, again.n_computed, again.record.id) == (40, 0, first.record.id)
+        for folder in (cache, reports, red_and_blue / "white"):
+            assert (folder / ".tlpipe").is_file()
 
     def test_twins_are_computed_once(self, red_and_blue: Path, cache: Path) -> None:
         shutil.copy(red_and_blue / "red" / "0.png", red_and_blue / "red" / "twin.png")
@@ -268,6 +287,263 @@ class TestTrainHead:
             file["label"][0] = 1 - file["label"][0]
         with pytest.raises(StoreError, match="was changed after it was written"):
             commands.train_head(HeadConfig(), cache, reports)
+
+
+@pytest.mark.usefixtures("fake_engine")
+class TestSplits:
+    def splits(self, cache: Path, result: commands.ExtractResult) -> dict[str, str]:
+        dataset = load_dataset(cache, result.record.dataset)
+        return dict(zip(dataset.locations, dataset.splits.tolist(), strict=True))
+
+    def test_a_class_that_grows_keeps_its_val_and_test_images(
+        self, red_and_blue: Path, cache: Path, draw: Callable[..., Path]
+    ) -> None:
+        before = self.splits(cache, commands.extract(ExtractConfig(str(red_and_blue)), cache))
+        for number in range(40):
+            draw(red_and_blue / "red" / f"new {number}.png", colour=(200, 60, 60))
+        after = self.splits(cache, commands.extract(ExtractConfig(str(red_and_blue)), cache))
+        assert {name: split for name, split in after.items() if name in before} == before
+        of_red = [split for name, split in after.items() if name.startswith("red")]
+        assert [of_red.count(split) for split in ("train", "val", "test")] == [42, 9, 9]
+        again = commands.extract(ExtractConfig(str(red_and_blue), splits=SplitConfig(seed=1), seed=1), cache)
+        assert self.splits(cache, again) != after, "another seed draws anew"
+
+    def test_inspection_and_fine_tuning_see_the_same_splits(
+        self, red_and_blue: Path, cache: Path, reports: Path, draw: Callable[..., Path]
+    ) -> None:
+        commands.extract(ExtractConfig(str(red_and_blue)), cache)
+        for number in range(9):
+            draw(red_and_blue / "red" / f"new {number}.png", colour=(200, 60, 60))
+        record = commands.extract(ExtractConfig(str(red_and_blue)), cache).record
+        fresh = open_dataset(str(red_and_blue), SplitConfig()).dataset
+        assert fresh.id != record.dataset, "from these images alone the splits are others"
+        assert commands.inspect(str(red_and_blue), cache, reports).dataset.id == record.dataset
+        known = as_extracted(cache, record)
+        assert open_dataset(str(red_and_blue), SplitConfig(), known=known).dataset.id == record.dataset
+
+    def test_near_duplicates_on_request(
+        self, red_and_blue: Path, cache: Path, reports: Path, draw: Callable[..., Path]
+    ) -> None:
+        random = np.random.default_rng(1)
+        pairs = []
+        for number in range(12):
+            pixels = np.kron(random.integers(0, 256, (6, 8, 3)), np.ones((5, 5, 1))).astype(np.uint8)
+            pairs.append((f"red/{number} a.png", f"red/{number} b.png"))
+            Image.fromarray(pixels).save(red_and_blue / pairs[-1][0])
+            Image.fromarray(np.minimum(pixels, 250) + 1).save(red_and_blue / pairs[-1][1])
+        apart = self.splits(cache, commands.extract(ExtractConfig(str(red_and_blue)), cache))
+        assert any(apart[one] != apart[other] for one, other in pairs)
+        config = ExtractConfig(str(red_and_blue), group_duplicates=True)
+        first, again = (commands.extract(config, cache) for _ in range(2))
+        assert first.n_computed == 0
+        assert first.record.id == again.record.id
+        together = self.splits(cache, first)
+        assert all(together[one] == together[other] for one, other in pairs)
+        assert {together[one] for one, _ in pairs} > {"train"}
+        table = load_table(cache, [first.record])
+        groups = dict(zip(table.locations, table.groups.tolist(), strict=True))  # type: ignore[union-attr]
+        assert all(groups[one] == groups[other] for one, other in pairs)
+        known = as_extracted(cache, first.record)
+        assert open_dataset(str(red_and_blue), SplitConfig(), known=known).dataset.id == first.record.dataset
+
+    def test_near_duplicates_are_told_by_pooled_features(self, red_and_blue: Path, cache: Path) -> None:
+        with pytest.raises(ConfigError, match="needs pooled features.*tlpipe extract .* --group-duplicates"):
+            commands.extract(ExtractConfig(str(red_and_blue), pooling="none", group_duplicates=True), cache)
+
+    def test_groups_of_a_manifest_stay_together_in_folds(
+        self, red_and_blue: Path, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        rows = [f"{name}/{number}.png,{name},{name}{number // 2}" for name in ("red", "blue") for number in range(20)]
+        (red_and_blue / "list.csv").write_text("\n".join(["path,label,patient", *rows]))
+        config = ExtractConfig(str(red_and_blue / "list.csv"), group_column="patient")
+        table = load_table(cache, [commands.extract(config, cache).record])
+        patients = {row.split(",")[0]: row.split(",")[2] for row in rows}
+        used = np.flatnonzero(table.splits != "test")
+        for turn in folds(table.all(), used, 4, 0, seed=0):
+            sides = [{patients[table.locations[row]] for row in part} for part in (turn.train_rows, turn.val_rows[0])]
+            assert not sides[0] & sides[1]
+        with pytest.raises(
+            ConfigError, match="--cv 10 needs 10 different groups of images of each class, and one has 9"
+        ):
+            folds(table.all(), used, 10, 0, seed=0)
+
+    def test_datasets_of_before_there_were_groups_are_read(self, red_and_blue: Path, cache: Path) -> None:
+        record = commands.extract(ExtractConfig(str(red_and_blue)), cache).record
+        path = next((cache / "datasets").glob("*.h5"))
+        with h5py.File(path) as file:
+            assert "group" not in file
+        assert load_dataset(cache, record.dataset).id == record.dataset
+
+
+@pytest.mark.usefixtures("fake_engine")
+class TestUnlabelled:
+    @pytest.fixture
+    def some_labels(self, red_and_blue: Path) -> Path:
+        """A manifest in which every fourth picture has no label."""
+        rows = [f"{name}/{number}.png,{name if number % 4 else ''}" for name in ("red", "blue") for number in range(20)]
+        path = red_and_blue / "list.csv"
+        path.write_text("\n".join(["path,label", *rows]))
+        return path
+
+    @pytest.mark.parametrize("kind", ["folder", "manifest"])
+    def test_features_without_any_label(self, red_and_blue: Path, cache: Path, reports: Path, kind: str) -> None:
+        data = red_and_blue / "red"
+        if kind == "manifest":
+            data = red_and_blue / "list.csv"
+            data.write_text("\n".join(["file", *(f"red/{number}.png" for number in range(20))]))
+        result = commands.extract(ExtractConfig(str(data)), cache)
+        assert (result.n_images, result.n_computed) == (20, 20)
+        with pytest.raises(DataError, match="has no labels; sort its images"):
+            commands.train_head(HeadConfig(), cache, reports)
+        target = cache.parent / "all.h5"
+        caretaker.export(cache, None, target)
+        with h5py.File(target) as file:
+            assert file["features"].shape == (20, 12)
+            assert file["labels"][:].tolist() == [-1] * 20
+            assert len(file["class_names"]) == 0
+        found = commands.inspect(str(data), cache, reports)
+        assert found.counts() == {"(no label)": {"train": 20}}
+        assert found.imbalance() is None
+        assert found.by_features is not None and found.by_features.label_errors == []
+        assert "(no label)" in inspect_text(found)
+
+    def test_rows_without_a_label_are_left_out_of_training(
+        self, some_labels: Path, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        commands.extract(ExtractConfig(str(some_labels)), cache)
+        run = commands.train_head(HeadConfig("centroid"), cache, reports)
+        assert "10 of 40 images of list have no label and are left out" in caplog.text
+        assert run.n_train + run.n_val + run.n_test == 30
+        assert run.class_names == ["blue", "red"]
+        table = load_table(cache, [find_record(cache, None)], labelled=False)
+        assert np.bincount(table.labels + 1).tolist() == [10, 15, 15]
+        rated = commands.evaluate(run.id, str(some_labels), cache, reports)
+        assert rated.n_train + rated.n_val + rated.n_test == 30
+        assert commands.inspect(str(some_labels), cache, reports).counts()["(no label)"]["train"] == 10
+
+    def test_labels_that_come_later_are_split(self, red_and_blue: Path, cache: Path) -> None:
+        path = red_and_blue / "list.csv"
+        names = [f"{name}/{number}.png" for name in ("red", "blue") for number in range(20)]
+        path.write_text("\n".join(["path,label", *(f"{name}," for name in names)]))
+        commands.extract(ExtractConfig(str(path)), cache)
+        path.write_text("\n".join(["path,label", *(f"{name},{name.split('/')[0]}" for name in names)]))
+        record = commands.extract(ExtractConfig(str(path)), cache).record
+        assert load_dataset(cache, record.dataset).counts() == {"train": 28, "val": 6, "test": 6}
+
+    def test_one_class_is_extracted_and_not_trained_on(self, red_and_blue: Path, cache: Path, reports: Path) -> None:
+        (red_and_blue / "list.csv").write_text("path,label\nred/0.png,red\nred/1.png,red\n")
+        commands.extract(ExtractConfig(str(red_and_blue / "list.csv")), cache)
+        with pytest.raises(DataError, match="only one class, 'red'"):
+            commands.train_head(HeadConfig(), cache, reports)
+
+    def test_nothing_that_can_be_read(self, tmp_path: Path, cache: Path) -> None:
+        (tmp_path / "flat").mkdir()
+        (tmp_path / "flat" / "bad.png").write_text("no picture")
+        with pytest.raises(DataError, match="None of the 1 images of flat can be read"):
+            commands.extract(ExtractConfig(str(tmp_path / "flat")), cache)
+
+
+@pytest.mark.usefixtures("fake_engine")
+class TestAgain:
+    CONFIG: ClassVar[dict[str, Any]] = {
+        "resize": "pad",
+        "endpoint": "conv4",
+        "group_duplicates": True,
+        "splits": SplitConfig(0.2, 0.1),
+    }
+
+    def test_repeats_the_newest_options(
+        self, red_and_blue: Path, cache: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO", "tlpipe")
+        first = commands.extract(ExtractConfig(str(red_and_blue), **self.CONFIG), cache)  # type: ignore[arg-type]
+        assert "--again" not in caplog.text
+        again = commands.extract(ExtractConfig(str(red_and_blue)), cache, again=True)
+        assert (again.record.id, again.n_computed) == (first.record.id, 0)
+        caplog.clear()
+        commands.extract(ExtractConfig(str(red_and_blue)), cache)
+        options = "--endpoint conv4 --resize pad --group-duplicates --val-fraction 0.2 --test-fraction 0.1"
+        assert f"{red_and_blue} was extracted before with {options}; --again repeats that" in caplog.text
+        with pytest.raises(ConfigError, match="leave out --resize crop, or --again"):
+            commands.extract(ExtractConfig(str(red_and_blue), resize="crop"), cache, again=True)
+
+    def test_nothing_to_repeat(self, red_and_blue: Path, cache: Path) -> None:
+        with pytest.raises(ConfigError, match="was not extracted into .* yet"):
+            commands.extract(ExtractConfig(str(red_and_blue)), cache, again=True)
+
+
+@pytest.mark.usefixtures("fake_engine")
+class TestSourceMovedOn:
+    @pytest.mark.parametrize(
+        ("change", "what"),
+        [
+            ("nothing", None),
+            ("touched", None),
+            ("new", "1 new"),
+            ("old file moved in", "2 new"),
+            ("gone", "1 gone"),
+            ("written again", "1 changed"),
+            ("relabelled", "1 new, 1 gone"),
+            ("all gone", None),
+        ],
+    )
+    def test_train_head_says_so(
+        self,
+        red_and_blue: Path,
+        tmp_path: Path,
+        cache: Path,
+        reports: Path,
+        draw: Callable[..., Path],
+        caplog: pytest.LogCaptureFixture,
+        change: str,
+        what: str | None,
+    ) -> None:
+        draw(tmp_path / "old" / "1.png")
+        old = draw(tmp_path / "old" / "0.png").parent
+        for path in red_and_blue.rglob("*.png"):
+            os.utime(path, (1e9, 1e9))  # so that the memo trusts it
+        record = commands.extract(ExtractConfig(str(red_and_blue), resize="pad"), cache).record
+        if change == "touched":
+            (red_and_blue / "red/0.png").chmod(0o600)
+        elif change == "new":
+            draw(red_and_blue / "red/new.png")
+        elif change == "old file moved in":
+            old.rename(red_and_blue / "red" / "old")
+        elif change == "gone":
+            (red_and_blue / "red/0.png").unlink()
+        elif change == "written again":
+            draw(red_and_blue / "red/0.png")
+        elif change == "relabelled":
+            (red_and_blue / "red/0.png").rename(red_and_blue / "blue/new.png")
+        elif change == "all gone":
+            shutil.rmtree(red_and_blue)
+        commands.train_head(HeadConfig("centroid"), cache, reports)
+        if what is None:
+            assert "has changed since" not in caplog.text
+        else:
+            told = f"{red_and_blue} has changed since {record.id} was extracted: of its images {what}. "
+            assert f"{told}Bring it up to date: tlpipe extract {red_and_blue} --resize pad" in caplog.text
+
+    def test_labels_of_a_manifest(
+        self, red_and_blue: Path, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = red_and_blue / "list.csv"
+        rows = [f"{name}/{number}.png,{name}" for name in ("red", "blue") for number in range(20)]
+        path.write_text("\n".join(["path,label", *rows]))
+        commands.extract(ExtractConfig(str(path)), cache)
+        path.write_text("\n".join(["path,label", rows[0].replace(",red", ",blue"), *rows[1:]]))
+        commands.train_head(HeadConfig("centroid"), cache, reports)
+        assert "of its images 1 of another label or split. Bring" in caplog.text
+
+    def test_arrays(self, tmp_path: Path, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture) -> None:
+        images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
+        np.savez(tmp_path / "set.npz", images=images, labels=np.arange(20) % 2)
+        commands.extract(ExtractConfig(str(tmp_path / "set.npz")), cache)
+        commands.train_head(HeadConfig("centroid"), cache, reports)
+        assert "has changed since" not in caplog.text
+        np.savez(tmp_path / "set.npz", images=images, labels=np.arange(20) // 10)
+        commands.train_head(HeadConfig("centroid"), cache, reports)
+        assert "its arrays were written again. Bring it up to date" in caplog.text
 
 
 def find_record_of_maps(cache: Path, spec: object) -> str:

@@ -244,9 +244,8 @@ def inspect_text(found: Inspection) -> str:
     if by is None:
         lines += ["", f"Near duplicates, label errors and outliers need features: tlpipe extract {found.data}"]
     else:
-        names = dataset.class_names
         wrong = [
-            f"{dataset.locations[one.row]}: labelled {names[dataset.labels[one.row]]}, looks like {one.suggested} "
+            f"{dataset.locations[one.row]}: labelled {dataset.label_name(one.row)}, looks like {one.suggested} "
             f"({percent(one.probability)})"
             for one in by.label_errors
         ]

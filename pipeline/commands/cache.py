@@ -207,8 +207,8 @@ def remove(found: list[Needless]) -> None:
 def export(cache: Path, reference: str | None, target: Path) -> TableRecord:
     """Write one plain file of a table, for people who just want arrays.
 
-    It holds `features` [n, ...], `labels` [n] as indices into `class_names`, `split`, `paths` and `class_names`; with
-    views also `view` [n].
+    It holds `features` [n, ...], `labels` [n] as indices into `class_names` (-1 of an image without a label), `split`,
+    `paths` and `class_names`; with views also `view` [n].
 
     Args:
         cache: The cache folder.
@@ -224,7 +224,7 @@ def export(cache: Path, reference: str | None, target: Path) -> TableRecord:
     if target.exists():
         raise ConfigError(f"{target} is there already; choose another name, or remove it")
     record = find_record(cache, reference)
-    table = load_table(cache, [record])
+    table = load_table(cache, [record], labelled=False)
     columns: dict[str, Any] = {"features": table.array(), "labels": table.labels}
     if table.views.any():
         columns["view"] = table.views

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backbones import first_line
+from pipeline.config import ExtractConfig
 from pipeline.data import Opened, open_labelled
 from pipeline.errors import ConfigError, DataError, ImageError, RunError, StoppedError
 from pipeline.extraction.plan import Plan
@@ -22,7 +23,7 @@ from pipeline.runs.formats import BATCH, Format, Runtime, format_named
 from pipeline.runs.predictions import read_predictions
 from pipeline.store.records import now
 from pipeline.util import runtime
-from pipeline.util.files import published_folder
+from pipeline.util.files import decoded, published_folder
 from pipeline.util.memo import Memo
 from pipeline.util.progress import progress
 
@@ -195,7 +196,8 @@ def _examples(classifier: Classifier, plan: Plan, cache: Path) -> tuple[NDArray[
     """
     run = classifier.run
     try:
-        opened = open_labelled(run.data, memo=Memo(cache))
+        columns = decoded(ExtractConfig, run.extracts[0]).columns_of(run.data)
+        opened = open_labelled(run.data, columns=columns, memo=Memo(cache))
     except DataError as error:
         raise DataError(f"{error}. An export is checked on images of its run, and these are gone") from error
     rows = _rows(classifier, opened)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,21 @@ import numpy as np
 
 from pipeline.backbones import is_path
 from pipeline.config import ExtractConfig
-from pipeline.data import BUILT_IN, Dataset, Opened, open_dataset, shortened
-from pipeline.errors import DataError, QuarantineError
+from pipeline.data import Dataset, Opened, open_dataset, shortened, split_again
+from pipeline.errors import ConfigError, DataError, QuarantineError
 from pipeline.extraction.engines import EngineChoice
-from pipeline.extraction.plan import Plan, backbone_for, complete, plan_for, warn_unreadable
-from pipeline.store.records import TableRecord, now, save_dataset, save_record, table_id
+from pipeline.extraction.plan import Done, Plan, backbone_for, complete, plan_for, warn_unreadable
+from pipeline.store.records import (
+    TableRecord,
+    as_extracted,
+    newest_pooled,
+    now,
+    place_of,
+    records_of_data,
+    save_dataset,
+    save_record,
+    table_id,
+)
 from pipeline.util.memo import Memo
 
 log = logging.getLogger("tlpipe")
@@ -72,8 +84,12 @@ def extract(
     workers: int | None = None,
     rehash: bool = False,
     strict: bool = False,
+    again: bool = False,
 ) -> ExtractResult:
     """Compute the features of a dataset that are not in the cache yet.
+
+    Images need no labels. Those that were split in an earlier extract of the same data, with the same options for
+    splits, stay in their splits.
 
     Args:
         config: What to extract from what.
@@ -82,16 +98,23 @@ def extract(
         workers: Decoding threads.
         rehash: Read all files again to see whether they changed.
         strict: Fail if images can't be read, after everything else was saved.
+        again: Take all options from the newest extract of the same data; `config` has none but the data.
 
     Raises:
+        ConfigError: For illegal options, or any beside `again`.
         DataError: If the data can't be used, or a class has no readable image.
         QuarantineError: If `strict`, and images can't be read.
         StoppedError: After Ctrl-C or SIGTERM.
     """
     start = time.perf_counter()
+    of_data = records_of_data(cache, config.data)
+    config = _as_before(config, of_data, cache, again=again)
     # What is wrong with the options is said before the data is read.
     pretrained = backbone_for(config, cache)
-    opened = open_dataset(config.data, config.splits, memo=Memo(cache), rehash=rehash)
+    known = _known(config, of_data, cache)
+    opened = open_dataset(
+        config.data, config.splits, columns=config.columns, known=known, memo=Memo(cache), rehash=rehash
+    )
     for note in opened.notes:
         log.warning("%s", note)
     plan = plan_for(config, cache, pretrained)
@@ -99,9 +122,11 @@ def extract(
     # Known from now on: what a stopped pass leaves behind belongs to something.
     record = _save_record(plan, opened, config, dataset)
     done = complete(plan, dataset.keys, dataset.locations, opened.source, batch_size, workers)
-    if passing := done.report.passing:
-        # Their cause may pass, so they are not quarantined, but have no features now: this time they are no rows.
-        dropped = np.array([key in passing for key in dataset.keys.tolist()])
+    if config.group_duplicates and config.pooling != "none":
+        dataset = _without_parted_duplicates(opened, config, known, done).dataset
+    # Their cause may pass, so they are not quarantined, but have no features now: this time they are no rows.
+    dropped = np.array([key in done.report.passing for key in dataset.keys.tolist()])
+    if dataset is not opened.dataset or dropped.any():
         record = _save_record(plan, opened, config, dataset.without(dropped))
     unreadable = _unreadable(opened, done.refused)
     _check_readable(opened, done.refused, unreadable, strict)
@@ -124,13 +149,67 @@ def extract(
     )
 
 
+def _as_before(config: ExtractConfig, of_data: Sequence[TableRecord], cache: Path, *, again: bool) -> ExtractConfig:
+    """The options of the newest extract of the same data, if they are to be repeated; else say what these were.
+
+    Raises:
+        ConfigError: If there is no such extract, or other options were given, too.
+    """
+    earlier = newest_pooled(of_data)
+    if not again:
+        if earlier is not None and earlier.config.options() and not config.options():
+            words = shlex.join(earlier.config.options())
+            log.info("%s was extracted before with %s; --again repeats that", config.data, words)
+        return config
+    if given := config.options():
+        raise ConfigError(
+            f"--again takes all options from the newest extract of {config.data}, and goes with no others; leave out "
+            f"{shlex.join(given)}, or --again"
+        )
+    if earlier is None:
+        raise ConfigError(
+            f"{config.data} was not extracted into {cache} yet, so --again has nothing to repeat; leave it out"
+        )
+    log.info("As before: %s", earlier.config.command())
+    return earlier.config
+
+
+def _known(config: ExtractConfig, of_data: Sequence[TableRecord], cache: Path) -> Dataset | None:
+    """The same data, split in the same way, as they were extracted last."""
+
+    def splitting(one: ExtractConfig) -> tuple[object, ...]:
+        return one.splits, one.columns, one.group_duplicates
+
+    found = [record for record in of_data if splitting(record.config) == splitting(config)]
+    if config.group_duplicates and config.pooling == "none" and not found:
+        raise ConfigError(
+            "--group-duplicates needs pooled features, by which near duplicates are found; extract such first: "
+            + config.command(pooling="avg")
+        )
+    return as_extracted(cache, found[-1]) if found else None
+
+
+def _without_parted_duplicates(opened: Opened, config: ExtractConfig, known: Dataset | None, done: Done) -> Opened:
+    """The data split again, so that no near duplicates lie in different splits that were carved."""
+    from pipeline import inspection
+    from pipeline.pages import Pictures
+
+    dataset = opened.dataset
+    rows = np.flatnonzero(done.plan.store.has(dataset.keys))
+    if len(rows) < 2:
+        return opened
+    pictures = Pictures(opened.source, dataset.keys, config.pixel_limit)
+    keys = dataset.keys[rows]
+    neighbours = inspection.Neighbours.of(done.features(keys), keys)
+    groups = inspection.same_pictures(neighbours, rows, pictures)
+    found = split_again(opened, config.splits, known, [group.rows for group in groups])
+    if groups:
+        log.info("%s pairs of near duplicates are kept on one side of each split", f"{len(groups):,}")
+    return opened if found.dataset.id == dataset.id else found
+
+
 def _save_record(plan: Plan, opened: Opened, config: ExtractConfig, dataset: Dataset) -> TableRecord:
-    config = replace(
-        config,
-        data=config.data if config.data in BUILT_IN else _absolute(config.data),
-        backbone=_absolute(config.backbone) if is_path(config.backbone) else config.backbone,
-        weights=config.weights if config.weights in ("imagenet", "random") else _absolute(config.weights),
-    )
+    config = _recorded(config)
     record = TableRecord(
         id=table_id(dataset.name, plan.spec, dataset.id, config),
         created=now(),
@@ -143,6 +222,16 @@ def _save_record(plan: Plan, opened: Opened, config: ExtractConfig, dataset: Dat
     save_dataset(plan.cache, dataset)
     save_record(plan.cache, record)
     return record
+
+
+def _recorded(config: ExtractConfig) -> ExtractConfig:
+    """The options as a record holds them: with whole paths."""
+    return replace(
+        config,
+        data=place_of(config.data),
+        backbone=_absolute(config.backbone) if is_path(config.backbone) else config.backbone,
+        weights=config.weights if config.weights in ("imagenet", "random") else _absolute(config.weights),
+    )
 
 
 def _absolute(path: str) -> str:
@@ -167,6 +256,8 @@ def _check_readable(opened: Opened, refused: dict[bytes, str], unreadable: dict[
     n_images = len(dataset) + len(opened.unreadable)
     warn_unreadable(unreadable, n_images)
     readable = np.array([key not in refused for key in dataset.keys.tolist()])
+    if not readable.any():
+        raise DataError(f"None of the {n_images:,} images of {dataset.name} can be read; mend the files")
     left = set(dataset.labels[readable].tolist())
     gone = [name for label, name in enumerate(dataset.class_names) if label not in left]
     if gone:

@@ -11,12 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import inspection
-from pipeline.config import ExtractConfig, SplitConfig
-from pipeline.data import BUILT_IN, Dataset, open_dataset, printable, shortened
+from pipeline.config import Columns, ExtractConfig, SplitConfig
+from pipeline.data import BUILT_IN, UNLABELLED, Dataset, open_dataset, printable, shortened, split_again
 from pipeline.errors import StoreError
-from pipeline.inspection import ByFeatures, Group, Inspection, LabelError
+from pipeline.inspection import ByFeatures, Inspection, LabelError
 from pipeline.pages import Pictures, write_inspection
-from pipeline.store.records import TableRecord, load_dataset, plain_name, records
+from pipeline.store.records import (
+    TableRecord,
+    as_extracted,
+    load_dataset,
+    newest_pooled,
+    plain_name,
+    records,
+    records_of_data,
+)
 from pipeline.store.rows import Part
 from pipeline.store.shards import FeatureStore
 from pipeline.util.files import digest_of
@@ -38,10 +46,12 @@ def inspect(data: str, cache: Path, reports: Path, seed: int = 0) -> Inspection:
         DataError: If the data can't be used.
     """
     start = time.perf_counter()
-    opened = open_dataset(data, SplitConfig(), memo=Memo(cache))
+    earlier = newest_pooled(records_of_data(cache, data))
+    columns = earlier.config.columns if earlier else Columns()
+    opened = open_dataset(data, SplitConfig(), columns=columns, memo=Memo(cache))
     record = _features_of_data(cache, opened.dataset)
-    if record is not None and record.config.splits != SplitConfig():
-        opened = open_dataset(data, record.config.splits, memo=Memo(cache))  # as they were split for training
+    if record is not None:  # as they were split for training
+        opened = split_again(opened, record.config.splits, as_extracted(cache, record))
     for note in opened.notes:
         log.warning("%s", note)
     pixel_limit = ExtractConfig.pixel_limit if record is None else record.config.pixel_limit
@@ -84,8 +94,7 @@ def _by_features(
     keys = dataset.keys[rows]
     features = store.read(keys)
     neighbours = inspection.Neighbours.of(features, keys)
-    near = inspection.near_duplicates(neighbours, lambda row: pictures.pixels(int(rows[row]), inspection.PICTURE))
-    near = [Group(tuple(int(rows[row]) for row in group.rows), group.similarity) for group in near]
+    near = inspection.same_pictures(neighbours, rows, pictures)
     far = [(int(rows[row]), distance) for row, distance in inspection.outliers(neighbours)]
     wrong, skipped = _label_errors(dataset, features, rows, seed)
     return ByFeatures(record, len(rows), near, wrong, far, skipped)
@@ -95,18 +104,22 @@ def _label_errors(
     dataset: Dataset, features: NDArray[np.floating], rows: NDArray[np.int64], seed: int
 ) -> tuple[list[LabelError], list[str]]:
     """Labels that are likely wrong, and of which classes that can't be told."""
+    units = dataset.keys if dataset.groups is None else dataset.groups
     names = [
         label
         for label in np.unique(dataset.labels[rows]).tolist()
-        if len(np.unique(dataset.keys[rows][dataset.labels[rows] == label])) > 1
+        if label != UNLABELLED and len(np.unique(units[rows][dataset.labels[rows] == label])) > 1
     ]
+    if not dataset.class_names:
+        return [], ["Without labels nothing can be said of label errors"]
     small = [name for label, name in enumerate(dataset.class_names) if label not in names]
     skipped = [f"Classes of less than two different images have no say in label errors: {shortened(small)}"]
     if len(names) < 2:
-        return [], skipped
+        return [], skipped if small else ["With one class nothing can be said of label errors"]
     used = rows[np.isin(dataset.labels[rows], names)]
+    groups = None if dataset.groups is None else dataset.groups[used]
     labels = np.searchsorted(names, dataset.labels[used])
-    part = Part(features[np.isin(rows, used)], labels, dataset.keys[used], np.zeros(len(used), np.int64))
+    part = Part(features[np.isin(rows, used)], labels, dataset.keys[used], np.zeros(len(used), np.int64), groups)
     probabilities = inspection.held_out_probabilities(part, len(names), seed)
     best = probabilities.argmax(axis=1)
     found = [

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import FeatureSpec
-from pipeline.data import Opened, open_labelled
+from pipeline.config import ExtractConfig, FeatureSpec
+from pipeline.data import UNLABELLED, Opened, open_labelled
 from pipeline.data.augment import Augment
 from pipeline.errors import ConfigError, DataError, RunError, StoreError
 from pipeline.pages import RUN_PAGE, Map, Pictures, RunData, write_index, write_run
@@ -78,17 +78,17 @@ class _Shelf:
             self.stores[spec].open()
         return self.stores[spec]
 
-    def pictures(self, data: str, pixel_limit: int) -> tuple[Pictures, dict[bytes, str]] | str:
+    def pictures(self, data: str, config: ExtractConfig) -> tuple[Pictures, dict[bytes, str]] | str:
         """Pictures and locations of some data; why there are none, if they can't be opened."""
         if data not in self.data:
             try:
-                opened: Opened = open_labelled(data, memo=Memo(self.cache))
+                opened: Opened = open_labelled(data, columns=config.columns_of(data), memo=Memo(self.cache))
             except DataError as error:
                 self.data[data] = str(error)
             else:
                 keys = opened.dataset.keys
                 named = dict(zip(reversed(keys.tolist()), reversed(opened.dataset.locations), strict=True))
-                self.data[data] = (Pictures(opened.source, keys, pixel_limit), named)
+                self.data[data] = (Pictures(opened.source, keys, config.pixel_limit), named)
         return self.data[data]
 
 
@@ -182,7 +182,7 @@ def _run_data(run: RatedRun, reports: Path, by_id: dict[str, Run], shelf: _Shelf
     frozen = by_id.get(run.head_run) if isinstance(run, FinetuneRun) else None
     if isinstance(run, FinetuneRun) and frozen is None:
         missing.append("The run before fine-tuning is gone, and with it its learning curve.")
-    found = shelf.pictures(run.data, run.extracts[0].pixel_limit)
+    found = shelf.pictures(run.data, run.extracts[0])
     pictures, locations = (None, {}) if isinstance(found, str) else found
     if isinstance(found, str):
         missing.append(f"There are no pictures: {found}.")
@@ -281,4 +281,5 @@ def _samples(run: RatedRun, cache: Path) -> list[bytes]:
         dataset = load_dataset(cache, run.dataset)
     except StoreError:
         return []
-    return [bytes(key) for key in np.unique(dataset.keys[dataset.splits == "train"])[:SAMPLES].tolist()]
+    used = (dataset.splits == "train") & (dataset.labels != UNLABELLED)
+    return [bytes(key) for key in np.unique(dataset.keys[used])[:SAMPLES].tolist()]

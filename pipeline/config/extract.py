@@ -33,8 +33,9 @@ BACKBONE = "densenet121"
 """The default backbone."""
 
 DATA_HELP = (
-    "A folder class/*.jpg or {train,val,test}/class/*.jpg; a .csv, .tsv or .parquet with the columns path, label and "
-    "perhaps split; an .npz; a folder of train_images.npy, train_labels.npy, ...; digits, cifar10 or cifar100."
+    "A folder class/*.jpg, {train,val,test}/class/*.jpg, or *.jpg without labels; a .csv, .tsv or .parquet with the "
+    "columns path and perhaps label, split and group; an .npz; a folder of train_images.npy, train_labels.npy, ...; "
+    "digits, cifar10 or cifar100."
 )
 PIXELS = Bounds(1, 10**12, "a number of pixels above 0")
 
@@ -57,6 +58,23 @@ class ImageConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of the columns of a manifest; None for the common ones.
+
+    Attributes:
+        path: Where each picture lies.
+        label: Its class.
+        split: Its split.
+        group: What it must not be parted from.
+    """
+
+    path: str | None = None
+    label: str | None = None
+    split: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +135,11 @@ class ExtractConfig:
         dtype: Type of stored features; None for float32, or float16 without pooling, if weights are not random.
         splits: How missing splits are carved.
         seed: Seed of random weights.
+        path_column: Name of a manifest's column, as in `Columns`; None for the common names.
+        label_column: The same.
+        split_column: The same.
+        group_column: The same.
+        group_duplicates: Whether near duplicates, too, are kept on one side of a split.
     """
 
     data: str = option("digits", DATA_HELP, argument=True)
@@ -141,6 +164,11 @@ class ExtractConfig:
     dtype: str | None = None
     splits: SplitConfig = field(default_factory=SplitConfig)
     seed: int = option(0, SEED_HELP, bounds=SEED)
+    path_column: str | None = option(None, "Column of a manifest that holds the paths.")
+    label_column: str | None = option(None, "Column that holds the labels.")
+    split_column: str | None = option(None, "Column that holds the splits.")
+    group_column: str | None = option(None, "Column of what must stay on one side of a split: patient, camera, scene.")
+    group_duplicates: bool = option(False, "Keep near duplicates on one side of a split, too.")
 
     def __post_init__(self) -> None:
         check(self)
@@ -161,20 +189,30 @@ class ExtractConfig:
         given = {name: options.pop(name) for name in options_of(SplitConfig) if name in options}
         return cls(**options, splits=SplitConfig(**given, seed=options.get("seed", 0)))
 
-    def command(self, **other: str) -> str:
-        """The command line that extracts this, with some options changed."""
-        return shlex.join(["tlpipe", "extract", self.data, *self.changed_options(**other)])
+    @property
+    def columns(self) -> Columns:
+        """Which columns of a manifest are read."""
+        return Columns(self.path_column, self.label_column, self.split_column, self.group_column)
 
-    def changed_options(self, **other: str) -> list[str]:
-        """The options whose values are not the defaults, as on the command line."""
-        words = []
+    def columns_of(self, data: str) -> Columns:
+        """Which columns are read of some data: those of this extract, if it is the same."""
+        return self.columns if data == self.data else Columns()
+
+    def options(self, **other: str) -> list[str]:
+        """The options on the command line that give this, with some of them changed."""
+        words: list[str] = []
         values = {**asdict(self), **asdict(self.splits), "seed": self.seed}
         defaults = {**asdict(ExtractConfig()), **asdict(SplitConfig())}
         for name, value in {**values, **other}.items():
             if name in ("data", "splits", "dtype") or value == defaults[name]:
                 continue
-            words += [option_name(name), "x".join(map(str, value)) if name == "image_size" else str(value)]
+            text = "x".join(map(str, value)) if name == "image_size" else str(value)
+            words += [option_name(name)] if value is True else [option_name(name), text]
         return words
+
+    def command(self, **other: str) -> str:
+        """The command line that extracts this, with some options changed."""
+        return shlex.join(["tlpipe", "extract", self.data, *self.options(**other)])
 
     def to_json(self) -> dict[str, Any]:
         """As a dictionary that JSON can hold."""
@@ -190,12 +228,14 @@ class ExtractOptions:
         workers: Decoding threads; None for one a processor.
         rehash: Whether all files are read again, even if they look unchanged.
         strict: Whether images that can't be read are an error, after all others were stored.
+        again: Whether all options are taken from the newest extract of the same data.
     """
 
     batch_size: int | None = option(None, "Images in a batch. [default: what did best]", bounds=COUNT)
     workers: int | None = option(None, "Decoding threads. [default: one a processor]", bounds=COUNT)
     rehash: bool = option(False, "Read all files again, even if they look unchanged.")
     strict: bool = option(False, "Exit with 1 if images can't be read.")
+    again: bool = option(False, "Take all options from the newest extract of the same data.")
 
     def __post_init__(self) -> None:
         check(self)

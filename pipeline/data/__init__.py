@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.config import SplitConfig
+from pipeline.config import Columns, SplitConfig
 from pipeline.data.arrays import is_array_folder, listing_of_arrays, read_array_folder, read_npz
 from pipeline.data.cifar import is_cifar_folder, read_cifar, read_cifar_folder
 from pipeline.data.dataset import (
     KEY_DTYPE,
     SPLITS,
+    UNLABELLED,
     ArraySource,
     Dataset,
     FileSource,
@@ -28,7 +31,7 @@ from pipeline.data.dataset import (
 )
 from pipeline.data.folder import read_folder
 from pipeline.data.manifest import MANIFEST_SUFFIXES, read_manifest
-from pipeline.data.splits import carve, twin_rows, twins
+from pipeline.data.splits import carve, joined_groups, twin_rows, twins
 from pipeline.data.unlabelled import list_images
 from pipeline.errors import DataError
 from pipeline.util.memo import Memo
@@ -37,25 +40,32 @@ __all__ = [
     "BUILT_IN",
     "KEY_DTYPE",
     "SPLITS",
+    "UNLABELLED",
     "ArraySource",
     "Dataset",
     "FileSource",
     "ImageSource",
+    "Listing",
     "Opened",
     "Unreadable",
     "array_key",
     "check_classes",
     "file_key",
+    "is_arrays",
     "list_images",
+    "list_source",
     "open_dataset",
     "open_labelled",
     "printable",
     "read_bytes",
     "shortened",
+    "split_again",
     "twin_rows",
 ]
 
 BUILT_IN = ("digits", "cifar10", "cifar100")
+COMMON = Columns()
+"""Columns of a manifest by their common names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,7 @@ class Opened:
         source: Pixels, in the order of the rows.
         unreadable: Files that could not even be opened; they are no rows.
         notes: Sentences for people.
+        given: The splits that the source gives, "" where it gives none, shape [n].
         carved: The splits that the source doesn't have.
     """
 
@@ -74,45 +85,104 @@ class Opened:
     source: ImageSource
     unreadable: list[Unreadable]
     notes: list[str]
+    given: NDArray[np.str_]
     carved: tuple[str, ...]
 
 
-def open_dataset(data: str, config: SplitConfig, *, memo: Memo | None = None, rehash: bool = False) -> Opened:
-    """Open what a user names as DATA.
+def open_dataset(
+    data: str,
+    config: SplitConfig,
+    *,
+    columns: Columns = COMMON,
+    known: Dataset | None = None,
+    memo: Memo | None = None,
+    rehash: bool = False,
+) -> Opened:
+    """Open what a user names as DATA; its images may have labels, or none.
 
     Args:
         data: A folder, a manifest, an `.npz` file, a folder of arrays, or a built-in name.
         config: How missing splits are carved.
+        columns: Which columns of a manifest are read.
+        known: The same data as they were before: their images keep the splits that were carved, and stay together with
+            those of their groups.
         memo: Where image keys of unchanged files are remembered.
         rehash: Read every file again, whatever the memo says.
 
     Raises:
-        DataError: If it isn't there, or can't be used to train a classifier.
+        DataError: If it isn't there, can't be read, or has no training images.
     """
-    opened = _opened(data, memo, rehash)
+    opened = split_again(_opened(data, columns, memo, rehash), config, known)
     dataset = opened.dataset
-    check_classes(dataset.name, dataset.class_names)
-    splits = carve(dataset.keys, dataset.labels, dataset.splits, config)
-    carved = tuple(split for split in SPLITS if split not in dataset.splits)
-    dataset = replace(dataset, splits=splits)
-    if not (splits == "train").any():
+    if not (dataset.splits == "train").any():
         raise DataError(f"{data} has no training images: {dataset.counts()}")
-    notes = [*opened.notes, *twins(dataset.keys, dataset.labels, splits, list(dataset.locations))]
-    return replace(opened, dataset=dataset, notes=notes, carved=carved)
+    notes = [*opened.notes, *twins(dataset.keys, dataset.labels, dataset.splits, list(dataset.locations))]
+    return replace(opened, notes=notes + _lacking(dataset))
 
 
-def open_labelled(data: str, *, memo: Memo | None = None) -> Opened:
-    """Open labelled data to be rated on: splits as the source has them, "" where it has none; one class will do.
+def split_again(
+    opened: Opened, config: SplitConfig, known: Dataset | None = None, together: Sequence[Sequence[int]] = ()
+) -> Opened:
+    """Carve the splits that a source doesn't have.
+
+    Args:
+        opened: The source.
+        config: How.
+        known: As in `open_dataset`.
+        together: Rows that must not be parted, beside those of the groups that there are.
 
     Raises:
-        DataError: If it isn't there, or can't be read.
+        DataError: If test images can't be had as `config` says.
     """
-    return _opened(data, memo, rehash=False)
+    dataset = opened.dataset
+    names = [None if dataset.groups is None else [str(group) for group in dataset.groups.tolist()]]
+    before: dict[bytes, str] = {}
+    if known is not None:
+        # An image without a label was left to training, but not drawn for it.
+        drawn = known.labels != UNLABELLED
+        for split in reversed(SPLITS):  # of an image that lies in several, the first counts
+            before |= dict.fromkeys(known.keys[drawn & (known.splits == split)].tolist(), split)
+        if known.groups is not None:
+            groups_before = dict(zip(known.keys.tolist(), known.groups.tolist(), strict=True))
+            names.append([str(groups_before.get(key, "")) for key in dataset.keys.tolist()])
+    groups = joined_groups(dataset.keys, *names, together=together)
+    splits = carve(dataset.keys, dataset.labels, opened.given, config, groups=groups, known=before)
+    return replace(opened, dataset=replace(dataset, splits=splits, groups=groups))
 
 
-def _opened(data: str, memo: Memo | None, rehash: bool) -> Opened:
+def _lacking(dataset: Dataset) -> list[str]:
+    """What keeps a classifier from being trained on all of the images."""
+    notes = []
+    if unlabelled := int((dataset.labels == UNLABELLED).sum()):
+        notes.append(f"{unlabelled:,} of {len(dataset):,} images have no label; training leaves them out")
+    if len(dataset.class_names) == 1:
+        notes.append(f"All labels are {dataset.class_names[0]!r}; a classifier needs two classes or more")
+    return notes
+
+
+def open_labelled(data: str, *, columns: Columns = COMMON, memo: Memo | None = None) -> Opened:
+    """Open labelled data to be rated on: splits as the source has them, "" where it has none; one class will do.
+
+    Images without a label are left out.
+
+    Raises:
+        DataError: If it isn't there, can't be read, or has no labels.
+    """
+    opened = _opened(data, columns, memo, rehash=False)
+    unlabelled = opened.dataset.labels == UNLABELLED
+    if unlabelled.all():
+        raise DataError(f"{data} has no labels; give class folders, or a table with a column of labels")
+    if unlabelled.any():
+        note = f"{int(unlabelled.sum()):,} of {len(unlabelled):,} images have no label and are left out"
+        source = opened.source.take(np.flatnonzero(~unlabelled).tolist())
+        dataset, given = opened.dataset.without(unlabelled), opened.given[~unlabelled]
+        opened = replace(opened, dataset=dataset, source=source, given=given, notes=[*opened.notes, note])
+    return opened
+
+
+def _opened(data: str, columns: Columns, memo: Memo | None, rehash: bool) -> Opened:
     """The images of a source that can be opened, with the splits it gives."""
-    listing = _read(data)
+    listing = list_source(data, columns)
     keys = listing.source.keys(memo, rehash=rehash)
     kept = [index for index, key in enumerate(keys) if isinstance(key, bytes)]
     unreadable = [
@@ -120,14 +190,16 @@ def _opened(data: str, memo: Memo | None, rehash: bool) -> Opened:
     ]
     if not kept:
         raise DataError(f"None of the {len(keys):,} images of {data} can be opened: {unreadable[0].cause}")
-    class_names = _class_order({listing.labels[index] for index in kept})
-    numbers = {name: number for number, name in enumerate(class_names)}
+    class_names = _class_order({listing.labels[index] for index in kept} - {""})
+    numbers = {"": UNLABELLED, **{name: number for number, name in enumerate(class_names)}}
     key_column = np.array([keys[index] for index in kept], KEY_DTYPE)
     labels = np.array([numbers[listing.labels[index]] for index in kept], np.int64)
     locations = [listing.locations[index] for index in kept]
     given = np.array([listing.splits[index] for index in kept], "U5")
-    dataset = Dataset(printable(listing.name), key_column, labels, given, tuple(locations), class_names)
-    return Opened(dataset, listing.source.take(kept), unreadable, listing.notes, ())
+    groups = joined_groups(key_column, listing.groups and [listing.groups[index] for index in kept])
+    dataset = Dataset(printable(listing.name), key_column, labels, given, tuple(locations), class_names, groups)
+    carved = tuple(split for split in SPLITS if split not in given)
+    return Opened(dataset, listing.source.take(kept), unreadable, listing.notes, given, carved)
 
 
 def _class_order(names: set[str]) -> tuple[str, ...]:
@@ -137,7 +209,17 @@ def _class_order(names: set[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _read(data: str) -> Listing:
+def is_arrays(path: Path) -> bool:
+    """Whether a file or folder holds arrays rather than pictures, each in a file of its own."""
+    return is_array_folder(path) or is_cifar_folder(path) if path.is_dir() else path.suffix.lower() == ".npz"
+
+
+def list_source(data: str, columns: Columns) -> Listing:
+    """What a user names as DATA, before any of its images is read.
+
+    Raises:
+        DataError: If it isn't there, or can't be listed.
+    """
     if not data:
         raise DataError("DATA is empty; give a folder, a file, or a built-in name")
     path = Path(data).expanduser()
@@ -161,7 +243,7 @@ def _read(data: str) -> Listing:
             f"or one of {', '.join(BUILT_IN)}"
         )
     if path.suffix.lower() in MANIFEST_SUFFIXES:
-        return read_manifest(path)
+        return read_manifest(path, columns)
     if path.suffix.lower() == ".npz":
         return read_npz(path)
     raise DataError(

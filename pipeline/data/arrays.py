@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from pipeline.data.dataset import ArraySource, Listing
 from pipeline.data.folder import SPLIT_NAMES
 from pipeline.errors import DataError
 
-Part = tuple[str, str, NDArray[Any], NDArray[Any]]
-"""(split or "", name of the images, images, labels)"""
+Part = tuple[str, str, NDArray[Any], NDArray[Any] | None]
+"""(split or "", name of the images, images, labels, or None where there are none)"""
 
 
 def read_npz(path: Path) -> Listing:
     """Read `x_train, y_train, x_test, y_test` (perhaps `x_val, y_val`), or `images, labels`; perhaps `class_names`.
+
+    Without any labels the images are unlabelled; labels for only some of the arrays are taken for a mistake.
 
     Raises:
         DataError: If arrays are missing or don't fit each other.
@@ -29,16 +32,19 @@ def read_npz(path: Path) -> Listing:
         raise DataError(
             f"{path} can't be read: {error}; save it with numpy.savez and without Python objects"
         ) from error
-    if {"images", "labels"} <= set(arrays):
-        parts: list[Part] = [("", "images", arrays["images"], arrays["labels"])]
+    if "images" in arrays:
+        parts: list[Part] = [("", "images", arrays["images"], arrays.get("labels"))]
     else:
-        lonely = [f"x_{name}" for name in SPLIT_NAMES if (f"x_{name}" in arrays) != (f"y_{name}" in arrays)]
+        labelled = any(name.startswith("y_") for name in arrays)
+        lonely = [
+            f"x_{name}" for name in SPLIT_NAMES if labelled and (f"x_{name}" in arrays) != (f"y_{name}" in arrays)
+        ]
         if lonely:
             raise DataError(f"{path} has only one of {lonely[0]} and y{lonely[0][1:]}; both are needed, or none")
         parts = [
-            (split, f"x_{name}", arrays[f"x_{name}"], arrays[f"y_{name}"])
+            (split, f"x_{name}", arrays[f"x_{name}"], arrays.get(f"y_{name}"))
             for name, split in SPLIT_NAMES.items()
-            if f"x_{name}" in arrays and f"y_{name}" in arrays
+            if f"x_{name}" in arrays
         ]
     if "train" not in {part[0] for part in parts} | {part[0] or "train" for part in parts}:
         raise DataError(
@@ -54,14 +60,21 @@ def is_array_folder(folder: Path) -> bool:
 
 
 def read_array_folder(folder: Path) -> Listing:
-    """Read `train_images.npy, train_labels.npy` and perhaps `val_...`, `test_...` and `class_names.npy`."""
+    """Read `train_images.npy, train_labels.npy` and perhaps `val_...`, `test_...` and `class_names.npy`.
+
+    Without any labels the images are unlabelled.
+
+    Raises:
+        DataError: If only some of the images have labels.
+    """
     parts: list[Part] = []
+    labelled = any((folder / f"{name}_labels.npy").is_file() for name in SPLIT_NAMES)
     for name, split in SPLIT_NAMES.items():
         images, labels = folder / f"{name}_images.npy", folder / f"{name}_labels.npy"
         if images.is_file():
-            if not labels.is_file():
+            if labelled and not labels.is_file():
                 raise DataError(f"{images} is there, but {labels.name} isn't")
-            parts.append((split, images.stem, _load(images), _load(labels)))
+            parts.append((split, images.stem, _load(images), _load(labels) if labelled else None))
     names = folder / "class_names.npy"
     return listing_of_arrays(folder.resolve().name, parts, _load(names) if names.is_file() else None)
 
@@ -74,13 +87,13 @@ def _load(path: Path) -> NDArray[Any]:
     return array
 
 
-def listing_of_arrays(name: str, parts: list[Part], class_names: NDArray[Any] | None = None) -> Listing:
+def listing_of_arrays(name: str, parts: Sequence[Part], class_names: NDArray[Any] | None = None) -> Listing:
     """List images given as arrays.
 
     Args:
         name: Short name for people.
         parts: For each split its images [n, h, w] or [n, h, w, 1, 3 or 4], uint8, floats 0..1, or any numbers 0..255,
-            and its labels [n] or [n, 1], integers or texts.
+            and its labels [n] or [n, 1], integers or texts, or None.
         class_names: Name of each integer label, or None.
 
     Raises:
@@ -91,12 +104,12 @@ def listing_of_arrays(name: str, parts: list[Part], class_names: NDArray[Any] | 
     locations: list[str] = []
     source = []
     for split, title, images, numbers in parts:
-        if len(images) != len(numbers):
+        if numbers is not None and len(images) != len(numbers):
             raise DataError(f"{name}: {title} has {len(images):,} images, but there are {len(numbers):,} labels for it")
         if len(images) == 0:
             continue
         source.append((images, _factor(name, title, images)))
-        labels += _label_texts(name, title, numbers, class_names)
+        labels += [""] * len(images) if numbers is None else _label_texts(name, title, numbers, class_names)
         splits += [split] * len(images)
         locations += [f"{title}[{row}]" for row in range(len(images))]
     if not labels:

@@ -23,6 +23,9 @@ from pipeline.util.progress import progress
 from pipeline.util.runtime import cpu_count
 
 SPLITS = ("train", "val", "test")
+UNLABELLED = -1
+"""The label of an image that has none."""
+
 KEY_DTYPE = np.dtype("S32")
 """An image key: 16 bytes of BLAKE2b (RFC 7693) in hexadecimal."""
 
@@ -172,11 +175,12 @@ class Listing:
 
     Attributes:
         name: Short name for people.
-        labels: Class name of each image.
+        labels: Class name of each image; "" of one without a label.
         splits: Split of each image; "" where the source gives none.
         locations: Where each image lies, for people: a path below the data folder, or `x_train[17]`.
         source: Where the pixels come from, in the same order.
         notes: What a user should know: files left aside, doubles merged.
+        groups: Name of the group of each image that no split may part, "" for none; None if there are no groups.
     """
 
     name: str
@@ -185,6 +189,7 @@ class Listing:
     locations: list[str]
     source: ImageSource
     notes: list[str] = field(default_factory=list)
+    groups: list[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +199,12 @@ class Dataset:
     Attributes:
         name: Short name for people.
         keys: Image keys, shape [n].
-        labels: Index into `class_names`, shape [n].
+        labels: Index into `class_names`, or `UNLABELLED`, shape [n].
         splits: "train", "val" or "test", shape [n].
         locations: Where each image lies, shape [n].
-        class_names: Sorted.
+        class_names: Sorted; there may be one, or none.
+        groups: Rows of the same number must not be parted by a split, shape [n]; byte-identical images always have the
+            same. None if these are all that belong together.
     """
 
     name: str
@@ -206,23 +213,36 @@ class Dataset:
     splits: NDArray[np.str_]
     locations: tuple[str, ...]
     class_names: tuple[str, ...]
+    groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @property
     def id(self) -> str:
-        """Digest of the rows and class names, without the locations; 32 hexadecimal characters."""
+        """Digest of the rows and class names, without the locations; 32 hexadecimal characters.
+
+        Groups are part of it only where there are any, so that ids of before there were groups stay what they were.
+        """
         digest = hashlib.blake2b("\0".join(self.class_names).encode(), digest_size=16)
         for column in (self.keys.astype(KEY_DTYPE), self.labels.astype("<i8"), self.splits.astype("S5")):
             digest.update(column.tobytes())
+        if self.groups is not None:
+            digest.update(b"groups" + self.groups.astype("<i8").tobytes())
         return digest.hexdigest()
+
+    def label_name(self, row: int) -> str:
+        """The class name of a row; "" if it has no label."""
+        label = int(self.labels[row])
+        return self.class_names[label] if label != UNLABELLED else ""
 
     def without(self, dropped: NDArray[np.bool_]) -> Dataset:
         """The same dataset less some rows, given by a mask of shape [n]; the class names stay."""
         kept = ~dropped
         locations = tuple(location for location, keep in zip(self.locations, kept.tolist(), strict=True) if keep)
-        return Dataset(self.name, self.keys[kept], self.labels[kept], self.splits[kept], locations, self.class_names)
+        columns = (self.keys[kept], self.labels[kept], self.splits[kept])
+        groups = None if self.groups is None else self.groups[kept]
+        return Dataset(self.name, *columns, locations, self.class_names, groups)
 
     def counts(self) -> dict[str, int]:
         """Images per split, of those splits that have any."""

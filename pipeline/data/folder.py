@@ -1,4 +1,4 @@
-"""Image folders: `class/...` or `{train,val,test}/class/...`."""
+"""Image folders: `class/...`, `{train,val,test}/class/...`, or pictures without labels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.data.dataset import FileSource, Listing, printable, shortened
 from pipeline.errors import DataError
+from pipeline.util.files import MARKER, is_marked
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -23,12 +24,20 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def read_folder(root: Path) -> Listing:
-    """List the images of a folder.
+    """List the images of a folder: those of its class folders, or, without labels, those that lie in it themselves.
+
+    Empty and hidden folders, `__MACOSX` and whatever tlpipe wrote are no classes. A single class folder is refused,
+    as it is likely a mistake: its pictures can be extracted without labels, by naming the class folder itself.
 
     Raises:
-        DataError: If there are no class folders, a class is empty, or a folder can't be read.
+        DataError: If there are no images, only one class folder, or a folder can't be read.
     """
-    folders = _subfolders(root)
+    if is_marked(root):
+        raise DataError(
+            f"{root} was written by tlpipe, and is no data; give --cache and --reports folders of their own"
+        )
+    skipped: list[Path] = []
+    folders = _data_folders(root, skipped)
     splits_of = {folder: SPLIT_NAMES[name] for folder in folders if (name := folder.name.lower()) in SPLIT_NAMES}
     if "train" in splits_of.values() and len(splits_of) == len(folders):
         for folder in folders:
@@ -37,7 +46,7 @@ def read_folder(root: Path) -> Listing:
         if twice:
             names = shortened([folder.name for folder in folders])
             raise DataError(f"{root} has several folders for the split {twice[0]!r}: {names}")
-        classes = [(split, child) for folder, split in splits_of.items() for child in _subfolders(folder)]
+        classes = [(split, child) for folder, split in splits_of.items() for child in _data_folders(folder, skipped)]
     elif len(splits_of) > 1:
         names = shortened([folder.name for folder in folders])
         raise DataError(
@@ -46,28 +55,97 @@ def read_folder(root: Path) -> Listing:
         )
     else:
         classes = [("", folder) for folder in folders]
+        _check_depth(root, folders)
+    loose = [root / entry.name for entry in _entries(root) if entry.is_file()]
     if not classes:
-        raise DataError(f"{root} has no class folders; tlpipe reads class/*.jpg, {{train,val,test}}/class/*.jpg, ...")
+        return _flat(root, loose, skipped)
+    if len({folder.name for _, folder in classes}) < 2:
+        raise DataError(_one_class(root, classes[0][1]) + _left_aside(root, skipped))
 
     paths: list[Path] = []
     labels: list[str] = []
     splits: list[str] = []
-    aside: list[Path] = [child for child in root.iterdir() if child.is_file() and is_image(child)]
+    aside = [file for file in loose if is_image(file)]
     for split, folder in classes:
         files = sorted(files_below(folder))
         images = [file for file in files if is_image(file)]
         aside += [file for file in files if not is_image(file)]
-        if not images:
-            raise DataError(f"The class folder {folder} has no images; fill it, or take it away")
         paths += images
         labels += [folder.name] * len(images)
         splits += [split] * len(images)
+    return _listing(root, paths, labels, splits, aside, skipped)
+
+
+def _listing(
+    root: Path, paths: list[Path], labels: list[str], splits: list[str], aside: list[Path], skipped: list[Path]
+) -> Listing:
     notes = []
     if aside:
         where = shortened([printable(path.relative_to(root)) for path in sorted(aside)])
         notes.append(f"{len(aside):,} files left aside (no image suffix, or not inside a class folder): {where}")
+    if skipped:
+        where = shortened([printable(path.relative_to(root)) for path in sorted(skipped)])
+        notes.append(f"{len(skipped):,} folders left aside (no images, hidden, or written by tlpipe): {where}")
     locations = [printable(path.relative_to(root)) for path in paths]
     return Listing(root.resolve().name, labels, splits, locations, FileSource(paths), notes)
+
+
+def _flat(root: Path, loose: list[Path], skipped: list[Path]) -> Listing:
+    """The images of a folder without class folders; they have no labels.
+
+    Raises:
+        DataError: If there are none, with what was looked for and what was found.
+    """
+    images = [file for file in loose if is_image(file)]
+    if not images:
+        found = f"{len(loose):,} files that are no images" if loose else "no files"
+        found += f", and folders without images: {shortened([path.name for path in skipped])}" if skipped else ""
+        raise DataError(
+            f"{root} has no class folders with images; tlpipe looks for class/*.jpg, {{train,val,test}}/class/*.jpg, "
+            f"or *.jpg without labels, and found {found}"
+        )
+    aside = [file for file in loose if not is_image(file)]
+    return _listing(root, images, [""] * len(images), [""] * len(images), aside, skipped)
+
+
+def _one_class(root: Path, folder: Path) -> str:
+    inner = [entry.name for entry in _entries(folder) if _is_folder(entry)]
+    if inner and not _has_images(folder):
+        return (
+            f"{root} has only one class, {folder.name!r}, and that holds folders itself: {shortened(inner)}. "
+            f"Looked for class/*.jpg and {{train,val,test}}/class/*.jpg; did you mean tlpipe extract {folder}?"
+        )
+    return (
+        f"{root} has only one class, {folder.name!r}; a classifier needs two or more, a folder for each. "
+        f"Features alone, without labels: tlpipe extract {folder}"
+    )
+
+
+def _left_aside(root: Path, skipped: list[Path]) -> str:
+    if not skipped:
+        return ""
+    return f" (left aside: {shortened([printable(path.relative_to(root)) for path in sorted(skipped)])})"
+
+
+def _check_depth(root: Path, folders: list[Path]) -> None:
+    """Refuse a folder of data sets: their splits would be lost."""
+    sets = [
+        folder.name
+        for folder in folders
+        if not _has_images(folder)
+        and any(_is_folder(entry) and entry.name.lower() == "train" for entry in _entries(folder))
+    ]
+    if sets and len(folders) > 1:
+        raise DataError(
+            f"{root} has no class folders: {shortened(sets)} hold a folder `train`, and look like data sets "
+            "themselves. Looked for class/*.jpg and {train,val,test}/class/*.jpg; give one of them: "
+            f"tlpipe extract {root / sets[0]}"
+        )
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether images lie in a folder itself."""
+    return any(is_image(Path(entry.name)) and not _is_folder(entry) for entry in _entries(folder))
 
 
 def is_image(path: Path) -> bool:
@@ -76,23 +154,39 @@ def is_image(path: Path) -> bool:
 
 
 def _check_split_folder(root: Path, folder: Path) -> None:
-    if not _subfolders(folder):
+    if not _data_folders(folder, []):
         raise DataError(
             f"{folder} has no class folders, but {root} is read as splits because it holds a folder `train`; "
             f"sort the images of {folder.name} into class folders, or take it away"
         )
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"The folder {folder} can't be read: {error.strerror}; check its permissions") from error
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return [folder / entry.name for entry in _entries(folder) if _is_folder(entry)]
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, but for what is hidden; nothing of a folder that tlpipe wrote."""
+    entries = _scan(folder)
+    if any(entry.name == MARKER for entry in entries):
+        return []
+    return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def _data_folders(folder: Path, skipped: list[Path]) -> list[Path]:
+    """The folders in a folder that may hold data; those that never do are added to `skipped`."""
+    found: list[Path] = []
+    for entry in _scan(folder):
+        if _is_folder(entry):
+            path = folder / entry.name
+            never = entry.name.startswith(".") or entry.name == "__MACOSX" or is_marked(path)
+            usable = not never and any(is_image(file) for file in files_below(path))
+            (found if usable else skipped).append(path)
+    return found
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -103,7 +197,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """All files below a folder, through links too; `above` holds the folders it was come through.
+    """All files below a folder, through links too, but not what is hidden or was written by tlpipe.
+
+    Args:
+        folder: Where to look.
+        above: The folders it was come through.
 
     Raises:
         DataError: If a link leads back to a folder above it.

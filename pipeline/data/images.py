@@ -11,8 +11,10 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import PIL
@@ -46,22 +48,27 @@ def reader_version() -> str:
     return f"pillow {PIL.__version__}"
 
 
-@contextmanager
-def reading(pixel_limit: int) -> Iterator[None]:
-    """Let Pillow itself refuse images of over twice `pixel_limit` pixels; `decode` refuses those above it.
+_limit: ContextVar[int | None] = ContextVar("pixel limit of the decoding at hand", default=None)
+_pillows_check = Image._decompression_bomb_check
 
-    Pillow's limit is one for the whole process, so it is put back afterwards. Its warnings about odd metadata are
-    of no use to a reader of pixels.
+
+def _check_size(size: tuple[int, int], **options: Any) -> None:
+    """Refuse what is far over the limit of the decoding at hand; outside of any, ask Pillow.
+
+    Pillow's own limit is one for the process, so threads with different limits can't share it. It is asked not only as
+    a file is opened, but also for its tiles and frames; these may be padded, and are allowed twice the limit.
     """
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = pixel_limit
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+    limit = _limit.get()
+    if limit is None:
+        _pillows_check(size, **options)
+    elif size[0] * size[1] > 2 * limit:
+        raise _over(size, limit)
+
+
+# Once, as this module is loaded, and before any thread decodes.
+Image._decompression_bomb_check = _check_size
+# What Pillow has to say about odd metadata is of no use to a reader of pixels.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def decode(data: bytes, config: ImageConfig, *, enlarge: int = 1) -> Image.Image:
@@ -78,7 +85,7 @@ def decode(data: bytes, config: ImageConfig, *, enlarge: int = 1) -> Image.Image
     Raises:
         ImageError: If the bytes are no picture that can be shown as RGB.
     """
-    with _bad_bytes():
+    with _limited(config.pixel_limit), _bad_bytes():
         image = _opened(data, config.pixel_limit)
         _draft(image, config, enlarge)
         image.load()
@@ -115,7 +122,7 @@ def describe(content: bytes | NDArray[np.uint8], pixel_limit: int) -> Facts:
     if not isinstance(content, bytes):
         mode = {4: "RGBA", 3: "RGB"}.get(content.shape[2] if content.ndim == 3 else 1, "L")
         return Facts("array", mode, content.shape[1], content.shape[0])
-    with _bad_bytes():
+    with _limited(pixel_limit), _bad_bytes():
         image = _opened(content, pixel_limit)
         facts = Facts(image.format or "unknown", image.mode, image.width, image.height)
         _draft(image, ImageConfig((1, 1)), 1)  # the smaller, the faster; damage is found all the same
@@ -126,8 +133,22 @@ def describe(content: bytes | NDArray[np.uint8], pixel_limit: int) -> Facts:
 def _opened(data: bytes, pixel_limit: int) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=_formats())
     if image.width * image.height > pixel_limit:
-        raise ImageError(f"{image.width:,} x {image.height:,} pixels, over the limit of {pixel_limit:,}")
+        raise _over(image.size, pixel_limit)
     return image
+
+
+def _over(size: tuple[int, int], limit: int) -> ImageError:
+    return ImageError(f"{size[0]:,} x {size[1]:,} pixels, over the limit of {limit:,}")
+
+
+@contextmanager
+def _limited(pixel_limit: int) -> Iterator[None]:
+    """Let Pillow refuse images by this limit, in this thread alone."""
+    token = _limit.set(pixel_limit)
+    try:
+        yield
+    finally:
+        _limit.reset(token)
 
 
 @contextmanager

@@ -1,72 +1,153 @@
-"""Manifests: a table of paths and labels, perhaps splits, in CSV, TSV or Parquet."""
+"""Manifests: a table of paths, perhaps labels, splits and groups, in CSV, TSV or Parquet.
+
+Columns are found by their common names, or by the names that a user gives. All others are left alone.
+"""
 
 from __future__ import annotations
 
 import csv
+import os
+from collections import Counter
 from pathlib import Path
 
+from pipeline.config import Columns
 from pipeline.data.dataset import FileSource, Listing, shortened
 from pipeline.data.folder import SPLIT_NAMES
 from pipeline.errors import DataError
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".parquet")
-COLUMNS = ("path", "label", "split")
+COMMON_NAMES = {
+    "path": (
+        "path",
+        "file",
+        "filename",
+        "file_name",
+        "filepath",
+        "file_path",
+        "image",
+        "image_path",
+        "img",
+        "img_path",
+    ),
+    "label": ("label", "class", "target", "labels", "class_name", "category"),
+    "split": ("split", "subset", "partition"),
+    "group": ("group",),
+}
+ROW = ("label", "split", "group")
+MANY_NUMBERS = 20  # more different ones than that are hardly classes
 
 
-def read_manifest(path: Path) -> Listing:
+def read_manifest(path: Path, columns: Columns) -> Listing:
     """List the images that a manifest names; paths are relative to the manifest's folder.
 
+    Without a column of labels, or in rows without one, images are unlabelled.
+
+    Args:
+        path: The manifest.
+        columns: Names of its columns.
+
     Raises:
-        DataError: If columns are missing or unknown, a path leaves the folder, files are missing, or one path has
-            two labels or two splits.
+        DataError: If columns are missing or can't be told apart, a path leaves the folder, files are missing, or one
+            path has two labels, splits or groups.
     """
-    columns = _read_columns(path)
-    missing = [name for name in ("path", "label") if name not in columns]
-    unknown = [name for name in columns if name not in COLUMNS]
-    if missing or unknown:
-        wrong = f"lacks the column {missing[0]!r}" if missing else f"has the unknown column {unknown[0]!r}"
-        raise DataError(f"{path} {wrong}; it has {', '.join(columns) or 'none'}; legal are path, label and split")
-    n_rows = len(columns["path"])
-    if n_rows == 0:
-        raise DataError(f"{path} has a header but no rows")
-    splits = [_split(path, row, text) for row, text in enumerate(columns.get("split", [""] * n_rows))]
-    rows: dict[str, tuple[str, str]] = {}
+    table = _read_columns(path)
+    chosen = {kind: _column(path, table, kind, getattr(columns, kind)) for kind in COMMON_NAMES}
+    names = _paths(path, table, chosen["path"])
+    empty = [""] * len(names)
+    found = [chosen[kind] for kind in ROW]
+    labels, splits, groups = (empty if one is None else [text.strip() for text in table[one]] for one in found)
+    splits = [_split(path, row, text) for row, text in enumerate(splits)]
+    rows: dict[Path, tuple[str, ...]] = {}
+    named: dict[Path, str] = {}
     conflicts: list[str] = []
-    for name, label, split in zip(columns["path"], columns["label"], splits, strict=True):
-        if not name or not label:
-            raise DataError(f"{path} has a row without {'path' if not name else 'label'}: {name or label or 'empty'!r}")
-        if rows.setdefault(name, (label, split)) != (label, split):
-            conflicts.append(f"{name} ({rows[name][0]} and {label})")
+    for name, *row in zip(names, labels, splits, groups, strict=True):
+        file = _inside(path, name)
+        named.setdefault(file, name)
+        if rows.setdefault(file, tuple(row)) != tuple(row):
+            differing = [pair for pair in zip(rows[file], row, strict=True) if pair[0] != pair[1]]
+            conflicts.append(f"{name} ({differing[0][0]} and {differing[0][1]})")
     if conflicts:
         raise DataError(
-            f"{path} gives {len(conflicts):,} paths twice with different labels or splits: {shortened(conflicts)}; "
-            "keep one row of each"
+            f"{path} gives {len(conflicts):,} paths twice with different labels, splits or groups: "
+            f"{shortened(conflicts)}; keep one row of each"
         )
-    files = [_inside(path, name) for name in rows]
-    absent = [name for name, file in zip(rows, files, strict=True) if not file.is_file()]
+    absent = [name for file, name in named.items() if not file.is_file()]
     if absent:
         raise DataError(
             f"{path} names {len(absent):,} files that aren't there, of {len(rows):,}: {shortened(absent)}; "
             f"paths are relative to {path.parent}"
         )
-    doubles = n_rows - len(rows)
+    doubles = len(names) - len(rows)
     notes = [f"{doubles:,} rows of {path.name} repeat others and were merged"] if doubles else []
-    labels = [label for label, _ in rows.values()]
-    return Listing(path.stem, labels, [split for _, split in rows.values()], list(rows), FileSource(files), notes)
+    if chosen["label"] is None:
+        notes.append(
+            f"{path.name} has no column of labels ({', '.join(COMMON_NAMES['label'])}); it has {', '.join(table)}. "
+            "If one of them holds the labels, name it: --label-column NAME"
+        )
+    listed = [list(column) for column in zip(*rows.values(), strict=True)]
+    notes += _questioned(path, chosen["label"], [text for text in listed[0] if text])
+    locations, source = list(named.values()), FileSource(list(rows))
+    return Listing(path.stem, listed[0], listed[1], locations, source, notes, listed[2] if any(listed[2]) else None)
 
 
 def read_paths(path: Path) -> list[Path]:
     """The files that a manifest names, row by row; they need not be there.
 
     Raises:
-        DataError: If there is no column `path`, or a path leaves the folder.
+        DataError: If there is no column of paths, or a path leaves the folder.
     """
-    columns = _read_columns(path)
-    if "path" not in columns:
-        raise DataError(f"{path} lacks the column 'path'; it has {', '.join(columns) or 'none'}")
-    if not all(columns["path"]):
-        raise DataError(f"{path} has a row without path; fill it, or take the row away")
-    return [_inside(path, name) for name in columns["path"]]
+    table = _read_columns(path)
+    return [_inside(path, name) for name in _paths(path, table, _column(path, table, "path", None))]
+
+
+def _column(path: Path, table: dict[str, list[str]], kind: str, given: str | None) -> str | None:
+    """The name of a column of a manifest; None if there is none and it may be missing.
+
+    Raises:
+        DataError: If it isn't there, or several may be meant.
+    """
+    if given is not None:
+        if given.strip().lower() not in table:
+            raise DataError(f"{path} has no column {given!r} (--{kind}-column); it has {', '.join(table) or 'none'}")
+        return given.strip().lower()
+    found = [name for name in COMMON_NAMES[kind] if name in table]
+    if len(found) > 1 and found[0] != kind:
+        raise DataError(
+            f"{path} has several columns that may be the {kind}: {', '.join(found)}; name it: --{kind}-column"
+        )
+    if not found and kind == "path":
+        raise DataError(
+            f"{path} lacks a column of paths ({', '.join(COMMON_NAMES['path'])}); it has {', '.join(table) or 'none'}. "
+            "Name it: --path-column NAME"
+        )
+    return found[0] if found else None
+
+
+def _paths(path: Path, table: dict[str, list[str]], column: str | None) -> list[str]:
+    names = table[column or "path"]
+    if not names:
+        raise DataError(f"{path} has a header but no rows")
+    if not all(names):
+        raise DataError(f"{path} has a row without path, row {names.index('') + 1}; fill it, or take the row away")
+    return names
+
+
+def _questioned(path: Path, column: str | None, labels: list[str]) -> list[str]:
+    """Doubt whether a column of many different numbers holds classes."""
+    different = sorted(set(labels))
+    try:
+        numbers = sorted({float(label) for label in different})
+    except ValueError:
+        return []
+    many = len(numbers) > MANY_NUMBERS or not all(number.is_integer() for number in numbers)
+    # Numbers from 0 or 1 without a gap, each of several pictures, are how classes are often written.
+    counted = numbers[:1] in ([0.0], [1.0]) and numbers == [numbers[0] + step for step in range(len(numbers))]
+    if not many or (counted and len(labels) >= 2 * len(numbers)):
+        return []
+    return [
+        f"The labels of {path.name} look like numbers, not classes: {column!r} has {len(different):,} different ones "
+        f"in {len(labels):,} rows, such as {shortened(different, 3)}. Another column is named by --label-column NAME"
+    ]
 
 
 def _split(path: Path, row: int, text: str) -> str:
@@ -77,10 +158,12 @@ def _split(path: Path, row: int, text: str) -> str:
 
 
 def _inside(manifest: Path, name: str) -> Path:
-    """The file that `name` means, which must lie below the manifest's folder."""
-    file = manifest.parent / name
+    """The file that `name` means, which must lie below the manifest's folder; `a/../b` is `b`."""
+    folder = manifest.parent
     try:
-        outside = ".." in Path(name).parts or not file.absolute().is_relative_to(manifest.parent.absolute())
+        (folder / name).exists()  # before it is simplified, as names that no file can have would be cut off
+        file = Path(os.path.normpath(folder / name))
+        outside = not file.absolute().is_relative_to(Path(os.path.normpath(folder.absolute())))
         file.exists()
         file.resolve(strict=False)
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, or a name no file can have
@@ -89,7 +172,7 @@ def _inside(manifest: Path, name: str) -> Path:
         raise DataError(f"{manifest} names {name!r}, a link that leads nowhere or to itself")
     if outside:
         raise DataError(
-            f"{manifest} names {name!r}, which leaves the folder {manifest.parent}; "
+            f"{manifest} names {name!r}, which leaves the folder {folder}; "
             "put the manifest in a folder above all its images"
         )
     return file
@@ -100,17 +183,28 @@ def _read_columns(path: Path) -> dict[str, list[str]]:
         return _read_parquet(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True))
+            delimiter = _delimiter(path, file.readline())
+            file.seek(0)
+            rows = list(csv.reader(file, delimiter=delimiter, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} can't be read as a table: {error}") from error
     rows = [row for row in rows if row]
     if not rows:
-        raise DataError(f"{path} is empty; its first line names the columns: path, label, and perhaps split")
+        raise DataError(f"{path} is empty; its first line names the columns: path, and perhaps label, split and group")
     header = [name.strip().lower() for name in rows[0]]
+    twice = [name for name, count in Counter(header).items() if name and count > 1]
+    if twice:
+        raise DataError(f"{path} has two columns {twice[0]!r}; rename one of them")
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
             raise DataError(f"{path}, row {number} has {len(row)} values, the header has {len(header)} columns")
     return {name: [row[column] for row in rows[1:]] for column, name in enumerate(header)}
+
+
+def _delimiter(path: Path, header: str) -> str:
+    """What separates the columns: what stands most often in the first line, else what the suffix says."""
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    return max((usual, ",", ";", "\t"), key=header.count)
 
 
 def _read_parquet(path: Path) -> dict[str, list[str]]:

@@ -127,7 +127,7 @@ def compute(
     shard = _ShardWriter(store, engine, len(rows))
     shard.check_space()
     order: deque[list[Row]] = deque()
-    with runtime.stopping() as stop, images.reading(config.pixel_limit), progress("Extracting", len(rows)) as advance:
+    with runtime.stopping() as stop, progress("Extracting", len(rows)) as advance:
         decoded = _decoded(source, rows, config, augment, engine.batch_size, workers or runtime.cpu_count())
         batches = _fed(decoded, order, report, stop)
         start = time.perf_counter()

@@ -61,9 +61,10 @@ def held_out_probabilities(part: Part, n_classes: int, seed: int) -> NDArray[np.
         seed: Of the folds.
 
     Raises:
-        ConfigError: If a class has fewer than two different images.
+        ConfigError: If a class has fewer than two different images, or groups of them.
     """
-    fewest = min(len(np.unique(part.keys[part.labels == label])) for label in np.unique(part.labels))
+    units = part.keys if part.groups is None else part.groups
+    fewest = min(len(np.unique(units[part.labels == label])) for label in np.unique(part.labels))
     probabilities = np.zeros((len(part), n_classes))
     turns = folds(part, np.arange(len(part)), max(2, min(FOLDS, fewest)), 0, seed)
     nothing = part.select(np.zeros(0, np.int64))

@@ -14,6 +14,7 @@ from pipeline.data import Dataset, twin_rows
 from pipeline.data.images import Pixels
 from pipeline.errors import ImageError
 from pipeline.inspection.doubts import Neighbours
+from pipeline.pages import Pictures
 from pipeline.util.progress import progress
 from pipeline.util.runtime import cpu_count
 
@@ -80,6 +81,18 @@ def near_duplicates(neighbours: Neighbours, picture: Callable[[int], Pixels]) ->
         and max(_correlation(grey[one], view) for view in (grey[two], grey[two][:, ::-1])) >= LEAST_CORRELATION
     ]
     return sorted(groups, key=lambda group: -group.similarity)
+
+
+def same_pictures(neighbours: Neighbours, rows: NDArray[np.int64], pictures: Pictures) -> list[Group]:
+    """Near duplicates among some rows of a dataset, as `near_duplicates` finds them.
+
+    Args:
+        neighbours: Of the images that have features.
+        rows: The rows of the dataset that these are.
+        pictures: Of the dataset.
+    """
+    near = near_duplicates(neighbours, lambda row: pictures.pixels(int(rows[row]), PICTURE))
+    return [Group(tuple(int(rows[row]) for row in group.rows), group.similarity) for group in near]
 
 
 def _grey(picture: Callable[[int], Pixels], row: int) -> NDArray[np.floating] | None:

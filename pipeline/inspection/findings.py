@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data import Dataset, ImageSource, Opened, images
+from pipeline.data import UNLABELLED, Dataset, ImageSource, Opened, images
 from pipeline.data.images import Facts
 from pipeline.errors import ImageError
 from pipeline.inspection.duplicates import Group
@@ -19,6 +19,7 @@ from pipeline.store.records import TableRecord
 from pipeline.util import runtime
 from pipeline.util.progress import progress
 
+NO_LABEL = "(no label)"
 IMBALANCE = 1.5  # times as many images in the largest class as in the smallest
 
 
@@ -91,10 +92,10 @@ class Inspection:
         """Images of each class by split."""
         found = Counter(zip(self.dataset.labels.tolist(), self.dataset.splits.tolist(), strict=True))
         splits = self.dataset.counts()
-        return {
-            name: {split: found[(label, split)] for split in splits}
-            for label, name in enumerate(self.dataset.class_names)
-        }
+        names = dict(enumerate(self.dataset.class_names))
+        if (self.dataset.labels == UNLABELLED).any():
+            names[UNLABELLED] = NO_LABEL
+        return {name: {split: found[(label, split)] for split in splits} for label, name in names.items()}
 
     def unreadable(self) -> dict[str, str]:
         """Location and cause of each image that can't be read."""
@@ -122,7 +123,9 @@ class Inspection:
 
     def imbalance(self) -> dict[str, Any] | None:
         """The largest and the smallest class of the training images; None where they are about as large."""
-        train = {name: counts.get("train", 0) for name, counts in self.counts().items()}
+        train = {name: counts.get("train", 0) for name, counts in self.counts().items() if name != NO_LABEL}
+        if not train:
+            return None
         largest, smallest = max(train, key=lambda name: train[name]), min(train, key=lambda name: train[name])
         ratio = train[largest] / max(train[smallest], 1)
         if ratio < IMBALANCE:
@@ -135,7 +138,7 @@ class Inspection:
         return {
             "paths": [self.dataset.locations[row] for row in rows],
             "splits": [str(self.dataset.splits[row]) for row in rows],
-            "labels": [self.dataset.class_names[self.dataset.labels[row]] for row in rows],
+            "labels": [self.dataset.label_name(row) for row in rows],
             "similarity": group.similarity,
             "leak": group.leaks(self.dataset),
             "different_labels": group.disputed(self.dataset),
@@ -170,7 +173,7 @@ class Inspection:
                 "label_errors": [
                     {
                         "path": dataset.locations[one.row],
-                        "label": dataset.class_names[dataset.labels[one.row]],
+                        "label": dataset.label_name(one.row),
                         "suggested": one.suggested,
                         "probability": one.probability,
                         "probability_of_label": one.of_label,
@@ -198,11 +201,7 @@ def facts_of(source: ImageSource, pixel_limit: int) -> list[Facts | ImageError]:
             return error
 
     found = []
-    with (
-        images.reading(pixel_limit),
-        ThreadPoolExecutor(runtime.cpu_count()) as pool,
-        progress("Reading", len(source)) as advance,
-    ):
+    with ThreadPoolExecutor(runtime.cpu_count()) as pool, progress("Reading", len(source)) as advance:
         for facts in pool.map(describe, range(len(source))):
             found.append(facts)
             advance(1)

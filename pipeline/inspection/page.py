@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.data import SPLITS
 from pipeline.inspection.duplicates import Group
-from pipeline.inspection.findings import Inspection
+from pipeline.inspection.findings import NO_LABEL, Inspection
 from pipeline.pages import Figure, Section
 
 SHOWN = 48  # figures in each section; the answer of --json has all
@@ -54,7 +54,7 @@ def sections(found: Inspection) -> list[Section]:
         # Leaks first: they make figures on val and test too good.
         groups = sorted(groups, key=lambda group: not group.leaks(dataset))
         return [
-            figure(row, f"{number}. {dataset.splits[row]}, {dataset.class_names[dataset.labels[row]]}")
+            figure(row, f"{number}. {dataset.splits[row]}, {dataset.label_name(row) or NO_LABEL}")
             for number, group in enumerate(groups, start=1)
             for row in group.rows
         ]
@@ -70,7 +70,7 @@ def sections(found: Inspection) -> list[Section]:
                 [
                     figure(
                         one.row,
-                        f"labelled {dataset.class_names[dataset.labels[one.row]]}, looks like {one.suggested} "
+                        f"labelled {dataset.label_name(one.row)}, looks like {one.suggested} "
                         f"({100 * one.probability:.0f} %)",
                     )
                     for one in by.label_errors
@@ -80,7 +80,7 @@ def sections(found: Inspection) -> list[Section]:
                 "Outliers",
                 "Images that are far from all others; some may not belong here.",
                 [
-                    figure(row, f"{dataset.class_names[dataset.labels[row]]}, distance {distance:.2f}")
+                    figure(row, f"{dataset.label_name(row) or NO_LABEL}, distance {distance:.2f}")
                     for row, distance in by.outliers
                 ],
             ),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config import ImageConfig
-from pipeline.data import ImageSource, images
+from pipeline.data import ImageSource
 from pipeline.data.augment import Augment
 from pipeline.data.images import Pixels
 from pipeline.data.pixels import read_pixels
@@ -42,7 +42,7 @@ class Pictures:
         Raises:
             ImageError: If it can't be read, or has changed.
         """
-        return self._pixels(row, replace(config, pixel_limit=self.pixel_limit), None, 0)
+        return self._read(row, replace(config, pixel_limit=self.pixel_limit), None, 0)
 
     def thumbnail(self, row: int, side: int, augment: Augment | None = None, view: int = 0) -> str | None:
         """A square picture as the address of its own content; the same for the same image.
@@ -61,14 +61,13 @@ class Pictures:
     def _draw(self, row: int, side: int, augment: Augment | None, view: int) -> str | None:
         try:
             config = ImageConfig((side, side), "crop", pixel_limit=self.pixel_limit)
-            pixels = self._pixels(row, config, augment if view else None, view)
+            pixels = self._read(row, config, augment if view else None, view)
         except ImageError:
             return None
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "WEBP", quality=QUALITY)
         return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
-    def _pixels(self, row: int, config: ImageConfig, augment: Augment | None, view: int) -> Pixels:
+    def _read(self, row: int, config: ImageConfig, augment: Augment | None, view: int) -> Pixels:
         key = bytes(self.keys[row])
-        with images.reading(config.pixel_limit):
-            return read_pixels(self.source, row, key, config, augment, view)
+        return read_pixels(self.source, row, key, config, augment, view)

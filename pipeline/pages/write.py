@@ -17,7 +17,7 @@ from pipeline.pages import charts, leaderboard
 from pipeline.pages.pictures import Pictures
 from pipeline.pages.run_page import CONFUSION, RunData, context, figures
 from pipeline.runs.run import CurveRun, Run
-from pipeline.util.files import published
+from pipeline.util.files import mark_folder, published
 
 INDEX, RUN_PAGE = "index.html", "report.html"
 HEAD = 2000  # characters of a page that tell what it is made of
@@ -157,6 +157,7 @@ def write_index(reports: Path, runs: Sequence[Run], inspections: Sequence[str]) 
         "page": lambda run: leaderboard.address(reports, run, RUN_PAGE),
         "inspections": inspections,
     }
+    mark_folder(reports)
     page = reports / INDEX
     _write(page, "index.html.j2", values)
     return page
@@ -181,4 +182,5 @@ def write_inspection(page: Path, heading: dict[str, Any], sections: Sequence[Sec
         }
         for section in sections
     ]
+    mark_folder(page.parent)
     _write(page, "inspection.html.j2", {**heading, "sections": drawn})

@@ -41,7 +41,7 @@ from pipeline.runs.predictions import (
     write_seen,
 )
 from pipeline.util import runtime
-from pipeline.util.files import decoded, digest_of, published_folder, read_json, write_json
+from pipeline.util.files import decoded, digest_of, mark_folder, published_folder, read_json, write_json
 
 log = logging.getLogger("tlpipe")
 
@@ -297,6 +297,7 @@ def save_run(
     Raises:
         StoreError: If the folder can't be written.
     """
+    mark_folder(reports)
     folder = reports / run.id
     with published_folder(folder) as partial:
         write_history(partial, history)

@@ -49,7 +49,7 @@ class Round:
 
 
 def folds(pool: Part, rows: NDArray[np.int64], k: int, test_views: int, seed: int) -> list[Round]:
-    """K-fold cross-validation, stratified by label and grouped by image key: views and twins stay together.
+    """K-fold cross-validation, stratified by label; views, twins and the images of a group stay together.
 
     Args:
         pool: All rows of a table.
@@ -59,18 +59,20 @@ def folds(pool: Part, rows: NDArray[np.int64], k: int, test_views: int, seed: in
         seed: Of the folds.
 
     Raises:
-        ConfigError: If a class has fewer images than folds.
+        ConfigError: If a class has fewer images, or groups, than folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     images = rows[pool.views[rows] == 0]
     labels, keys = pool.labels[images], pool.keys[images]
-    fewest = min(len(np.unique(keys[labels == label])) for label in np.unique(labels))
+    groups = keys if pool.groups is None else pool.groups[images]
+    fewest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
     if fewest < k:
-        raise ConfigError(f"--cv {k} needs {k} different images of each class, and one has {fewest}; take fewer folds")
+        what = "images" if pool.groups is None else "groups of images"
+        raise ConfigError(f"--cv {k} needs {k} different {what} of each class, and one has {fewest}; take fewer folds")
     splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
     found = []
-    for _, held in splitter.split(images, labels, keys):
+    for _, held in splitter.split(images, labels, groups):
         inside = rows[np.isin(pool.keys[rows], keys[held])]
         vals = [_sorted(pool, inside[pool.views[inside] == view]) for view in range(test_views + 1)]
         found.append(Round(pool, np.setdiff1d(rows, inside), vals, seed))

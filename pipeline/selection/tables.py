@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config import TrainingOptions
 from pipeline.data import shortened
+from pipeline.data.changes import changes
 from pipeline.errors import CacheMismatchError, DataError
 from pipeline.selection import Round, folds
-from pipeline.store.records import find_records
+from pipeline.store.records import TableRecord, find_records, load_dataset
 from pipeline.store.table import FeatureTable, load_table
 from pipeline.util import runtime
+from pipeline.util.memo import Memo
 
 log = logging.getLogger("tlpipe")
 
@@ -28,6 +31,7 @@ def open_table(cache: Path, options: TrainingOptions, views: int | None, what: s
                 f"A head takes pooled features [n, d], {record.id} keeps height and width (pooling 'none'). "
                 f"Make some with: {record.config.command(pooling='avg')}"
             )
+    _warn_of_changes(cache, records[0])
     views = min(record.config.views for record in records) if views is None else views
     most = max(views, options.averaged)
     for record in records:
@@ -42,6 +46,19 @@ def open_table(cache: Path, options: TrainingOptions, views: int | None, what: s
         log.warning("%s images of %s can't be read and are left out", f"{table.missing:,}", records[0].name)
     _check_trainable(table)
     return table
+
+
+def _warn_of_changes(cache: Path, record: TableRecord) -> None:
+    """Say if the data are no longer what they were when the features were extracted."""
+    config, since = record.config, datetime.fromisoformat(record.created).timestamp()
+    if what := changes(config.data, config.columns, load_dataset(cache, record.dataset), since, Memo(cache)):
+        log.warning(
+            "%s has changed since %s was extracted: %s. Bring it up to date: %s",
+            config.data,
+            record.id,
+            what,
+            config.command(),
+        )
 
 
 def _check_trainable(table: FeatureTable) -> None:

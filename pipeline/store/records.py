@@ -6,7 +6,8 @@ import hashlib
 import io
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import h5py
 import numpy as np
 
 from pipeline.config import ExtractConfig, FeatureSpec
-from pipeline.data import KEY_DTYPE, Dataset
+from pipeline.data import BUILT_IN, KEY_DTYPE, Dataset
 from pipeline.errors import ConfigError, StoreError
-from pipeline.util.files import decoded, publish_checked, read_checked, read_json, write_json
+from pipeline.util.files import decoded, mark_folder, publish_checked, read_checked, read_json, write_json
 
 log = logging.getLogger("tlpipe")
 
@@ -91,7 +92,10 @@ def save_dataset(cache: Path, dataset: Dataset) -> None:
         file.create_dataset("split", data=dataset.splits.astype("S5"))
         for name, texts in (("location", dataset.locations), ("class_name", dataset.class_names)):
             file.create_dataset(name, data=list(texts), dtype=h5py.string_dtype())
+        if dataset.groups is not None:
+            file.create_dataset("group", data=dataset.groups)
         file.attrs["name"] = dataset.name
+    mark_folder(cache)
     folder = cache / "datasets"
     saved = publish_checked(folder, buffer.getvalue(), ".h5", f"{dataset.id}-")
     for path in folder.glob(f"{dataset.id}-*.h5"):
@@ -119,12 +123,14 @@ def load_dataset(cache: Path, dataset_id: str) -> Dataset:
                 splits=file["split"][:].astype("U5"),
                 locations=tuple(file["location"].asstr()[:].tolist()),
                 class_names=tuple(file["class_name"].asstr()[:].tolist()),
+                groups=file["group"][:].astype(np.int64) if "group" in file else None,
             )
     raise StoreError(f"The dataset {dataset_id} is not in {cache / 'datasets'}; run tlpipe extract again")
 
 
 def save_record(cache: Path, record: TableRecord) -> None:
     """Publish a record; it is now the newest."""
+    mark_folder(cache)
     write_json(cache / "tables" / f"{record.id}.json", record.to_json())
 
 
@@ -151,22 +157,55 @@ def records(cache: Path, *, strict: bool = False) -> list[TableRecord]:
     return sorted(found, key=lambda record: record.created)
 
 
+def records_of_data(cache: Path, data: str) -> list[TableRecord]:
+    """All records of what a user names as DATA, the oldest first."""
+    place = place_of(data)
+    return [record for record in records(cache) if record.config.data == place]
+
+
+def newest_pooled(found: Sequence[TableRecord]) -> TableRecord | None:
+    """The newest of some records, of pooled features where there are any; None if there are no records.
+
+    Activations that fine-tuning cached are newer, but not what is meant, unless there is nothing else.
+    """
+    pooled = [record for record in found if record.spec.pooling != "none"] or list(found)
+    return pooled[-1] if pooled else None
+
+
+def place_of(data: str) -> str:
+    """What a record holds of DATA: a built-in name, or the whole path, so that a later stage finds it from anywhere."""
+    return data if data in BUILT_IN else str(Path(data).expanduser().resolve())
+
+
+def as_extracted(cache: Path, record: TableRecord) -> Dataset | None:
+    """The dataset of a record, for data to be split again as they were then; None if it can't be read.
+
+    Groups come with it only where features told them, as those of a manifest are read anew.
+    """
+    try:
+        dataset = load_dataset(cache, record.dataset)
+    except StoreError as error:
+        log.warning("Splits of before can't be kept: %s", error)
+        return None
+    return dataset if record.config.group_duplicates else replace(dataset, groups=None)
+
+
 def find_record(cache: Path, reference: str | None) -> TableRecord:
     """The record that a user means.
 
     Args:
         cache: The cache folder.
-        reference: A features id, or the start of one; None for the newest pooled features. Activations that
-            fine-tuning cached are newer, but not what is meant, unless there is nothing else.
+        reference: A features id, or the start of one; None for the newest, as `newest_pooled` has it.
 
     Raises:
         StoreError: If there is none, or several fit.
     """
     known = records(cache)
     if reference is None:
-        if not known:
+        newest = newest_pooled(known)
+        if newest is None:
             raise StoreError(f"There are no features in {cache} yet; make some with: tlpipe extract DATA")
-        return ([record for record in known if record.spec.pooling != "none"] or known)[-1]
+        return newest
     fitting = [record for record in known if record.id == reference] or [
         record for record in known if record.id.startswith(reference)
     ]

@@ -159,12 +159,14 @@ class Part:
         labels: Class indices, shape [n].
         keys: Image keys, shape [n].
         views: Number of the view, shape [n].
+        groups: Rows of the same number must not be parted, shape [n]; None if only images of the same key.
     """
 
     features: NDArray[np.floating] | Inputs
     labels: NDArray[np.int64]
     keys: NDArray[np.bytes_]
     views: NDArray[np.int64]
+    groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -195,7 +197,8 @@ class Part:
     def select(self, rows: Rows) -> Part:
         """Some of the rows; what is not in memory stays where it is."""
         features = self.features[rows] if isinstance(self.features, np.ndarray) else self.features.take(rows)
-        return Part(features, self.labels[rows], self.keys[rows], self.views[rows])
+        groups = None if self.groups is None else self.groups[rows]
+        return Part(features, self.labels[rows], self.keys[rows], self.views[rows], groups)
 
     def up_to_view(self, view: int | None) -> Part:
         """The rows of this view and those before it; None for all."""
@@ -237,7 +240,11 @@ def joined(first: Part, second: Part) -> Part:
     else:
         features = np.concatenate([first.array(), second.array()])
     columns = [np.concatenate([getattr(first, name), getattr(second, name)]) for name in ("labels", "keys", "views")]
-    return Part(features, *columns)
+    groups = None
+    if first.groups is not None and second.groups is not None:
+        groups = np.concatenate([first.groups, second.groups])
+    labels, keys, views = columns
+    return Part(features, labels, keys, views, groups)
 
 
 def check_finite(features: NDArray[np.floating], locations: Sequence[str] | None = None) -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import FeatureSpec
 from pipeline.errors import ConfigError, StoreError
-from pipeline.util.files import decoded, publish_checked, published, read_checked, read_json, write_json
+from pipeline.util.files import decoded, mark_folder, publish_checked, published, read_checked, read_json, write_json
 from pipeline.util.runtime import cpu_count
 
 KEY_DTYPE = np.dtype("S32")
@@ -266,6 +266,7 @@ class FeatureStore:
         with suppress(OSError, ValueError):
             if read_json(path) == self.spec.to_json():
                 return
+        mark_folder(self.cache)
         write_json(path, self.spec.to_json())
 
     # Quarantine

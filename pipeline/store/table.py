@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import FeatureSpec
-from pipeline.data import KEY_DTYPE, Dataset, check_classes, shortened
+from pipeline.data import KEY_DTYPE, UNLABELLED, Dataset, check_classes, shortened
 from pipeline.data.augment import Augment
 from pipeline.errors import ConfigError, DataError, StoreError
 from pipeline.store.records import TableRecord, load_dataset
@@ -37,12 +37,13 @@ class FeatureTable:
         records: Of the feature sets whose columns stand side by side.
         class_names: Sorted.
         features: Shape [n, d] or [n, h, w, c]; an array, or on disk.
-        labels: Index into `class_names`, shape [n].
+        labels: Index into `class_names`, or `UNLABELLED` where such rows were asked for, shape [n].
         splits: "train", "val" or "test", shape [n].
         views: Number of the view, shape [n].
         keys: Image keys, shape [n].
         locations: Where each image lies, shape [n].
         missing: Images of the dataset that have no features because they can't be read.
+        groups: As in `Dataset`, of each row.
     """
 
     records: tuple[TableRecord, ...]
@@ -54,6 +55,7 @@ class FeatureTable:
     keys: NDArray[np.bytes_]
     locations: tuple[str, ...]
     missing: int
+    groups: NDArray[np.int64] | None = None
 
     def array(self) -> NDArray[np.floating]:
         """The features as an array, however many."""
@@ -63,7 +65,7 @@ class FeatureTable:
 
     def all(self) -> Part:
         """All rows."""
-        return Part(self.features, self.labels, self.keys, self.views)
+        return Part(self.features, self.labels, self.keys, self.views, self.groups)
 
     @property
     def id(self) -> str:
@@ -109,6 +111,7 @@ def load_table(
     *,
     test_views: int = 0,
     memory: int | None = None,
+    labelled: bool = True,
 ) -> FeatureTable:
     """Join a dataset with its features, or with several sets of features of the same images.
 
@@ -118,11 +121,13 @@ def load_table(
         views: Number of augmented views of the training images; None for all that were extracted.
         test_views: The same of the validation and test images.
         memory: Bytes of features that may be held; what is more stays on disk. None to hold all.
+        labelled: Whether to leave out images without a label, and to refuse data of fewer than two classes.
 
     Raises:
         StoreError: If features are missing or damaged.
         ConfigError: If there are fewer views, the sets don't fit each other, or `memory` is too little to read in.
-        DataError: If the sets disagree about labels or splits, or a feature is no finite number.
+        DataError: If the sets disagree about labels or splits, there are too few classes, or a feature is no finite
+            number.
     """
     views = min(record.config.views for record in records) if views is None else views
     _check_views(records, max(views, test_views))
@@ -136,6 +141,8 @@ def load_table(
     images = np.arange(len(dataset))
     for record in records[1:]:
         images = images[_agreeing(dataset, load_dataset(cache, record.dataset), records[0].id, record.id)[images]]
+    if labelled:
+        images = images[_labelled(dataset, images)]
     n_images = len(images)
     augment = Augment.parse(records[0].config.augment) if records[0].config.augment else None
     of_train = dataset.splits[images] == "train"
@@ -148,9 +155,12 @@ def load_table(
     gone = np.isin(dataset.keys, np.concatenate(unreadable))
     columns = [(rows[~gone[rows]], keys[~gone[rows]], view) for rows, keys, view in columns]
     rows, keys = (np.concatenate([column[number] for column in columns]) for number in (0, 1))
-    present, labels = np.unique(dataset.labels[rows], return_inverse=True)
+    labels = dataset.labels[rows]
+    present = np.unique(labels[labels != UNLABELLED])
+    labels = np.where(labels == UNLABELLED, UNLABELLED, np.searchsorted(present, labels))
     class_names = tuple(dataset.class_names[label] for label in present)
-    check_classes(dataset.name, class_names)
+    if labelled:
+        check_classes(dataset.name, class_names)
     locations = tuple(dataset.locations[row] for row in rows)
     return FeatureTable(
         records=tuple(records),
@@ -162,7 +172,30 @@ def load_table(
         keys=dataset.keys[rows],
         locations=locations,
         missing=n_images - len(columns[0][0]),
+        groups=None if dataset.groups is None else dataset.groups[rows],
     )
+
+
+def _labelled(dataset: Dataset, images: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of some images have a label.
+
+    Raises:
+        DataError: If none has.
+    """
+    found: NDArray[np.bool_] = dataset.labels[images] != UNLABELLED
+    if len(found) and not found.any():
+        raise DataError(
+            f"{dataset.name} has no labels; sort its images into class folders, or give a table with the columns path "
+            "and label, then run tlpipe extract again: no feature is computed twice"
+        )
+    if not found.all():
+        log.warning(
+            "%s of %s images of %s have no label and are left out",
+            f"{int((~found).sum()):,}",
+            f"{len(found):,}",
+            dataset.name,
+        )
+    return found
 
 
 def _unreadable(
@@ -205,14 +238,13 @@ def _agreeing(dataset: Dataset, other: Dataset, name: str, other_name: str) -> N
         DataError: If they have no image in common, or disagree about the label or split of one.
     """
     known: dict[bytes, set[tuple[str, str]]] = {}
-    rows = zip(other.keys.tolist(), other.labels.tolist(), other.splits.tolist(), strict=True)
-    for key, label, split in rows:
-        known.setdefault(key, set()).add((other.class_names[label], split))
+    for row, (key, split) in enumerate(zip(other.keys.tolist(), other.splits.tolist(), strict=True)):
+        known.setdefault(key, set()).add((other.label_name(row), split))
     shared = np.array([key in known for key in dataset.keys.tolist()])
     differing = [
         dataset.locations[row]
-        for row in np.flatnonzero(shared)
-        if (dataset.class_names[dataset.labels[row]], str(dataset.splits[row])) not in known[bytes(dataset.keys[row])]
+        for row in np.flatnonzero(shared).tolist()
+        if (dataset.label_name(row), str(dataset.splits[row])) not in known[bytes(dataset.keys[row])]
     ]
     if differing or not shared.any():
         what = f"another label or split of {shortened(differing)}" if differing else "no image in common"

@@ -20,6 +20,8 @@ from pipeline.errors import StoreError
 T = TypeVar("T")
 
 PARTIAL_SUFFIX = ".partial"
+MARKER = ".tlpipe"
+"""The file by which a folder that tlpipe wrote is known, whatever it is called: it is never data."""
 
 
 def flush_to_disk(path: Path) -> None:
@@ -108,6 +110,25 @@ def published_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             for folder in (partial, aside):
                 if folder.exists():
                     shutil.rmtree(folder)
+
+
+def mark_folder(folder: Path) -> None:
+    """Leave a file in a folder that tlpipe writes, so that it is not taken for data.
+
+    Raises:
+        StoreError: If the folder can't be written.
+    """
+    marker = folder / MARKER
+    if not marker.exists():
+        with published(marker) as partial:
+            partial.write_text("tlpipe wrote this folder; it is never read as data.\n", encoding="utf-8")
+
+
+def is_marked(folder: Path) -> bool:
+    """Whether tlpipe wrote a folder; those of before the marker are known by what lies in them."""
+    return (folder / MARKER).is_file() or any(
+        next(folder.glob(pattern), None) for pattern in ("features/*/spec.json", "tables/*.json", "*/run.json")
+    )
 
 
 def digest_of(data: bytes) -> str:

@@ -1,0 +1,65 @@
+"""Whether a source has changed since a dataset was read from it, by names and times alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipeline.config import Columns
+from pipeline.data import BUILT_IN, Dataset, FileSource, Listing, is_arrays, list_source
+from pipeline.errors import DataError
+from pipeline.util.memo import Memo, Stamp
+
+
+def changes(data: str, columns: Columns, known: Dataset, since: float, memo: Memo) -> str:
+    """Say in a few words what has changed in a source; "" if nothing has, or nothing can be told.
+
+    No image is read: a file that the memo knows unchanged is, and so is one that was last touched before `since`.
+
+    Args:
+        data: What a user named as DATA.
+        columns: Which columns of a manifest are read.
+        known: What was read from it.
+        since: When that was, seconds since the epoch.
+        memo: Where image keys of unchanged files are remembered.
+    """
+    path = Path(data)
+    try:
+        if data in BUILT_IN or not path.exists():
+            return ""
+        if is_arrays(path):
+            files = list(path.iterdir()) if path.is_dir() else [path]
+            return "its arrays were written again" if any(_touched(file, since) for file in files) else ""
+        return _differences(list_source(data, columns), known, since, memo)
+    except (DataError, OSError):  # features can be trained on all the same
+        return ""
+
+
+def _differences(listing: Listing, known: Dataset, since: float, memo: Memo) -> str:
+    if not isinstance(listing.source, FileSource):
+        return ""
+    rows = {location: row for row, location in enumerate(known.locations)}
+    stamps = {path: Stamp.of(path) for path in listing.source.paths if path.is_file()}
+    unchanged = memo.recall("image", stamps)
+    counts = dict.fromkeys(("new", "changed", "of another label or split"), 0)
+    for location, label, split, path in zip(
+        listing.locations, listing.labels, listing.splits, listing.source.paths, strict=True
+    ):
+        row = rows.pop(location, None)
+        if row is None:
+            counts["new"] += path in stamps and os.access(path, os.R_OK)
+        elif label != known.label_name(row) or (split and split != known.splits[row]):
+            counts["of another label or split"] += 1
+        elif path in unchanged:
+            counts["changed"] += unchanged[path].encode() != known.keys[row]
+        else:
+            counts["changed"] += path in stamps and _touched(path, since)
+    counts["gone"] = len(rows)
+    named = [f"{count:,} {what}" for what, count in counts.items() if count]
+    return f"of its images {', '.join(named)}" if named else ""
+
+
+def _touched(path: Path, since: float) -> bool:
+    """Whether a file was written, renamed or moved after a time."""
+    stat = path.stat()
+    return max(stat.st_mtime, stat.st_ctime) > since
