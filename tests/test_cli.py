@@ -76,6 +76,18 @@ def test_the_whole_chain_on_drawn_pictures(run: Any, red_and_blue: Path) -> None
     assert "tlpipe train-head" in text
 
 
+def test_columns_groups_and_the_options_of_before(run: Any, red_and_blue: Path) -> None:
+    rows = [f"{name}/{number}.png;{name};{name}{number // 4}" for name in ("red", "blue") for number in range(20)]
+    (red_and_blue / "list.csv").write_text("\n".join(["where;kind;who", *rows]))
+    columns = ("--path-column", "where", "--label-column", "kind", "--group-column", "who", "--group-duplicates")
+    first = answer(run("extract", red_and_blue / "list.csv", *SMALL, *columns, "--json"))
+    again = answer(run("extract", red_and_blue / "list.csv", "--again", "--json"))
+    assert (again["features_id"], again["n_computed"]) == (first["features_id"], 0)
+    refused = run("extract", red_and_blue / "list.csv", "--again", "--resize", "pad")
+    assert refused.returncode == 1
+    assert "leave out --resize pad, or --again" in refused.stderr
+
+
 def test_heads_in_closed_form_need_no_tensorflow(run: Any, red_and_blue: Path) -> None:
     run("extract", red_and_blue, *SMALL)
     for arguments in (

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import Columns, SplitConfig
-from pipeline.data import Opened, file_key, open_dataset, open_labelled
+from pipeline.data import Opened, file_key, list_images, open_dataset, open_labelled
 from pipeline.data.cifar import read_cifar
 from pipeline.errors import DataError
 from pipeline.util.memo import Memo
@@ -307,6 +307,14 @@ class TestManifest:
         rows = (("path", "label", "note"), ("a.png", "x", '"one, two"'), ("c.png", "y", ""))
         path.write_text("\ufeff" + "\n".join(delimiter.join(row) for row in rows))
         assert labelled(opened(path)) == {"a.png": "x", "c.png": "y"}
+
+    def test_pictures_to_predict_are_found_by_common_names(self, folder: Path, draw: Draw) -> None:
+        """And not in what tlpipe wrote."""
+        path = self.write(folder, [("id", "filename"), ("7", "a.png"), ("8", "sub/../c.png")])
+        assert list_images([str(path)])[1].paths == [folder / "a.png", folder / "c.png"]
+        draw(folder / "sub/reports/run/figure.png")
+        (folder / "sub/reports/.tlpipe").write_text("")
+        assert list_images([str(folder / "sub")])[1].paths == [folder / "sub/b.png"]
 
     def test_rows_without_a_label(self, folder: Path) -> None:
         found = opened(self.write(folder, [("path", "label"), ("a.png", "x"), ("c.png", " "), ("sub/b.png", "y")]))

@@ -16,7 +16,9 @@ import pytest
 from PIL import Image
 
 from pipeline.config import ImageConfig
+from pipeline.data import FileSource, file_key
 from pipeline.data.images import decode, describe, from_array, resize
+from pipeline.data.pixels import read_pixels
 from pipeline.errors import ImageError
 
 FULL = ImageConfig((4096, 4096))  # so large that no JPEG is shrunk while it is decoded
@@ -171,6 +173,16 @@ class TestPixelLimit:
             assert list(pool.map(fits, range(400))) == [bool(number % 2) for number in range(400)]
         assert before == Image.MAX_IMAGE_PIXELS
 
+    def test_holds_wherever_pixels_are_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As fine-tuning from the images reads them, with nothing around it."""
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+        data = encoded(Image.new("RGB", (64, 64), "green"))
+        (tmp_path / "large.png").write_bytes(data)
+        source = FileSource([tmp_path / "large.png"])
+        assert read_pixels(source, 0, file_key(data), ImageConfig((32, 32))).shape == (32, 32, 3)
+        with pytest.raises(ImageError, match="over the limit of 4,095"):
+            read_pixels(source, 0, file_key(data), ImageConfig((32, 32), pixel_limit=4095))
+
     def test_of_pillow_still_holds_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
         data = encoded(Image.new("RGB", (60, 60)))
         decode(data, FULL)
@@ -189,6 +201,7 @@ class TestPixelLimit:
 import sys
 from pathlib import Path
 from pipeline.config import ImageConfig
+from pipeline.data import FileSource, file_key
 from pipeline.data.images import decode
 for name in sys.argv[1:]:
     print(decode(Path(name).read_bytes(), ImageConfig((1187, 1187))).size)

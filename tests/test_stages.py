@@ -445,18 +445,13 @@ class TestUnlabelled:
 
 @pytest.mark.usefixtures("fake_engine")
 class TestAgain:
-    CONFIG: ClassVar[dict[str, Any]] = {
-        "resize": "pad",
-        "endpoint": "conv4",
-        "group_duplicates": True,
-        "splits": SplitConfig(0.2, 0.1),
-    }
-
     def test_repeats_the_newest_options(
         self, red_and_blue: Path, cache: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level("INFO", "tlpipe")
-        first = commands.extract(ExtractConfig(str(red_and_blue), **self.CONFIG), cache)  # type: ignore[arg-type]
+        splits = SplitConfig(0.2, 0.1)
+        config = ExtractConfig(str(red_and_blue), resize="pad", endpoint="conv4", group_duplicates=True, splits=splits)
+        first = commands.extract(config, cache)
         assert "--again" not in caplog.text
         again = commands.extract(ExtractConfig(str(red_and_blue)), cache, again=True)
         assert (again.record.id, again.n_computed) == (first.record.id, 0)
@@ -498,8 +493,9 @@ class TestSourceMovedOn:
         change: str,
         what: str | None,
     ) -> None:
-        draw(tmp_path / "old" / "1.png")
-        old = draw(tmp_path / "old" / "0.png").parent
+        old = tmp_path / "old"
+        for number in (0, 1):
+            draw(old / f"{number}.png")
         for path in red_and_blue.rglob("*.png"):
             os.utime(path, (1e9, 1e9))  # so that the memo trusts it
         record = commands.extract(ExtractConfig(str(red_and_blue), resize="pad"), cache).record

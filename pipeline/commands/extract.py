@@ -204,7 +204,7 @@ def _without_parted_duplicates(opened: Opened, config: ExtractConfig, known: Dat
     groups = inspection.same_pictures(neighbours, rows, pictures)
     found = split_again(opened, config.splits, known, [group.rows for group in groups])
     if groups:
-        log.info("%s pairs of near duplicates are kept on one side of each split", f"{len(groups):,}")
+        log.info("%s pairs of near duplicates are kept on one side of the splits that are carved", f"{len(groups):,}")
     return opened if found.dataset.id == dataset.id else found
 
 

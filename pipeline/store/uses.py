@@ -1,0 +1,58 @@
+"""Which reports folders took features from a cache, so that cleaning it up takes nothing from them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline.errors import StoreError
+from pipeline.util.files import decoded, digest_of, read_json, write_json
+
+FOLDER = "uses"
+
+log = logging.getLogger("tlpipe")
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Features that a run was made of.
+
+    Attributes:
+        reports: The reports folder, its whole path.
+        features: Their id.
+    """
+
+    reports: str
+    features: str
+
+
+def remember_use(cache: Path, reports: Path, features: Iterable[str]) -> None:
+    """Remember that a run in a reports folder was made of some features; a file for each, so that none is appended to.
+
+    Raises:
+        StoreError: If the cache can't be written.
+    """
+    for name in features:
+        use = Use(str(reports.resolve()), name)
+        path = cache / FOLDER / f"{digest_of(f'{use.reports}/{name}'.encode())}.json"
+        if not path.exists():
+            write_json(path, asdict(use))
+
+
+def uses(cache: Path) -> list[Use]:
+    """All uses that a cache remembers.
+
+    Raises:
+        StoreError: If one can't be read: what it needs can't be told.
+    """
+    found = []
+    for path in sorted((cache / FOLDER).glob("*.json")):
+        try:
+            found.append(decoded(Use, read_json(path)))
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{path} can't be read ({error}); remove it, if no runs of other folders need it"
+            ) from error
+    return found
