@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.commands import Answers, Export, ExtractResult
+    from pipeline.commands.cache import Cleaned, Verified
     from pipeline.inspection import Group, Inspection
     from pipeline.runs.run import CurveRun, EvaluateRun, HeadRun, RatedRun, Run, SweepRun
 
@@ -46,12 +47,65 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def counted(n: int, noun: str) -> str:
+    """A number of things, such as `1 image` or `2 images`."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def cache_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The features in a cache."""
+    cells, written = [], []
+    for row in rows:
+        spec = row["spec"]
+        side = f"{spec['image_size'][0]}x{spec['image_size'][1]}"
+        what = f"{spec['backbone']} {spec['endpoint']} {side} {spec['pooling']} {spec['precision']}"
+        images = "?" if row["images"] is None else f"{row['images']:,}"
+        views = f" + {counted(row['views'], 'view')} ({row['augment']})" if row["views"] else ""
+        state = "" if row["complete"] else "  INCOMPLETE"
+        date, data = row["created"][:16], row["data"]
+        cells.append([row["features_id"] + state, images + views, what, size(row["bytes"]), date, data])
+        for writer in row.get("written_by", ()):
+            written.append(f"  {row['features_id']}: " + ", ".join(f"{name} {text}" for name, text in writer.items()))
+    lines = [table(["features", "images", "what", "size", "date (UTC)", "data"], cells)]
+    if not all(row["complete"] for row in rows):
+        lines.append("An incomplete extract was stopped or failed; the same command again goes on from there.")
+    return "\n".join([*lines, *(["Written by", *written] if written else [])])
+
+
+def verified_text(found: Verified) -> str:
+    """What reading a cache from end to end has shown."""
+    lines = [f"{counted(found.n_files, 'file')} verified, {len(found.damaged):,} damaged"]
+    lines += [f"  {item.path}: {item.cause}" for item in found.damaged]
+    if found.damaged:
+        lines.append("The same tlpipe extract as before sets them aside and computes their rows again.")
+    lines += [
+        f"{one.features_id}: {counted(one.n, 'image')} computed again by {one.engine}, largest difference "
+        f"{one.max_difference:.2e} ({one.relative:.1e} of the largest number), least cosine {one.cosine:.6f}"
+        for one in found.recomputed
+    ]
+    return "\n".join(lines)
+
+
+def cleaned_text(found: Cleaned) -> str:
+    """What a cache can do without."""
+    lines = [f"  {item.path} ({size(item.size)}): {item.cause}" for item in found.found]
+    lines += [f"{folder} used this cache and is not there now; all that it used is kept" for folder in found.away]
+    if not found.found:
+        lines.append("Everything in the cache is needed.")
+    elif found.removed:
+        lines.append(f"Removed {counted(len(found.found), 'item')}, {size(found.size)}.")
+    else:
+        lines.append(f"{counted(len(found.found), 'item')}, {size(found.size)}, can go: tlpipe cache gc --delete")
+    return "\n".join(lines)
+
+
 def extract_text(result: ExtractResult) -> str:
     """What an extract gave."""
     spec = result.record.spec
     lines = [
-        f"{result.n_images:,} images: {result.n_computed:,} rows computed, {result.n_reused:,} reused, "
-        f"{len(result.unreadable):,} images quarantined",
+        f"{counted(result.n_images, 'image')}: {counted(result.n_computed, 'row')} computed, "
+        f"{result.n_reused:,} reused, "
+        f"{len(result.unreadable):,} quarantined",
     ]
     if result.n_computed:
         lines.append(
@@ -65,6 +119,32 @@ def extract_text(result: ExtractResult) -> str:
         f"Next       {following}",
     ]
     return "\n".join(lines)
+
+
+def runs_text(runs: Sequence[Run]) -> str:
+    """Runs as a table."""
+    columns = ["run", "data", "features", "head", "options", "val", "test", "seconds"]
+    return table(columns, [_run_line(run) for run in runs])
+
+
+def _run_line(run: Run) -> list[str]:
+    from pipeline.runs.run import CurveRun, RatedRun
+
+    named = f"{run.id} ({run.name})" if run.name else run.id
+    seconds = f"{run.seconds['total']:.1f}"
+    if isinstance(run, RatedRun):
+        rated = [_share(run.metrics.get(split)) for split in ("val", "test")]
+        return [named, run.data, run.features, run.head, run.options(), *rated, seconds]
+    what = (run.features, run.head) if isinstance(run, CurveRun) else ("", "")
+    return [named, run.data, *what, "", "", "", seconds]
+
+
+def _share(found: Mapping[str, Any] | None) -> str:
+    """Accuracy with its interval, in per cent."""
+    if not found or not found["n"]:
+        return "-"
+    low, high = found["accuracy_95"]
+    return f"{100 * found['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def run_json(run: Run) -> dict[str, Any]:
@@ -212,7 +292,7 @@ def predict_text(answers: Answers) -> str:
             f"{image.path:<{path_width}}   {label:<{label_width}}   {percent(probability):>7}   {then}".rstrip()
         )
     n, bad = len(answers.images), len(answers.unreadable)
-    line = f"{n:,} images by {answers.run}: {answers.n_computed:,} rows computed"
+    line = f"{counted(n, 'image')} by {answers.run}: {counted(answers.n_computed, 'row')} computed"
     line += f" at {answers.images_per_second:,.0f} images/s" if answers.n_computed else ", all features were cached"
     line += f"; {bad:,} can't be read" if bad else ""
     return "\n".join([*lines, "", line])

@@ -72,7 +72,7 @@ def evaluate(
     run = _described(classifier, rated, data, precision, seconds)
     if other is not None and compared is not None:
         run.against = {"run": other.run.id, "splits": {name: one.to_json() for name, one in compared.items()}}
-    save_run(reports, run, predictions=rated.predictions)
+    save_run(cache, reports, run, predictions=rated.predictions)
     return run
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.backbones.weights import MODEL_FILE
 from pipeline.commands.extract import extract
+from pipeline.commands.runs import check_name
 from pipeline.commands.train_head import train_head
 from pipeline.config import ExtractConfig, FinetuneConfig, FinetuneOptions, HeadConfig, ImageConfig, TrainingOptions
 from pipeline.data import Opened, open_dataset
@@ -63,6 +64,7 @@ def finetune(
     """
     if options.tensorboard and not runtime.installed("tensorboard"):
         raise ConfigError("--tensorboard needs TensorBoard; install it with: pip install tensorboard")
+    check_name(options.name, reports)
     checkpoint = Checkpoint.of(reports, _request(config, options))
     with checkpoint.claimed():
         run = _finetune(config, cache, reports, options, checkpoint)
@@ -110,7 +112,13 @@ def _finetune(
 
     try:
         save_run(
-            reports, run, history=tuned.history, predictions=predictions, seen=seen(table), save_models=save_models
+            cache,
+            reports,
+            run,
+            history=tuned.history,
+            predictions=predictions,
+            seen=seen(table),
+            save_models=save_models,
         )
     except StoreError as error:
         raise StoreError(
@@ -146,7 +154,9 @@ def _read_examples(begun: Start, cache: Path, memory: int | None) -> tuple[Featu
         if config.blocks != "none":
             log.info("Activations are cached at %s", begun.unfrozen.cut)
             wanted = replace(wanted, endpoint=begun.unfrozen.cut, pooling="none", dtype=None)
-        table = load_table(cache, [extract(wanted, cache).record], config.views, memory=runtime.memory_for(memory))
+        table = load_table(
+            cache, [extract(wanted, cache, made_by="finetune").record], config.views, memory=runtime.memory_for(memory)
+        )
         found = {split: table.examples(split) for split in SPLITS}
         if table.specs[0].precision != "float32" and (len(found["val"]) or len(found["test"])):
             exact = replace(wanted, precision="float32", views=0, augment=None)

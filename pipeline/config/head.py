@@ -103,7 +103,7 @@ class HeadConfig:
         "with adamw, else 0.0001; logreg and ridge choose it on val (without val it is 0.03 and 0.5).",
         bounds=Bounds(0, 1e30, "a number from 0 on"),
     )
-    class_weight: str | None = option(None, "balanced: all classes count the same.", legal=CLASS_WEIGHTS)
+    class_weight: str | None = option(None, "How classes are weighed against each other.", legal=CLASS_WEIGHTS)
     standardize: bool | None = option(None, "Bring features to mean 0 and deviation 1.")
     l2_normalize: bool | None = option(
         None, "Then bring the features of each image to the same length; knn and centroid always do."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -105,6 +105,7 @@ def compute(
     engine: Engine,
     *,
     workers: int | None = None,
+    written_by: Mapping[str, str] | None = None,
 ) -> PassReport:
     """Compute rows of features and store them.
 
@@ -116,6 +117,7 @@ def compute(
         augment: How views are made; None if all rows are of view 0.
         engine: What computes.
         workers: Decoding threads; by default one for each processor.
+        written_by: What the shards say of what computed them.
 
     Raises:
         StoreError: If the disk is full; what was published stays.
@@ -124,7 +126,7 @@ def compute(
     report = PassReport()
     if not rows:
         return report
-    shard = _ShardWriter(store, engine, len(rows))
+    shard = _ShardWriter(store, engine, len(rows), written_by or {})
     shard.check_space()
     order: deque[list[Row]] = deque()
     with runtime.stopping() as stop, progress("Extracting", len(rows)) as advance:
@@ -160,8 +162,9 @@ def compute(
 class _ShardWriter:
     """Collects rows in memory and publishes them as shards of bounded size and age."""
 
-    def __init__(self, store: FeatureStore, engine: Engine, n_rows: int) -> None:
+    def __init__(self, store: FeatureStore, engine: Engine, n_rows: int, written_by: Mapping[str, str]) -> None:
         self.store = store
+        self.written_by = written_by
         self.n_published = 0
         self.dtype = np.dtype(store.spec.dtype)
         self.shape = engine.shape
@@ -198,7 +201,7 @@ class _ShardWriter:
 
     def publish(self) -> None:
         if self.keys:
-            self.store.append(self.keys, np.concatenate(self.parts))
+            self.store.append(self.keys, np.concatenate(self.parts), self.written_by)
             self.n_published += len(self.keys)
         self.keys, self.parts, self.started = [], [], time.monotonic()
 
