@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     for row in rows:
         grid.add_row(*(Text(str(cell)) for cell in row))
     out = io.StringIO()
-    Console(file=out, width=160).print(grid)
+    Console(file=out, width=200).print(grid)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
@@ -134,9 +135,9 @@ def _run_line(run: Run) -> list[str]:
     seconds = f"{run.seconds['total']:.1f}"
     if isinstance(run, RatedRun):
         rated = [_share(run.metrics.get(split)) for split in ("val", "test")]
-        return [named, run.data, run.features, run.head, run.options(), *rated, seconds]
+        return [named, Path(run.data).name, run.features, run.head, run.options(), *rated, seconds]
     what = (run.features, run.head) if isinstance(run, CurveRun) else ("", "")
-    return [named, run.data, *what, "", "", "", seconds]
+    return [named, Path(run.data).name, *what, "", "", "", seconds]
 
 
 def _share(found: Mapping[str, Any] | None) -> str:

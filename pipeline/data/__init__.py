@@ -168,7 +168,7 @@ def open_labelled(data: str, *, columns: Columns = COMMON, memo: Memo | None = N
     Raises:
         DataError: If it isn't there, can't be read, or has no labels.
     """
-    opened = _opened(data, columns, memo, rehash=False)
+    opened = _opened(data, columns, memo, rehash=False, least_classes=1)
     unlabelled = opened.dataset.labels == UNLABELLED
     if unlabelled.all():
         raise DataError(f"{data} has no labels; give class folders, or a table with a column of labels")
@@ -180,9 +180,9 @@ def open_labelled(data: str, *, columns: Columns = COMMON, memo: Memo | None = N
     return opened
 
 
-def _opened(data: str, columns: Columns, memo: Memo | None, rehash: bool) -> Opened:
+def _opened(data: str, columns: Columns, memo: Memo | None, rehash: bool, least_classes: int = 2) -> Opened:
     """The images of a source that can be opened, with the splits it gives."""
-    listing = list_source(data, columns)
+    listing = list_source(data, columns, least_classes)
     keys = listing.source.keys(memo, rehash=rehash)
     kept = [index for index, key in enumerate(keys) if isinstance(key, bytes)]
     unreadable = [
@@ -214,8 +214,13 @@ def is_arrays(path: Path) -> bool:
     return is_array_folder(path) or is_cifar_folder(path) if path.is_dir() else path.suffix.lower() == ".npz"
 
 
-def list_source(data: str, columns: Columns) -> Listing:
+def list_source(data: str, columns: Columns, least_classes: int = 2) -> Listing:
     """What a user names as DATA, before any of its images is read.
+
+    Args:
+        data: As the user names it.
+        columns: Of a manifest.
+        least_classes: Class folders that a folder must have, if it has any.
 
     Raises:
         DataError: If it isn't there, or can't be listed.
@@ -236,7 +241,7 @@ def list_source(data: str, columns: Columns) -> Listing:
     if path.is_dir():
         if is_array_folder(path):
             return read_array_folder(path)
-        return read_cifar_folder(path) if is_cifar_folder(path) else read_folder(path)
+        return read_cifar_folder(path) if is_cifar_folder(path) else read_folder(path, least_classes)
     if not there:
         raise DataError(
             f"There is no {data!r}; DATA is a folder, a {', '.join(MANIFEST_SUFFIXES)} or .npz file, "
