@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 import typer
 
 from pipeline.cli.complete import COMPLETED
-from pipeline.config import HEAD_DEFAULTS, HeadConfig
+from pipeline.config import HEAD_DEFAULTS, Folders, HeadConfig
 from pipeline.errors import StoppedError, TlpipeError
 from pipeline.util.options import SEED, SEED_HELP, Option, option_name
 
@@ -67,6 +67,9 @@ _SHARED = {
 }
 
 
+_FOLDERS = tuple(one.name for one in fields(Folders))
+
+
 def command(app: typer.Typer, name: str | None) -> Callable[[Function], Function]:
     """Register a function that gives an `Answer` as a command.
 
@@ -105,7 +108,11 @@ def command(app: typer.Typer, name: str | None) -> Callable[[Function], Function
 
         functools.update_wrapper(run, function, assigned=("__doc__", "__name__", "__module__"), updated=())
         del run.__wrapped__  # type: ignore[attr-defined]
-        ordered = sorted(shown.values(), key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+        # Arguments come first, what all commands share comes last.
+        ordered = sorted(
+            shown.values(),
+            key=lambda one: (one.default is not inspect.Parameter.empty, one.name in (*_FOLDERS, *_SHARED)),
+        )
         run.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in ordered}
         (app.command(name) if name else app.callback(invoke_without_command=True))(run)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.util.text import counted, percent, readable_size
+
 if TYPE_CHECKING:
     from pipeline.commands import Answers, Export, ExtractResult
     from pipeline.commands.cache import Cleaned, Verified
@@ -34,25 +36,6 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-def size(n_bytes: float) -> str:
-    """Bytes in the largest unit that leaves 1 or more."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000 or unit == "GB":
-            break
-        n_bytes /= 1000
-    return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-
-
-def percent(share: float) -> str:
-    """A share in per cent."""
-    return f"{100 * share:.1f} %"
-
-
-def counted(n: int, noun: str) -> str:
-    """A number of things, such as `1 image` or `2 images`."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
 def cache_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """The features in a cache."""
     cells, written = [], []
@@ -64,7 +47,7 @@ def cache_text(rows: Sequence[Mapping[str, Any]]) -> str:
         views = f" + {counted(row['views'], 'view')} ({row['augment']})" if row["views"] else ""
         state = "" if row["complete"] else "  INCOMPLETE"
         date, data = row["created"][:16], row["data"]
-        cells.append([row["features_id"] + state, images + views, what, size(row["bytes"]), date, data])
+        cells.append([row["features_id"] + state, images + views, what, readable_size(row["bytes"]), date, data])
         for writer in row.get("written_by", ()):
             written.append(f"  {row['features_id']}: " + ", ".join(f"{name} {text}" for name, text in writer.items()))
     lines = [table(["features", "images", "what", "size", "date (UTC)", "data"], cells)]
@@ -89,14 +72,16 @@ def verified_text(found: Verified) -> str:
 
 def cleaned_text(found: Cleaned) -> str:
     """What a cache can do without."""
-    lines = [f"  {item.path} ({size(item.size)}): {item.cause}" for item in found.found]
+    lines = [f"  {item.path} ({readable_size(item.size)}): {item.cause}" for item in found.found]
     lines += [f"{folder} used this cache and is not there now; all that it used is kept" for folder in found.away]
     if not found.found:
         lines.append("Everything in the cache is needed.")
     elif found.removed:
-        lines.append(f"Removed {counted(len(found.found), 'item')}, {size(found.size)}.")
+        lines.append(f"Removed {counted(len(found.found), 'item')}, {readable_size(found.size)}.")
     else:
-        lines.append(f"{counted(len(found.found), 'item')}, {size(found.size)}, can go: tlpipe cache gc --delete")
+        lines.append(
+            f"{counted(len(found.found), 'item')}, {readable_size(found.size)}, can go: tlpipe cache gc --delete"
+        )
     return "\n".join(lines)
 
 
@@ -331,7 +316,7 @@ def inspect_text(found: Inspection) -> str:
             for one in by.label_errors
         ]
         far = [f"{dataset.locations[row]}: {distance:.2f} from the nearest" for row, distance in by.outliers]
-        lines += ["", f"By the features {by.record.id} of {by.n:,} images:"]
+        lines += ["", f"By the features {by.record.id} of {counted(by.n, 'image')}:"]
         lines += _listed("pairs of near duplicates", _pairs(found, by.near))
         lines += [*_listed("likely label errors", wrong), *_listed("outliers", far), *by.skipped]
     return "\n".join([*lines, "", f"Open       {found.page} ({found.seconds:.1f} s)"])
@@ -358,8 +343,8 @@ def export_text(done: Export) -> str:
     """What an export gave."""
     return "\n".join(
         [
-            f"Agreement  {percent(done.agreement)} of {done.n:,} images of the run get the same label as from tlpipe "
-            f"predict; probabilities differ by {done.difference:.1e} at most",
+            f"Agreement  {percent(done.agreement)} of {counted(done.n, 'image')} of the run get the same label as from "
+            f"tlpipe predict; probabilities differ by {done.difference:.1e} at most",
             f"File       {done.path} ({done.seconds:.1f} s)",
         ]
     )

@@ -32,7 +32,7 @@ from pipeline.finetuning import (
     fit,
 )
 from pipeline.finetuning.examples import images_of, indices_of
-from pipeline.finetuning.start import Start, begin
+from pipeline.finetuning.start import Start, begin, check_blocks
 from pipeline.heads import make_head
 from pipeline.runs.describe import header, ratings, seen
 from pipeline.runs.predictions import Predictions
@@ -77,6 +77,8 @@ def _finetune(
 ) -> FinetuneRun:
     start = time.perf_counter()
     state = _state(checkpoint, resume=options.resume)
+    if state is None and options.head is None:
+        check_blocks(config.blocks, cache, reports, options.head_run)
     strategy = runtime.strategy()
     _check_devices(config, strategy.num_replicas_in_sync)
     runtime.keras().utils.set_random_seed(config.seed)

@@ -54,9 +54,20 @@ HEAD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 """The options that each kind of head has, and their defaults; None where the value is found while fitting."""
 
+HEAD_FORMS = {
+    "logreg": "logreg",
+    "ridge": "ridge",
+    "centroid": "centroid",
+    "knn": "knn20",
+    "linear": "linear",
+    "mlp": "mlp512-128",
+    "bn-mlp": "bn-mlp50",
+}
+"""What the name of a kind stands for: of some it holds a figure."""
+
 HEADS_HELP = (
     "logreg, ridge, centroid, knn20 (any number of neighbours), linear, mlp512-128 (any hidden widths), or bn-mlp50 "
-    "(the same over BatchNormalization)."
+    "(the same over BatchNormalization); knn, mlp and bn-mlp mean these."
 )
 
 
@@ -113,6 +124,7 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        object.__setattr__(self, "head", HEAD_FORMS.get(self.head, self.head))
 
     def given(self) -> dict[str, Any]:
         """The options that are set, head and seed left out."""

@@ -35,6 +35,7 @@ from pipeline.data.splits import carve, joined_groups, twin_rows, twins
 from pipeline.data.unlabelled import list_images
 from pipeline.errors import DataError
 from pipeline.util.memo import Memo
+from pipeline.util.text import counted
 
 __all__ = [
     "BUILT_IN",
@@ -154,7 +155,7 @@ def _lacking(dataset: Dataset) -> list[str]:
     """What keeps a classifier from being trained on all of the images."""
     notes = []
     if unlabelled := int((dataset.labels == UNLABELLED).sum()):
-        notes.append(f"{unlabelled:,} of {len(dataset):,} images have no label; training leaves them out")
+        notes.append(f"{unlabelled:,} of {counted(len(dataset), 'image')} without a label; training leaves them out")
     if len(dataset.class_names) == 1:
         notes.append(f"All labels are {dataset.class_names[0]!r}; a classifier needs two classes or more")
     return notes
@@ -173,7 +174,7 @@ def open_labelled(data: str, *, columns: Columns = COMMON, memo: Memo | None = N
     if unlabelled.all():
         raise DataError(f"{data} has no labels; give class folders, or a table with a column of labels")
     if unlabelled.any():
-        note = f"{int(unlabelled.sum()):,} of {len(unlabelled):,} images have no label and are left out"
+        note = f"{int(unlabelled.sum()):,} of {counted(len(unlabelled), 'image')} without a label are left out"
         source = opened.source.take(np.flatnonzero(~unlabelled).tolist())
         dataset, given = opened.dataset.without(unlabelled), opened.given[~unlabelled]
         opened = replace(opened, dataset=dataset, source=source, given=given, notes=[*opened.notes, note])

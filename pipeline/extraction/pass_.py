@@ -22,6 +22,7 @@ from pipeline.extraction.engines import Engine
 from pipeline.store.shards import FeatureStore, Quarantined
 from pipeline.util import runtime
 from pipeline.util.progress import progress
+from pipeline.util.text import readable_size
 
 SHARD_ROWS = 1024
 SHARD_BYTES = 32 * 2**20
@@ -181,11 +182,11 @@ class _ShardWriter:
         free = self.store.free_space()
         if self.total_bytes > free:
             raise StoreError(
-                f"The features will take {self.total_bytes / 1e9:,.2f} GB, {folder} has {free / 1e9:,.2f} GB free; "
+                f"The features will take {readable_size(self.total_bytes)}, {folder} has {readable_size(free)} free; "
                 "make room (tlpipe cache gc), or give another folder with --cache"
             )
         if len(self.shape) > 1 or self.total_bytes > 1e9:
-            log.info("The features will take %.3g GB of %s", self.total_bytes / 1e9, folder)
+            log.info("The features will take %s of %s", readable_size(self.total_bytes), folder)
 
     def add(self, rows: list[Row], features: NDArray[np.float32]) -> None:
         stored = features.astype(self.dtype)

@@ -94,6 +94,8 @@ def backbone_for(config: ExtractConfig, cache: Path) -> Pretrained:
         WeightsError: If there is no such file.
     """
     pretrained = open_backbone(config.backbone, config.weights, config.seed, config.image_size, Memo(cache))
+    for name in config.endpoint.split("+") if config.endpoint else ():
+        pretrained.check_name("--endpoint", name)
     choose(config.engine, config.precision)
     return pretrained
 
