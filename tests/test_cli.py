@@ -59,8 +59,8 @@ def test_the_whole_chain_on_drawn_pictures(run: Any, red_and_blue: Path) -> None
 
     tuned = answer(run("finetune", "--blocks", "block13", "--epochs", "1", "--json"))
     assert {*keys.split(), "baseline"} <= set(tuned)
-    assert tuned["settings"]["head_run"] == head["run"]
-    assert tuned["settings"]["cut"] == "conv_pw_12_relu"
+    assert tuned["head_run"] == head["run"]
+    assert tuned["cut"] == "conv_pw_12_relu"
     assert tuned["metrics"]["val"]["accuracy"] >= tuned["baseline"]["val"]["accuracy"]
     assert (run.folder / "reports" / tuned["run"] / "model.keras").is_file()
 
@@ -72,7 +72,7 @@ def test_the_whole_chain_on_drawn_pictures(run: Any, red_and_blue: Path) -> None
     assert answer(run("cache", "export", target, first["features_id"], "--json"))["path"] == str(target)
     assert target.is_file()
     text = run("extract", red_and_blue, *SMALL).stdout
-    assert "40 images: 0 rows computed, 40 reused, 0 images quarantined" in text
+    assert "40 images: 0 rows computed, 40 reused, 0 quarantined" in text
     assert "tlpipe train-head" in text
 
 

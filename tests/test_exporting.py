@@ -288,7 +288,10 @@ def test_a_file_of_ones_own(run: Run, tmp_path: Path, cache: Path, reports: Path
             commands.export(run.id, None, cache, reports, output)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "name",
+    ["onnx", "openvino", *(pytest.param(name, marks=pytest.mark.slow) for name in ("keras", "savedmodel", "tflite"))],
+)
 def test_the_script_beside_it_uses_it_rightly(
     name: str, run: Run, cache: Path, reports: Path, tmp_path: Path, draw: Any
 ) -> None:

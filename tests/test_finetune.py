@@ -56,6 +56,15 @@ class Setting:
         return {"train": of(inputs[:32], self.labels[:32]), "val": of(inputs[32:], self.labels[32:])}
 
 
+@dataclass
+class Read:
+    """Inputs that a function reads, as images are."""
+
+    n: int
+    read: Callable[[np.ndarray], np.ndarray]
+    workers: int = 1
+
+
 def of(inputs: np.ndarray, labels: np.ndarray) -> Part:
     keys = np.array([f"{number:032x}" for number in range(len(labels))], "S32")
     return part_of(inputs, labels, keys)
@@ -308,7 +317,7 @@ class TestEpochs:
         def read(rows: np.ndarray) -> np.ndarray:
             return given.maps[rows] * (np.nan if next(reads) >= 6 else 1)
 
-        train = replace(examples["train"], read=read)
+        train = replace(examples["train"], features=Read(32, read))
         config = FinetuneConfig("block13", epochs=5, batch_size=8, learning_rate=1e-3)
         tuned = fit(given.models(), {"train": train, "val": examples["val"]}, config)
         assert any("diverged in epoch 2 (nan" in note for note in tuned.notes)
@@ -328,7 +337,7 @@ class TestEpochs:
 
         config = FinetuneConfig("none", epochs=4, batch_size=4)
         with pytest.raises(DataError, match=r"3\.png is gone"):
-            fit(given.models(), {"train": replace(given.examples()["train"], read=read)}, config)
+            fit(given.models(), {"train": replace(given.examples()["train"], features=Read(32, read))}, config)
 
     def test_more_accumulated_than_there_is(self) -> None:
         given = setting("mobilenet025", "none")
@@ -363,7 +372,7 @@ class TestEpochs:
         def read(rows: np.ndarray) -> np.ndarray:
             raise MemoryError
 
-        broken = {"train": replace(given.examples()["train"], read=read)}
+        broken = {"train": replace(given.examples()["train"], features=Read(32, read))}
         with pytest.raises(RunError, match=r"--batch-size 16 --accumulate 2 .*, --remat, or fewer --blocks"):
             fit(given.models(), broken, FinetuneConfig("none", epochs=1))
 
@@ -529,7 +538,7 @@ class TestResume:
             return given.maps[rows]
 
         checkpoint = Checkpoint(tmp_path / "one")
-        parts = {"train": replace(examples["train"], read=read), "val": examples["val"]}
+        parts = {"train": replace(examples["train"], features=Read(32, read)), "val": examples["val"]}
         message = "of 50 epochs are kept. The same command with --resume" if kept else "0 of 50 .* begins again"
         with pytest.raises(StoppedError, match=message):
             fit(given.models(), parts, replace(self.CONFIG, epochs=50), keep_in(checkpoint) if kept else None)

@@ -31,7 +31,7 @@ from pipeline.heads import (
 from pipeline.heads.base import class_weights
 from pipeline.heads.linear import fit_many as fit_linear
 from pipeline.heads.prepare import Preparation
-from pipeline.store.rows import Part, joined
+from pipeline.store.rows import Part, joined, nothing
 from pipeline.training.losses import accuracy_of_logits, sparse_loss
 
 EVERY = ("logreg", "ridge", "centroid", "knn7", "linear", "mlp32-16", "bn-mlp24")
@@ -66,7 +66,7 @@ def test_learns_and_is_the_same_after_saving(name: str, n_classes: int, tmp_path
     assert (probabilities.argmax(axis=1) == test.labels).mean() > 0.85
     head.save(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} <= {".npz", ".keras"}
-    again = load_head(tmp_path, head.config.to_json())
+    again = load_head(tmp_path, head.config)
     np.testing.assert_allclose(again.predict_proba(test.array()), probabilities, atol=1e-6)
     assert again.trainable_parameters == head.trainable_parameters
 
@@ -237,7 +237,7 @@ class TestLogreg:
     def test_tampered_file_is_refused(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "head.npz", final_mean=np.array([object()]))
         with pytest.raises(RunError, match="head.npz can't be read"):
-            load_head(tmp_path, HeadConfig("logreg").to_json())
+            load_head(tmp_path, HeadConfig("logreg"))
 
     @pytest.mark.parametrize(
         ("name", "field", "value"),
@@ -260,7 +260,7 @@ class TestLogreg:
             arrays = dict(file)
         np.savez(tmp_path / "head.npz", **{**arrays, field: value})
         with pytest.raises(RunError, match="head.npz can't be read"):
-            load_head(tmp_path, HeadConfig(name).to_json())
+            load_head(tmp_path, HeadConfig(name))
 
     def test_arrays_that_don_t_fit_are_refused(self, tmp_path: Path) -> None:
         for name in ("logreg", "knn3"):
@@ -271,7 +271,7 @@ class TestLogreg:
             wrong = next(key for key in arrays if key.endswith("mean"))
             np.savez(tmp_path / "head.npz", **{**arrays, wrong: arrays[wrong][:-1]})
             with pytest.raises(RunError, match="don't fit each other"):
-                load_head(tmp_path, HeadConfig(name).to_json())
+                load_head(tmp_path, HeadConfig(name))
 
 
 class TestRidge:
@@ -369,7 +369,7 @@ class TestLinear:
         }
         for number, config in enumerate(configs):
             head, _ = make_head(config)
-            head.fit(train, val, n_classes)
+            head.fit(train, nothing(train), n_classes)
             np.testing.assert_allclose(together[number], head.predict_proba(val.array()), atol=1e-5)
         assert np.abs(together[0] - together[1]).max() > 1e-2
 
@@ -433,7 +433,7 @@ class TestMlp:
         model = keras.Sequential([keras.Input((3,)), keras.layers.Lambda(lambda x: x)])
         model.save(tmp_path / "head.keras")
         with pytest.raises(RunError, match="head.keras can't be read"):
-            load_head(tmp_path, HeadConfig("mlp8").to_json())
+            load_head(tmp_path, HeadConfig("mlp8"))
 
     @pytest.mark.parametrize("name", ["linear", "mlp32-16"])
     def test_loss_that_is_never_a_number(self, name: str) -> None:

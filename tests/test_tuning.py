@@ -100,7 +100,7 @@ def test_views_are_cached_and_trained_on(
     head: Run, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = {}
-    fit = commands.tuning.fit
+    fit = tuning.fit
 
     def spied(models: Any, examples: Any, *more: Any) -> Any:
         seen.update({split: len(part) for split, part in examples.items()})
@@ -123,7 +123,7 @@ def test_a_disk_that_cannot_hold_the_activations(
     head: Run, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FeatureStore, "free_space", lambda _: 1000)
-    with pytest.raises(StoreError, match="The features will take 0.00 GB, .* free; make room"):
+    with pytest.raises(StoreError, match="The features will take 41.0 kB, .* has 1.0 kB free; make room"):
         commands.finetune(FinetuneConfig("block13", **QUICK), cache, reports)
 
 
@@ -171,10 +171,12 @@ class TestStart:
             commands.finetune(FinetuneConfig(**config), cache, reports, FinetuneOptions(**options))
         assert len(all_runs(reports)) == 1
 
-    def test_tensorboard_that_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_tensorboard_that_is_not_installed(
+        self, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("pipeline.util.runtime.installed", lambda _: False)
         with pytest.raises(ConfigError, match="pip install tensorboard"):
-            FinetuneOptions(tensorboard=True)
+            commands.finetune(FinetuneConfig("none"), cache, reports, FinetuneOptions(tensorboard=True))
 
     def test_data_that_changed(self, head: Run, red_and_blue: Path, cache: Path, reports: Path) -> None:
         (red_and_blue / "red" / "3.png").unlink()
@@ -185,7 +187,7 @@ class TestStart:
     def test_an_image_that_goes_away_while_it_trains(
         self, head: Run, red_and_blue: Path, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        fit = commands.tuning.fit
+        fit = tuning.fit
 
         def gone(*arguments: Any) -> Any:
             max(red_and_blue.rglob("*.png")).write_bytes(b"gone")
@@ -310,7 +312,7 @@ class TestResume:
     def test_two_at_once_are_refused(
         self, head: Run, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        config, fit = FinetuneConfig("none", epochs=1), commands.tuning.fit
+        config, fit = FinetuneConfig("none", epochs=1), tuning.fit
 
         def again(*arguments: Any) -> Any:
             with pytest.raises(RunError, match="running already"):
@@ -323,9 +325,9 @@ class TestResume:
     def test_a_disk_that_is_full_at_the_end(
         self, head: Run, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        config, save = FinetuneConfig("none", epochs=1), commands.tuning.save_run
+        config, save = FinetuneConfig("none", epochs=1), tuning.save_run
 
-        def full(*_: Any) -> None:
+        def full(*_: Any, **__: Any) -> None:
             raise StoreError("No space is left")
 
         monkeypatch.setattr(tuning, "save_run", full)

@@ -18,7 +18,7 @@ from pipeline.runs.predictions import read_predictions
 from pipeline.runs.run import FinetuneRun, HeadRun, RatedRun
 
 IMAGE_SIZE = (64, 64)
-BLOCKS, EPOCHS, LEARNING_RATE = "conv4,conv5", 2, 3e-4
+BLOCKS, EPOCHS, LEARNING_RATE = "conv4,conv5", 3, 3e-4
 
 log = logging.getLogger("tlpipe")
 
