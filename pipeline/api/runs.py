@@ -90,6 +90,8 @@ class RunResult(_OfRun[AnyRated]):
         parts = [notebook.heading(run.id, *run.notes), notebook.table(columns, rows)]
         if isinstance(run, SweepRun):
             parts.append(_candidates(run))
+        if isinstance(run, EvaluateRun) and run.against is not None:
+            parts += [notebook.heading("", f"Against {run.against['run']}, image by image:"), _against(run.against)]
         try:
             data = self._data()
         except RunError as error:  # the figures above stand all the same
@@ -137,6 +139,20 @@ def _candidates(run: SweepRun) -> Markup:
     pairs = zip(run.candidates[:SHOWN_ROWS], run.settings_that_differ(), strict=False)
     rows = [(one["head"], text, percent(one["val_accuracy"])) for one, text in pairs]
     return notebook.table(("head", "settings", "val accuracy"), rows)
+
+
+def _against(found: dict[str, Any]) -> Markup:
+    rows = [
+        (
+            split,
+            f"{one['n']:,}",
+            percent(one["accuracy"]),
+            percent(one["accuracy_other"]),
+            f"{100 * one['low']:+.1f} to {100 * one['high']:+.1f}",
+        )
+        for split, one in found["splits"].items()
+    ]
+    return notebook.table(("split", "images", "this", "other", "95 % interval of the difference, points"), rows)
 
 
 def _captioned(predictions: Predictions, pictures: Pictures, class_names: Sequence[str]) -> Iterator[tuple[str, str]]:
