@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint setup clean
+.PHONY: demo test test-slow docs lint setup clean
 
 demo: $(READY)
 	$(BIN)/tlpipe demo
@@ -15,6 +15,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
+
+docs: $(READY)
+	$(BIN)/python -m pipeline.cli.reference > docs/commands.md
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -220,7 +220,7 @@ def test_import_loads_nothing_heavy(module: str) -> None:
         (["predict", "2020", "a.jpg"], 1, "'2020' is not among the runs"),
         (["predict", "2020"], 2, "'images'"),
         (["evaluate", "2020", "digits"], 1, "'2020' is not among the runs"),
-        (["export", "2020"], 2, "--format"),
+        (["export", "2020"], 1, "--format is missing"),
         (["export", "2020", "--format", "pickle"], 1, "keras, savedmodel, onnx, openvino, tflite"),
         (["inspect", "nowhere"], 1, "'nowhere'"),
         (["report"], 1, "tlpipe train-head"),
@@ -240,6 +240,29 @@ def test_errors_in_plain_words(run: Any, arguments: list[str], code: int, word: 
     assert len([line for line in done.stderr.splitlines() if line.strip()]) <= 6
     if code == 1:
         assert done.stderr.splitlines()[-1].startswith("Error: ")
+
+
+def test_names_of_blocks_and_layers_are_refused_without_tensorflow(run: Any, red_and_blue: Path) -> None:
+    """Once the network was built with a cache, its layers are known."""
+    run("extract", red_and_blue, *SMALL)
+    run("train-head")
+    folder = blocked(run)
+    for arguments, option in (
+        (["extract", red_and_blue, *SMALL, "--endpoint", "block99"], "--endpoint"),
+        (["finetune", "--blocks", "block12,block99"], "--blocks"),
+    ):
+        done = run(*arguments, PYTHONPATH=os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")]))
+        assert done.returncode == 1
+        assert f"{option}: there is no block or layer 'block99'. Did you mean" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "form"), [("mlp", "mlp512-128"), ("knn", "knn20"), ("bn-mlp", "bn-mlp50")])
+def test_a_head_without_figures_means_its_default(name: str, form: str) -> None:
+    from pipeline.config import HeadConfig
+    from pipeline.heads import make_head
+
+    assert make_head(HeadConfig(name))[1] == make_head(HeadConfig(form))[1]
+    assert HeadConfig(name).head == form
 
 
 def test_json_is_alone_on_standard_output(run: Any, red_and_blue: Path) -> None:

@@ -183,7 +183,7 @@ class TestFolder:
         assert found.dataset.locations == ("1.png", "2.png")
         assert found.dataset.labels.tolist() == [-1, -1]
         assert found.dataset.counts() == {"train": 2}
-        assert found.notes[-1] == "2 of 2 images have no label; training leaves them out"
+        assert found.notes[-1] == "2 of 2 images without a label; training leaves them out"
 
     def test_what_never_is_a_class_is_named_in_one_line(self, tmp_path: Path, draw: Draw) -> None:
         for name in ("a/1.png", "b/1.png", "__MACOSX/a/1.png", ".hidden/1.png"):
@@ -321,7 +321,7 @@ class TestManifest:
         assert found.dataset.class_names == ("x", "y")
         assert found.dataset.labels.tolist() == [0, -1, 1]
         assert found.dataset.label_name(1) == ""
-        assert found.notes == ["1 of 3 images have no label; training leaves them out"]
+        assert found.notes == ["1 of 3 images without a label; training leaves them out"]
 
     def test_one_label_for_all(self, folder: Path) -> None:
         found = opened(self.write(folder, [("path", "label"), ("a.png", "x"), ("c.png", "x")]))

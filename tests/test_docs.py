@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 import pipeline
 from pipeline.cli.main import app
-from pipeline.config import HeadConfig
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -45,24 +44,17 @@ def test_every_command_is_documented_and_has_help(command: tuple[str, ...]) -> N
 
 
 def test_help_knows_the_heads_and_their_defaults() -> None:
-    from pipeline.heads import KINDS, make_head
+    from pipeline.heads import KINDS
 
     done = CliRunner().invoke(app, ["train-head", "--help"], env={"COLUMNS": "200"})
-    text = " ".join(done.output.split())
+    text = " ".join(done.output.split()).replace("- ", "-")  # a word that was broken at its dash
     for kind in KINDS:
         assert kind.form in text, kind.form
-    linear, mlp = (make_head(HeadConfig(name))[1] for name in ("linear", "mlp512-128"))
-    for option, words in {
-        "epochs": f"linear ({linear.epochs}), mlp ({mlp.epochs})",
-        "learning-rate": f"linear, mlp ({linear.learning_rate:g})",
-        "optimizer": f"linear, mlp ({mlp.optimizer})",
-        "schedule": f"linear, mlp ({mlp.schedule})",
-        "patience": f"({mlp.patience})",
-        "dropout": f"mlp ({mlp.dropout})",
-        "label-smoothing": f"linear, mlp ({mlp.label_smoothing:g})",
-        "l2": f"linear, mlp ({mlp.l2:g} with adamw, else {make_head(HeadConfig('linear', optimizer='sgd'))[1].l2})",
-    }.items():
-        assert words in text.split(f"--{option} ")[1].split(" --")[0], option
+        for name, value in kind.defaults.items():
+            own = text.split(f"--{name.replace('_', '-')} ")[1].split(" --")[0]
+            if value is not None and not isinstance(value, bool):
+                assert f"{kind.name}" in own.split("[")[-1], (kind.name, name)
+                assert f": {value}" in own.split("[")[-1], (kind.name, name)
 
 
 def example_blocks() -> list[str]:
@@ -136,10 +128,10 @@ def run_all() -> None:
 
 def newest_run(folder: Path) -> str:
     """Of those that tell aliens from predators."""
-    from pipeline.runs.classifier import MODEL_STAGES
     from pipeline.runs.find import all_runs
+    from pipeline.runs.run import FinetuneRun, HeadRun
 
-    known = [run for run in all_runs(folder / "reports") if run.stage in MODEL_STAGES]
+    known = [run for run in all_runs(folder / "reports") if isinstance(run, (HeadRun, FinetuneRun))]
     return [run.id for run in known if run.class_names == ["alien", "predator"]][-1]
 
 
@@ -164,12 +156,36 @@ def test_python_of_the_readme_compiles() -> None:
         compile(block, "README.md", "exec")
 
 
-def test_every_module_names_what_it_offers() -> None:
+def test_every_module_says_what_it_is_and_every_face_what_it_offers() -> None:
     for found in pkgutil.walk_packages(pipeline.__path__, "pipeline."):
         if found.name.endswith("__main__"):
             continue
         module = importlib.import_module(found.name)
-        assert sorted(module.__all__) == sorted(set(module.__all__)), found.name
-        for name in module.__all__:
-            assert hasattr(module, name), (found.name, name)
         assert module.__doc__, found.name
+        if not found.ispkg:
+            assert not hasattr(module, "__all__"), f"{found.name}: only a package shows its face"
+        names = getattr(module, "__all__", [])
+        assert sorted(names) == sorted(set(names)), found.name
+        for name in names:
+            assert hasattr(module, name), (found.name, name)
+
+
+def test_the_page_of_the_house_names_every_door() -> None:
+    page = (Path(pipeline.__file__).parent / "README.md").read_text(encoding="utf-8")
+    assert len(page.splitlines()) <= 60
+    root = Path(pipeline.__file__).parent
+    doors = [
+        path.name for path in root.iterdir() if path.name[0] not in "_." and path.name not in ("README.md", "py.typed")
+    ]
+    for door in doors:
+        assert f"`{door.removesuffix('.py')}" in page, door
+    for path in re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", page):
+        assert (root / path).is_file() or (root.parent / path).is_file(), path
+
+
+def test_the_reference_is_that_of_the_code() -> None:
+    """Made anew by `make docs`."""
+    from pipeline.cli.reference import reference
+
+    page = Path(pipeline.__file__).parent.parent / "docs" / "commands.md"
+    assert page.read_text(encoding="utf-8") == reference()

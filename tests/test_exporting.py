@@ -258,6 +258,102 @@ def test_what_predict_does_otherwise_is_told(pictures: Path, cache: Path, report
         commands.export(mean.id, "keras", cache / "fast", reports, tmp_path / "mean", "float32")
 
 
+def test_mirror_images_are_averaged_inside_the_file(
+    pictures: Path, pixels: np.ndarray, cache: Path, reports: Path, tmp_path: Path
+) -> None:
+    config = ExtractConfig(str(pictures), **{**SMALL, "views": 1, "augment": "flip"})
+    record = commands.extract(config, cache / "views").record
+    run = commands.train_head(
+        HeadConfig("ridge"), cache / "views", reports, TrainingOptions(record.id, test_views=1, calibrate=True)
+    )
+    done = commands.export(run.id, None, cache / "views", reports, tmp_path / "mean.onnx")
+    assert (done.agreement, done.path) == (1.0, tmp_path / "mean.onnx")
+    assert done.difference < 1e-4
+    found, _ = run_by_onnxruntime(done.path, pixels)
+    mirrored, _ = run_by_onnxruntime(done.path, pixels[:, :, ::-1])
+    np.testing.assert_allclose(found, mirrored, atol=1e-5)
+    np.testing.assert_allclose(found, expected_of(run, pixels, cache / "views", reports), atol=1e-4)
+
+
+def test_a_file_of_ones_own(run: Run, tmp_path: Path, cache: Path, reports: Path) -> None:
+    """Its suffix tells the format, and what lies beside it stays."""
+    (tmp_path / "other.txt").write_text("mine")
+    done = commands.export(run.id, None, cache, reports, tmp_path / "m.xml")
+    assert (done.format, done.path) == ("openvino", tmp_path / "m.xml")
+    assert {path.name for path in tmp_path.iterdir()} == {"other.txt", "m.xml", "m.bin", "m_usage.py"}
+    with pytest.raises(ConfigError, match=r"There is .*m\.xml already"):
+        commands.export(run.id, None, cache, reports, tmp_path / "m.xml")
+    for output in (None, tmp_path / "m"):
+        with pytest.raises(ConfigError, match="--format is missing; it can be keras, .* or give an --output that ends"):
+            commands.export(run.id, None, cache, reports, output)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_script_beside_it_uses_it_rightly(
+    name: str, run: Run, cache: Path, reports: Path, tmp_path: Path, draw: Any
+) -> None:
+    """On JPEGs so large that the decoder shrinks them, which is what a user would forget."""
+    paths = []
+    for number in range(6):
+        path = draw(tmp_path / "large" / f"{number}.png", size=(600, 420), colour=(60 + 25 * number,) * 3)
+        Image.open(path).save(path.with_suffix(".jpg"), quality=92)
+        paths.append(str(path.with_suffix(".jpg")))
+    done = commands.export(run.id, name, cache, reports)
+    script = done.path.parent / "usage.py"
+    answers = commands.predict(run.id, paths, cache, reports)
+    said = subprocess.run(
+        [sys.executable, script.name, *paths], cwd=script.parent, capture_output=True, text=True, check=True
+    )
+    lines = [line.rsplit(" ", 2) for line in said.stdout.splitlines()]
+    assert [line[0] for line in lines] == paths
+    assert [line[1] for line in lines] == [image.top[0][0] for image in answers.images]
+    expected = [image.top[0][1] for image in answers.images]
+    assert [float(line[2]) for line in lines] == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("resize", ["stretch", "pad", "crop"])
+def test_the_script_resizes_as_tlpipe(resize: str, draw: Any, tmp_path: Path) -> None:
+    """The lines of the script, run on a picture, give the pixels that tlpipe gives."""
+    from pipeline.config import ImageConfig
+    from pipeline.data import images
+    from pipeline.runs.usage import usage
+
+    metadata = {"class_names": ["a"], "image_size": [48, 64], "resize": resize, "interpolation": "bicubic"}
+    lines = usage("onnx", "m.onnx", metadata).splitlines()
+    start = next(number for number, line in enumerate(lines) if "picture = Image.open" in line)
+    end = next(number for number, line in enumerate(lines) if "np.asarray" in line)
+    code = textwrap.dedent("\n".join(lines[start : end + 1]))
+    for size in ((500, 300), (300, 500), (70, 50)):
+        path = draw(tmp_path / f"{size}.png", size=size)
+        Image.open(path).save(path.with_suffix(".jpg"), quality=92)
+        from PIL import ImageOps
+
+        found: dict[str, Any] = {"path": path.with_suffix(".jpg"), "Image": Image, "ImageOps": ImageOps, "np": np}
+        exec(code, found)
+        config = ImageConfig((48, 64), resize)
+        expected = images.resize(images.decode(path.with_suffix(".jpg").read_bytes(), config), config)
+        np.testing.assert_array_equal(found["images"][0], expected)
+
+
+def test_few_images_are_compared_by_their_probabilities(
+    run: Run, cache: Path, reports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same labels, and yet another model."""
+    right = FORMATS["keras"]
+
+    def load(path: Path) -> Any:
+        def softer(images: np.ndarray) -> np.ndarray:
+            found = right.load(path)(images)
+            return 0.5 * found + 0.5 / found.shape[1]
+
+        return softer
+
+    monkeypatch.setitem(formats.FORMATS, "keras", formats.Format("keras", right.file, (), "", right.write, load))
+    with pytest.raises(RunError, match=r"probabilities up to 0\.\d+ apart from those of tlpipe predict on \d+ images"):
+        commands.export(run.id, "keras", cache, reports, tmp_path / "soft")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_of_ones_own(run: Run, tmp_path: Path, cache: Path, reports: Path) -> None:
     done = commands.export(run.id, "keras", cache, reports, tmp_path / "mine")
     assert done.path == tmp_path / "mine" / "classifier.keras"

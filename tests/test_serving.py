@@ -261,7 +261,7 @@ class TestEvaluate:
         assert run.metrics["test"]["n"] == 4
         assert run.metrics["test"]["accuracy"] == 1
         assert run.metrics["test"]["confusion_matrix"][2] == [0, 0, 4]
-        assert "4 images without a label or of classes that the run doesn't know are left out: red" in run.notes
+        assert "4 images without a label or of a class that the run doesn't know left out: red" in run.notes
         assert any(note.startswith("No images of dark, grey: their recall isn't known") for note in run.notes)
 
     def test_no_class_in_common(self, head: Run, red_and_blue: Path, cache: Path, reports: Path) -> None:
@@ -317,7 +317,7 @@ class TestEvaluate:
         (pictures / "dark" / "bad.png").write_text("no picture")
         run = commands.evaluate(head.id, str(pictures), cache, reports)
         assert run.n_train + run.n_val + run.n_test == 120
-        assert "1 images can't be read and are left out: dark/bad.png" in run.notes
+        assert "1 image can't be read, left out: dark/bad.png" in run.notes
 
     def test_a_class_of_which_nothing_can_be_read_is_named(
         self, head: Run, pictures: Path, cache: Path, reports: Path

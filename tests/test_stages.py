@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -600,18 +599,19 @@ class TestCaretaker:
         return commands.extract(ExtractConfig(str(red_and_blue)), cache)
 
     def test_describe(self, extracted: commands.ExtractResult, cache: Path, red_and_blue: Path) -> None:
-        (row,) = caretaker.describe(cache)
+        (row,) = caretaker.ls(cache)
         assert row["features_id"] == extracted.record.id
         assert row["images"] == 40
         assert row["data"] == str(red_and_blue)
         assert row["bytes"] > 40 * 12 * 4
 
     def test_verify(self, extracted: commands.ExtractResult, cache: Path) -> None:
-        assert caretaker.verify(cache) == (3, [])
+        assert caretaker.verify(cache) == caretaker.Verified(3, [], [])
         shard = next((cache / "features").rglob("*.h5"))
         shard.write_bytes(shard.read_bytes()[:-20])
         next((cache / "datasets").glob("*.h5")).write_bytes(b"")
-        n_files, damaged = caretaker.verify(cache)
+        verified = caretaker.verify(cache)
+        n_files, damaged = verified.n_files, verified.damaged
         assert n_files == 3
         assert len(damaged) == 2
 
@@ -623,18 +623,18 @@ class TestCaretaker:
         red_and_blue: Path,
         draw: Callable[..., Path],
     ) -> None:
-        assert caretaker.collect(cache, reports) == []
+        assert caretaker.gc(cache, reports).found == []
         run = commands.train_head(HeadConfig(), cache, reports)
         draw(red_and_blue / "red" / "new.png")
         for path in list((red_and_blue / "blue").iterdir())[:5]:
             path.unlink()
         commands.extract(ExtractConfig(str(red_and_blue)), cache)
-        assert caretaker.collect(cache, reports) == [], "the run needs the older table"
+        assert caretaker.gc(cache, reports).found == [], "the run needs the older table"
         shutil.rmtree(reports / run.id)
-        found = caretaker.collect(cache, reports)
+        found = caretaker.gc(cache, reports).found
         assert {item.path.parent.name for item in found} == {"tables", "datasets"}
-        caretaker.remove(found)
-        assert caretaker.collect(cache, reports) == []
+        caretaker.gc(cache, reports, delete=True)
+        assert caretaker.gc(cache, reports).found == []
         assert commands.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 0
 
     def test_needless_shards_stores_and_leftovers(
@@ -652,18 +652,18 @@ class TestCaretaker:
         leftover = store.folder / "shards" / ".x.h5.1-2.partial"
         leftover.write_bytes(b"half")
         os.utime(leftover, (0, 0))
-        assert [item.path for item in caretaker.collect(cache, reports)] == [leftover], "a process may be at work"
+        assert [item.path for item in caretaker.gc(cache, reports).found] == [leftover], "a process may be at work"
         for path in cache.rglob("*"):
             os.utime(path, (0, 0))
         fresh = store.folder / "shards" / ".y.h5.1-2.partial"
         fresh.write_bytes(b"being written")
-        found = caretaker.collect(cache, reports)
+        found = caretaker.gc(cache, reports).found
         assert len(found) == 4
         assert {leftover, orphan.folder} <= {item.path for item in found}
-        caretaker.remove(found)
+        caretaker.gc(cache, reports, delete=True)
         assert fresh.exists()
         assert commands.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 0
-        assert caretaker.verify(cache)[1] == []
+        assert caretaker.verify(cache).damaged == []
 
     def test_what_cannot_be_read_stops_the_cleaning(
         self, extracted: commands.ExtractResult, cache: Path, reports: Path
@@ -674,11 +674,12 @@ class TestCaretaker:
             text = path.read_text()
             path.write_text(text[:50])
             with pytest.raises(error, match="can't be read|no run that can be read"):
-                caretaker.collect(cache, reports)
+                caretaker.gc(cache, reports)
             path.write_text(text)
         table.write_text("{")
         (cache / "features" / extracted.record.spec.digest() / "spec.json").write_text("{}")
-        n_files, damaged = caretaker.verify(cache)
+        verified = caretaker.verify(cache)
+        n_files, damaged = verified.n_files, verified.damaged
         assert (n_files, {item.path.name for item in damaged}) == (3, {table.name, "spec.json"})
 
     def test_graphs(self, extracted: commands.ExtractResult, cache: Path, reports: Path) -> None:
@@ -691,7 +692,7 @@ class TestCaretaker:
             (folder / "model.xml").write_text("x")
             for path in (folder / "model.xml", folder):
                 os.utime(path, (0, 0))
-        assert [item.path for item in caretaker.collect(cache, reports)] == [other]
+        assert [item.path for item in caretaker.gc(cache, reports).found] == [other]
 
     def test_stopped_extract_is_not_collected(
         self, red_and_blue: Path, cache: Path, reports: Path, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
@@ -711,7 +712,7 @@ class TestCaretaker:
             commands.extract(ExtractConfig(str(red_and_blue)), cache)
         for path in cache.rglob("*"):
             os.utime(path, (0, 0))
-        assert caretaker.collect(cache, reports) == []
+        assert caretaker.gc(cache, reports).found == []
 
     @pytest.mark.parametrize("suffix", [".h5", ".npz"])
     def test_export(self, extracted: commands.ExtractResult, cache: Path, tmp_path: Path, suffix: str) -> None:

@@ -18,9 +18,9 @@ from PIL import Image
 from pipeline import commands
 from pipeline.backbones import open_backbone
 from pipeline.commands import FinetuneOptions, TrainingOptions
-from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
+from pipeline.config import ExtractConfig, FinetuneConfig, HeadConfig, SplitConfig
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError, StoreError, WeightsError
-from pipeline.finetuning import Checkpoint, FinetuneConfig, State
+from pipeline.finetuning import Checkpoint, State
 from pipeline.runs.find import all_runs
 from pipeline.runs.run import Run, read_run
 from pipeline.store.records import find_record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -207,15 +207,25 @@ class Network:
                 if len(node.outputs) > 1:
                     raise EndpointError(f"{option} {name} has {len(node.outputs)} outputs; take a layer with one")
                 return node
-        blocks = [block.name for block in self.row.blocks] if self.row else []
-        if option == "--blocks":
-            blocks += ["all", "none"]
-        near = get_close_matches(name.lower(), dict.fromkeys([*blocks, *(node.name for node in order)]), n=3)
-        hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        legal = (
-            f"Blocks are {', '.join(blocks)}; any layer's name will do too." if blocks else "Any layer's name will do."
-        )
-        raise EndpointError(f"{option}: there is no block or layer {name!r}. {hint}{legal}")
+        raise unknown_layer(self.row, option, name, [node.name for node in order])
+
+
+def unknown_layer(row: Backbone | None, option: str, name: str, layers: Sequence[str]) -> EndpointError:
+    """The error of a name that no block and no layer has.
+
+    Args:
+        row: The backbone's row in the table; None for a model of one's own.
+        option: Where the name was given.
+        name: The name.
+        layers: Names of all layers.
+    """
+    blocks = [block.name for block in row.blocks] if row else []
+    if option == "--blocks":
+        blocks += ["all", "none"]
+    near = get_close_matches(name.lower(), dict.fromkeys([*blocks, *layers]), n=3)
+    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    legal = f"Blocks are {', '.join(blocks)}; any layer's name will do too." if blocks else "Any layer's name will do."
+    return EndpointError(f"{option}: there is no block or layer {name!r}. {hint}{legal}")
 
 
 def _is_trained(node: Node) -> bool:

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.backbones.catalogue import BACKBONES, Backbone, get_backbone
-from pipeline.backbones.network import Network, build_network, check_image_size, first_line, load_network, load_tuned
+from pipeline.backbones.network import (
+    Network,
+    build_network,
+    check_image_size,
+    first_line,
+    load_network,
+    load_tuned,
+    unknown_layer,
+)
 from pipeline.config import FeatureSpec
 from pipeline.errors import ConfigError, RunError, WeightsError
 from pipeline.util import runtime
@@ -158,7 +166,31 @@ class Pretrained:
         """
         if policy not in self._networks:
             self._networks[policy] = self._load(policy)
+            if self.memo and self.row:
+                names = [layer.name for layer in self._networks[policy].model.layers]
+                self.memo.remember_text(self._layers_name(), "\n".join(names))
         return self._networks[policy]
+
+    def check_name(self, option: str, name: str) -> None:
+        """Refuse a name that no block and no layer has, if that can be told without building the network.
+
+        Layers are known once the network was built with the same memo.
+
+        Args:
+            option: Where the name was given.
+            name: The name.
+
+        Raises:
+            EndpointError: With near names.
+        """
+        if self.row is None or self.row.block(name) is not None or self.memo is None:
+            return
+        known = self.memo.recall_text(self._layers_name())
+        if known is not None and name not in known.split("\n"):
+            raise unknown_layer(self.row, option, name, known.split("\n"))
+
+    def _layers_name(self) -> str:
+        return f"layers of {self.name} in keras {runtime.version('keras')}"
 
     def _fetch(self) -> None:
         if self.source == "imagenet" and self.row:

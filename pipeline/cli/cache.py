@@ -19,42 +19,32 @@ FeaturesArgument = Annotated[
 
 
 @command(app, "ls")
-def ls(folders: Folders) -> Answer:
-    """List the features in the cache: what they are, of what, how large, how old."""
+def ls(folders: Folders, verbose: bool) -> Answer:
+    """List the features in the cache: what they are, of what, how large, how old; --verbose: what computed them."""
     from pipeline.cli import render
-    from pipeline.commands import cache as caretaker
+    from pipeline.commands import cache
 
-    rows = caretaker.describe(folders.cache)
+    rows = cache.ls(folders.cache, writers=verbose)
     if not rows:
         return Answer(
             {"tables": []}, f"There are no features in {folders.cache} yet; make some with: tlpipe extract DATA"
         )
-    cells = []
-    for row in rows:
-        spec = row["spec"]
-        side = f"{spec['image_size'][0]}x{spec['image_size'][1]}"
-        what = f"{spec['backbone']} {spec['endpoint']} {side} {spec['pooling']} {spec['precision']}"
-        images = "?" if row["images"] is None else f"{row['images']:,}"
-        views = f" + {row['views']} views ({row['augment']})" if row["views"] else ""
-        cells.append(
-            [row["features_id"], images + views, what, render.size(row["bytes"]), row["created"][:16], row["data"]]
-        )
-    columns = ["features", "images", "what", "size", "date (UTC)", "data"]
-    return Answer({"tables": rows}, render.table(columns, cells))
+    return Answer({"tables": rows}, render.cache_text(rows))
 
 
 @command(app, "verify")
-def verify(folders: Folders) -> Answer:
+def verify(
+    folders: Folders,
+    recompute: Annotated[
+        int, typer.Option(help="Images of each set of features that are computed again and compared.")
+    ] = 0,
+) -> Answer:
     """Compare the checksums of all shards and datasets; exit with 1 if any differs."""
-    from pipeline.commands import cache as caretaker
+    from pipeline.cli.render import verified_text
+    from pipeline.commands import cache
 
-    n_files, damaged = caretaker.verify(folders.cache)
-    value = {"n_files": n_files, "damaged": [{"path": str(item.path), "cause": item.cause} for item in damaged]}
-    lines = [f"{n_files:,} files verified, {len(damaged):,} damaged"]
-    lines += [f"  {item.path}: {item.cause}" for item in damaged]
-    if damaged:
-        lines.append("The same tlpipe extract as before sets them aside and computes their rows again.")
-    return Answer(value, "\n".join(lines), failed=bool(damaged))
+    found = cache.verify(folders.cache, recompute)
+    return Answer(found.to_json(), verified_text(found), failed=bool(found.damaged))
 
 
 @command(app, "gc")
@@ -63,26 +53,11 @@ def gc(
     delete: Annotated[bool, typer.Option("--delete", help="Remove what is listed; without it, only list.")] = False,
 ) -> Answer:
     """List what no dataset and no run needs; with --delete, remove it."""
-    from pipeline.cli import render
-    from pipeline.commands import cache as caretaker
+    from pipeline.cli.render import cleaned_text
+    from pipeline.commands import cache
 
-    found = caretaker.collect(folders.cache, folders.reports)
-    total = sum(item.size for item in found)
-    if delete:
-        caretaker.remove(found)
-    value = {
-        "removed": delete,
-        "bytes": total,
-        "items": [{"path": str(item.path), "cause": item.cause, "bytes": item.size} for item in found],
-    }
-    lines = [f"  {item.path} ({render.size(item.size)}): {item.cause}" for item in found]
-    if not found:
-        lines.append("Everything in the cache is needed.")
-    elif delete:
-        lines.append(f"Removed {len(found):,} items, {render.size(total)}.")
-    else:
-        lines.append(f"{len(found):,} items, {render.size(total)}, can go: tlpipe cache gc --delete")
-    return Answer(value, "\n".join(lines))
+    found = cache.gc(folders.cache, folders.reports, delete=delete)
+    return Answer(found.to_json(), cleaned_text(found))
 
 
 @command(app, "export")
@@ -92,7 +67,7 @@ def export(
     features: FeaturesArgument = None,
 ) -> Answer:
     """Write one plain HDF5 or NumPy file: features, labels, split, paths, class_names."""
-    from pipeline.commands import cache as caretaker
+    from pipeline.commands import cache
 
-    record = caretaker.export(folders.cache, features, target)
+    record = cache.export(folders.cache, features, target)
     return Answer({"features_id": record.id, "path": str(target)}, f"Wrote {record.id} to {target}")

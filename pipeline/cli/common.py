@@ -15,11 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-import click
 import typer
 
 from pipeline.cli.complete import COMPLETED
-from pipeline.config import HEAD_DEFAULTS, HeadConfig
+from pipeline.config import HEAD_DEFAULTS, Folders, HeadConfig
 from pipeline.errors import StoppedError, TlpipeError
 from pipeline.util.options import SEED, SEED_HELP, Option, option_name
 
@@ -68,6 +67,9 @@ _SHARED = {
 }
 
 
+_FOLDERS = tuple(one.name for one in fields(Folders))
+
+
 def command(app: typer.Typer, name: str | None) -> Callable[[Function], Function]:
     """Register a function that gives an `Answer` as a command.
 
@@ -92,17 +94,25 @@ def command(app: typer.Typer, name: str | None) -> Callable[[Function], Function
             found = {one.name: one for one in _parameters(kind) if one.name not in without}
             carried[parameter.name] = (kind, list(found))
             shown |= found
+        own = set(shown) - {name for _, names in carried.values() for name in names}
         shown |= {option: _parameter(option, hint, False) for option, hint in _SHARED.items()}
 
+        if name is None:
+            shown["context"] = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+
         def run(**values: Any) -> None:
-            if name is None and click.get_current_context().invoked_subcommand is not None:
+            if name is None and values["context"].invoked_subcommand is not None:
                 return
             _listen(quiet=values["quiet"], verbose=values["verbose"])
-            _answer(lambda: function(**_together(values, carried)), as_json=values["as_json"])
+            _answer(lambda: function(**_together(values, carried, own)), as_json=values["as_json"])
 
         functools.update_wrapper(run, function, assigned=("__doc__", "__name__", "__module__"), updated=())
         del run.__wrapped__  # type: ignore[attr-defined]
-        ordered = sorted(shown.values(), key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+        # Arguments come first, what all commands share comes last.
+        ordered = sorted(
+            shown.values(),
+            key=lambda one: (one.default is not inspect.Parameter.empty, one.name in (*_FOLDERS, *_SHARED)),
+        )
         run.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in ordered}
         (app.command(name) if name else app.callback(invoke_without_command=True))(run)
@@ -118,10 +128,9 @@ def _carried(hint: Any) -> tuple[Any, tuple[str, ...]]:
     return (kind, tuple(without)) if is_dataclass(kind) else (None, ())
 
 
-def _together(values: dict[str, Any], carried: dict[str, tuple[Any, list[str]]]) -> dict[str, Any]:
+def _together(values: dict[str, Any], carried: dict[str, tuple[Any, list[str]]], own: set[str]) -> dict[str, Any]:
     """The arguments of a command's function: its dataclasses, and what stands for itself."""
-    taken = {name for _, names in carried.values() for name in names} | set(_SHARED)
-    found = {name: value for name, value in values.items() if name not in taken}
+    found = {name: values[name] for name in own}
     for parameter, (kind, names) in carried.items():
         options = {name: values[name] for name in names}
         for one in (part for owner in (kind, *_nested(kind)) for part in fields(owner)):

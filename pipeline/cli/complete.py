@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.config import HEAD_DEFAULTS, Folders
-
-HEADS = ("logreg", "ridge", "centroid", "knn20", "linear", "mlp512-128", "bn-mlp50")
+from pipeline.config import Folders
+from pipeline.config.head import HEAD_FORMS
 
 
 def _starting(names: list[str], incomplete: str) -> list[str]:
@@ -23,7 +22,7 @@ def backbones(incomplete: str) -> list[str]:
 
 def heads(incomplete: str) -> list[str]:
     """Heads with the figures of their defaults."""
-    return _starting([*HEADS, *HEAD_DEFAULTS], incomplete)
+    return _starting(list(dict.fromkeys([*HEAD_FORMS.values(), *HEAD_FORMS])), incomplete)
 
 
 def blocks(incomplete: str) -> list[str]:

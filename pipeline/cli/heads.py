@@ -30,11 +30,12 @@ def add_commands(app: typer.Typer) -> None:
 
     @command(app, "train-head")
     def train_head(
-        config: HeadConfig,
-        options: TrainingOptions,
-        folders: Folders,
+        *,
         head: Annotated[str, typer.Option(help=HEADS_HELP)] = "logreg",
+        options: TrainingOptions,
         same_features: SameFeatures = None,
+        config: HeadConfig,
+        folders: Folders,
     ) -> Answer:
         """Train a head on cached features. Defaults stand in brackets; options that a head doesn't have are refused."""
         from pipeline import commands
@@ -47,16 +48,17 @@ def add_commands(app: typer.Typer) -> None:
 
     @command(app, "sweep")
     def sweep(
-        config: HeadConfig,
-        options: TrainingOptions,
-        folders: Folders,
+        *,
         head: Annotated[
             str,
             typer.Option(help="Heads joined by commas; a name without figures (mlp, knn) for those that the grid has."),
         ] = "logreg,ridge,centroid,knn,linear,mlp",
         grid: Annotated[str, typer.Option(help="small or full: how many settings of each head.")] = "small",
         budget: Annotated[float | None, typer.Option(help="Seconds after which nothing new is tried.")] = None,
+        options: TrainingOptions,
         same_features: SameFeatures = None,
+        config: HeadConfig,
+        folders: Folders,
     ) -> Answer:
         """Try many heads and settings, choose on val, and train the best. Given options hold for all; others vary."""
         from pipeline import commands
@@ -75,15 +77,16 @@ def add_commands(app: typer.Typer) -> None:
 
     @command(app, "learning-curve")
     def learning_curve(
-        config: HeadConfig,
-        options: Annotated[TrainingOptions, Without(("calibrate", "cv", "seeds"))],
-        folders: Folders,
+        *,
         head: Annotated[str, typer.Option(help=HEADS_HELP)] = "ridge",
         per_class: Annotated[
             str | None, typer.Option(help="Images of each class, joined by commas. [default: 1,2,5,10,... up to all]")
         ] = None,
         draws: Annotated[int, typer.Option(help="Random choices of images at each number.")] = 5,
+        options: Annotated[TrainingOptions, Without(("calibrate", "cv", "seeds"))],
         same_features: SameFeatures = None,
+        config: HeadConfig,
+        folders: Folders,
     ) -> Answer:
         """Measure accuracy against the number of labelled images, and say what more would buy."""
         from pipeline import commands

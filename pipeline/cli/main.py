@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import cache, finetune, heads, tools, use
+from pipeline.cli import cache, finetune, heads, runs, tools, use
 from pipeline.cli.common import Answer, command
 from pipeline.config import ExtractConfig, ExtractOptions, Folders
 from pipeline.util import runtime
@@ -50,6 +50,7 @@ heads.add_commands(app)
 finetune.add_commands(app)
 use.add_commands(app)
 tools.add_commands(app)
+app.add_typer(runs.app, name="runs")
 app.add_typer(cache.app, name="cache")
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pipeline.util.text import counted, percent, readable_size
 
 if TYPE_CHECKING:
     from pipeline.commands import Answers, Export, ExtractResult
+    from pipeline.commands.cache import Cleaned, Verified
     from pipeline.inspection import Group, Inspection
     from pipeline.runs.run import CurveRun, EvaluateRun, HeadRun, RatedRun, Run, SweepRun
 
@@ -28,30 +32,66 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     for row in rows:
         grid.add_row(*(Text(str(cell)) for cell in row))
     out = io.StringIO()
-    Console(file=out, width=160).print(grid)
+    Console(file=out, width=200).print(grid)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-def size(n_bytes: float) -> str:
-    """Bytes in the largest unit that leaves 1 or more."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000 or unit == "GB":
-            break
-        n_bytes /= 1000
-    return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+def cache_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The features in a cache."""
+    cells, written = [], []
+    for row in rows:
+        spec = row["spec"]
+        side = f"{spec['image_size'][0]}x{spec['image_size'][1]}"
+        what = f"{spec['backbone']} {spec['endpoint']} {side} {spec['pooling']} {spec['precision']}"
+        images = "?" if row["images"] is None else f"{row['images']:,}"
+        views = f" + {counted(row['views'], 'view')} ({row['augment']})" if row["views"] else ""
+        state = "" if row["complete"] else "  INCOMPLETE"
+        date, data = row["created"][:16], row["data"]
+        cells.append([row["features_id"] + state, images + views, what, readable_size(row["bytes"]), date, data])
+        for writer in row.get("written_by", ()):
+            written.append(f"  {row['features_id']}: " + ", ".join(f"{name} {text}" for name, text in writer.items()))
+    lines = [table(["features", "images", "what", "size", "date (UTC)", "data"], cells)]
+    if not all(row["complete"] for row in rows):
+        lines.append("An incomplete extract was stopped or failed; the same command again goes on from there.")
+    return "\n".join([*lines, *(["Written by", *written] if written else [])])
 
 
-def percent(share: float) -> str:
-    """A share in per cent."""
-    return f"{100 * share:.1f} %"
+def verified_text(found: Verified) -> str:
+    """What reading a cache from end to end has shown."""
+    lines = [f"{counted(found.n_files, 'file')} verified, {len(found.damaged):,} damaged"]
+    lines += [f"  {item.path}: {item.cause}" for item in found.damaged]
+    if found.damaged:
+        lines.append("The same tlpipe extract as before sets them aside and computes their rows again.")
+    lines += [
+        f"{one.features_id}: {counted(one.n, 'image')} computed again by {one.engine}, largest difference "
+        f"{one.max_difference:.2e} ({one.relative:.1e} of the largest number), least cosine {one.cosine:.6f}"
+        for one in found.recomputed
+    ]
+    return "\n".join(lines)
+
+
+def cleaned_text(found: Cleaned) -> str:
+    """What a cache can do without."""
+    lines = [f"  {item.path} ({readable_size(item.size)}): {item.cause}" for item in found.found]
+    lines += [f"{folder} used this cache and is not there now; all that it used is kept" for folder in found.away]
+    if not found.found:
+        lines.append("Everything in the cache is needed.")
+    elif found.removed:
+        lines.append(f"Removed {counted(len(found.found), 'item')}, {readable_size(found.size)}.")
+    else:
+        lines.append(
+            f"{counted(len(found.found), 'item')}, {readable_size(found.size)}, can go: tlpipe cache gc --delete"
+        )
+    return "\n".join(lines)
 
 
 def extract_text(result: ExtractResult) -> str:
     """What an extract gave."""
     spec = result.record.spec
     lines = [
-        f"{result.n_images:,} images: {result.n_computed:,} rows computed, {result.n_reused:,} reused, "
-        f"{len(result.unreadable):,} images quarantined",
+        f"{counted(result.n_images, 'image')}: {counted(result.n_computed, 'row')} computed, "
+        f"{result.n_reused:,} reused, "
+        f"{len(result.unreadable):,} quarantined",
     ]
     if result.n_computed:
         lines.append(
@@ -65,6 +105,32 @@ def extract_text(result: ExtractResult) -> str:
         f"Next       {following}",
     ]
     return "\n".join(lines)
+
+
+def runs_text(runs: Sequence[Run]) -> str:
+    """Runs as a table."""
+    columns = ["run", "data", "features", "head", "options", "val", "test", "seconds"]
+    return table(columns, [_run_line(run) for run in runs])
+
+
+def _run_line(run: Run) -> list[str]:
+    from pipeline.runs.run import CurveRun, RatedRun
+
+    named = f"{run.id} ({run.name})" if run.name else run.id
+    seconds = f"{run.seconds['total']:.1f}"
+    if isinstance(run, RatedRun):
+        rated = [_share(run.metrics.get(split)) for split in ("val", "test")]
+        return [named, Path(run.data).name, run.features, run.head, run.options(), *rated, seconds]
+    what = (run.features, run.head) if isinstance(run, CurveRun) else ("", "")
+    return [named, Path(run.data).name, *what, "", "", "", seconds]
+
+
+def _share(found: Mapping[str, Any] | None) -> str:
+    """Accuracy with its interval, in per cent."""
+    if not found or not found["n"]:
+        return "-"
+    low, high = found["accuracy_95"]
+    return f"{100 * found['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def run_json(run: Run) -> dict[str, Any]:
@@ -212,7 +278,7 @@ def predict_text(answers: Answers) -> str:
             f"{image.path:<{path_width}}   {label:<{label_width}}   {percent(probability):>7}   {then}".rstrip()
         )
     n, bad = len(answers.images), len(answers.unreadable)
-    line = f"{n:,} images by {answers.run}: {answers.n_computed:,} rows computed"
+    line = f"{counted(n, 'image')} by {answers.run}: {counted(answers.n_computed, 'row')} computed"
     line += f" at {answers.images_per_second:,.0f} images/s" if answers.n_computed else ", all features were cached"
     line += f"; {bad:,} can't be read" if bad else ""
     return "\n".join([*lines, "", line])
@@ -250,7 +316,7 @@ def inspect_text(found: Inspection) -> str:
             for one in by.label_errors
         ]
         far = [f"{dataset.locations[row]}: {distance:.2f} from the nearest" for row, distance in by.outliers]
-        lines += ["", f"By the features {by.record.id} of {by.n:,} images:"]
+        lines += ["", f"By the features {by.record.id} of {counted(by.n, 'image')}:"]
         lines += _listed("pairs of near duplicates", _pairs(found, by.near))
         lines += [*_listed("likely label errors", wrong), *_listed("outliers", far), *by.skipped]
     return "\n".join([*lines, "", f"Open       {found.page} ({found.seconds:.1f} s)"])
@@ -277,8 +343,8 @@ def export_text(done: Export) -> str:
     """What an export gave."""
     return "\n".join(
         [
-            f"Agreement  {percent(done.agreement)} of {done.n:,} images of the run get the same label as from tlpipe "
-            f"predict; probabilities differ by {done.difference:.1e} at most",
+            f"Agreement  {percent(done.agreement)} of {counted(done.n, 'image')} of the run get the same label as from "
+            f"tlpipe predict; probabilities differ by {done.difference:.1e} at most",
             f"File       {done.path} ({done.seconds:.1f} s)",
         ]
     )

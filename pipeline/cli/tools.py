@@ -10,24 +10,15 @@ import typer
 from pipeline.cli.common import Answer, Seed, command
 from pipeline.config import Folders
 from pipeline.util.options import parse_image_size
+from pipeline.util.text import percent, readable_size
 
 
 def backbones(folders: Folders) -> Answer:
     """List the backbones: sizes, widths, blocks, and whether their weights are here."""
-    from pipeline.backbones import BACKBONES, find_imagenet
+    from pipeline import commands
     from pipeline.cli import render
 
-    rows: list[dict[str, Any]] = [
-        {
-            "name": row.name,
-            "native_size": row.native_size,
-            "least_size": row.least_size,
-            "width": row.width,
-            "blocks": [block.name for block in row.blocks],
-            "weights": str(path) if (path := find_imagenet(row)) else None,
-        }
-        for row in BACKBONES.values()
-    ]
+    rows = commands.backbones()
     cells: list[list[Any]] = []
     for row in rows:
         names = row["blocks"]
@@ -42,12 +33,11 @@ def backbones(folders: Folders) -> Answer:
 
 def doctor(folders: Folders) -> Answer:
     """Say what a bug report needs: versions, devices, engines, weights, folders."""
-    from pipeline.cli import render
     from pipeline.commands.doctor import examine
 
     value = examine(folders.cache, folders.reports)
     processor, weights = value["processor"], value["weights"]
-    memory = render.size(processor["memory_bytes"]) if processor["memory_bytes"] else "unknown memory"
+    memory = readable_size(processor["memory_bytes"]) if processor["memory_bytes"] else "unknown memory"
     lines = [f"{name:<14}{version}" for name, version in value["versions"].items()]
     lines += [
         "",
@@ -70,7 +60,7 @@ def doctor(folders: Folders) -> Answer:
     lines.append("")
     for name, folder in value["folders"].items():
         can = "can be written" if folder["writable"] else "CAN'T BE WRITTEN"
-        lines.append(f"{name:<14}{folder['path']}: {can}, {render.size(folder['free_bytes'])} free")
+        lines.append(f"{name:<14}{folder['path']}: {can}, {readable_size(folder['free_bytes'])} free")
     return Answer(value, "\n".join(lines))
 
 
@@ -94,7 +84,7 @@ def bench(
             way.batch_size,
             f"{way.images_per_second:.1f}",
             f"{way.times_predict:.2f}",
-            "-" if way.share_of_matrix_rate is None else render.percent(way.share_of_matrix_rate),
+            "-" if way.share_of_matrix_rate is None else percent(way.share_of_matrix_rate),
         ]
         for way in result.measured
     ]
@@ -117,7 +107,7 @@ def demo(folders: Folders, seed: Seed = 0) -> Answer:
     result = run_demo(folders.cache, folders.reports, seed)
     cells = [["extract", "", "", f"{result.extracted.seconds['total']:.1f}"]]
     for stage, run in (("train-head logreg", result.head), ("finetune conv5", result.tuned)):
-        scores = [render.percent(run.metrics[split]["accuracy"]) for split in ("val", "test")]
+        scores = [percent(run.metrics[split]["accuracy"]) for split in ("val", "test")]
         cells.append([stage, *scores, f"{run.seconds['total']:.1f}"])
     side = "x".join(map(str, IMAGE_SIZE))
     text = "\n".join(

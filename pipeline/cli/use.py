@@ -70,9 +70,13 @@ def evaluate(
 def export(
     folders: Folders,
     run: RunArgument,
-    format_: Annotated[str, typer.Option("--format", help="keras, savedmodel, onnx, openvino or tflite.")],
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="keras, savedmodel, onnx, openvino or tflite. [default: by the name of OUTPUT]"),
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder to write. [default: reports/RUN/export/FORMAT]", show_default=False)
+        Path | None,
+        typer.Option(help="File (m.onnx) or folder to write. [default: reports/RUN/export/FORMAT]", show_default=False),
     ] = None,
     precision: PrecisionOption = None,
 ) -> Answer:

@@ -1,5 +1,6 @@
 """The stages, and how they are wired: nothing else knows more than its own part."""
 
+from pipeline.commands.backbones import backbones
 from pipeline.commands.evaluate import evaluate
 from pipeline.commands.export import Export, export
 from pipeline.commands.extract import ExtractResult, extract
@@ -24,6 +25,7 @@ __all__ = [
     "Report",
     "TrainedHead",
     "TrainingOptions",
+    "backbones",
     "evaluate",
     "export",
     "extract",

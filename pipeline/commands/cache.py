@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import time
@@ -12,16 +13,21 @@ from typing import Any
 import h5py
 import numpy as np
 
+from pipeline.data import open_dataset
 from pipeline.data.augment import Augment
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError, StoreError, TlpipeError
 from pipeline.extraction.engines import graph_folder
+from pipeline.extraction.recompute import Recomputed
+from pipeline.extraction.recompute import recompute as recompute_rows
 from pipeline.finetuning import FOLDER
 from pipeline.runs.find import all_runs
 from pipeline.runs.run import CurveRun, RatedRun
 from pipeline.store.records import TableRecord, find_record, load_dataset, records
 from pipeline.store.shards import DAMAGED_SUFFIX, Damage, FeatureStore, stores
 from pipeline.store.table import load_table, row_keys
+from pipeline.store.uses import uses
 from pipeline.util.files import PARTIAL_SUFFIX, folder_size, published
+from pipeline.util.memo import Memo
 
 ABANDONED = 24 * 3600  # seconds after which a file that was never finished is no one's any more
 LEFT = 7 * ABANDONED
@@ -29,27 +35,36 @@ LEFT = 7 * ABANDONED
 log = logging.getLogger("tlpipe")
 
 
-def describe(cache: Path) -> list[dict[str, Any]]:
-    """A row for each table of features, the oldest first: its id, what it is, its size and date.
+def ls(cache: Path, *, writers: bool = False) -> list[dict[str, Any]]:
+    """List the features in a cache, the oldest first: what they are, of what, how large, how old.
 
     Several tables may share the bytes of one store.
+
+    Args:
+        cache: The cache folder.
+        writers: Whether to read from the shards what computed them.
     """
     rows = []
     for record in records(cache):
         store = FeatureStore(cache, record.spec)
-        rows.append(
-            {
-                "features_id": record.id,
-                "created": record.created,
-                "data": record.config.data,
-                "images": _image_count(cache, record),
-                "views": record.config.views,
-                "augment": record.config.augment,
-                "bytes": folder_size(store.folder) if store.folder.is_dir() else 0,
-                "store": store.digest,
-                "spec": record.spec.to_json(),
-            }
-        )
+        row = {
+            "features_id": record.id,
+            "created": record.created,
+            "complete": record.complete,
+            "made_by": record.made_by,
+            "data": record.config.data,
+            "images": _image_count(cache, record),
+            "views": record.config.views,
+            "augment": record.config.augment,
+            "bytes": folder_size(store.folder) if store.folder.is_dir() else 0,
+            "store": store.digest,
+            "spec": record.spec.to_json(),
+        }
+        if writers:
+            store.open(set_aside=False)
+            known = {json.dumps(shard.written_by, sort_keys=True) for shard in store.shards if shard.written_by}
+            row["written_by"] = [json.loads(text) for text in sorted(known)]
+        rows.append(row)
     return rows
 
 
@@ -61,12 +76,67 @@ def _image_count(cache: Path, record: TableRecord) -> int | None:
         return None
 
 
-def verify(cache: Path) -> tuple[int, list[Damage]]:
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was found when a cache was read from end to end.
+
+    Attributes:
+        n_files: Files that were looked at.
+        damaged: Those that don't hold what was written.
+        recomputed: Features that were computed again; empty unless that was asked for.
+    """
+
+    n_files: int
+    damaged: list[Damage]
+    recomputed: list[Recomputed]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {
+            "n_files": self.n_files,
+            "damaged": [{"path": str(item.path), "cause": item.cause} for item in self.damaged],
+            "recomputed": [item.to_json() for item in self.recomputed],
+        }
+
+
+def verify(cache: Path, recompute: int = 0) -> Verified:
     """Read all shards, datasets and tables, and compare the checksums of shards and datasets.
 
-    Returns:
-        Number of files looked at, and those that don't hold what was written.
+    Args:
+        cache: The cache folder.
+        recompute: Images of each set of features that are computed again and compared with what is stored.
+
+    Raises:
+        ConfigError: If the number is below 0.
     """
+    if recompute < 0:
+        raise ConfigError(f"--recompute is {recompute}; give 0 or more images")
+    n_files, damaged = _verified_files(cache)
+    return Verified(n_files, damaged, _recomputed(cache, recompute) if recompute else [])
+
+
+def _recomputed(cache: Path, n: int) -> list[Recomputed]:
+    """Some images of each set of features, computed again; a set whose data or backbone is gone is named."""
+    found = []
+    for record in records(cache):
+        if not record.complete:
+            continue
+        try:
+            opened = open_dataset(
+                record.config.data, record.config.splits, columns=record.config.columns, memo=Memo(cache)
+            )
+            one = recompute_rows(record, opened, cache, n)
+        except TlpipeError as error:
+            log.warning("%s can't be computed again: %s", record.id, error)
+            continue
+        if one is None:
+            log.warning("%s can't be computed again: none of its images is there any more", record.id)
+        else:
+            found.append(one)
+    return found
+
+
+def _verified_files(cache: Path) -> tuple[int, list[Damage]]:
     n_files = 0
     damaged: list[Damage] = []
     sound = {store.folder: store for store in stores(cache)}
@@ -99,25 +169,82 @@ class Needless:
     size: int
 
 
-def collect(cache: Path, reports: Path) -> list[Needless]:
-    """Find what no dataset and no run needs; nothing is removed.
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """What a cache can do without.
 
-    A table is needed if it is the newest of its data under its spec, or if a run was trained on it; a dataset, shard
+    Attributes:
+        found: What no data and no run needs.
+        away: Reports folders that used the cache and are not there now; nothing of theirs is among it.
+        removed: Whether it was removed.
+    """
+
+    found: list[Needless]
+    away: list[str]
+    removed: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(item.size for item in self.found)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {
+            "removed": self.removed,
+            "bytes": self.size,
+            "items": [{"path": str(item.path), "cause": item.cause, "bytes": item.size} for item in self.found],
+            "reports_away": self.away,
+        }
+
+
+def gc(cache: Path, reports: Path, *, delete: bool = False) -> Cleaned:
+    """Find what no data and no run needs, and remove it if that is asked for.
+
+    Runs are those of the reports folder, and of all others that the cache remembers. A table is needed if it is the
+    newest of its data under its spec, or if a run was trained on it; a dataset, shard
     or graph is needed if a needed table uses it. Shards and graphs younger than a day are kept in any case: a process
     may be using them.
+
+    Args:
+        cache: The cache folder.
+        reports: The reports folder.
+        delete: Whether to remove it.
 
     Raises:
         StoreError: If a table can't be read: what it needs can't be told.
         RunError: The same, for a run.
     """
+    in_use, away = _in_use(cache, reports)
+    found = _found(cache, reports, in_use)
+    if delete:
+        _remove(found)
+    return Cleaned(found, away, delete)
+
+
+def _in_use(cache: Path, reports: Path) -> tuple[set[str], list[str]]:
+    """Ids of features that runs need, and the reports folders that are not there to be asked."""
+    folders = {reports.resolve(): set[str]()}
+    for use in uses(cache):
+        folders.setdefault(Path(use.reports), set()).add(use.features)
+    in_use: set[str] = set()
+    away = []
+    for folder, features in folders.items():
+        if folder.is_dir():
+            found = [run for run in all_runs(folder, strict=True) if isinstance(run, (RatedRun, CurveRun))]
+            in_use.update(name for run in found for name in run.features.split(","))
+        elif features:
+            in_use |= features
+            away.append(str(folder))
+    return in_use, away
+
+
+def _found(cache: Path, reports: Path, in_use: set[str]) -> list[Needless]:
     known = records(cache, strict=True)
-    in_use = {
-        name
-        for run in all_runs(reports, strict=True)
-        if isinstance(run, (RatedRun, CurveRun))
-        for name in run.features.split(",")
+    newest = {
+        (record.config.data, record.spec, record.config.views, record.config.augment, record.complete): record
+        for record in known
     }
-    newest = {(record.config.data, record.spec, record.config.views, record.config.augment): record for record in known}
     needed = [record for record in known if record.id in in_use or record in newest.values()]
     found = []
     for record in known:
@@ -195,8 +322,8 @@ def _needless(path: Path, cause: str) -> Needless:
     return Needless(path, cause, folder_size(path) if path.is_dir() else path.stat().st_size)
 
 
-def remove(found: list[Needless]) -> None:
-    """Remove what `collect` found."""
+def _remove(found: list[Needless]) -> None:
+    """Remove what was found."""
     for item in found:
         if item.path.is_dir():
             shutil.rmtree(item.path)

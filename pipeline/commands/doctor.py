@@ -45,7 +45,7 @@ def _processor() -> dict[str, Any]:
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
-        "name": named.get("model name") or platform.processor() or platform.machine(),
+        "name": runtime.processor(),
         "usable": runtime.cpu_count(),
         "memory_bytes": memory,
         "features": [feature for feature in CPU_FEATURES if feature in flags],

@@ -22,6 +22,7 @@ from pipeline.runs.predictions import Predictions, read_seen
 from pipeline.runs.run import EvaluateRun, command_line, new_id, save_run
 from pipeline.store.records import load_dataset, now
 from pipeline.util.memo import Memo
+from pipeline.util.text import counted
 
 log = logging.getLogger("tlpipe")
 
@@ -72,7 +73,7 @@ def evaluate(
     run = _described(classifier, rated, data, precision, seconds)
     if other is not None and compared is not None:
         run.against = {"run": other.run.id, "splits": {name: one.to_json() for name, one in compared.items()}}
-    save_run(reports, run, predictions=rated.predictions)
+    save_run(cache, reports, run, predictions=rated.predictions)
     return run
 
 
@@ -122,7 +123,7 @@ def _rate(classifier: Classifier, opened: Opened, cache: Path) -> _Rated:
     if not readable.any():
         raise DataError(f"None of the {len(dataset):,} images of {opened.dataset.name} can be read")
     if unreadable:
-        notes.append(f"{len(unreadable):,} images can't be read and are left out: {shortened(list(unreadable))}")
+        notes.append(f"{counted(len(unreadable), 'image')} can't be read, left out: {shortened(list(unreadable))}")
     fitted = np.array(
         [bool(splits & ({"train"} if row else set(run.fitted_on))) for splits, row in zip(known, again, strict=True)]
     )
@@ -218,7 +219,8 @@ def _foreign(dataset: Dataset, classifier: Classifier) -> tuple[NDArray[np.bool_
     if foreign.any():
         named = f": {shortened(unknown)}" if unknown else ""
         notes.append(
-            f"{int(foreign.sum()):,} images without a label or of classes that the run doesn't know are left out{named}"
+            f"{counted(int(foreign.sum()), 'image')} without a label or of a class that the run doesn't know left out"
+            f"{named}"
         )
     return foreign, notes
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,18 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backbones import first_line
-from pipeline.config import ExtractConfig
 from pipeline.data import Opened, open_labelled
 from pipeline.errors import ConfigError, DataError, ImageError, RunError, StoppedError
+from pipeline.evaluation.calibration import LEAST
 from pipeline.extraction.plan import Plan
 from pipeline.heads import probability_layer
 from pipeline.pages import Pictures
 from pipeline.runs.classifier import Classifier, open_classifier
-from pipeline.runs.formats import BATCH, Format, Runtime, format_named
+from pipeline.runs.formats import BATCH, FORMATS, Format, Runtime, format_named
 from pipeline.runs.predictions import read_predictions
+from pipeline.runs.usage import USAGE, usage
 from pipeline.store.records import now
 from pipeline.util import runtime
-from pipeline.util.files import decoded, published_folder
+from pipeline.util.files import PARTIAL_SUFFIX, flush_to_disk, published_folder
 from pipeline.util.memo import Memo
 from pipeline.util.progress import progress
 
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     import keras
 
 LEAST_AGREEMENT = 0.99
+MOST_APART = 0.1  # of probabilities, where there are too few images to count labels by: bfloat16 stays below
 MOST_MISSED = 0.01  # by which the probabilities of an image may miss a sum of 1
 CHECKED = 200  # images of the run that an export is checked on
 
@@ -74,7 +79,7 @@ class Export:
 
 def export(
     reference: str | None,
-    name: str,
+    name: str | None,
     cache: Path,
     reports: Path,
     output: Path | None = None,
@@ -82,12 +87,14 @@ def export(
 ) -> Export:
     """Write a run as a model from uint8 images [n, height, width, 3] to probabilities [n, classes].
 
+    Beside it lies a script that uses it.
+
     Args:
-        reference: A run id, the start of one, or the path of a run folder; None for the newest.
-        name: Of the format.
+        reference: A run, as in `find_run`.
+        name: Of the format; None for that of the output's suffix.
         cache: The cache folder.
         reports: The reports folder.
-        output: Folder to write; None for one in the run's folder, which is replaced.
+        output: File or folder to write; None for a folder in the run's folder, which is replaced.
         precision: Of the predictions that it is compared with, as in `tlpipe predict`; the file computes in float32.
 
     Raises:
@@ -97,11 +104,10 @@ def export(
         StoreError: If the folder can't be written.
     """
     start = time.perf_counter()
-    form = format_named(name)
+    form = format_named(name if name is not None else _format_of(output))
     classifier = open_classifier(reports, reference, precision)
-    folder = classifier.folder / "export" / name if output is None else output
     if output is not None and output.exists():
-        raise ConfigError(f"There is {output} already; give --output a folder that isn't there yet")
+        raise ConfigError(f"There is {output} already; give --output a file or folder that isn't there yet")
     if len(classifier.configs) > 1:
         raise ConfigError(
             f"{classifier.run.id} takes {len(classifier.configs)} sets of features, and a file holds one network; "
@@ -109,25 +115,88 @@ def export(
         )
     (plan,) = classifier.plans(cache)
     pixels, expected = _examples(classifier, plan, cache)
-    model = _serving(classifier, plan)
-    with published_folder(folder, replace=output is None) as partial:
-        found = _written_and_run(form, model, partial / form.file, _metadata(classifier, plan), pixels)
+    model, metadata = _serving(classifier, plan), _metadata(classifier, plan)
+    with _target(form, classifier.folder, output) as (path, script):
+        found = _written_and_run(form, model, path, metadata, pixels)
+        script.write_text(usage(form.name, path.name, metadata, script.name), encoding="utf-8")
         agreement = float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
         difference = float(np.abs(found - expected).max())
-        if agreement < LEAST_AGREEMENT:
-            raise RunError(
-                f"The {name} file gives the same label as tlpipe predict on {100 * agreement:.1f} % of {len(pixels):,} "
-                f"images of the run, less than {100 * LEAST_AGREEMENT:.0f} %; it was not kept. {_advice(plan)}"
-            )
+        _check(form, plan, agreement, difference, len(pixels))
     return Export(
         run=classifier.run.id,
-        format=name,
-        path=folder / form.file,
+        format=form.name,
+        path=_final_path(form, classifier.folder, output),
         n=len(pixels),
         agreement=agreement,
         difference=difference,
         seconds=time.perf_counter() - start,
     )
+
+
+def _format_of(output: Path | None) -> str:
+    """The format that the name of a file tells.
+
+    Raises:
+        ConfigError: If it tells none.
+    """
+    found = [form.name for form in FORMATS.values() if output is not None and output.suffix == form.suffix != ""]
+    if not found:
+        legal = ", ".join(form.suffix for form in FORMATS.values() if form.suffix)
+        raise ConfigError(
+            f"--format is missing; it can be {', '.join(FORMATS)}, or give an --output that ends in {legal}"
+        )
+    return found[0]
+
+
+def _is_file(form: Format, output: Path) -> bool:
+    return form.suffix != "" and output.suffix == form.suffix
+
+
+def _final_path(form: Format, folder: Path, output: Path | None) -> Path:
+    """Where the file is published."""
+    if output is None:
+        return folder / "export" / form.name / form.file
+    return output if _is_file(form, output) else output / form.file
+
+
+@contextmanager
+def _target(form: Format, folder: Path, output: Path | None) -> Iterator[tuple[Path, Path]]:
+    """Temporary paths of the file and of the script beside it; both are published only if the block succeeds.
+
+    A file of its own gets a script of its name, and other files may lie around it; else a folder holds all of it.
+    """
+    if output is None or not _is_file(form, output):
+        own = folder / "export" / form.name if output is None else output
+        with published_folder(own, replace=output is None) as partial:
+            yield partial / form.file, partial / USAGE
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.", suffix=PARTIAL_SUFFIX) as partial_:
+        yield Path(partial_) / output.name, Path(partial_) / f"{output.stem}_{USAGE}"
+        # What the file refers to comes before it.
+        for path in sorted(Path(partial_).iterdir(), key=lambda path: path.name == output.name):
+            flush_to_disk(path)
+            path.replace(output.parent / path.name)
+
+
+def _check(form: Format, plan: Plan, agreement: float, difference: float, n: int) -> None:
+    """Refuse a file that answers otherwise than tlpipe.
+
+    Of a few images a share of equal labels says little, so that the probabilities are compared, too.
+
+    Raises:
+        RunError: If it does.
+    """
+    if agreement < LEAST_AGREEMENT:
+        raise RunError(
+            f"The {form.name} file gives the same label as tlpipe predict on {100 * agreement:.1f} % of {n:,} images "
+            f"of the run, less than {100 * LEAST_AGREEMENT:.0f} %; it was not kept. {_advice(plan)}"
+        )
+    if n < CHECKED // 2 and difference > MOST_APART:
+        raise RunError(
+            f"The {form.name} file gives probabilities up to {difference:.2f} apart from those of tlpipe predict on "
+            f"{n:,} images of the run, more than {MOST_APART:g}; it was not kept. {_advice(plan)}"
+        )
 
 
 def _written_and_run(
@@ -160,10 +229,10 @@ def _written_and_run(
 
 def _advice(plan: Plan) -> str:
     """How a run can be had whose file agrees."""
-    if plan.views:
+    if plan.views and not _is_mirrored(plan):
         return (
-            f"tlpipe predict takes the mean over {plan.views + 1} versions of each image, a file takes each once: "
-            "train without --test-views"
+            f"tlpipe predict takes the mean over {plan.views + 1} versions of each image ({plan.augment}), a file "
+            "takes each once: train without --test-views, or with mirror images alone (--views 1 --augment flip)"
         )
     if plan.spec.precision != "float32":
         return (
@@ -181,11 +250,28 @@ def _serving(classifier: Classifier, plan: Plan) -> keras.Model:
         return features  # of a fine-tuned model, the probabilities
     trained = classifier.trained
     *below, logits = trained.head.layers(final=True)
-    tensor = features.outputs[0]
-    for layer in below:
-        tensor = layer(tensor)
-    outputs = probability_layer(logits, len(classifier.class_names), tensor, trained.temperature)
-    return runtime.keras().Model(features.inputs[0], outputs, name="classifier")
+    n_classes, keras = len(classifier.class_names), runtime.keras()
+
+    def classify(tensor: Any, temperature: float) -> Any:
+        for layer in below:
+            tensor = layer(tensor)
+        return probability_layer(logits, n_classes, tensor, temperature)
+
+    if not _is_mirrored(plan):
+        return keras.Model(features.inputs[0], classify(features.outputs[0], trained.temperature), name="classifier")
+    # The mean over an image and its mirror image, as `tlpipe predict` takes it, at the temperature of the mean.
+    single = keras.Model(features.inputs[0], classify(features.outputs[0], 1.0), name="single")
+    image = keras.Input(features.inputs[0].shape[1:], dtype="uint8", name="image")
+    both = keras.layers.Average(name="mean")([single(image), single(keras.ops.flip(image, axis=2))])
+    if trained.temperature != 1:
+        logarithm = keras.ops.log(keras.ops.maximum(both, LEAST))
+        both = keras.ops.softmax(logarithm / trained.temperature)
+    return keras.Model(image, both, name="classifier")
+
+
+def _is_mirrored(plan: Plan) -> bool:
+    """Whether probabilities are means over the image and its mirror image alone."""
+    return plan.views == 1 and str(plan.augment) == "flip"
 
 
 def _examples(classifier: Classifier, plan: Plan, cache: Path) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
@@ -196,7 +282,7 @@ def _examples(classifier: Classifier, plan: Plan, cache: Path) -> tuple[NDArray[
     """
     run = classifier.run
     try:
-        columns = decoded(ExtractConfig, run.extracts[0]).columns_of(run.data)
+        columns = run.extracts[0].columns_of(run.data)
         opened = open_labelled(run.data, columns=columns, memo=Memo(cache))
     except DataError as error:
         raise DataError(f"{error}. An export is checked on images of its run, and these are gone") from error

@@ -24,7 +24,9 @@ from pipeline.store.records import (
     newest_pooled,
     now,
     place_of,
+    read_record,
     records_of_data,
+    remove_record,
     save_dataset,
     save_record,
     table_id,
@@ -85,6 +87,7 @@ def extract(
     rehash: bool = False,
     strict: bool = False,
     again: bool = False,
+    made_by: str = "extract",
 ) -> ExtractResult:
     """Compute the features of a dataset that are not in the cache yet.
 
@@ -99,6 +102,7 @@ def extract(
         rehash: Read all files again to see whether they changed.
         strict: Fail if images can't be read, after everything else was saved.
         again: Take all options from the newest extract of the same data; `config` has none but the data.
+        made_by: The command that wants the features; what another one than extract wants doesn't become the newest.
 
     Raises:
         ConfigError: For illegal options, or any beside `again`.
@@ -120,16 +124,18 @@ def extract(
     plan = plan_for(config, cache, pretrained)
     dataset = opened.dataset
     # Known from now on: what a stopped pass leaves behind belongs to something.
-    record = _save_record(plan, opened, config, dataset)
+    save_dataset(cache, dataset)
+    begun = _begin_record(cache, _record(plan, opened, config, dataset, made_by))
     done = complete(plan, dataset.keys, dataset.locations, opened.source, batch_size, workers)
     if config.group_duplicates and config.pooling != "none":
         dataset = _without_parted_duplicates(opened, config, known, done).dataset
     # Their cause may pass, so they are not quarantined, but have no features now: this time they are no rows.
     dropped = np.array([key in done.report.passing for key in dataset.keys.tolist()])
-    if dataset is not opened.dataset or dropped.any():
-        record = _save_record(plan, opened, config, dataset.without(dropped))
+    record = _record(plan, opened, config, dataset.without(dropped), made_by)
+    save_dataset(cache, dataset.without(dropped))
     unreadable = _unreadable(opened, done.refused)
     _check_readable(opened, done.refused, unreadable, strict)
+    record = _end_record(cache, begun, record)
     report = done.report
     return ExtractResult(
         record=record,
@@ -208,9 +214,9 @@ def _without_parted_duplicates(opened: Opened, config: ExtractConfig, known: Dat
     return opened if found.dataset.id == dataset.id else found
 
 
-def _save_record(plan: Plan, opened: Opened, config: ExtractConfig, dataset: Dataset) -> TableRecord:
+def _record(plan: Plan, opened: Opened, config: ExtractConfig, dataset: Dataset, made_by: str) -> TableRecord:
     config = _recorded(config)
-    record = TableRecord(
+    return TableRecord(
         id=table_id(dataset.name, plan.spec, dataset.id, config),
         created=now(),
         spec=plan.spec,
@@ -218,9 +224,28 @@ def _save_record(plan: Plan, opened: Opened, config: ExtractConfig, dataset: Dat
         name=dataset.name,
         carved=opened.carved,
         config=config,
+        made_by=made_by,
     )
-    save_dataset(plan.cache, dataset)
-    save_record(plan.cache, record)
+
+
+def _begin_record(cache: Path, record: TableRecord) -> TableRecord | None:
+    """Save the record of an extract that has not come to its end; None where an earlier one had."""
+    before = read_record(cache, record.id)
+    if before is not None and before.complete:
+        return None
+    begun = replace(record, complete=False)
+    save_record(cache, begun)
+    return begun
+
+
+def _end_record(cache: Path, begun: TableRecord | None, record: TableRecord) -> TableRecord:
+    """Save the record of an extract that came to its end, in place of that of its beginning."""
+    if begun is not None and begun.id != record.id:
+        remove_record(cache, begun)
+    before = read_record(cache, record.id)
+    if record.made_by != "extract" and before is not None and before.complete:
+        return before  # a user's own extract gave the same, and stays as new as it was
+    save_record(cache, record)
     return record
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.backbones.weights import MODEL_FILE
 from pipeline.commands.extract import extract
+from pipeline.commands.runs import check_name
 from pipeline.commands.train_head import train_head
 from pipeline.config import ExtractConfig, FinetuneConfig, FinetuneOptions, HeadConfig, ImageConfig, TrainingOptions
 from pipeline.data import Opened, open_dataset
@@ -31,7 +32,7 @@ from pipeline.finetuning import (
     fit,
 )
 from pipeline.finetuning.examples import images_of, indices_of
-from pipeline.finetuning.start import Start, begin
+from pipeline.finetuning.start import Start, begin, check_blocks
 from pipeline.heads import make_head
 from pipeline.runs.describe import header, ratings, seen
 from pipeline.runs.predictions import Predictions
@@ -63,6 +64,7 @@ def finetune(
     """
     if options.tensorboard and not runtime.installed("tensorboard"):
         raise ConfigError("--tensorboard needs TensorBoard; install it with: pip install tensorboard")
+    check_name(options.name, reports)
     checkpoint = Checkpoint.of(reports, _request(config, options))
     with checkpoint.claimed():
         run = _finetune(config, cache, reports, options, checkpoint)
@@ -75,6 +77,8 @@ def _finetune(
 ) -> FinetuneRun:
     start = time.perf_counter()
     state = _state(checkpoint, resume=options.resume)
+    if state is None and options.head is None:
+        check_blocks(config.blocks, cache, reports, options.head_run)
     strategy = runtime.strategy()
     _check_devices(config, strategy.num_replicas_in_sync)
     runtime.keras().utils.set_random_seed(config.seed)
@@ -110,7 +114,13 @@ def _finetune(
 
     try:
         save_run(
-            reports, run, history=tuned.history, predictions=predictions, seen=seen(table), save_models=save_models
+            cache,
+            reports,
+            run,
+            history=tuned.history,
+            predictions=predictions,
+            seen=seen(table),
+            save_models=save_models,
         )
     except StoreError as error:
         raise StoreError(
@@ -146,7 +156,9 @@ def _read_examples(begun: Start, cache: Path, memory: int | None) -> tuple[Featu
         if config.blocks != "none":
             log.info("Activations are cached at %s", begun.unfrozen.cut)
             wanted = replace(wanted, endpoint=begun.unfrozen.cut, pooling="none", dtype=None)
-        table = load_table(cache, [extract(wanted, cache).record], config.views, memory=runtime.memory_for(memory))
+        table = load_table(
+            cache, [extract(wanted, cache, made_by="finetune").record], config.views, memory=runtime.memory_for(memory)
+        )
         found = {split: table.examples(split) for split in SPLITS}
         if table.specs[0].precision != "float32" and (len(found["val"]) or len(found["test"])):
             exact = replace(wanted, precision="float32", views=0, augment=None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.commands.runs import check_name
 from pipeline.config import HeadConfig, TrainingOptions
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.metrics import scores
@@ -46,6 +47,7 @@ def learning_curve(
         DataError: If there are no images to measure on.
     """
     start = time.perf_counter()
+    check_name(options.name, reports)
     _, resolved = make_head(config)
     if draws < 1 or any(size < 1 for size in per_class or ()):
         raise ConfigError("--draws and the numbers of --per-class must be 1 or more")
@@ -75,7 +77,7 @@ def learning_curve(
         gain_of_doubling=gain_of_doubling(points),
         name=options.name,
     )
-    save_run(reports, run)
+    save_run(cache, reports, run)
     return run
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.commands.runs import check_name
 from pipeline.config import Folders, HeadConfig, TrainingOptions
 from pipeline.errors import ConfigError
 from pipeline.heads import make_head
@@ -54,6 +55,7 @@ def sweep(
         DataError: If there is nothing to choose by.
     """
     start = time.perf_counter()
+    check_name(options.name, reports)
     if not budget > 0:
         raise ConfigError(f"--budget is {budget:g}; give seconds above 0")
     candidates(heads, grid, common, [0], [0])  # what is wrong with the options is said before the data is read
@@ -85,7 +87,7 @@ def sweep(
         heads=list(heads),
         candidates=[one.to_json() for one in ratings.rated],
     )
-    save_fitted(reports, run, fitted, table)
+    save_fitted(cache, reports, run, fitted, table)
     return run
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from pipeline.commands.runs import check_name
 from pipeline.config import HeadConfig, TrainingOptions
 from pipeline.heads import make_head
 from pipeline.runs.describe import header
@@ -29,6 +30,7 @@ def train_head(config: HeadConfig, cache: Path, reports: Path, options: Training
         DataError: If a class has no training images.
     """
     start = time.perf_counter()
+    check_name(options.name, reports)
     make_head(config)  # what is wrong with the options is said before the data is read
     table = open_table(cache, options, config.views, f"Training {config.head}")
     loaded = time.perf_counter()
@@ -51,5 +53,5 @@ def train_head(config: HeadConfig, cache: Path, reports: Path, options: Training
         notes=fitted.report.notes,
         repeats=repeats,
     )
-    save_fitted(reports, run, fitted, table)
+    save_fitted(cache, reports, run, fitted, table)
     return run

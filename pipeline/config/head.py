@@ -54,9 +54,20 @@ HEAD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 """The options that each kind of head has, and their defaults; None where the value is found while fitting."""
 
+HEAD_FORMS = {
+    "logreg": "logreg",
+    "ridge": "ridge",
+    "centroid": "centroid",
+    "knn": "knn20",
+    "linear": "linear",
+    "mlp": "mlp512-128",
+    "bn-mlp": "bn-mlp50",
+}
+"""What the name of a kind stands for: of some it holds a figure."""
+
 HEADS_HELP = (
     "logreg, ridge, centroid, knn20 (any number of neighbours), linear, mlp512-128 (any hidden widths), or bn-mlp50 "
-    "(the same over BatchNormalization)."
+    "(the same over BatchNormalization); knn, mlp and bn-mlp mean these."
 )
 
 
@@ -103,7 +114,7 @@ class HeadConfig:
         "with adamw, else 0.0001; logreg and ridge choose it on val (without val it is 0.03 and 0.5).",
         bounds=Bounds(0, 1e30, "a number from 0 on"),
     )
-    class_weight: str | None = option(None, "balanced: all classes count the same.", legal=CLASS_WEIGHTS)
+    class_weight: str | None = option(None, "How classes are weighed against each other.", legal=CLASS_WEIGHTS)
     standardize: bool | None = option(None, "Bring features to mean 0 and deviation 1.")
     l2_normalize: bool | None = option(
         None, "Then bring the features of each image to the same length; knn and centroid always do."
@@ -113,6 +124,7 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        object.__setattr__(self, "head", HEAD_FORMS.get(self.head, self.head))
 
     def given(self) -> dict[str, Any]:
         """The options that are set, head and seed left out."""

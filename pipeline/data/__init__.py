@@ -36,6 +36,7 @@ from pipeline.data.splits import carve, joined_groups, twin_rows, twins
 from pipeline.data.unlabelled import list_images
 from pipeline.errors import DataError
 from pipeline.util.memo import Memo
+from pipeline.util.text import counted
 
 __all__ = [
     "BUILT_IN",
@@ -156,7 +157,7 @@ def _lacking(dataset: Dataset) -> list[str]:
     """What keeps a classifier from being trained on all of the images."""
     notes = []
     if unlabelled := int((dataset.labels == UNLABELLED).sum()):
-        notes.append(f"{unlabelled:,} of {len(dataset):,} images have no label; training leaves them out")
+        notes.append(f"{unlabelled:,} of {counted(len(dataset), 'image')} without a label; training leaves them out")
     if len(dataset.class_names) == 1:
         notes.append(f"All labels are {dataset.class_names[0]!r}; a classifier needs two classes or more")
     return notes
@@ -170,21 +171,21 @@ def open_labelled(data: str, *, columns: Columns = COMMON, memo: Memo | None = N
     Raises:
         DataError: If it isn't there, can't be read, or has no labels.
     """
-    opened = _opened(data, columns, memo, rehash=False)
+    opened = _opened(data, columns, memo, rehash=False, least_classes=1)
     unlabelled = opened.dataset.labels == UNLABELLED
     if unlabelled.all():
         raise DataError(f"{data} has no labels; give class folders, or a table with a column of labels")
     if unlabelled.any():
-        note = f"{int(unlabelled.sum()):,} of {len(unlabelled):,} images have no label and are left out"
+        note = f"{int(unlabelled.sum()):,} of {counted(len(unlabelled), 'image')} without a label are left out"
         source = opened.source.take(np.flatnonzero(~unlabelled).tolist())
         dataset, given = opened.dataset.without(unlabelled), opened.given[~unlabelled]
         opened = replace(opened, dataset=dataset, source=source, given=given, notes=[*opened.notes, note])
     return opened
 
 
-def _opened(data: str, columns: Columns, memo: Memo | None, rehash: bool) -> Opened:
+def _opened(data: str, columns: Columns, memo: Memo | None, rehash: bool, least_classes: int = 2) -> Opened:
     """The images of a source that can be opened, with the splits it gives."""
-    listing = list_source(data, columns)
+    listing = list_source(data, columns, least_classes)
     keys = listing.source.keys(memo, rehash=rehash)
     kept = [index for index, key in enumerate(keys) if isinstance(key, bytes)]
     unreadable = [
@@ -216,8 +217,13 @@ def is_arrays(path: Path) -> bool:
     return is_array_folder(path) or is_cifar_folder(path) if path.is_dir() else path.suffix.lower() == ".npz"
 
 
-def list_source(data: str, columns: Columns) -> Listing:
+def list_source(data: str, columns: Columns, least_classes: int = 2) -> Listing:
     """What a user names as DATA, before any of its images is read.
+
+    Args:
+        data: As the user names it.
+        columns: Of a manifest.
+        least_classes: Class folders that a folder must have, if it has any.
 
     Raises:
         DataError: If it isn't there, or can't be listed.
@@ -238,7 +244,7 @@ def list_source(data: str, columns: Columns) -> Listing:
     if path.is_dir():
         if is_array_folder(path):
             return read_array_folder(path)
-        return read_cifar_folder(path) if is_cifar_folder(path) else read_folder(path)
+        return read_cifar_folder(path) if is_cifar_folder(path) else read_folder(path, least_classes)
     if not there:
         raise DataError(
             f"There is no {data!r}; DATA is a folder, a {', '.join(MANIFEST_SUFFIXES)} or .npz file, "

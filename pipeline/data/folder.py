@@ -23,11 +23,15 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 
-def read_folder(root: Path) -> Listing:
+def read_folder(root: Path, least_classes: int = 2) -> Listing:
     """List the images of a folder: those of its class folders, or, without labels, those that lie in it themselves.
 
     Empty and hidden folders, `__MACOSX` and whatever tlpipe wrote are no classes. A single class folder is refused,
     as it is likely a mistake: its pictures can be extracted without labels, by naming the class folder itself.
+
+    Args:
+        root: The folder.
+        least_classes: Class folders that there must be, if there are any; 1 for data to be rated on.
 
     Raises:
         DataError: If there are no images, only one class folder, or a folder can't be read.
@@ -59,7 +63,7 @@ def read_folder(root: Path) -> Listing:
     loose = [root / entry.name for entry in _entries(root) if entry.is_file()]
     if not classes:
         return _flat(root, loose, skipped)
-    if len({folder.name for _, folder in classes}) < 2:
+    if len({folder.name for _, folder in classes}) < least_classes:
         raise DataError(_one_class(root, classes[0][1]) + _left_aside(root, skipped))
 
     paths: list[Path] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -22,6 +22,7 @@ from pipeline.extraction.engines import Engine
 from pipeline.store.shards import FeatureStore, Quarantined
 from pipeline.util import runtime
 from pipeline.util.progress import progress
+from pipeline.util.text import readable_size
 
 SHARD_ROWS = 1024
 SHARD_BYTES = 32 * 2**20
@@ -105,6 +106,7 @@ def compute(
     engine: Engine,
     *,
     workers: int | None = None,
+    written_by: Mapping[str, str] | None = None,
 ) -> PassReport:
     """Compute rows of features and store them.
 
@@ -116,6 +118,7 @@ def compute(
         augment: How views are made; None if all rows are of view 0.
         engine: What computes.
         workers: Decoding threads; by default one for each processor.
+        written_by: What the shards say of what computed them.
 
     Raises:
         StoreError: If the disk is full; what was published stays.
@@ -124,7 +127,7 @@ def compute(
     report = PassReport()
     if not rows:
         return report
-    shard = _ShardWriter(store, engine, len(rows))
+    shard = _ShardWriter(store, engine, len(rows), written_by or {})
     shard.check_space()
     order: deque[list[Row]] = deque()
     with runtime.stopping() as stop, progress("Extracting", len(rows)) as advance:
@@ -160,8 +163,9 @@ def compute(
 class _ShardWriter:
     """Collects rows in memory and publishes them as shards of bounded size and age."""
 
-    def __init__(self, store: FeatureStore, engine: Engine, n_rows: int) -> None:
+    def __init__(self, store: FeatureStore, engine: Engine, n_rows: int, written_by: Mapping[str, str]) -> None:
         self.store = store
+        self.written_by = written_by
         self.n_published = 0
         self.dtype = np.dtype(store.spec.dtype)
         self.shape = engine.shape
@@ -178,11 +182,11 @@ class _ShardWriter:
         free = self.store.free_space()
         if self.total_bytes > free:
             raise StoreError(
-                f"The features will take {self.total_bytes / 1e9:,.2f} GB, {folder} has {free / 1e9:,.2f} GB free; "
+                f"The features will take {readable_size(self.total_bytes)}, {folder} has {readable_size(free)} free; "
                 "make room (tlpipe cache gc), or give another folder with --cache"
             )
         if len(self.shape) > 1 or self.total_bytes > 1e9:
-            log.info("The features will take %.3g GB of %s", self.total_bytes / 1e9, folder)
+            log.info("The features will take %s of %s", readable_size(self.total_bytes), folder)
 
     def add(self, rows: list[Row], features: NDArray[np.float32]) -> None:
         stored = features.astype(self.dtype)
@@ -198,7 +202,7 @@ class _ShardWriter:
 
     def publish(self) -> None:
         if self.keys:
-            self.store.append(self.keys, np.concatenate(self.parts))
+            self.store.append(self.keys, np.concatenate(self.parts), self.written_by)
             self.n_published += len(self.keys)
         self.keys, self.parts, self.started = [], [], time.monotonic()
 

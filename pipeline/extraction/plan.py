@@ -21,6 +21,7 @@ from pipeline.extraction.engines import Engine, EngineChoice, choose, graph_fold
 from pipeline.extraction.pass_ import PassReport, Row
 from pipeline.store.shards import FeatureStore
 from pipeline.store.table import row_keys
+from pipeline.util import runtime
 from pipeline.util.memo import Memo
 
 NAMED_AT_MOST = 10  # unreadable images named on the terminal; the answer of --json lists all
@@ -41,6 +42,17 @@ class Plan:
     augment: Augment | None
     views: int
     _engines: dict[int | None, Engine] = field(default_factory=dict, repr=False)
+
+    def written_by(self) -> dict[str, str]:
+        """What the shards say of what computed them."""
+        versions = runtime.versions()
+        names = ("tlpipe", "keras", "pillow", self.choice.engine)
+        return {
+            **{name: versions[name] for name in names if name in versions},
+            "engine": self.choice.engine,
+            "precision": self.choice.precision,
+            "processor": runtime.processor(),
+        }
 
     def engine(self, batch_size: int | None) -> Engine:
         """Compile the graph, the first time."""
@@ -82,6 +94,8 @@ def backbone_for(config: ExtractConfig, cache: Path) -> Pretrained:
         WeightsError: If there is no such file.
     """
     pretrained = open_backbone(config.backbone, config.weights, config.seed, config.image_size, Memo(cache))
+    for name in config.endpoint.split("+") if config.endpoint else ():
+        pretrained.check_name("--endpoint", name)
     choose(config.engine, config.precision)
     return pretrained
 
@@ -179,7 +193,9 @@ def complete(
     )
     engine = plan.engine(batch_size)
     started = time.perf_counter()
-    report = pass_.compute(store, source, rows, plan.images, plan.augment, engine, workers=workers)
+    report = pass_.compute(
+        store, source, rows, plan.images, plan.augment, engine, workers=workers, written_by=plan.written_by()
+    )
     refused |= {key: str(error) for key, (_, error) in report.unreadable.items()}
     store.refresh()
     return Done(plan, report, refused, n_wanted, started)

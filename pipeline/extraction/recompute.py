@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data import Opened
+from pipeline.data.images import Pixels
 from pipeline.data.pixels import read_pixels
 from pipeline.errors import ImageError
 from pipeline.extraction.engines import call
@@ -63,7 +64,8 @@ def recompute(record: TableRecord, opened: Opened, cache: Path, n: int) -> Recom
     plan.store.open(set_aside=False)
     keys, first = np.unique(opened.dataset.keys, return_index=True)
     there = plan.store.has(keys)
-    pixels, kept = [], []
+    pixels: list[Pixels] = []
+    kept: list[bytes] = []
     for key, index in zip(keys[there].tolist(), first[there].tolist(), strict=True):
         if len(kept) == n:
             break

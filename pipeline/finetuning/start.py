@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from pipeline.backbones import Pretrained, Unfrozen, open_backbone
 from pipeline.config import ExtractConfig, FinetuneConfig
 from pipeline.errors import CacheMismatchError, ConfigError
+from pipeline.runs.find import find_run
+from pipeline.runs.run import HeadRun
 from pipeline.runs.trained_head import TrainedHead, open_head
 from pipeline.store.records import TableRecord, find_record
 from pipeline.util import runtime
@@ -50,6 +52,22 @@ class Start:
         norm = runtime.keras().layers.BatchNormalization
         still = {layer.name for layer in self.features.layers if isinstance(layer, norm) and not self.config.train_bn}
         return [name for name in self.unfrozen.depths if name not in still]
+
+
+def check_blocks(blocks: str | None, cache: Path, reports: Path, head_run: str | None) -> None:
+    """Refuse names of blocks that are none, before TensorFlow is loaded, as far as that can be told.
+
+    Raises:
+        RunError: If there is no such run.
+        EndpointError: If there is no such block or layer.
+    """
+    run, _ = find_run(reports, head_run, (HeadRun,))
+    if blocks in (None, "all", "none") or "," in run.features:
+        return
+    config = find_record(cache, run.features).config
+    pretrained = open_backbone(config.backbone, config.weights, config.seed, config.image_size, Memo(cache))
+    for name in str(blocks).split(","):
+        pretrained.check_name("--blocks", name.strip())
 
 
 def begin(config: FinetuneConfig, cache: Path, reports: Path, head_run: str | None) -> Start:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import HEAD_DEFAULTS, HeadConfig
+from pipeline.config.head import HEAD_FORMS
 from pipeline.errors import ConfigError, RunError
 from pipeline.heads import knn, linear, logreg, ridge
 from pipeline.heads.base import (
@@ -54,7 +55,7 @@ class Kind:
     """A kind of head.
 
     Attributes:
-        form: How its names look, by an example.
+        name: Without figures, as in `HEAD_DEFAULTS` and `HEAD_FORMS`.
         pattern: What its names match.
         head: Its class.
         varies: Options that may differ between the settings of one `fit_many`.
@@ -63,7 +64,7 @@ class Kind:
         full: And a full one.
     """
 
-    form: str
+    name: str
     pattern: str
     head: type[Head]
     fit_many: FitMany
@@ -72,9 +73,9 @@ class Kind:
     full: Grid = field(default_factory=dict)
 
     @property
-    def name(self) -> str:
-        """The form without its figures."""
-        return self.form.rstrip("0123456789-")
+    def form(self) -> str:
+        """How its names look, by an example."""
+        return HEAD_FORMS[self.name]
 
     @property
     def defaults(self) -> Mapping[str, Any]:
@@ -87,7 +88,7 @@ _WIDTHS = r"[1-9]\d{0,4}(?:-[1-9]\d{0,4})*"
 
 KINDS = (
     Kind(
-        form="logreg",
+        name="logreg",
         pattern="logreg",
         head=LogregHead,
         fit_many=logreg.fit_many,
@@ -96,7 +97,7 @@ KINDS = (
         full={"head": ["logreg"], "l2": logreg.PENALTIES, "standardize": [True, False]},
     ),
     Kind(
-        form="ridge",
+        name="ridge",
         pattern="ridge",
         head=RidgeHead,
         fit_many=ridge.fit_many,
@@ -105,7 +106,7 @@ KINDS = (
         full={"head": ["ridge"], "l2": ridge.PENALTIES, "standardize": [True, False]},
     ),
     Kind(
-        form="centroid",
+        name="centroid",
         pattern="centroid",
         head=CentroidHead,
         fit_many=one_by_one(CentroidHead),
@@ -114,7 +115,7 @@ KINDS = (
         full={"head": ["centroid"], "standardize": [True, False]},
     ),
     Kind(
-        form="knn20",
+        name="knn",
         pattern=r"knn[1-9]\d{0,5}",
         head=KnnHead,
         fit_many=knn.fit_many,
@@ -123,7 +124,7 @@ KINDS = (
         full={"head": [f"knn{k}" for k in (1, 3, 5, 10, 20, 50, 100)], "standardize": [True, False]},
     ),
     Kind(
-        form="linear",
+        name="linear",
         pattern="linear",
         head=LinearHead,
         fit_many=linear.fit_many,
@@ -137,7 +138,7 @@ KINDS = (
         },
     ),
     Kind(
-        form="mlp512-128",
+        name="mlp",
         pattern=f"mlp{_WIDTHS}",
         head=MlpHead,
         fit_many=in_processes(MlpHead),
@@ -150,7 +151,7 @@ KINDS = (
         },
     ),
     Kind(
-        form="bn-mlp50",
+        name="bn-mlp",
         pattern=f"bn-mlp{_WIDTHS}",
         head=MlpHead,
         fit_many=in_processes(MlpHead),

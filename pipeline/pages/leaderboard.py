@@ -6,17 +6,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pipeline.config import FinetuneConfig, HeadConfig
 from pipeline.errors import RunError
 from pipeline.evaluation.compare import Difference, paired_difference
-from pipeline.heads import make_head
 from pipeline.runs.predictions import Predictions, read_predictions
 from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, HeadRun, RatedRun, Run
-from pipeline.util.options import option_name, options_of
 
 log = logging.getLogger("tlpipe")
 
@@ -77,7 +73,7 @@ def groups(reports: Path, runs: Sequence[Run], page: str) -> list[Group]:
         members.sort(key=lambda run: -run.metrics.get("val", run.metrics.get("test", {})).get("accuracy", -1.0))
         first = _test_of(reports, members[0])
         lines = [
-            Line(run, address(reports, run, page), options(run), _difference(first, reports, run) if place else None)
+            Line(run, address(reports, run, page), run.options(), _difference(first, reports, run) if place else None)
             for place, run in enumerate(members)
         ]
         found.append(Group(members[0].data, dataset, lines))
@@ -97,27 +93,6 @@ def evaluations(runs: Sequence[Run]) -> list[EvaluateRun]:
 def curves(runs: Sequence[Run]) -> list[CurveRun]:
     """Learning curves, the newest first."""
     return [run for run in reversed(runs) if isinstance(run, CurveRun)]
-
-
-def options(run: RatedRun) -> str:
-    """The options of a run that are not the defaults, as on the command line."""
-    if isinstance(run, FinetuneRun):
-        return " ".join(_changed(run.config, FinetuneConfig()))
-    if isinstance(run, HeadRun):
-        words = run.config.command(make_head(HeadConfig(run.head))[1]).removeprefix(f"--head {run.head}").split()
-        words += ["--test-views", str(run.test_views)] if run.test_views else []
-        words += ["--calibrate"] if run.calibration else []
-        return " ".join(words)
-    return ""
-
-
-def _changed(config: Any, default: Any) -> list[str]:
-    words = []
-    for name in options_of(type(config)):
-        value = getattr(config, name)
-        if value != getattr(default, name):
-            words += [option_name(name)] if value is True else [option_name(name), str(value)]
-    return words
 
 
 def _test_of(reports: Path, run: RatedRun) -> Predictions | None:

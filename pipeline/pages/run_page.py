@@ -17,6 +17,7 @@ from pipeline.pages.gallery import choose
 from pipeline.pages.pictures import Pictures
 from pipeline.runs.predictions import Predictions
 from pipeline.runs.run import EvaluateRun, FinetuneRun, RatedRun, SweepRun
+from pipeline.util.text import counted
 
 CONFUSION = "confusion"  # name of a figure
 
@@ -109,7 +110,9 @@ def context(data: RunData, curves: list[charts.Spec]) -> dict[str, Any]:
         value["missing"].append(f"{len(run.class_names):,} classes are too many for a figure of their confusions.")
     gallery, left_out = _gallery(data, predictions)
     if left_out:
-        value["missing"].append(f"{left_out:,} images of the gallery have no picture: they can't be read any more.")
+        value["missing"].append(
+            f"{counted(left_out, 'image')} of the gallery without a picture: they can't be read any more."
+        )
     return value | {
         "per_class": found["per_class"],
         "matrix": matrix if len(run.class_names) <= MATRIX_CLASSES else None,

@@ -46,7 +46,7 @@ class Format:
 
     Attributes:
         name: On the command line.
-        file: What is written, inside the folder of the export.
+        file: What is written, inside the folder of the export; its suffix tells the format.
         packages: Modules that write and run it, beside TensorFlow.
         extra: The extra of tlpipe that brings them; "" where none is needed.
         write: Writes a model and its metadata.
@@ -59,6 +59,11 @@ class Format:
     extra: str
     write: Callable[[keras.Model, Path, dict[str, Any]], None]
     load: Callable[[Path], Runtime]
+
+    @property
+    def suffix(self) -> str:
+        """Of its files; empty where a folder is written."""
+        return Path(self.file).suffix
 
     def check(self) -> None:
         """Refuse a format whose libraries are not installed.

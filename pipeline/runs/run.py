@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import ExtractConfig, FeatureSpec, FinetuneConfig, HeadConfig
 from pipeline.errors import ConfigError, RunError
-from pipeline.heads import kind_of
+from pipeline.heads import kind_of, make_head
 from pipeline.runs import legacy
 from pipeline.runs.predictions import (
     HISTORY,
@@ -42,8 +42,10 @@ from pipeline.runs.predictions import (
     write_predictions,
     write_seen,
 )
+from pipeline.store.uses import remember_use
 from pipeline.util import runtime
 from pipeline.util.files import decoded, digest_of, mark_folder, published_folder, read_json, write_json
+from pipeline.util.options import option_name, options_of
 
 log = logging.getLogger("tlpipe")
 
@@ -123,6 +125,10 @@ class RatedRun(Run):
     chosen_on: list[str]
     carved: list[str]
 
+    def options(self) -> str:
+        """The options that are not the defaults, as on the command line."""
+        return ""
+
     def used(self) -> dict[str, str]:
         """What the images of each split were used for before they rated the classifier, which flatters its figures."""
         return dict.fromkeys(self.chosen_on, "choose")
@@ -152,6 +158,13 @@ class HeadRun(RatedRun):
     memory: int | None = None
     calibration: dict[str, Any] | None = None
     repeats: dict[str, Any] | None = None
+
+    def options(self) -> str:
+        """As `RatedRun.options`."""
+        words = [self.config.command(make_head(HeadConfig(self.head))[1]).removeprefix(f"--head {self.head}").strip()]
+        words += [f"--test-views {self.test_views}"] if self.test_views else []
+        words += ["--calibrate"] if self.calibration else []
+        return " ".join(word for word in words if word)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -208,6 +221,15 @@ class FinetuneRun(RatedRun):
     baseline: dict[str, Any]
     peak_memory: int
     memory: int | None = None
+
+    def options(self) -> str:
+        """As `RatedRun.options`."""
+        words, default = [], FinetuneConfig()
+        for name in options_of(FinetuneConfig):
+            value = getattr(self.config, name)
+            if value != getattr(default, name):
+                words.append(option_name(name) if value is True else f"{option_name(name)} {value}")
+        return " ".join(words)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -293,6 +315,7 @@ def command_line() -> str:
 
 
 def save_run(
+    cache: Path,
     reports: Path,
     run: Run,
     *,
@@ -304,6 +327,7 @@ def save_run(
     """Publish a run folder, whole or not at all.
 
     Args:
+        cache: The cache folder, which remembers that its features were used.
         reports: The reports folder.
         run: What run.json will hold.
         history: A row for each epoch, or for each setting that was tried.
@@ -316,6 +340,8 @@ def save_run(
     """
     mark_folder(reports)
     folder = reports / run.id
+    if isinstance(run, (RatedRun, CurveRun)):
+        remember_use(cache, reports, run.features.split(","))
     with published_folder(folder) as partial:
         write_history(partial, history)
         if isinstance(run, RatedRun):

@@ -114,9 +114,10 @@ def fitted_fields(fitted: Fitted, table: FeatureTable, options: TrainingOptions)
     }
 
 
-def save_fitted(reports: Path, run: HeadRun, fitted: Fitted, table: FeatureTable) -> None:
+def save_fitted(cache: Path, reports: Path, run: HeadRun, fitted: Fitted, table: FeatureTable) -> None:
     """Publish the run of a fitted head."""
     save_run(
+        cache,
         reports,
         run,
         history=fitted.report.history,

@@ -7,10 +7,9 @@ import io
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -35,6 +34,8 @@ class TableRecord:
         name: Name of the dataset.
         carved: The splits that the source doesn't have.
         config: Options of that extract.
+        complete: Whether that extract came to its end; one that was stopped or failed did not.
+        made_by: The command that ran it; "finetune" where nobody asked for these features themselves.
     """
 
     id: str
@@ -44,31 +45,8 @@ class TableRecord:
     name: str
     carved: tuple[str, ...]
     config: ExtractConfig
-
-    def to_json(self) -> dict[str, Any]:
-        """As a dictionary that JSON can hold."""
-        return {
-            "id": self.id,
-            "created": self.created,
-            "spec": self.spec.to_json(),
-            "dataset": self.dataset,
-            "name": self.name,
-            "carved": list(self.carved),
-            "config": self.config.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> TableRecord:
-        """Read what `to_json` wrote."""
-        return cls(
-            str(value["id"]),
-            str(value["created"]),
-            decoded(FeatureSpec, value["spec"]),
-            str(value["dataset"]),
-            str(value["name"]),
-            tuple(value["carved"]),
-            decoded(ExtractConfig, value["config"]),
-        )
+    complete: bool = True
+    made_by: str = "extract"
 
 
 def table_id(name: str, spec: FeatureSpec, dataset: str, config: ExtractConfig) -> str:
@@ -131,7 +109,7 @@ def load_dataset(cache: Path, dataset_id: str) -> Dataset:
 def save_record(cache: Path, record: TableRecord) -> None:
     """Publish a record; it is now the newest."""
     mark_folder(cache)
-    write_json(cache / "tables" / f"{record.id}.json", record.to_json())
+    write_json(cache / "tables" / f"{record.id}.json", asdict(record))
 
 
 def now() -> str:
@@ -148,13 +126,23 @@ def records(cache: Path, *, strict: bool = False) -> list[TableRecord]:
     found = []
     for path in (cache / "tables").glob("*.json"):
         try:
-            found.append(TableRecord.from_json(read_json(path)))
+            found.append(decoded(TableRecord, read_json(path)))
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
             problem = f"{path} can't be read ({error}); run the tlpipe extract that made it again, or remove it"
             if strict:
                 raise StoreError(problem) from error
             log.warning("%s", problem)
     return sorted(found, key=lambda record: record.created)
+
+
+def read_record(cache: Path, record_id: str) -> TableRecord | None:
+    """The record of this id; None if there is none that can be read."""
+    return next((record for record in records(cache) if record.id == record_id), None)
+
+
+def remove_record(cache: Path, record: TableRecord) -> None:
+    """Forget a record."""
+    (cache / "tables" / f"{record.id}.json").unlink(missing_ok=True)
 
 
 def records_of_data(cache: Path, data: str) -> list[TableRecord]:
@@ -164,11 +152,14 @@ def records_of_data(cache: Path, data: str) -> list[TableRecord]:
 
 
 def newest_pooled(found: Sequence[TableRecord]) -> TableRecord | None:
-    """The newest of some records, of pooled features where there are any; None if there are no records.
+    """The newest of some records that a user may mean; None if there is none.
 
-    Activations that fine-tuning cached are newer, but not what is meant, unless there is nothing else.
+    That is one of pooled features where there are any, of an extract that came to its end, and that a user asked for:
+    what fine-tuning extracted for itself is newer, but not what is meant.
     """
-    pooled = [record for record in found if record.spec.pooling != "none"] or list(found)
+    known = [record for record in found if record.complete]
+    asked = [record for record in known if record.made_by == "extract"] or known
+    pooled = [record for record in asked if record.spec.pooling != "none"] or asked
     return pooled[-1] if pooled else None
 
 
@@ -204,7 +195,8 @@ def find_record(cache: Path, reference: str | None) -> TableRecord:
     if reference is None:
         newest = newest_pooled(known)
         if newest is None:
-            raise StoreError(f"There are no features in {cache} yet; make some with: tlpipe extract DATA")
+            stopped = f" but those of extracts that were stopped or failed ({known[-1].id})" if known else ""
+            raise StoreError(f"There are no features in {cache}{stopped} yet; make some with: tlpipe extract DATA")
         return newest
     fitting = [record for record in known if record.id == reference] or [
         record for record in known if record.id.startswith(reference)

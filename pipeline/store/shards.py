@@ -11,10 +11,10 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import h5py
@@ -40,11 +40,13 @@ class Shard:
         path: The file.
         keys: Row keys, shape [n]: image keys, or keys of their views.
         row_shape: Shape of one row's features.
+        written_by: Versions of what computed it, engine, precision and processor; empty until version 0.1.
     """
 
     path: Path
     keys: NDArray[np.bytes_]
     row_shape: tuple[int, ...]
+    written_by: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,8 @@ class FeatureStore:
         """As `open`, but what was verified before is not read again: a published file is never written to."""
         damaged: list[Damage] = []
         if set_aside and self.folder.is_dir():
-            self._write_spec()
+            with suppress(StoreError):  # a cache that can only be read
+                self._write_spec()
         known = {shard.path: shard for shard in self.shards}
         paths = self._paths()
         self.shards = [known[path] for path in paths if path in known]
@@ -112,7 +115,8 @@ class FeatureStore:
             else:
                 damaged.append(Damage(path, found))
                 if set_aside:
-                    with suppress(FileNotFoundError):  # another process was faster
+                    # Another process may have been faster, or the cache is one that can only be read.
+                    with suppress(OSError):
                         path.replace(path.with_name(path.name + DAMAGED_SUFFIX))
         self._index()
         return damaged
@@ -137,13 +141,14 @@ class FeatureStore:
             with h5py.File(io.BytesIO(data), "r") as file:
                 keys, shape = file["key"][:], file["features"].shape
                 spec = file.attrs["spec"]
+                written_by = json.loads(file.attrs.get("written_by", "{}"))
         except (OSError, KeyError, RuntimeError, ValueError) as error:
             return f"can't be read: {str(error).splitlines()[0]}"
         if spec != self.digest:
             return "belongs to another spec"
         if len(keys) != shape[0]:
             return f"has {len(keys)} keys for {shape[0]} rows"
-        return Shard(path, keys.astype(KEY_DTYPE), shape[1:])
+        return Shard(path, keys.astype(KEY_DTYPE), shape[1:], written_by)
 
     def _index(self) -> None:
         """Sort all row keys; the first shard that has a row wins, as all copies of a row are alike."""
@@ -226,20 +231,25 @@ class FeatureStore:
 
     # Writing
 
-    def append(self, keys: Sequence[bytes], features: NDArray[np.floating]) -> Shard:
+    def append(
+        self, keys: Sequence[bytes], features: NDArray[np.floating], written_by: Mapping[str, str] | None = None
+    ) -> Shard:
         """Publish rows as a new shard.
 
         Args:
             keys: Row keys, length n.
             features: Shape [n, d] or [n, h, w, c], of the spec's dtype.
+            written_by: What computed them: versions, engine, precision, processor.
 
         Raises:
             StoreError: If the disk is full or can't be written; nothing is left behind.
         """
         self._write_spec()
         column = np.array(keys, KEY_DTYPE)
-        path = publish_checked(self.folder / "shards", self._shard_bytes(column, features), ".h5")
-        shard = Shard(path, column, features.shape[1:])
+        path = publish_checked(
+            self.folder / "shards", self._shard_bytes(column, features, dict(written_by or {})), ".h5"
+        )
+        shard = Shard(path, column, features.shape[1:], dict(written_by or {}))
         self.shards.append(shard)
         return shard
 
@@ -252,12 +262,15 @@ class FeatureStore:
         self._write_spec()
         return shutil.disk_usage(self.folder).free
 
-    def _shard_bytes(self, keys: NDArray[np.bytes_], features: NDArray[np.floating]) -> bytes:
+    def _shard_bytes(
+        self, keys: NDArray[np.bytes_], features: NDArray[np.floating], written_by: dict[str, str]
+    ) -> bytes:
         buffer = io.BytesIO()
         with h5py.File(buffer, "w") as file:
             file.create_dataset("key", data=keys)
             file.create_dataset("features", data=features)
             file.attrs["spec"] = self.digest
+            file.attrs["written_by"] = json.dumps(written_by, sort_keys=True)
         return buffer.getvalue()
 
     def _write_spec(self) -> None:

@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, DataError, StoreError
 from pipeline.store.records import TableRecord, load_dataset
 from pipeline.store.rows import HeldFeatures, Part, StoredFeatures, check_finite
 from pipeline.store.shards import FeatureStore
+from pipeline.util.text import readable_size
 
 log = logging.getLogger("tlpipe")
 
@@ -290,5 +291,5 @@ def read_features(
             f"--memory of {memory / 1e6:,.0f} MB is too little for these features; give at least "
             f"{np.ceil(least * n_blocks * row_bytes / 1e6):,.0f}MB"
         )
-    log.info("%.1f GB of features stay on disk, and are read as they are needed", row_bytes * len(keys) / 1e9)
+    log.info("%s of features stay on disk, and are read as they are needed", readable_size(row_bytes * len(keys)))
     return StoredFeatures(tuple(stores), places, int(block_rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -20,6 +21,7 @@ from pipeline.errors import StoreError
 T = TypeVar("T")
 
 PARTIAL_SUFFIX = ".partial"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of <fcntl.h> and <linux/fs.h>
 MARKER = ".tlpipe"
 """The file by which a folder that tlpipe wrote is known, whatever it is called: it is never data."""
 
@@ -98,18 +100,34 @@ def published_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 flush_to_disk(file)
             flush_to_disk(partial)
             if replace and path.is_dir():
-                path.rename(aside)
-            try:
+                _exchange(partial, path, aside)
+            else:
                 partial.replace(path)
-            except OSError:
-                if aside.exists():
-                    aside.rename(path)
-                raise
             flush_to_disk(path.parent)
         finally:
             for folder in (partial, aside):
                 if folder.exists():
                     shutil.rmtree(folder)
+
+
+def _exchange(fresh: Path, path: Path, aside: Path) -> None:
+    """Let a fresh folder and one that is there change places, so that at no moment there is none.
+
+    Source: renameat2(2) with RENAME_EXCHANGE, of Linux 3.15 and glibc 2.28. Where there is none the old folder is moved
+    aside first, and moved back if the fresh one can't take its place.
+
+    Raises:
+        OSError: If it can't be done; the old folder is there then.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is not None and rename(AT_FDCWD, os.fsencode(fresh), AT_FDCWD, os.fsencode(path), RENAME_EXCHANGE) == 0:
+        return
+    path.rename(aside)
+    try:
+        fresh.replace(path)
+    except OSError:
+        aside.rename(path)
+        raise
 
 
 def mark_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import platform
 import signal
 import sys
 import tempfile
@@ -36,11 +37,12 @@ LIBRARIES = (
 log = logging.getLogger("tlpipe")
 
 
+@cache
 def cpu_count() -> int:
-    """Processors this process may use, which in a container are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Processors this process may use: in a container its quota, as joblib counts them."""
+    from joblib import cpu_count as count
+
+    return int(count())
 
 
 def memory_limit() -> int:
@@ -75,6 +77,16 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+@cache
+def processor() -> str:
+    """Name of the processor, as the system tells it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,55 @@
+"""The reference of the command line as Markdown, made of what the commands declare: `make docs`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import typer
+
+from pipeline.cli.main import app
+
+SHARED = ("as_json", "quiet", "verbose", "help")
+
+
+def reference() -> str:
+    """A section for each command, with a table of its arguments and options."""
+    lines = [
+        "# Commands and their options",
+        "",
+        "Made by `make docs` of what the commands declare. Every command has `--json` (one JSON object, or a list, on",
+        "standard output and nothing else there), `--quiet`, `--verbose` and `--help`.",
+    ]
+    for name, command in sorted(_commands(typer.main.get_command(app), "tlpipe")):
+        lines += ["", f"## {name}", "", " ".join((command.help or "").split()), ""]
+        rows = [_row(one) for one in command.params if one.name not in SHARED]
+        if rows:
+            lines += ["| | default | what it is |", "| --- | --- | --- |", *rows]
+    return "\n".join([*lines, ""])
+
+
+def _commands(group: Any, path: str) -> list[tuple[str, Any]]:
+    """Names and commands, those of groups among them."""
+    found = []
+    for name, item in group.commands.items():
+        inner = getattr(item, "commands", None)
+        if not inner or getattr(item, "invoke_without_command", False):
+            found.append((f"{path} {name}", item))
+        found += _commands(item, f"{path} {name}") if inner else []
+    return found
+
+
+def _row(parameter: Any) -> str:
+    text = " ".join((getattr(parameter, "help", None) or "").split())
+    named = re.search(r" *\[default: (.*)\]$", text)
+    default = "" if parameter.default in (None, False) else f"`{parameter.default}`"
+    if named:
+        text, default = text[: named.start()], named[1]
+    names = ", ".join(f"`{one}`" for one in (*parameter.opts, *parameter.secondary_opts))
+    if not parameter.opts[0].startswith("-"):
+        names = f"`{str(parameter.name).upper()}`"
+    return f"| {names} | {default} | {text.replace('|', chr(92) + '|')} |"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

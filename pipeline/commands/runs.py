@@ -1,0 +1,70 @@
+"""Runs: which there are, and what they gave; their names; and removing them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from pipeline.errors import ConfigError, RunError
+from pipeline.runs.find import BEST, LATEST, all_runs, find_run
+from pipeline.runs.run import FinetuneRun, Run, rename_run
+
+NAME = r"[\w][\w.-]{0,59}"
+
+
+def ls(reports: Path) -> list[Run]:
+    """All runs, the newest first."""
+    return all_runs(reports)[::-1]
+
+
+def name(reference: str, to: str | None, reports: Path) -> Run:
+    """Give a run a name, by which it is found like by its id; None takes its name away.
+
+    Raises:
+        ConfigError: If the name is not legal, or another run has it.
+        RunError: If there is no such run.
+    """
+    run: Run
+    run, folder = find_run(reports, reference, (Run,))
+    if to is not None:
+        check_name(to, reports, but=run.id)
+    rename_run(folder, run, to)
+    return run
+
+
+def check_name(given: str | None, reports: Path, but: str = "") -> None:
+    """Refuse a name that no run can have.
+
+    Raises:
+        ConfigError: If it is not legal, or another run has it.
+    """
+    if given is None:
+        return
+    if not re.fullmatch(NAME, given) or given in (LATEST, BEST):
+        raise ConfigError(
+            f"--name is {given!r}; give up to 60 letters, digits, dots, dashes or underscores, neither {LATEST} nor "
+            f"{BEST}"
+        )
+    for other in all_runs(reports):
+        if given in (other.name, other.id) and other.id != but:
+            raise ConfigError(f"--name {given} is taken by {other.id}; free it first: tlpipe runs name {other.id}")
+
+
+def rm(references: list[str], reports: Path) -> list[Run]:
+    """Remove runs; all of them are found before the first is removed.
+
+    Raises:
+        RunError: If there is no such run, or another one needs it.
+    """
+    found = [find_run(reports, reference, (Run,)) for reference in references]
+    gone = {run.id for run, _ in found}
+    for run in all_runs(reports):
+        if isinstance(run, FinetuneRun) and run.head_run in gone and run.id not in gone:
+            raise RunError(
+                f"{run.id} was fine-tuned from {run.head_run}, and its page compares the two; remove both: "
+                f"tlpipe runs rm {run.head_run} {run.id}"
+            )
+    for _, folder in found:
+        shutil.rmtree(folder)
+    return [run for run, _ in found]

@@ -1,0 +1,93 @@
+"""Ten lines that use an exported file rightly, written beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+USAGE = "usage.py"
+
+OPEN = {
+    "keras": (
+        "import keras",
+        'model = keras.models.load_model("{file}", compile=False)',
+        "model.predict(images, verbose=0)",
+    ),
+    "savedmodel": (
+        "import tensorflow as tf",
+        'model = tf.saved_model.load("{file}")',
+        "model.serve(images).numpy()",
+    ),
+    "onnx": (
+        "import onnxruntime",
+        'model = onnxruntime.InferenceSession("{file}")',
+        'model.run(["probabilities"], {{"image": images}})[0]',
+    ),
+    "openvino": (
+        "import openvino",
+        'model = openvino.Core().compile_model("{file}", "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})',
+        "model(images)[0]",
+    ),
+    "tflite": (
+        "from ai_edge_litert.interpreter import Interpreter",
+        'model = Interpreter("{file}").get_signature_runner()',
+        "next(iter(model(**{{next(iter(model.get_input_details())): images}}).values()))",
+    ),
+}
+"""Of each format: what is imported, how it is opened, and how it is asked."""
+
+RESIZE = {
+    "stretch": "picture = picture.resize(({width}, {height}), {method})",
+    "pad": 'picture = ImageOps.pad(picture, ({width}, {height}), {method}, color="white")',
+    "crop": "picture = ImageOps.fit(picture, ({width}, {height}), {method})",
+}
+
+SCRIPT = '''\
+"""Name the class of each picture: python {usage} PICTURE ..."""
+
+import sys
+
+import numpy as np
+{imported}
+from PIL import Image, ImageOps
+
+names = {names}
+{opened}
+for path in sys.argv[1:]:
+    picture = Image.open(path)
+    wide, high = picture.size if picture.getexif().get(274, 1) < 5 else picture.size[::-1]  # 274: orientation
+    share = {fit}({width} / wide, {height} / high)
+    if share <= 0.5:  # large JPEGs were shrunk by the decoder in training, too
+        picture.draft(None, (round(picture.width * share), round(picture.height * share)))
+    picture = ImageOps.exif_transpose(picture).convert("RGB")
+    {resized}
+    images = np.asarray(picture)[None]
+    probabilities = {asked}[0]
+    print(path, names[probabilities.argmax()], f"{{probabilities.max():.3f}}")
+'''
+
+
+def usage(form: str, file: str, metadata: dict[str, Any], name: str = USAGE) -> str:
+    """A script that opens an exported file and names the classes of pictures.
+
+    Pictures with transparency or more than 8 bits a channel are rarer, and take more than a script of this length.
+
+    Args:
+        form: Name of the format.
+        file: Name of the file, beside the script.
+        metadata: What the file says of itself.
+        name: Name of the script.
+    """
+    imported, opened, asked = OPEN[form]
+    height, width = metadata["image_size"]
+    method = f"Image.Resampling.{metadata['interpolation'].upper()}"
+    return SCRIPT.format(
+        usage=name,
+        imported=imported,
+        names=list(metadata["class_names"]),
+        opened=opened.format(file=file),
+        fit="min" if metadata["resize"] == "pad" else "max",
+        width=width,
+        height=height,
+        resized=RESIZE[metadata["resize"]].format(width=width, height=height, method=method),
+        asked=asked.format(),
+    )

@@ -1,0 +1,250 @@
+"""No figure flatters: what was fitted or chosen on an image never rates itself by it, or the table says so."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FakeEngine, change_run
+
+from pipeline import commands
+from pipeline.cli.render import run_text
+from pipeline.commands import TrainingOptions
+from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
+from pipeline.errors import EngineError, RunError
+from pipeline.evaluation.metrics import accuracy_interval
+from pipeline.extraction import plan
+from pipeline.extraction.engines import EngineChoice
+from pipeline.runs.classifier import open_classifier
+from pipeline.runs.predictions import read_predictions
+from pipeline.runs.run import HeadRun, Run
+
+N_NOISE = 240
+
+
+@pytest.fixture
+def noise(tmp_path: Path, cache: Path, fake_engine: FakeEngine) -> Path:
+    """Pictures whose labels were drawn at random, 120 of each class: no head can know them."""
+    draw = np.random.default_rng(3)
+    images = draw.integers(0, 256, (N_NOISE, 8, 8, 3), dtype=np.uint8)
+    labels = draw.permutation(np.repeat([0, 1], N_NOISE // 2))
+    np.savez(tmp_path / "noise.npz", images=images, labels=labels)
+    commands.extract(ExtractConfig(str(tmp_path / "noise.npz")), cache)
+    return tmp_path / "noise.npz"
+
+
+def is_chance(accuracy: float, n: int) -> bool:
+    """Whether an accuracy of two classes on n images could come from guessing, but for one time in a thousand."""
+    return abs(accuracy - 0.5) < 3.3 * np.sqrt(0.25 / n)
+
+
+class TestChance:
+    """Labels drawn at random give chance in every command."""
+
+    @pytest.mark.parametrize("head", ["logreg", "ridge", "centroid", "knn5", "linear", "mlp16"])
+    def test_folds(self, head: str, noise: Path, cache: Path, reports: Path) -> None:
+        epochs = 30 if head in ("linear", "mlp16") else None
+        run = commands.train_head(HeadConfig(head, epochs=epochs), cache, reports, TrainingOptions(cv=5))
+        assert run.repeats is not None
+        assert is_chance(run.repeats["accuracy"], run.n_train + run.n_val)
+
+    @pytest.mark.parametrize("head", ["logreg", "linear"])
+    def test_seeds(self, head: str, noise: Path, cache: Path, reports: Path) -> None:
+        """Each seed rates the same images, so that many seeds say no more than one."""
+        run = commands.train_head(HeadConfig(head), cache, reports, TrainingOptions(seeds=3))
+        assert run.repeats is not None
+        assert is_chance(run.repeats["accuracy"], run.n_val)
+
+    def test_an_epoch_chosen_by_the_fold_would_be_noticed(self, noise: Path, cache: Path, reports: Path) -> None:
+        """The best of many epochs on 34 images lies far above chance: that is what the folds must not show."""
+        run = commands.train_head(
+            HeadConfig("mlp16", epochs=60, schedule="none", learning_rate=0.03), cache, reports, TrainingOptions(cv=5)
+        )
+        assert run.repeats is not None
+        assert run.metrics["val"]["accuracy"] > run.repeats["accuracy"]
+        assert run.chosen_on == ["val"]
+
+    def test_sweep(self, noise: Path, cache: Path, reports: Path) -> None:
+        """The winner's val figure is the luckiest of many, and the table says that val chose; the mean is chance."""
+        run = commands.sweep(["ridge", "knn", "linear", "centroid"], "small", HeadConfig("", epochs=20), cache, reports)
+        assert is_chance(float(np.mean([one["val_accuracy"] for one in run.candidates])), run.n_val)
+        assert is_chance(run.metrics["test"]["accuracy"], run.n_test)
+        assert run.chosen_on == ["val"]
+        line = next(line for line in run_text(run, "").splitlines() if " val " in f"{line} " and "%" in line)
+        assert "choose" in line
+
+    def test_sweep_by_folds(self, noise: Path, cache: Path, reports: Path) -> None:
+        options = TrainingOptions(cv=4)
+        run = commands.sweep(["linear", "ridge"], "small", HeadConfig("", epochs=20), cache, reports, options)
+        for one in run.candidates:
+            assert is_chance(one["val_accuracy"], run.n_train + run.n_val), one
+
+    @pytest.mark.parametrize("head", ["ridge", "linear"])
+    def test_learning_curve(self, head: str, noise: Path, cache: Path, reports: Path) -> None:
+        run = commands.learning_curve(HeadConfig(head), cache, reports, per_class=[5, 40], draws=4)
+        for point in run.points:
+            assert is_chance(point["accuracy"], run.points[-1]["n_train"] // 4), point
+
+
+class TestWhoHasSeenWhat:
+    @pytest.mark.parametrize("head", ["logreg", "knn1", "ridge", "centroid"])
+    def test_val_is_rated_by_the_head_that_has_not_seen_it(
+        self, head: str, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        """knn1 would be always right on what it has seen."""
+        commands.extract(ExtractConfig(str(pictures)), cache)
+        run = commands.train_head(HeadConfig(head), cache, reports)
+        assert run.fitted_on == ["train", "val"]
+        again = commands.evaluate(run.id, str(pictures), cache, reports)
+        assert again.metrics["val"]["accuracy"] == run.metrics["val"]["accuracy"] < 1
+        assert again.metrics["val"]["log_loss"] == pytest.approx(run.metrics["val"]["log_loss"], rel=1e-5)
+        assert again.metrics["test"]["accuracy"] == run.metrics["test"]["accuracy"]
+        assert "val" not in again.fitted
+
+    def test_the_table_says_what_images_were_used_for(
+        self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        commands.extract(ExtractConfig(str(pictures)), cache)
+        run = commands.train_head(HeadConfig("logreg"), cache, reports)
+        lines = run_text(run, "").splitlines()
+        assert [line.split()[3] for line in lines if line.startswith("logreg   val")] == ["choose"]
+        found = commands.evaluate(run.id, str(pictures), cache, reports)
+        lines = run_text(found, "").splitlines()
+        (train,) = [line for line in lines if line.startswith("logreg   train")]
+        assert f"fit {run.n_train}" in train
+        fixed = commands.train_head(HeadConfig("logreg", l2=0.1), cache, reports)
+        assert fixed.chosen_on == []
+        assert "choose" not in run_text(fixed, "")
+
+    def test_a_run_without_its_cache_knows_what_it_was_trained_on(
+        self, pictures: Path, tmp_path: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        commands.extract(ExtractConfig(str(pictures)), cache)
+        run = commands.train_head(HeadConfig("logreg"), cache, reports)
+        shutil.copytree(reports / run.id, tmp_path / "away" / run.id)
+        shutil.rmtree(cache)
+        found = commands.evaluate(str(tmp_path / "away" / run.id), str(pictures), tmp_path / "fresh", tmp_path / "away")
+        assert (found.n_train, found.n_val, found.n_test) == (run.n_train, run.n_val, run.n_test)
+        assert found.fitted == {"train": run.n_train}
+        assert found.metrics["test"]["accuracy"] == run.metrics["test"]["accuracy"]
+        assert (reports / run.id / "seen.npz").stat().st_size < 16 * 120 + 1000
+
+    def test_changed_keys_are_noticed(
+        self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        commands.extract(ExtractConfig(str(pictures)), cache)
+        run = commands.train_head(HeadConfig("logreg"), cache, reports)
+        path = reports / run.id / "seen.npz"
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(RunError, match="was changed after"):
+            commands.evaluate(run.id, str(pictures), cache, reports)
+
+
+class TestPrecision:
+    @pytest.fixture
+    def run(self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine) -> HeadRun:
+        commands.extract(ExtractConfig(str(pictures), engine="tensorflow", precision="float32"), cache)
+        return commands.train_head(HeadConfig("ridge"), cache, reports)
+
+    def test_is_that_of_the_features_on_any_machine(
+        self, run: HeadRun, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`auto` would take bfloat16 on this machine; the run was rated in float32."""
+        change_run(reports / run.id, extracts=[{**json.loads(extract_json(reports, run))[0], "precision": "auto"}])
+        monkeypatch.setattr(plan, "choose", lambda engine, precision: EngineChoice("openvino", "bfloat16"))
+        (config,) = open_classifier(reports, run.id).configs
+        assert (config.engine, config.precision) == ("auto", "float32")
+
+    def test_a_machine_that_lacks_it_says_so(
+        self, run: HeadRun, reports: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        specs = [{**run.specs[0].to_json(), "precision": "openvino-bfloat16"}]
+        change_run(reports / run.id, specs=specs)
+
+        def lacking(engine: str, precision: str) -> EngineChoice:
+            if precision == "bfloat16":
+                raise EngineError("This processor doesn't compute in bfloat16; use --precision float32 or auto")
+            return EngineChoice("openvino", "float32")
+
+        monkeypatch.setattr(plan, "choose", lacking)
+        (config,) = open_classifier(reports, run.id).configs
+        assert config.precision == "float32"
+        assert "computed in float32; figures were measured in openvino-bfloat16" in caplog.text
+        monkeypatch.setattr(plan, "choose", lambda engine, precision: EngineChoice(engine, precision))
+        (config,) = open_classifier(reports, run.id).configs
+        assert (config.engine, config.precision) == ("openvino", "bfloat16")
+
+
+def extract_json(reports: Path, run: Run) -> str:
+    return json.dumps(json.loads((reports / run.id / "run.json").read_text())["payload"]["extracts"])
+
+
+class TestAgainst:
+    def test_the_paired_difference_of_two_runs(
+        self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        commands.extract(ExtractConfig(str(pictures), splits=SplitConfig(0.15, 0.4)), cache)
+        one, other = (commands.train_head(HeadConfig(head), cache, reports) for head in ("logreg", "knn1"))
+        found = commands.evaluate(one.id, None, cache, reports, against=other.id)
+        assert found.against is not None
+        assert found.against["run"] == other.id
+        difference = found.against["splits"]["test"]
+        right = {}
+        for run in (one, other):
+            test = read_predictions(reports / run.id, 3, run.files)["test"]
+            order = np.argsort(test.keys)
+            right[run.id] = (test.probabilities.argmax(axis=1) == test.labels)[order]
+        gain = float(right[one.id].mean() - right[other.id].mean())
+        assert difference["difference"] == pytest.approx(gain)
+        assert difference["n"] == one.n_test
+        assert difference["low"] <= gain <= difference["high"]
+        swapped = commands.evaluate(other.id, None, cache, reports, against=one.id).against
+        assert swapped is not None
+        assert swapped["splits"]["test"]["difference"] == pytest.approx(-gain)
+        assert f"Against {other.id}, image by image" in run_text(found, "")
+
+    def test_the_leaderboard_compares_with_the_first(
+        self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        from pipeline.pages.leaderboard import groups
+        from pipeline.runs.find import all_runs
+
+        commands.extract(ExtractConfig(str(pictures)), cache)
+        for head in ("logreg", "knn1", "centroid"):
+            commands.train_head(HeadConfig(head), cache, reports)
+        commands.extract(ExtractConfig(str(pictures), splits=SplitConfig(seed=1)), cache)
+        commands.train_head(HeadConfig("ridge"), cache, reports)
+        newest, older = groups(reports, all_runs(reports), "report.html")
+        assert [line.run.head for line in newest.lines] == ["ridge"], "another split is another table"
+        accuracies = [line.run.metrics["val"]["accuracy"] for line in older.lines]
+        assert accuracies == sorted(accuracies, reverse=True)
+        assert older.lines[0].difference is None
+        first = older.lines[0].run.metrics["test"]["accuracy"]
+        for line in older.lines[1:]:
+            assert line.difference is not None
+            assert line.difference.difference == pytest.approx(line.run.metrics["test"]["accuracy"] - first)
+
+
+def test_intervals_of_the_run_are_wilsons(pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine) -> None:
+    commands.extract(ExtractConfig(str(pictures)), cache)
+    run = commands.train_head(HeadConfig("knn5"), cache, reports)
+    found = run.metrics["test"]
+    n_right = round(found["accuracy"] * found["n"])
+    assert found["accuracy_95"] == list(accuracy_interval(n_right, found["n"]))
+
+
+def test_macro_f1_is_of_the_classes_that_are_there(
+    pictures: Path, tmp_path: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+) -> None:
+    commands.extract(ExtractConfig(str(pictures)), cache)
+    run = commands.train_head(HeadConfig("knn5"), cache, reports)
+    shutil.copytree(pictures / "dark", tmp_path / "only" / "dark")
+    found = commands.evaluate(run.id, str(tmp_path / "only"), cache, reports)
+    (rated,) = [found.metrics[split] for split in ("test",)]
+    assert rated["macro_f1"] == pytest.approx(rated["per_class"]["dark"]["f1"])
+    assert any("macro F1 are means over the other classes" in note for note in found.notes)
