@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.api.cache import cache
     from pipeline.api.estimators import FeatureExtractor, HeadClassifier
-    from pipeline.api.loading import Features, Model, load_features, load_head, load_model, load_runs
+    from pipeline.api.loading import (
+        Features,
+        Model,
+        load_features,
+        load_head,
+        load_model,
+        load_runs,
+        name_run,
+        remove_runs,
+    )
     from pipeline.api.results import Exported, Extracted, Inspected, Predicted, Reported
     from pipeline.api.runs import CurveResult, RunResult, Runs
     from pipeline.api.stages import extract, finetune, learning_curve, sweep, train_head
@@ -69,7 +78,9 @@ __all__ = [
     "load_head",
     "load_model",
     "load_runs",
+    "name_run",
     "predict",
+    "remove_runs",
     "report",
     "sweep",
     "train_head",

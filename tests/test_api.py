@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import inspect
+import pkgutil
 import re
 import runpy
 import shlex
@@ -20,6 +22,7 @@ from conftest import FakeEngine, write_picture
 from typer.testing import CliRunner
 
 import pipeline
+import pipeline.commands
 from pipeline import (
     ConfigError,
     CurveResult,
@@ -49,18 +52,23 @@ ABOUT_THE_MACHINE = {"backbones", "bench", "demo", "doctor"}
 SHARED = {"json", "quiet", "verbose", "help", "cache", "reports"}
 
 
+ELSEWHERE = {"runs": "load_runs", "runs.name": "name_run", "runs.rm": "remove_runs"}
+"""`pipeline.runs` is a package, so functions of its name are called otherwise."""
+
+
 def commands() -> dict[str, Any]:
     """The commands of the command line, by their names in Python."""
     found: dict[str, Any] = {}
     for name, one in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
-        inner = getattr(one, "commands", {})
-        found |= {f"{name}.{part}": own for part, own in inner.items()} if inner else {name.replace("-", "_"): one}
+        found |= {f"{name}.{part}": own for part, own in getattr(one, "commands", {}).items()}
+        if not one.no_args_is_help:
+            found[name.replace("-", "_")] = one
     return {name: one for name, one in found.items() if name not in ABOUT_THE_MACHINE}
 
 
 def function_of(name: str) -> Callable[..., Any]:
     found: Any = pipeline
-    for part in name.split("."):
+    for part in ELSEWHERE.get(name, name).split("."):
         found = getattr(found, part)
     return found  # type: ignore[no-any-return]
 
@@ -75,7 +83,7 @@ def test_every_command_is_a_function_with_the_same_options(name: str) -> None:
         )
     parameters = inspect.signature(function_of(name)).parameters
     assert set(parameters) - SHARED == set(options) - SHARED
-    assert "cache" in parameters
+    assert {"cache", "reports"} & set(parameters)
     for option in set(parameters) - SHARED:
         assert parameters[option].default == options[option], option
 
@@ -89,7 +97,11 @@ def test_all_is_complete_and_sorted() -> None:
         assert getattr(pipeline, name).__module__.startswith(("pipeline.api.", "pipeline.errors"))
     errors = {name for name, one in vars(pipeline.errors).items() if inspect.isclass(one)}
     assert errors <= set(pipeline.__all__)
-    assert {name.partition(".")[0] for name in commands()} <= set(pipeline.__all__)
+    assert {ELSEWHERE.get(name, name).partition(".")[0] for name in commands()} <= set(pipeline.__all__)
+    assert not {one.name for one in pkgutil.iter_modules(pipeline.__path__)} & set(pipeline.__all__)
+    for one in pkgutil.iter_modules(pipeline.commands.__path__):
+        importlib.import_module(f"pipeline.commands.{one.name}")
+    assert not any(inspect.ismodule(getattr(pipeline.commands, name)) for name in pipeline.commands.__all__)
     with pytest.raises(AttributeError, match="nothing"):
         _ = pipeline.nothing
 
@@ -294,11 +306,32 @@ def test_frames(run: RunResult[Any], features: Extracted, reports: Path, picture
     assert counts.sum(axis=1).to_dict() == {"dark": 40, "grey": 40, "light": 40}
 
 
+def test_the_others_print_well(run: RunResult[Any], features: Extracted, pictures: Path, cache: Path) -> None:
+    assert f"<td>rows computed</td><td>{features.n_computed}</td>" in features._repr_html_()
+    assert repr(features) == f"<{features.id}: {features.n_computed} rows computed, 0 reused>"
+    pages = report(run)
+    assert f"<td>{run.id}</td><td>{pages.pages[run.id]}</td>" in pages._repr_html_()
+    (pictures / "dark" / "twin.png").write_bytes((pictures / "dark" / "0.png").read_bytes())
+    found = pipeline.inspect(pictures, cache=cache, reports=run.folder.parent)
+    html = found._repr_html_()
+    assert "Byte-identical images" in html
+    assert html.count("data:image/webp") >= 2
+    assert f"<td>dark</td><td>{found.counts()['dark']['train']}</td>" in html
+
+
 def test_a_sweep_prints_its_candidates(features: Extracted, reports: Path) -> None:
     found = sweep(features, "ridge,knn", reports=reports)
     html = found._repr_html_()
     assert html.count("<td>ridge</td>") > 5
     assert f"<td>{100 * found.run.candidates[0]['val_accuracy']:.1f} %</td>" in html
+
+
+def test_runs_are_named_and_removed(run: RunResult[Any], features: Extracted, reports: Path) -> None:
+    other = train_head(features, "centroid", reports=reports)
+    pipeline.name_run(other, "other")
+    assert load_head("other", reports=reports).run.id == other.id
+    pipeline.remove_runs([other, run])
+    assert len(load_runs(reports=reports)) == 0
 
 
 def test_frames_need_pandas(run: RunResult[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,10 +351,10 @@ def test_answers_are_a_sequence_and_a_table(run: RunResult[Any], pictures: Path,
 
 def test_cache(features: Extracted, run: RunResult[Any], cache: Path, reports: Path, tmp_path: Path) -> None:
     assert [row["features_id"] for row in pipeline.cache.ls(cache=cache)] == [features.id]
-    n_files, damaged = pipeline.cache.verify(cache=cache)
-    assert n_files >= 3
-    assert not damaged
-    assert pipeline.cache.gc(cache=cache, reports=reports) == []
+    verified = pipeline.cache.verify(cache=cache)
+    assert verified.n_files >= 3
+    assert not verified.damaged
+    assert pipeline.cache.gc(cache=cache, reports=reports).found == []
     assert pipeline.cache.export(tmp_path / "all.npz", features).id == features.id
     with np.load(tmp_path / "all.npz") as file:
         np.testing.assert_array_equal(file["features"], load_features(features).X)

@@ -7,34 +7,52 @@ from typing import Any
 
 from pipeline.api.options import Place, folders_of, joined
 from pipeline.api.results import Extracted
-from pipeline.commands.cache import Needless, collect, describe, remove
-from pipeline.commands.cache import export as export_features
-from pipeline.commands.cache import verify as verify_cache
+from pipeline.commands import cache as commands
+from pipeline.commands.cache import Cleaned, Verified
 from pipeline.store.records import TableRecord
-from pipeline.store.shards import Damage
 
 
 class Cache:
-    """What is on disk, as `tlpipe cache` looks after it; functions, under one name."""
+    """What is on disk, as `tlpipe cache` looks after it."""
 
     @staticmethod
-    def ls(*, cache: Place = None) -> list[dict[str, Any]]:
-        """List the features in the cache: what they are, of what, how large, how old."""
-        return describe(folders_of(cache, None).cache)
+    def ls(*, verbose: bool = False, cache: Place = None) -> list[dict[str, Any]]:
+        """List the features in the cache: what they are, of what, how large, how old.
+
+        Args:
+            verbose: Whether to tell what computed them, too.
+            cache: The cache folder.
+        """
+        return commands.ls(folders_of(cache, None).cache, writers=verbose)
 
     @staticmethod
-    def verify(*, cache: Place = None) -> tuple[int, list[Damage]]:
-        """Compare the checksums of all shards and datasets: how many files there are, and which are damaged."""
-        return verify_cache(folders_of(cache, None).cache)
+    def verify(*, recompute: int = 0, cache: Place = None) -> Verified:
+        """Compare the checksums of all shards and datasets.
+
+        Args:
+            recompute: Images of each set of features that are computed again and compared.
+            cache: The cache folder.
+
+        Raises:
+            ConfigError: If the number is below 0.
+        """
+        return commands.verify(folders_of(cache, None).cache, recompute)
 
     @staticmethod
-    def gc(*, delete: bool = False, cache: Place = None, reports: Place = None) -> list[Needless]:
-        """List what no dataset and no run needs; with `delete`, remove it."""
+    def gc(*, delete: bool = False, cache: Place = None, reports: Place = None) -> Cleaned:
+        """List what no dataset and no run needs.
+
+        Args:
+            delete: Whether to remove it.
+            cache: The cache folder.
+            reports: A reports folder that uses it; the cache remembers the others.
+
+        Raises:
+            StoreError: If a record can't be read: what it needs can't be told.
+            RunError: The same, for a run.
+        """
         at = folders_of(cache, reports)
-        found = collect(at.cache, at.reports)
-        if delete:
-            remove(found)
-        return found
+        return commands.gc(at.cache, at.reports, delete=delete)
 
     @staticmethod
     def export(target: str | Path, features: str | Extracted | None = None, *, cache: Place = None) -> TableRecord:
@@ -43,9 +61,13 @@ class Cache:
         Args:
             target: File to write: .h5 or .npz.
             features: What `extract` returned, or a features id; None for the newest.
-            cache: The cache folder.
+            cache: The cache folder; None for that of the features, else the usual one.
+
+        Raises:
+            ConfigError: For another suffix, or if the file is there already.
+            StoreError: If there are no such features.
         """
-        return export_features(folders_of(cache, None, features).cache, joined(features), Path(target))
+        return commands.export(folders_of(cache, None, features).cache, joined(features), Path(target))
 
 
 cache = Cache()

@@ -19,9 +19,9 @@ from pipeline.api.options import FeaturesLike, Place, RunLike, folders_of, joine
 from pipeline.api.results import frame
 from pipeline.api.runs import CurveResult, RunResult, Runs
 from pipeline.commands import TrainedHead
+from pipeline.commands import runs as commands_of_runs
 from pipeline.config import FeatureSpec, Folders
 from pipeline.errors import ConfigError, DataError
-from pipeline.runs.find import all_runs
 from pipeline.runs.run import CurveRun, RatedRun
 from pipeline.store.records import find_records
 from pipeline.store.table import load_table
@@ -103,11 +103,31 @@ def load_runs(*, reports: Place = None, cache: Place = None) -> Runs:
         cache: The cache folder that further commands on them use.
     """
     folders = folders_of(cache, reports)
-    return Runs(tuple(_result(run, folders) for run in reversed(all_runs(folders.reports))))
+    return Runs(tuple(_result(run, folders) for run in commands_of_runs.ls(folders.reports)))
 
 
 def _result(run: Any, folders: Folders) -> RunResult[RatedRun] | CurveResult:
     return CurveResult(run, folders) if isinstance(run, CurveRun) else RunResult(run, folders)
+
+
+def name_run(run: RunLike, to: str | None = None, *, reports: Place = None) -> None:
+    """Give a run a name that finds it again, as `tlpipe runs name` does; None takes it away.
+
+    Raises:
+        ConfigError: If the name is not legal, or another run has it.
+        RunError: If there is no such run.
+    """
+    commands_of_runs.name(str(reference_to(run)), to, folders_of(None, reports, run).reports)
+
+
+def remove_runs(runs: RunLike | Sequence[RunLike], *, reports: Place = None) -> None:
+    """Remove runs, with their models and pages, as `tlpipe runs rm` does.
+
+    Raises:
+        RunError: If there is no such run, or another one needs it.
+    """
+    several = runs if isinstance(runs, (list, tuple)) else [runs]
+    commands_of_runs.rm([str(reference_to(one)) for one in several], folders_of(None, reports, several).reports)
 
 
 def load_head(run: RunLike | None = None, *, reports: Place = None) -> TrainedHead:

@@ -13,11 +13,6 @@ from pipeline.pages import charts
 SIDE = 96  # pixels of a picture
 
 
-def percent(share: float) -> str:
-    """A share in per cent."""
-    return f"{100 * share:.1f} %"
-
-
 def joined(*parts: Markup) -> Markup:
     """Parts, one below the other."""
     return Markup("<div>{}</div>").format(Markup("").join(parts))

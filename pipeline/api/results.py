@@ -8,13 +8,13 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar, overload
 
 from pipeline.api import notebook
-from pipeline.api.notebook import percent
 from pipeline.commands import Answers, Export, ExtractResult, ImageAnswer, Report
 from pipeline.config import ExtractConfig, Folders
 from pipeline.errors import ConfigError
 from pipeline.inspection import Inspection, sections
 from pipeline.pages import Pictures
 from pipeline.util import runtime
+from pipeline.util.text import counted, percent
 
 SHOWN_PICTURES = 8
 SHOWN_ROWS = 20  # of a table in a notebook; a frame has all
@@ -78,7 +78,7 @@ class Extracted(ExtractResult, Result):
         return self.record.id
 
     def __repr__(self) -> str:
-        return f"<{self.id}: {self.n_computed:,} rows computed, {self.n_reused:,} reused>"
+        return f"<{self.id}: {counted(self.n_computed, 'row')} computed, {self.n_reused:,} reused>"
 
     def _repr_html_(self) -> str:
         spec = self.record.spec
@@ -123,7 +123,7 @@ class Predicted(Answers):
 
     def __repr__(self) -> str:
         bad = f", {len(self.unreadable):,} can't be read" if self.unreadable else ""
-        return f"<{len(self):,} answers of {self.run}{bad}>"
+        return f"<{counted(len(self), 'answer')} of {self.run}{bad}>"
 
     def to_frame(self) -> Any:
         """A pandas frame: a row for each image; label_2, probability_2 and so on are the next probable classes."""
@@ -145,7 +145,7 @@ class Predicted(Answers):
         ]
         more = [f"and {len(self) - SHOWN_ROWS:,} more: to_frame() has all"] if len(self) > SHOWN_ROWS else []
         table = notebook.table(("path", "label", "probability"), rows)
-        return notebook.joined(notebook.heading(f"{len(self):,} answers of {self.run}", *more), table)
+        return notebook.joined(notebook.heading(f"{counted(len(self), 'answer')} of {self.run}", *more), table)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -159,13 +159,13 @@ class Exported(Export):
     folders: Folders
 
     def __repr__(self) -> str:
-        return f"<{self.path}: {percent(self.agreement)} of {self.n:,} images labelled as by predict>"
+        return f"<{self.path}: {percent(self.agreement)} of {counted(self.n, 'image')} labelled as by predict>"
 
     def _repr_html_(self) -> str:
         rows = [
             ("run", self.run),
             ("file", self.path),
-            ("labelled as by predict", f"{percent(self.agreement)} of {self.n:,} images"),
+            ("labelled as by predict", f"{percent(self.agreement)} of {counted(self.n, 'image')}"),
             ("largest difference of a probability", f"{self.difference:.1e}"),
         ]
         return notebook.joined(notebook.heading(f"Exported as {self.format}"), notebook.table(("", ""), rows))
@@ -182,7 +182,7 @@ class Inspected(Inspection):
     folders: Folders
 
     def __repr__(self) -> str:
-        return f"<{self.data}: {len(self.dataset):,} images of {len(self.dataset.class_names):,} classes, {self.page}>"
+        return f"<{self.data}: {counted(len(self.dataset), 'image')}, {self.page}>"
 
     def to_frame(self) -> Any:
         """A pandas frame: a row for each class, with its images by split."""
@@ -216,7 +216,7 @@ class Reported(Report):
     folders: Folders
 
     def __repr__(self) -> str:
-        return f"<{self.index}: {len(self.pages):,} pages>"
+        return f"<{self.index}: {counted(len(self.pages), 'page')}>"
 
     def _repr_html_(self) -> str:
         rows = list(self.pages.items())[:SHOWN_ROWS]

@@ -11,7 +11,6 @@ from typing import Any, Generic, TypeVar
 from markupsafe import Markup
 
 from pipeline.api import notebook
-from pipeline.api.notebook import percent
 from pipeline.api.results import SHOWN_PICTURES, SHOWN_ROWS, Result, frame
 from pipeline.config import Folders
 from pipeline.data import open_labelled
@@ -22,6 +21,7 @@ from pipeline.pages.run_page import figures
 from pipeline.runs.predictions import Predictions, read_history, read_predictions
 from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, RatedRun, Run, SweepRun, read_run
 from pipeline.util.memo import Memo
+from pipeline.util.text import counted, percent
 
 AnyRun = TypeVar("AnyRun", bound=Run, covariant=True)
 AnyRated = TypeVar("AnyRated", bound=RatedRun, covariant=True)
@@ -172,7 +172,7 @@ class CurveResult(_OfRun[CurveRun]):
     """A run of `learning_curve`."""
 
     def __repr__(self) -> str:
-        points = [f"{point['n_train']:,} images {percent(point['accuracy'])}" for point in self.run.points]
+        points = [f"{counted(point['n_train'], 'image')} {percent(point['accuracy'])}" for point in self.run.points]
         return f"<{self.id}: {', '.join(points)}>"
 
     def to_frame(self) -> Any:
@@ -210,7 +210,7 @@ class Runs:
         return self.results[place]
 
     def __repr__(self) -> str:
-        return f"<{len(self):,} runs>"
+        return f"<{counted(len(self), 'run')}>"
 
     def to_frame(self) -> Any:
         """A pandas frame: a row for each run that was rated."""
@@ -234,4 +234,4 @@ class Runs:
             [percent(row[name]) if isinstance(row[name], float) else row[name] or "" for name in columns]
             for row in self._rows()[:SHOWN_ROWS]
         ]
-        return notebook.joined(notebook.heading(f"{len(self):,} runs"), notebook.table(columns, rows))
+        return notebook.joined(notebook.heading(counted(len(self), "run")), notebook.table(columns, rows))

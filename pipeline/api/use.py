@@ -85,7 +85,7 @@ def predict(
 @command()
 def export(
     run: RunLike,
-    format: str,
+    format: str | None = None,
     *,
     output: str | Path | None = None,
     precision: str | None = None,
@@ -96,8 +96,8 @@ def export(
 
     Args:
         run: The run.
-        format: "keras", "savedmodel", "onnx", "openvino" or "tflite".
-        output: Folder to write; None for export/FORMAT in the run's folder.
+        format: "keras", "savedmodel", "onnx", "openvino" or "tflite"; None for that of the output's name.
+        output: File (m.onnx) or folder to write; None for export/FORMAT in the run's folder.
         precision: Of the predictions that it is compared with, as for `evaluate`.
         cache: The cache folder.
         reports: Where the run lies.
