@@ -376,4 +376,10 @@ def test_from_a_folder_to_a_model(
     assert "used_to" in capsys.readouterr().out
     stages = [one.run.stage for one in load_runs()]
     assert stages == ["evaluate", "finetune", "train-head"]
-    assert export(load_runs()[1], "keras").agreement == 1.0
+    tuned = load_runs()[1]
+    html = tuned._repr_html_()
+    assert "<td>before</td>" in html
+    assert 'alt="accuracy by epoch"' in html
+    done = export(tuned, "keras")
+    assert done.agreement == 1.0
+    assert f"<td>{done.path}</td>" in done._repr_html_()

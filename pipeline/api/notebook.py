@@ -49,4 +49,6 @@ def pictures(shown: Iterable[tuple[str, str]]) -> Markup:
         '<figure style="display: inline-block; margin: 4px; text-align: center">'
         '<img src="{}" width="{}" height="{}" alt=""><figcaption>{}</figcaption></figure>'
     )
-    return Markup("").join(figure.format(address, SIDE, SIDE, text) for address, text in shown)
+    return Markup("<div>{}</div>").format(
+        Markup("").join(figure.format(address, SIDE, SIDE, text) for address, text in shown)
+    )
