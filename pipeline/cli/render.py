@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.evaluation.compare import Difference
 from pipeline.util.text import counted, percent, readable_size
 
 if TYPE_CHECKING:
@@ -34,6 +35,16 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     out = io.StringIO()
     Console(file=out, width=200).print(grid)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def gain_text(gain: Difference) -> str:
+    """What fine-tuning brought over the head, and whether the test images can tell."""
+    points = (
+        f"{100 * gain.difference:+.1f} points on test (95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+    )
+    if gain.low <= 0 <= gain.high:
+        return f"Fine-tuning: {points}: on {counted(gain.n, 'image')} the two can't be told apart."
+    return f"Fine-tuning: {points}, image by image."
 
 
 def cache_text(rows: Sequence[Mapping[str, Any]]) -> str:

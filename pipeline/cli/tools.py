@@ -101,12 +101,12 @@ def bench(
 def demo(folders: Folders, seed: Seed = 0) -> Answer:
     """Run all three stages on the built-in digits, small, in about a minute, and report on them."""
     from pipeline.cli import render
-    from pipeline.commands.demo import IMAGE_SIZE
+    from pipeline.commands.demo import BLOCKS, IMAGE_SIZE
     from pipeline.commands.demo import demo as run_demo
 
     result = run_demo(folders.cache, folders.reports, seed)
     cells = [["extract", "", "", f"{result.extracted.seconds['total']:.1f}"]]
-    for stage, run in (("train-head logreg", result.head), ("finetune conv5", result.tuned)):
+    for stage, run in (("train-head logreg", result.head), (f"finetune {BLOCKS}", result.tuned)):
         scores = [percent(run.metrics[split]["accuracy"]) for split in ("val", "test")]
         cells.append([stage, *scores, f"{run.seconds['total']:.1f}"])
     side = "x".join(map(str, IMAGE_SIZE))
@@ -116,6 +116,8 @@ def demo(folders: Folders, seed: Seed = 0) -> Answer:
             f"{result.extracted.n_images:,} scans of digits, densenet121 with {result.weights} weights, {side} px",
             "",
             render.table(["stage", "val accuracy", "test accuracy", "seconds"], cells),
+            "",
+            render.gain_text(result.gain),
             "",
             f"Features   {folders.cache / 'features' / result.extracted.record.spec.digest()}",
             f"Head       {folders.reports / result.head.id}",
@@ -128,6 +130,7 @@ def demo(folders: Folders, seed: Seed = 0) -> Answer:
         "extract": result.extracted.to_json(),
         "head": {"run": result.head.id, "metrics": result.head.metrics, "seconds": result.head.seconds},
         "report": result.report.to_json(),
+        "gain": result.gain.to_json(),
         "finetune": {"run": result.tuned.id, "metrics": result.tuned.metrics, "seconds": result.tuned.seconds},
     }
     return Answer(value, text)

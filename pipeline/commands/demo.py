@@ -6,14 +6,19 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline import commands
 from pipeline.commands import ExtractResult, Report
 from pipeline.config import ExtractConfig, FinetuneConfig, HeadConfig
 from pipeline.errors import WeightsError
-from pipeline.runs.run import FinetuneRun, HeadRun
+from pipeline.evaluation.compare import Difference, paired_difference
+from pipeline.runs.predictions import read_predictions
+from pipeline.runs.run import FinetuneRun, HeadRun, RatedRun
 
 IMAGE_SIZE = (64, 64)
-EPOCHS = 3
+BLOCKS, EPOCHS, LEARNING_RATE = "conv4,conv5", 2, 3e-4
 
 log = logging.getLogger("tlpipe")
 
@@ -28,6 +33,7 @@ class DemoResult:
         head: Run of train-head.
         tuned: Run of finetune.
         report: Pages of both runs.
+        gain: Of fine-tuning over the head, on the test images of both.
     """
 
     weights: str
@@ -35,6 +41,7 @@ class DemoResult:
     head: HeadRun
     tuned: FinetuneRun
     report: Report
+    gain: Difference
 
 
 def demo(cache: Path, reports: Path, seed: int) -> DemoResult:
@@ -57,6 +64,16 @@ def demo(cache: Path, reports: Path, seed: int) -> DemoResult:
         HeadConfig("logreg", seed=seed), cache, reports, commands.TrainingOptions(extracted.record.id)
     )
     options = commands.FinetuneOptions(head.id)
-    tuned = commands.finetune(FinetuneConfig("conv5", epochs=EPOCHS, seed=seed), cache, reports, options)
+    tuned = commands.finetune(
+        FinetuneConfig(BLOCKS, epochs=EPOCHS, learning_rate=LEARNING_RATE, seed=seed), cache, reports, options
+    )
     pages = commands.report([head.id, tuned.id], cache, reports, seed=seed)
-    return DemoResult(config.weights, extracted, head, tuned, pages)
+    right = [_right(reports, run) for run in (tuned, head)]
+    return DemoResult(config.weights, extracted, head, tuned, pages, paired_difference(*right))
+
+
+def _right(reports: Path, run: RatedRun) -> NDArray[np.bool_]:
+    """Whether each test image is labelled rightly, in the order of their keys."""
+    test = read_predictions(reports / run.id, len(run.class_names), run.files)["test"]
+    right: NDArray[np.bool_] = test.probabilities.argmax(axis=1) == test.labels
+    return right[np.argsort(test.keys, kind="stable")]
