@@ -2,12 +2,92 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import FeatureExtractor, Features, Model, extract, load_features, load_head, load_model
+    from pipeline.api.cache import cache
+    from pipeline.api.estimators import FeatureExtractor, HeadClassifier
+    from pipeline.api.loading import (
+        Features,
+        Model,
+        load_features,
+        load_head,
+        load_model,
+        load_runs,
+        name_run,
+        remove_runs,
+    )
+    from pipeline.api.results import Exported, Extracted, Inspected, Predicted, Reported
+    from pipeline.api.runs import CurveResult, RunResult, Runs
+    from pipeline.api.stages import extract, finetune, learning_curve, sweep, train_head
+    from pipeline.api.use import evaluate, export, inspect, predict, report
+    from pipeline.errors import (
+        CacheMismatchError,
+        ConfigError,
+        DataError,
+        EndpointError,
+        EngineError,
+        ImageError,
+        QuarantineError,
+        RunError,
+        StoppedError,
+        StoreError,
+        TlpipeError,
+        UnknownBackboneError,
+        WeightsError,
+    )
 
-__all__ = ["FeatureExtractor", "Features", "Model", "extract", "load_features", "load_head", "load_model"]
+    __version__: str
+
+__all__ = [
+    "CacheMismatchError",
+    "ConfigError",
+    "CurveResult",
+    "DataError",
+    "EndpointError",
+    "EngineError",
+    "Exported",
+    "Extracted",
+    "FeatureExtractor",
+    "Features",
+    "HeadClassifier",
+    "ImageError",
+    "Inspected",
+    "Model",
+    "Predicted",
+    "QuarantineError",
+    "Reported",
+    "RunError",
+    "RunResult",
+    "Runs",
+    "StoppedError",
+    "StoreError",
+    "TlpipeError",
+    "UnknownBackboneError",
+    "WeightsError",
+    "__version__",
+    "cache",
+    "evaluate",
+    "export",
+    "extract",
+    "finetune",
+    "inspect",
+    "learning_curve",
+    "load_features",
+    "load_head",
+    "load_model",
+    "load_runs",
+    "name_run",
+    "predict",
+    "remove_runs",
+    "report",
+    "sweep",
+    "train_head",
+]
+
+_MODULES = ("errors", "api.results", "api.runs", "api.stages", "api.use", "api.cache", "api.loading", "api.estimators")
+"""Where the names lie, those first that load the least."""
 
 
 def __getattr__(name: str) -> Any:
@@ -17,11 +97,12 @@ def __getattr__(name: str) -> Any:
 
         return runtime.version("tlpipe")
     if name in __all__:
-        from pipeline import api
-
-        return getattr(api, name)
+        for module in _MODULES:
+            found = import_module(f"{__name__}.{module}")
+            if name in vars(found):
+                return vars(found)[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

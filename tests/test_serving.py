@@ -424,7 +424,7 @@ class TestModel:
 
     def test_an_image_that_cannot_be_read(self, head: Run, tmp_path: Path, cache: Path, reports: Path) -> None:
         (tmp_path / "bad.png").write_text("no picture")
-        with pytest.raises(DataError, match="Image 0 can't be read"):
+        with pytest.raises(DataError, match=r"Image 0 \(.*bad.png\) can't be read"):
             load_model(reports=reports, cache=cache).predict([tmp_path / "bad.png"])
 
     def test_wrong_input(self, head: Run, cache: Path, reports: Path) -> None:

@@ -12,7 +12,6 @@ from pipeline.commands.report import Report, report
 from pipeline.commands.sweep import sweep
 from pipeline.commands.train_head import train_head
 from pipeline.config import FinetuneOptions, TrainingOptions
-from pipeline.extraction.plan import features_of
 from pipeline.runs.classifier import Classifier, open_classifier
 from pipeline.runs.trained_head import TrainedHead, open_head
 
@@ -30,7 +29,6 @@ __all__ = [
     "evaluate",
     "export",
     "extract",
-    "features_of",
     "finetune",
     "inspect",
     "learning_curve",

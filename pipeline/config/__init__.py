@@ -12,7 +12,7 @@ from pipeline.config.extract import (
     SplitConfig,
 )
 from pipeline.config.finetune import FinetuneConfig, FinetuneOptions
-from pipeline.config.folders import Folders
+from pipeline.config.folders import Folders, user_cache
 from pipeline.config.head import HEAD_DEFAULTS, HeadConfig, TrainingOptions
 from pipeline.config.spec import SPEC_VERSION, FeatureSpec
 
@@ -34,4 +34,5 @@ __all__ = [
     "ImageConfig",
     "SplitConfig",
     "TrainingOptions",
+    "user_cache",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,19 @@ from pipeline.util.options import option
 
 def _cache() -> Path:
     return Path(os.environ.get("TLPIPE_CACHE") or "cache")
+
+
+def user_cache() -> Path:
+    """The cache of the Python interface: $TLPIPE_CACHE, else the folder that the platform keeps for caches.
+
+    A notebook is started from anywhere, so that ./cache would be another folder each time.
+    """
+    if named := os.environ.get("TLPIPE_CACHE"):
+        return Path(named)
+    home = Path.home()
+    by_platform = {"win32": ("LOCALAPPDATA", home / "AppData" / "Local"), "darwin": ("", home / "Library" / "Caches")}
+    variable, usual = by_platform.get(sys.platform, ("XDG_CACHE_HOME", home / ".cache"))
+    return Path(os.environ.get(variable) or usual) / "tlpipe"
 
 
 @dataclass(frozen=True, slots=True)

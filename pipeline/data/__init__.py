@@ -31,6 +31,7 @@ from pipeline.data.dataset import (
 )
 from pipeline.data.folder import read_folder
 from pipeline.data.manifest import MANIFEST_SUFFIXES, read_manifest
+from pipeline.data.mixed import MixedSource
 from pipeline.data.splits import carve, joined_groups, twin_rows, twins
 from pipeline.data.unlabelled import list_images
 from pipeline.errors import DataError
@@ -47,6 +48,7 @@ __all__ = [
     "FileSource",
     "ImageSource",
     "Listing",
+    "MixedSource",
     "Opened",
     "Unreadable",
     "array_key",

@@ -174,6 +174,17 @@ def from_array(array: NDArray[np.uint8]) -> Image.Image:
     return _rgb(Image.fromarray(np.ascontiguousarray(array)))
 
 
+def to_array(picture: Image.Image) -> Pixels:
+    """Upright RGB pixels [h, w, 3] of a Pillow picture.
+
+    Raises:
+        ImageError: If it can't be read to its end, or not be shown as RGB.
+    """
+    with _bad_bytes():
+        picture.load()
+        return np.asarray(_rgb(_upright(picture)))
+
+
 def resize(image: Image.Image, config: ImageConfig) -> Pixels:
     """Bring an RGB image to `config.image_size`.
 

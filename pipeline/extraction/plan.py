@@ -237,24 +237,28 @@ def warn_unreadable(unreadable: Mapping[str, str], n: int) -> None:
         log.warning("  and %s more; all are in the answer of --json", f"{len(lines) - NAMED_AT_MOST:,}")
 
 
-def features_of(source: ImageSource, config: ExtractConfig, cache: Path) -> NDArray[np.floating]:
+def open_plan(config: ExtractConfig, cache: Path) -> Plan:
+    """Resolve all options; arguments and errors as in `backbone_for` and `plan_for`."""
+    return plan_for(config, cache, backbone_for(config, cache))
+
+
+def features_of(plan: Plan, source: ImageSource, locations: Sequence[str]) -> NDArray[np.floating]:
     """Features of images that belong to no dataset, in their order, shape [n, d].
 
     Args:
+        plan: What to compute.
         source: The images.
-        config: What to extract; `data` and `splits` are not used.
-        cache: The cache folder.
+        locations: Where they lie, for people.
 
     Raises:
         DataError: If an image can't be read.
     """
-    keys = source.keys(Memo(cache), rehash=False)
-    locations = [f"Image {number}" for number in range(len(keys))]
+    keys = source.keys(Memo(plan.cache), rehash=False)
     for key, location in zip(keys, locations, strict=True):
         if isinstance(key, ImageError):
             raise DataError(f"{location} can't be read: {key}")
     column = np.array(keys, KEY_DTYPE)
-    return _all_of(plan_for(config, cache, backbone_for(config, cache)), column, locations, source).features(column)
+    return _all_of(plan, column, locations, source).features(column)
 
 
 def complete_rows(config: ExtractConfig, cache: Path, opened: Opened, rows: NDArray[np.int64]) -> FeatureStore:
@@ -270,7 +274,7 @@ def complete_rows(config: ExtractConfig, cache: Path, opened: Opened, rows: NDAr
         DataError: If an image can't be read.
     """
     keys, locations = opened.dataset.keys[rows], [opened.dataset.locations[row] for row in rows.tolist()]
-    plan = plan_for(config, cache, backbone_for(config, cache))
+    plan = open_plan(config, cache)
     return _all_of(plan, keys, locations, opened.source.take(rows.tolist())).plan.store
 
 

@@ -66,6 +66,17 @@ def curves(rows: Sequence[dict[str, Any]], x: str, y: str, *, log: bool = False,
     return _chart(f"{y} by {x}", rows, layer=layers)
 
 
+def learning(points: Sequence[dict[str, Any]], split: str) -> Spec:
+    """A learning curve: accuracy on a split by the number of training images, of each draw and in the mean."""
+    rows = [
+        {"x": point["n_train"], "value": value, "series": f"accuracy on {split}, each draw"}
+        for point in points
+        for value in point["accuracies"]
+    ]
+    rows += [{"x": point["n_train"], "value": point["accuracy"], "series": "mean"} for point in points]
+    return curves(rows, "training images", "accuracy", log=True)
+
+
 def reliability(bins: Sequence[dict[str, Any]]) -> Spec:
     """Accuracy against confidence, in bins: on the diagonal, probabilities mean what they say.
 
@@ -167,6 +178,19 @@ def confusion(matrix: Sequence[Sequence[int]], class_names: Sequence[str]) -> Sp
     return _chart("Confusion matrix", cells, layer=layers, width=side, height=side)
 
 
+def _fixed(spec: Spec) -> Spec:
+    """A chart on white, of a width of its own."""
+    width = WIDTH if spec["width"] == "container" else spec["width"]
+    return {**spec, "width": width, "background": "white", "config": {**spec["config"], "background": "white"}}
+
+
+def svg(spec: Spec) -> str:
+    """A chart as SVG, on white."""
+    import vl_convert
+
+    return str(vl_convert.vegalite_to_svg(_fixed(spec), VERSION))
+
+
 def write_figure(path: Path, spec: Spec) -> None:
     """Write a chart as PNG and SVG, on white, beside each other; the suffix of `path` is replaced.
 
@@ -175,10 +199,9 @@ def write_figure(path: Path, spec: Spec) -> None:
     """
     import vl_convert
 
-    width = WIDTH if spec["width"] == "container" else spec["width"]
-    fixed = {**spec, "width": width, "background": "white", "config": {**spec["config"], "background": "white"}}
+    fixed = _fixed(spec)
     with published(path.with_suffix(".svg")) as partial:
-        partial.write_text(vl_convert.vegalite_to_svg(fixed, VERSION), encoding="utf-8")
+        partial.write_text(svg(spec), encoding="utf-8")
     with published(path.with_suffix(".png")) as partial:
         partial.write_bytes(vl_convert.vegalite_to_png(fixed, VERSION, scale=2))
 

@@ -126,13 +126,7 @@ def write_curve(folder: Path, run: CurveRun) -> Path:
     Raises:
         StoreError: If the folder can't be written.
     """
-    rows = [
-        {"x": point["n_train"], "value": value, "series": f"accuracy on {run.split}, each draw"}
-        for point in run.points
-        for value in point["accuracies"]
-    ]
-    rows += [{"x": point["n_train"], "value": point["accuracy"], "series": "mean"} for point in run.points]
-    chart = charts.curves(rows, "training images", "accuracy", log=True)
+    chart = charts.learning(run.points, run.split)
     charts.write_figure(folder / "curve", chart)
     _write(folder / RUN_PAGE, "curve.html.j2", {"run": run, "chart": chart})
     return folder / RUN_PAGE

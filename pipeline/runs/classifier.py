@@ -15,7 +15,7 @@ from pipeline.backbones.weights import MODEL_FILE
 from pipeline.config import ExtractConfig
 from pipeline.data import KEY_DTYPE, ImageSource
 from pipeline.errors import ImageError, RunError
-from pipeline.extraction.plan import Done, Plan, backbone_for, complete, pinned, plan_for
+from pipeline.extraction.plan import Done, Plan, complete, open_plan, pinned
 from pipeline.heads import PROBABILITIES
 from pipeline.runs.find import find_run
 from pipeline.runs.run import FinetuneRun, HeadRun
@@ -86,7 +86,7 @@ class Classifier:
             CacheMismatchError: If the backbone's weights are no longer those the head was trained with.
         """
         if cache not in self._plans:
-            plans = [plan_for(config, cache, backbone_for(config, cache)) for config in self.configs]
+            plans = [open_plan(config, cache) for config in self.configs]
             if self.trained is not None:
                 self.trained.check([plan.spec for plan in plans], None)
             self._plans[cache] = plans

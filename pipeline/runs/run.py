@@ -18,7 +18,9 @@ import logging
 import shlex
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -291,8 +293,23 @@ def new_id(stage: str, head: str) -> str:
     return f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{stage}-{head}-{uuid.uuid4().hex[:4]}"
 
 
+_called: ContextVar[str | None] = ContextVar("the command that a call from Python stands for", default=None)
+
+
+@contextmanager
+def called(command: str) -> Iterator[None]:
+    """Let runs that are made in this block name a command line, which is not that of the Python process."""
+    token = _called.set(command)
+    try:
+        yield
+    finally:
+        _called.reset(token)
+
+
 def command_line() -> str:
     """The command that runs now, as a user would type it."""
+    if (command := _called.get()) is not None:
+        return command
     words = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     return words.encode("utf-8", "backslashreplace").decode()  # a path may be no UTF-8
 

@@ -1,0 +1,73 @@
+"""The care of the cache as functions under one name, as `tlpipe cache`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.api.options import Place, folders_of, joined
+from pipeline.api.results import Extracted
+from pipeline.commands import cache as commands
+from pipeline.commands.cache import Cleaned, Verified
+from pipeline.store.records import TableRecord
+
+
+class Cache:
+    """What is on disk, as `tlpipe cache` looks after it."""
+
+    @staticmethod
+    def ls(*, verbose: bool = False, cache: Place = None) -> list[dict[str, Any]]:
+        """List the features in the cache: what they are, of what, how large, how old.
+
+        Args:
+            verbose: Whether to tell what computed them, too.
+            cache: The cache folder.
+        """
+        return commands.ls(folders_of(cache, None).cache, writers=verbose)
+
+    @staticmethod
+    def verify(*, recompute: int = 0, cache: Place = None) -> Verified:
+        """Compare the checksums of all shards and datasets.
+
+        Args:
+            recompute: Images of each set of features that are computed again and compared.
+            cache: The cache folder.
+
+        Raises:
+            ConfigError: If the number is below 0.
+        """
+        return commands.verify(folders_of(cache, None).cache, recompute)
+
+    @staticmethod
+    def gc(*, delete: bool = False, cache: Place = None, reports: Place = None) -> Cleaned:
+        """List what no dataset and no run needs.
+
+        Args:
+            delete: Whether to remove it.
+            cache: The cache folder.
+            reports: A reports folder that uses it; the cache remembers the others.
+
+        Raises:
+            StoreError: If a record can't be read: what it needs can't be told.
+            RunError: The same, for a run.
+        """
+        at = folders_of(cache, reports)
+        return commands.gc(at.cache, at.reports, delete=delete)
+
+    @staticmethod
+    def export(target: str | Path, features: str | Extracted | None = None, *, cache: Place = None) -> TableRecord:
+        """Write one plain HDF5 or NumPy file: features, labels, split, paths, class_names.
+
+        Args:
+            target: File to write: .h5 or .npz.
+            features: What `extract` returned, or a features id; None for the newest.
+            cache: The cache folder; None for that of the features, else the usual one.
+
+        Raises:
+            ConfigError: For another suffix, or if the file is there already.
+            StoreError: If there are no such features.
+        """
+        return commands.export(folders_of(cache, None, features).cache, joined(features), Path(target))
+
+
+cache = Cache()

@@ -1,0 +1,196 @@
+"""Calls from Python as commands: the options of the command line as keywords, with its words, defaults and errors."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, get_type_hints
+
+import msgspec
+import numpy as np
+
+from pipeline.api.results import Extracted, Result
+from pipeline.api.runs import RunResult
+from pipeline.config import Folders, user_cache
+from pipeline.runs.run import RatedRun, called
+from pipeline.util.options import Option, option_name
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+Place = str | Path | None
+"""A folder, or None: for that of the results that are given, else the usual one."""
+
+FeaturesLike = str | Extracted | Sequence[str | Extracted] | None
+"""What `extract` returned, a features id or its start, several of them, or None for the newest."""
+
+RunLike = str | Path | RunResult[RatedRun]
+"""What another function returned, a run's id or a part of it, its name, its folder, "latest" or "best"."""
+
+POSITIONAL = ("data", "features", "run", "runs", "images")  # on the command line they stand without a name
+Known = dict[str, tuple[Any, Any, Option]]
+"""Type, default and declaration of each option, by its name."""
+
+
+def folders_of(cache: str | Path | None, reports: str | Path | None, *given: Any) -> Folders:
+    """The folders of a call: those that were named, else those of the results that were given, else the usual ones."""
+    first = next((one.folders for one in _flat(given) if isinstance(one, Result)), None)
+    usual = first or Folders(cache=user_cache())
+    return Folders(
+        usual.cache if cache is None else Path(cache).expanduser(),
+        usual.reports if reports is None else Path(reports).expanduser(),
+    )
+
+
+def reference_to(value: Any) -> Any:
+    """What names a result, or a path, on the command line; anything else as it is."""
+    if isinstance(value, Result):
+        return value.reference
+    if isinstance(value, Path):  # a path without a separator would be taken for the part of an id
+        return str(value) if len(value.parts) > 1 or value.is_absolute() else f"./{value}"
+    return value
+
+
+def joined(values: Any) -> str | None:
+    """Names, or results in place of them, joined by commas as on the command line."""
+    if values is None:
+        return None
+    several = values if isinstance(values, (list, tuple)) else [values]
+    return ",".join(str(reference_to(one)) for one in several)
+
+
+def command(*kinds: type, without: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a function a command: its `**options` are those that some dataclasses declare.
+
+    The function is called with what was given, as the command line would have it: folders as paths, results as what
+    names them, options checked for their names and types. Its signature and docstring name all options.
+
+    Args:
+        kinds: The dataclasses.
+        without: Options of theirs that this command doesn't have.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        own = inspect.signature(function)
+        plain = [one for one in own.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+        known = {name: one for name, one in _known(*kinds).items() if name not in (*own.parameters, *without)}
+        shown = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+            for name, (hint, default, _) in known.items()
+        ]
+        signature = own.replace(parameters=[*plain, *shown])
+
+        @functools.wraps(function)
+        def run(*args: P.args, **given: P.kwargs) -> R:
+            _check_names(function.__name__, given, signature)
+            values = signature.bind(*args, **given).arguments
+            folders = folders_of(values.pop("cache", None), values.pop("reports", None), *values.values())
+            values = {name: _named(value) for name, value in values.items()}
+            values |= checked({name: value for name, value in values.items() if name in known}, *kinds)
+            places: dict[str, Any] = {"cache": folders.cache, "reports": folders.reports}
+            values |= {name: place for name, place in places.items() if name in own.parameters}
+            with called(_line(function.__name__, values, signature)):
+                return function(**values)  # type: ignore[call-arg]
+
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        lines = [f"        {name}: {option.help}" for name, (_, _, option) in known.items()]
+        if lines and run.__doc__:
+            run.__doc__ = run.__doc__.rstrip() + "\n\n    Options:\n" + "\n".join(lines) + "\n"
+        return run
+
+    return decorate
+
+
+def checked(options: dict[str, Any], *kinds: type) -> dict[str, Any]:
+    """Options in the types that dataclasses declare them with.
+
+    Raises:
+        ConfigError: For a text that can't be parsed.
+        TypeError: For a value of another type.
+    """
+    known = _known(*kinds)
+    return {name: _checked(name, value, *known[name]) for name, value in options.items()}
+
+
+def made(kind: type[T], options: dict[str, Any], **more: Any) -> T:
+    """A dataclass of options, of those among `options` that it declares, and of others.
+
+    Raises:
+        ConfigError: For an illegal value.
+    """
+    values = {name: value for name, value in options.items() if name in _known(kind)} | more
+    make: Callable[..., T] = getattr(kind, "of", kind)
+    return make(**values)
+
+
+def _known(*kinds: type) -> Known:
+    """The options of dataclasses, and of those inside them."""
+    found: Known = {}
+    for kind in kinds:
+        hints = get_type_hints(kind)
+        for one in fields(kind):
+            if is_dataclass(hints[one.name]):
+                found |= _known(hints[one.name])
+            elif declared := one.metadata.get("option"):
+                found[one.name] = (hints[one.name], one.default, declared)
+    return found
+
+
+def _check_names(function: str, given: dict[str, Any], signature: inspect.Signature) -> None:
+    """Refuse an unknown option, with the legal ones."""
+    for name in given:
+        if name not in signature.parameters:
+            near = get_close_matches(name, signature.parameters, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise TypeError(f"{function}() has no option {name!r}.{hint} It takes {', '.join(signature.parameters)}")
+
+
+def _checked(name: str, value: Any, hint: Any, _: Any, declared: Option) -> Any:
+    """The value of an option in the type that it is declared with; errors as in `checked`."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if declared.parse and isinstance(value, (str, int)) and not isinstance(value, bool):
+        value = declared.parse(str(value))
+    if declared.several and isinstance(value, (list, tuple)):
+        value = ",".join(value)
+    try:
+        return msgspec.convert(value, hint)
+    except msgspec.ValidationError:
+        legal = " or ".join(declared.legal) or str(getattr(hint, "__name__", hint)).replace(" | ", " or ")
+        raise TypeError(f"{name} is {value!r}, of the type {type(value).__name__}; give {legal}") from None
+
+
+def _named(value: Any) -> Any:
+    """As on the command line, for lists, too."""
+    return [reference_to(one) for one in value] if isinstance(value, (list, tuple)) else reference_to(value)
+
+
+def _flat(values: tuple[Any, ...]) -> Iterator[Any]:
+    for value in values:
+        yield from value if isinstance(value, (list, tuple)) else [value]
+
+
+def _line(function: str, values: dict[str, Any], signature: inspect.Signature) -> str:
+    """The command line that a call stands for."""
+    words = ["tlpipe", function.replace("_", "-")]
+    usual: dict[str, Any] = {"cache": Folders().cache, "reports": Folders().reports}
+    named = []
+    for name, value in values.items():
+        default = usual.get(name, signature.parameters[name].default)
+        if value is None or value == default:
+            continue
+        if name in POSITIONAL:
+            words += [str(one) for one in value] if isinstance(value, (list, tuple)) else [str(value)]
+        elif isinstance(value, bool):
+            named.append(option_name(name) if value else option_name(f"no_{name}"))
+        else:
+            joint = "x" if name == "image_size" else ","
+            text = joint.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            named += [option_name(name), text]
+    return shlex.join([*words, *named])

@@ -1,0 +1,166 @@
+"""The three stages as functions: extract, heads, and fine-tuning, as on the command line.
+
+Every function takes `cache` and `reports`, the folders it reads and writes. Where they are left out these are the
+folders of the results that it is given, else $TLPIPE_CACHE or the user's cache folder, and `reports` below the
+current folder. A run may be given as what another function returned, as its id or a part of it, its name, its folder,
+"latest", or "best".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import commands
+from pipeline.api.options import FeaturesLike, Place, command, folders_of, joined, made
+from pipeline.api.results import Extracted, with_folders
+from pipeline.api.runs import CurveResult, RunResult
+from pipeline.config import (
+    ExtractConfig,
+    ExtractOptions,
+    FinetuneConfig,
+    FinetuneOptions,
+    HeadConfig,
+    TrainingOptions,
+)
+from pipeline.runs.run import FinetuneRun, HeadRun, SweepRun
+
+
+@command(ExtractConfig, ExtractOptions)
+def extract(data: str | Path = "digits", *, cache: Place = None, **options: Any) -> Extracted:
+    """Run a frozen backbone once over the images and cache its features, as `tlpipe extract` does.
+
+    Args:
+        data: A folder, a manifest, an array file, or a built-in name.
+        cache: The cache folder.
+        **options: As listed below.
+
+    Returns:
+        Counts, seconds, and the features id.
+
+    Raises:
+        TlpipeError: As `tlpipe extract`, with what to do about it.
+        TypeError: For an unknown option, or a value of another type.
+    """
+    at = folders_of(cache, None)
+    how = made(ExtractOptions, options)
+    config = made(ExtractConfig, options, data=str(data))
+    return with_folders(Extracted, commands.extract(config, at.cache, **asdict(how)), at)
+
+
+@command(HeadConfig, TrainingOptions)
+def train_head(
+    features: FeaturesLike = None,
+    head: str = "logreg",
+    *,
+    cache: Place = None,
+    reports: Place = None,
+    **options: Any,
+) -> RunResult[HeadRun]:
+    """Train a head on cached features, as `tlpipe train-head` does.
+
+    Args:
+        features: What `extract` returned, or a features id; several are put side by side. None for the newest.
+        head: "logreg", "ridge", "centroid", "knn20", "linear", "mlp512-128" or "bn-mlp50", with any figures.
+        cache: The cache folder.
+        reports: Where the run goes.
+        **options: As listed below; those that a head doesn't have are refused.
+
+    Raises:
+        TlpipeError: As `tlpipe train-head`, with what to do about it.
+        TypeError: For an unknown option, or a value of another type.
+    """
+    at = folders_of(cache, reports)
+    training = made(TrainingOptions, options, features=joined(features))
+    return RunResult(commands.train_head(made(HeadConfig, options, head=head), at.cache, at.reports, training), at)
+
+
+@command(HeadConfig, TrainingOptions)
+def sweep(
+    features: FeaturesLike = None,
+    head: str | Sequence[str] = "logreg,ridge,centroid,knn,linear,mlp",
+    *,
+    grid: str = "small",
+    budget: float | None = None,
+    cache: Place = None,
+    reports: Place = None,
+    **options: Any,
+) -> RunResult[SweepRun]:
+    """Try many heads and settings, choose on val, and train the best, as `tlpipe sweep` does.
+
+    Args:
+        features: As for `train_head`.
+        head: Heads, in a list or joined by commas; a name without figures for those that the grid has.
+        grid: "small" or "full": how many settings of each head.
+        budget: Seconds after which nothing new is tried; None for no end.
+        cache: The cache folder.
+        reports: Where the run goes.
+        **options: As listed below. Given ones hold for all heads; others vary.
+
+    Raises:
+        TlpipeError: As `tlpipe sweep`, with what to do about it.
+        TypeError: For an unknown option, or a value of another type.
+    """
+    at = folders_of(cache, reports)
+    heads = [name.strip() for name in (head.split(",") if isinstance(head, str) else head)]
+    training = made(TrainingOptions, options, features=joined(features))
+    config = replace(made(HeadConfig, options), head="")
+    end = math.inf if budget is None else budget
+    return RunResult(commands.sweep(heads, grid, config, at.cache, at.reports, training, end), at)
+
+
+@command(HeadConfig, TrainingOptions, without=("calibrate", "cv", "seeds"))
+def learning_curve(
+    features: FeaturesLike = None,
+    head: str = "ridge",
+    *,
+    per_class: Sequence[int] | None = None,
+    draws: int = 5,
+    cache: Place = None,
+    reports: Place = None,
+    **options: Any,
+) -> CurveResult:
+    """Measure accuracy against the number of labelled images, as `tlpipe learning-curve` does.
+
+    Args:
+        features: As for `train_head`.
+        head: As for `train_head`.
+        per_class: Images of each class; None for 1, 2, 5, 10, ... up to all.
+        draws: Random choices of images at each number.
+        cache: The cache folder.
+        reports: Where the run goes.
+        **options: As listed below.
+
+    Raises:
+        TlpipeError: As `tlpipe learning-curve`, with what to do about it.
+        TypeError: For an unknown option, or a value of another type.
+    """
+    at = folders_of(cache, reports)
+    training = made(TrainingOptions, options, features=joined(features))
+    config = made(HeadConfig, options, head=head)
+    return CurveResult(commands.learning_curve(config, at.cache, at.reports, training, per_class, draws), at)
+
+
+@command(FinetuneConfig, FinetuneOptions)
+def finetune(
+    blocks: str | Sequence[str] | None = None, *, cache: Place = None, reports: Place = None, **options: Any
+) -> RunResult[FinetuneRun]:
+    """Fine-tune the top blocks below a trained head, or a whole network, as `tlpipe finetune` does.
+
+    Args:
+        blocks: Block or layer to train with all above it, several in a list or joined by commas; "all" or "none". None
+            for the top block.
+        cache: The cache folder.
+        reports: Where the head's run lies, and where this run goes.
+        **options: As listed below. `head_run` may be what `train_head` or `sweep` returned.
+
+    Raises:
+        TlpipeError: As `tlpipe finetune`, with what to do about it.
+        TypeError: For an unknown option, or a value of another type.
+    """
+    at = folders_of(cache, reports)
+    config = made(FinetuneConfig, options, blocks=joined(blocks))
+    return RunResult(commands.finetune(config, at.cache, at.reports, made(FinetuneOptions, options)), at)

@@ -1,0 +1,158 @@
+"""Evaluate, predict, export, inspect and report as functions, as on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import commands
+from pipeline.api.options import Place, RunLike, command, folders_of
+from pipeline.api.results import Exported, Inspected, Predicted, Reported, with_folders
+from pipeline.api.runs import RunResult
+from pipeline.commands.predict import TOP
+from pipeline.errors import ConfigError
+from pipeline.runs.run import EvaluateRun
+
+
+@command()
+def evaluate(
+    run: RunLike,
+    data: str | Path | None = None,
+    *,
+    against: RunLike | None = None,
+    precision: str | None = None,
+    cache: Place = None,
+    reports: Place = None,
+) -> RunResult[EvaluateRun]:
+    """Rate a run on labelled data, as `tlpipe evaluate` does.
+
+    Args:
+        run: The run.
+        data: As for `extract`; classes are matched by name. None for the run's own.
+        against: Another run, compared image by image.
+        precision: "auto", "float32", "bfloat16" or "float16"; None for that in which the run was rated.
+        cache: The cache folder.
+        reports: Where the run lies, and where the evaluation goes.
+
+    Raises:
+        TlpipeError: As `tlpipe evaluate`, with what to do about it.
+    """
+    at = folders_of(cache, reports)
+    place, other = _text(data), _text(against)
+    return RunResult(commands.evaluate(str(run), place, at.cache, at.reports, precision, other), at)
+
+
+@command()
+def predict(
+    run: RunLike,
+    images: str | Path | Sequence[str | Path],
+    *,
+    top: int = TOP,
+    csv: str | Path | None = None,
+    precision: str | None = None,
+    cache: Place = None,
+    reports: Place = None,
+) -> Predicted:
+    """Label images by a run, as `tlpipe predict` does; `load_model` takes arrays and pictures of Pillow, too.
+
+    Args:
+        run: The run.
+        images: Images, folders with all below them, or tables with a path.
+        top: Classes to name of each image.
+        csv: File to write a table to, too.
+        precision: As for `evaluate`.
+        cache: The cache folder.
+        reports: Where the run lies.
+
+    Returns:
+        An answer for each image, in their order; what can't be read has its cause in place of a label.
+
+    Raises:
+        TlpipeError: As `tlpipe predict`, with what to do about it.
+    """
+    at = folders_of(cache, reports)
+    names = [str(images)] if isinstance(images, (str, Path)) else [str(name) for name in images]
+    table = None if csv is None else Path(csv)
+    if table is not None and table.exists() and any(table.samefile(name) for name in names if Path(name).exists()):
+        raise ConfigError(f"--csv {csv} is one of the images or tables that are read; name another file")
+    answers = commands.predict(str(run), names, at.cache, at.reports, top=top, precision=precision)
+    if table is not None:
+        answers.write_csv(table)
+    return with_folders(Predicted, answers, at)
+
+
+@command()
+def export(
+    run: RunLike,
+    format: str | None = None,
+    *,
+    output: str | Path | None = None,
+    precision: str | None = None,
+    cache: Place = None,
+    reports: Place = None,
+) -> Exported:
+    """Write a run as a model for other programs, and compare it with `predict`, as `tlpipe export` does.
+
+    Args:
+        run: The run.
+        format: "keras", "savedmodel", "onnx", "openvino" or "tflite"; None for that of the output's name.
+        output: File (m.onnx) or folder to write; None for export/FORMAT in the run's folder.
+        precision: Of the predictions that it is compared with, as for `evaluate`.
+        cache: The cache folder.
+        reports: Where the run lies.
+
+    Raises:
+        TlpipeError: As `tlpipe export`, with what to do about it.
+    """
+    at = folders_of(cache, reports)
+    target = None if output is None else Path(output)
+    return with_folders(Exported, commands.export(str(run), format, at.cache, at.reports, target, precision), at)
+
+
+@command()
+def inspect(data: str | Path, *, seed: int = 0, cache: Place = None, reports: Place = None) -> Inspected:
+    """Look at a dataset, and write a page of what was found, as `tlpipe inspect` does.
+
+    Args:
+        data: As for `extract`; features of it are used once there are any.
+        seed: Of the folds of the cross-validation.
+        cache: The cache folder.
+        reports: Where the page goes.
+
+    Raises:
+        TlpipeError: As `tlpipe inspect`, with what to do about it.
+    """
+    at = folders_of(cache, reports)
+    return with_folders(Inspected, commands.inspect(str(data), at.cache, at.reports, seed), at)
+
+
+@command()
+def report(
+    runs: RunLike | Sequence[RunLike] | None = None,
+    *,
+    map: str = "pca",
+    seed: int = 0,
+    cache: Place = None,
+    reports: Place = None,
+) -> Reported:
+    """Write a leaderboard of all runs, and a page and figures for each, as `tlpipe report` does.
+
+    Args:
+        runs: The runs that get a page; None for all.
+        map: How features become a map: "pca" or "tsne".
+        seed: Of t-SNE.
+        cache: The cache folder.
+        reports: Where the runs lie, and where the pages go.
+
+    Raises:
+        TlpipeError: As `tlpipe report`, with what to do about it.
+    """
+    at = folders_of(cache, reports)
+    names = runs if isinstance(runs, (list, tuple)) else [] if runs is None else [runs]
+    done = commands.report([str(name) for name in names], at.cache, at.reports, method=map, seed=seed)
+    return with_folders(Reported, done, at)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
