@@ -463,7 +463,7 @@ def test_logits_mean_the_same_to_keras_and_to_us(n_classes: int) -> None:
 
 class TestConfig:
     @pytest.mark.parametrize(
-        "head", ["mlp12x", "mlp", "mlp0", "mlp5-", "resnet", "", "logreg2", "knn", "knn0", "bn-mlp"]
+        "head", ["mlp12x", "mlp-", "mlp0", "mlp5-", "resnet", "", "logreg2", "knn-5", "knn0", "bn-mlp-"]
     )
     def test_unknown_heads(self, head: str) -> None:
         with pytest.raises(ConfigError, match="logreg, ridge, centroid, knn20, linear, mlp512-128, bn-mlp50"):

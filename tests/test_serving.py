@@ -309,7 +309,7 @@ class TestEvaluate:
         run = commands.evaluate(head.id, str(data / "alien-predator"), cache, reports)
         assert (run.n_train, run.n_val, run.n_test) == (head.n_train, head.n_val, head.n_test)
         assert run.n_val == 200
-        assert "The run was trained on 2 of the 200 val images, which flatters it" in run.notes
+        assert run.fitted["val"] == 2
 
     def test_unreadable_images_are_left_out_and_told(
         self, head: Run, pictures: Path, cache: Path, reports: Path
