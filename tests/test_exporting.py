@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -242,8 +243,11 @@ def test_runtimes_that_fail(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_predict_does_otherwise_is_told(pictures: Path, cache: Path, reports: Path, tmp_path: Path) -> None:
-    """A file computes in float32, and takes each image once."""
+def test_what_predict_does_otherwise_is_told(
+    pictures: Path, cache: Path, reports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file computes in float32, and takes each image once; of a few images that shows in the probabilities."""
+    monkeypatch.setattr(importlib.import_module("pipeline.commands.export"), "MOST_APART", 1e-3)
     fast = {**SMALL, "engine": "tensorflow", "precision": "bfloat16", "views": 1, "augment": "contrast"}
     record = commands.extract(ExtractConfig(str(pictures), **fast), cache / "fast").record
     half = commands.train_head(HeadConfig("ridge", views=0), cache / "fast", reports, TrainingOptions(record.id))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -42,3 +45,37 @@ def test_json_round_trip(tmp_path: Path) -> None:
     value = {"name": "Größe", "values": [1, 2.5, None]}
     write_json(tmp_path / "a.json", value)
     assert read_json(tmp_path / "a.json") == value
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_folder_that_replaces_another_is_never_gone(
+    exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody who looks all the time finds the old files or the new ones; elsewhere than on Linux nearly so."""
+    target = tmp_path / "export"
+    target.mkdir()
+    (target / "version").write_text("0")
+    if not exchange:
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    looking, gone, seen = True, 0, set()
+
+    def look() -> None:
+        nonlocal gone
+        while looking:
+            try:
+                seen.add((target / "version").read_text())
+            except FileNotFoundError:
+                gone += 1
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    for number in range(1, 60):
+        with published_folder(target, replace=True) as partial:
+            (partial / "version").write_text(str(number))
+    looking = False
+    watcher.join()
+    assert (target / "version").read_text() == "59"
+    assert len(seen) > 1
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+    if exchange and sys.platform == "linux":
+        assert gone == 0

@@ -468,6 +468,23 @@ class TestAgain:
 
 @pytest.mark.usefixtures("fake_engine")
 class TestSourceMovedOn:
+    def test_carved_splits_are_no_change(
+        self, red_and_blue: Path, tmp_path: Path, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A source that gives train alone, from which test and val were carved."""
+        red_and_blue.rename(tmp_path / "train")
+        (tmp_path / "data").mkdir()
+        (tmp_path / "train").rename(tmp_path / "data" / "train")
+        commands.extract(ExtractConfig(str(tmp_path / "data")), cache)
+        run = commands.train_head(HeadConfig("centroid"), cache, reports)
+        assert run.n_val > 0 < run.n_test
+        assert "has changed" not in caplog.text
+        (tmp_path / "data" / "test").mkdir()
+        (tmp_path / "data" / "train" / "red").rename(tmp_path / "data" / "test" / "red")
+        (tmp_path / "data" / "train" / "red").mkdir()
+        commands.train_head(HeadConfig("centroid"), cache, reports)
+        assert "20 new, 20 gone" in caplog.text
+
     @pytest.mark.parametrize(
         ("change", "what"),
         [

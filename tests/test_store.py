@@ -141,3 +141,34 @@ def test_stores_of_a_cache(store: FeatureStore) -> None:
         (store.cache / "features" / name).mkdir()
         (store.cache / "features" / name / "spec.json").write_text(text)
     assert [found.digest for found in stores(store.cache)] == [store.digest]
+
+
+def test_a_damaged_shard_in_a_cache_that_can_only_be_read_is_named(
+    store: FeatureStore, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write everywhere, so the refusal is made up; its rows count as missing."""
+    keys = np.array([f"{number:032x}" for number in range(6)], "S32")
+    store.append(keys[:3].tolist(), random.random((3, 4), np.float32))
+    bad = store.append(keys[3:].tolist(), random.random((3, 4), np.float32)).path
+    data = bytearray(bad.read_bytes())
+    data[-1] ^= 1
+    bad.write_bytes(data)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr(Path, "write_text", refuse)
+    (damage,) = store.open()
+    assert (damage.path, damage.cause.split(":")[0]) == (bad, "differs from its checksum")
+    assert bad.is_file()
+    assert store.has(keys).tolist() == [True] * 3 + [False] * 3
+    assert store.read(keys[:3]).shape == (3, 4)
+
+
+def test_shards_keep_what_computed_them(store: FeatureStore, random: np.random.Generator) -> None:
+    written_by = {"tlpipe": "9.9", "processor": "Größe™"}
+    store.append([b"0" * 32], random.random((1, 4), np.float32), written_by)
+    again = FeatureStore(store.cache, store.spec)
+    assert again.open() == []
+    assert [shard.written_by for shard in again.shards] == [written_by]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import Columns
@@ -11,7 +12,7 @@ from pipeline.errors import DataError
 from pipeline.util.memo import Memo, Stamp
 
 
-def changes(data: str, columns: Columns, known: Dataset, since: float, memo: Memo) -> str:
+def changes(data: str, columns: Columns, known: Dataset, carved: Sequence[str], since: float, memo: Memo) -> str:
     """Say in a few words what has changed in a source; "" if nothing has, or nothing can be told.
 
     No image is read: a file that the memo knows unchanged is, and so is one that was last touched before `since`.
@@ -20,6 +21,7 @@ def changes(data: str, columns: Columns, known: Dataset, since: float, memo: Mem
         data: What a user named as DATA.
         columns: Which columns of a manifest are read.
         known: What was read from it.
+        carved: Splits that the source doesn't have: images of them have another one there, or none.
         since: When that was, seconds since the epoch.
         memo: Where image keys of unchanged files are remembered.
     """
@@ -30,12 +32,12 @@ def changes(data: str, columns: Columns, known: Dataset, since: float, memo: Mem
         if is_arrays(path):
             files = list(path.iterdir()) if path.is_dir() else [path]
             return "its arrays were written again" if any(_touched(file, since) for file in files) else ""
-        return _differences(list_source(data, columns), known, since, memo)
+        return _differences(list_source(data, columns), known, carved, since, memo)
     except (DataError, OSError):  # features can be trained on all the same
         return ""
 
 
-def _differences(listing: Listing, known: Dataset, since: float, memo: Memo) -> str:
+def _differences(listing: Listing, known: Dataset, carved: Sequence[str], since: float, memo: Memo) -> str:
     if not isinstance(listing.source, FileSource):
         return ""
     rows = {location: row for row, location in enumerate(known.locations)}
@@ -48,7 +50,7 @@ def _differences(listing: Listing, known: Dataset, since: float, memo: Memo) -> 
         row = rows.pop(location, None)
         if row is None:
             counts["new"] += path in stamps and os.access(path, os.R_OK)
-        elif label != known.label_name(row) or (split and split != known.splits[row]):
+        elif label != known.label_name(row) or (split and known.splits[row] not in (split, *carved)):
             counts["of another label or split"] += 1
         elif path in unchanged:
             counts["changed"] += unchanged[path].encode() != known.keys[row]

@@ -51,7 +51,8 @@ def open_table(cache: Path, options: TrainingOptions, views: int | None, what: s
 def _warn_of_changes(cache: Path, record: TableRecord) -> None:
     """Say if the data are no longer what they were when the features were extracted."""
     config, since = record.config, datetime.fromisoformat(record.created).timestamp()
-    if what := changes(config.data, config.columns, load_dataset(cache, record.dataset), since, Memo(cache)):
+    dataset = load_dataset(cache, record.dataset)
+    if what := changes(config.data, config.columns, dataset, record.carved, since, Memo(cache)):
         log.warning(
             "%s has changed since %s was extracted: %s. Bring it up to date: %s",
             config.data,
