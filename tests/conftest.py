@@ -122,6 +122,9 @@ class FakePretrained:
     def default_endpoint(self) -> str:
         return "conv5"
 
+    def check_name(self, option: str, name: str) -> None:
+        pass
+
     def network(self, policy: str = "float32") -> None:
         raise AssertionError("the network isn't needed here")
 

@@ -96,9 +96,27 @@ class TestDifference:
         swapped = paired_difference(other, right)
         assert (swapped.difference, swapped.low, swapped.high) == pytest.approx((-0.08, -found.high, -found.low))
 
+    # Newcombe 1998, Statistics in Medicine 17, p. 2635, table II: counts of both, first, second, neither; method 10.
+    @pytest.mark.parametrize(
+        ("counts", "low", "high"),
+        [
+            ((36, 12, 2, 0), 0.0569, 0.3404),
+            ((20, 12, 2, 16), 0.0562, 0.3290),
+            ((18, 12, 2, 18), 0.0562, 0.3292),
+            ((16, 12, 2, 20), 0.0562, 0.3290),
+        ],
+    )
+    def test_interval_is_newcombes(self, counts: tuple[int, int, int, int], low: float, high: float) -> None:
+        both, first, second, neither = counts
+        right = np.repeat([True, True, False, False], (both, first, second, neither))
+        other = np.repeat([True, False, True, False], (both, first, second, neither))
+        found = paired_difference(right, other)
+        assert (found.low, found.high) == pytest.approx((low, high), abs=5e-4)
+
     def test_none_where_both_are_right_on_the_same(self) -> None:
         found = paired_difference(np.arange(10) < 7, np.arange(10) < 7)
-        assert (found.difference, found.low, found.high, found.p_value) == (0.0, 0.0, 0.0, 1.0)
+        assert (found.difference, found.p_value) == (0.0, 1.0)
+        assert found.low < 0 < found.high
 
     def test_interval_covers_the_truth(self) -> None:
         """Of two classifiers right on 80 and 75 % of all images, independently."""

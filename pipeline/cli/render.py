@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.inspection import Group, Inspection
     from pipeline.runs.run import CurveRun, EvaluateRun, HeadRun, RatedRun, Run, SweepRun
 
+FIGURES = re.compile(r"[-+\d.,% ()]*(to [-+\d.,% ()]*)?|[\d.,]+ [kMGT]?B")
 SCORES = ("", "split", "images", "used to", "accuracy", "95 % interval", "balanced", "macro F1", "log loss", "ECE")
 
 
@@ -28,7 +30,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
     grid = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, column in enumerate(columns):
-        figures = bool(rows) and all(str(row[number])[:1].isdigit() or str(row[number]) in ("", "-") for row in rows)
+        figures = bool(rows) and all(FIGURES.fullmatch(str(row[number])) for row in rows)
         grid.add_column(column, justify="right" if figures else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(Text(str(cell)) for cell in row))

@@ -252,8 +252,11 @@ class EvaluateRun(RatedRun):
 
     def used(self) -> dict[str, str]:
         """As `RatedRun.used`, with the number of images."""
-        found = {split: f"choose {n:,}" for split, n in self.chosen.items() if n}
-        return found | {split: f"fit {n:,}" for split, n in self.fitted.items() if n}
+        found: dict[str, list[str]] = {}
+        for what, counts in (("fit", self.fitted), ("choose", self.chosen)):
+            for split, n in counts.items():
+                found.setdefault(split, []).append(f"{what} {n:,}")
+        return {split: ", ".join(words) for split, words in found.items()}
 
 
 @dataclass(slots=True, kw_only=True)
