@@ -23,7 +23,7 @@ from pipeline.backbones.network import Network, build_network
 from pipeline.config import FinetuneConfig, HeadConfig
 from pipeline.errors import ConfigError, DataError, RunError, StoppedError, StoreError
 from pipeline.finetuning import Checkpoint, FinetuneModels, State, assemble, drawn_anew, fit
-from pipeline.finetuning.fitting import _Training
+from pipeline.finetuning.fit import _Training
 from pipeline.finetuning.models import with_remat
 from pipeline.finetuning.steps import Augmentation
 from pipeline.heads import Head, make_head, probabilities_of

@@ -102,7 +102,7 @@ class TestRepeats:
     def test_folds_use_val_only_if_it_was_carved(
         self, extracted: commands.ExtractResult, cache: Path, reports: Path
     ) -> None:
-        from pipeline.selection.tables import rounds_of
+        from pipeline.selection.features import rounds_of
 
         table = load_table(cache, [extracted.record], 1, test_views=1)
         images = {split: set(table.keys[table.splits == split].tolist()) for split in ("train", "val", "test")}

@@ -16,7 +16,7 @@ from pipeline.heads import make_head
 from pipeline.runs.describe import header
 from pipeline.runs.run import CurveRun, save_run
 from pipeline.selection.curve import Point, draw_subset, gain_of_doubling, sizes_for
-from pipeline.selection.tables import open_table
+from pipeline.selection.features import open_table
 from pipeline.selection.trials import mean_over_views
 from pipeline.store.rows import Part, nothing
 from pipeline.util.progress import progress

@@ -22,8 +22,8 @@ from pipeline.selection import (
     candidates,
     rate,
 )
+from pipeline.selection.features import open_table, rounds_of
 from pipeline.selection.fit import fit_head, fitted_fields, save_fitted
-from pipeline.selection.tables import open_table, rounds_of
 from pipeline.store.records import find_records
 from pipeline.store.table import FeatureTable
 

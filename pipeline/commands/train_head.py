@@ -10,8 +10,8 @@ from pipeline.config import HeadConfig, TrainingOptions
 from pipeline.heads import make_head
 from pipeline.runs.describe import header
 from pipeline.runs.run import HeadRun
+from pipeline.selection.features import open_table, rounds_of
 from pipeline.selection.fit import fit_head, fitted_fields, save_fitted
-from pipeline.selection.tables import open_table, rounds_of
 from pipeline.selection.trials import repeat
 
 

@@ -6,7 +6,7 @@ same in every epoch, and are computed once.
 
 from pipeline.finetuning.checkpoint import FOLDER, Checkpoint, State
 from pipeline.finetuning.examples import images_of, indices_of
-from pipeline.finetuning.fitting import Tuned, fit
+from pipeline.finetuning.fit import Tuned, fit
 from pipeline.finetuning.models import FinetuneModels, assemble, drawn_anew
 
 __all__ = [

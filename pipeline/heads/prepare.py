@@ -55,20 +55,14 @@ class Preparation:
         plain = cls(bool(l2_normalize), np.zeros(width, np.float32), np.ones(width, np.float32))
         if not standardize:
             return plain
-        # Sums of the differences from some row lose no digits where a feature's mean is far from 0.
-        shift: NDArray[np.float64] | None = None
-        total, squares = np.zeros(width), np.zeros(width)
+        from sklearn.preprocessing import StandardScaler
+
+        scaler = StandardScaler()
         for rows in part.blocks():
             block = part.load(rows)
             for start in range(0, len(block), ROWS):
-                wide = block[start : start + ROWS].astype(np.float64)
-                shift = wide[0].copy() if shift is None else shift
-                wide -= shift
-                total += wide.sum(axis=0)
-                squares += np.einsum("nd,nd->d", wide, wide)
-        centre = total / len(part)
-        deviations = np.sqrt(np.maximum(squares / len(part) - centre**2, 0))
-        mean = centre + (0 if shift is None else shift)
+                scaler.partial_fit(block[start : start + ROWS].astype(np.float64))
+        mean, deviations = scaler.mean_, np.sqrt(scaler.var_)
         still = deviations <= np.maximum(LEAST_DEVIATION * np.abs(mean), LEAST_SHARE * deviations.max())
         scale = np.where(still, 1.0, deviations)
         return cls(plain.l2_normalize, mean.astype(np.float32), scale.astype(np.float32))

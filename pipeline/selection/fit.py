@@ -19,7 +19,7 @@ from pipeline.heads.base import FitReport, Head
 from pipeline.runs.describe import ratings, seen
 from pipeline.runs.predictions import Predictions
 from pipeline.runs.run import HeadRun, save_run
-from pipeline.selection.tables import is_carved
+from pipeline.selection.features import is_carved
 from pipeline.selection.trials import mean_over_views
 from pipeline.store.rows import Part, joined
 from pipeline.store.table import FeatureTable

@@ -19,7 +19,7 @@ from pipeline.backbones import BACKBONES, tensor_of
 from pipeline.backbones.network import build_network
 from pipeline.config import ExtractConfig, FinetuneConfig
 from pipeline.finetuning import assemble, fit
-from pipeline.finetuning.fitting import _Training
+from pipeline.finetuning.fit import _Training
 from pipeline.store.rows import Part
 
 N, BATCH, STEPS, N_EXTRACTED = 320, 32, 20, 1000
