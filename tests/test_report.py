@@ -19,6 +19,7 @@ from pipeline.commands import ExtractResult
 from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluation.metrics import calibration_error, reliability
+from pipeline.pages import charts
 from pipeline.pages.gallery import choose
 from pipeline.runs.predictions import Predictions, read_history, read_predictions
 from pipeline.runs.run import Run
@@ -359,6 +360,15 @@ def test_reliability_adds_up_to_the_calibration_error() -> None:
     assert all(one["low"] <= one["confidence"] <= one["high"] for one in bins)
     error = sum(one["n"] / 500 * abs(one["accuracy"] - one["confidence"]) for one in bins)
     assert calibration_error(probabilities, labels) == pytest.approx(error)
+
+
+def test_only_the_mean_of_a_learning_curve_is_joined_by_a_line() -> None:
+    points = [{"n_train": n, "accuracy": n / 200, "accuracies": [0.3, n / 100]} for n in (10, 100)]
+    chart = charts.learning(points, "val")
+    line, draws = chart["layer"]
+    assert (line["mark"]["type"], draws["mark"]) == ("line", "point")
+    assert [row["value"] for row in chart["data"]["values"]] == [0.05, 0.5]
+    assert [(row["x"], row["value"]) for row in draws["data"]["values"]] == [(10, 0.3), (10, 0.1), (100, 0.3), (100, 1)]
 
 
 def test_pages_of_large_data_stay_small(tmp_path: Path, cache: Path, reports: Path, fake_engine: FakeEngine) -> None:

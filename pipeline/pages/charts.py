@@ -68,13 +68,16 @@ def curves(rows: Sequence[dict[str, Any]], x: str, y: str, *, log: bool = False,
 
 def learning(points: Sequence[dict[str, Any]], split: str) -> Spec:
     """A learning curve: accuracy on a split by the number of training images, of each draw and in the mean."""
-    rows = [
+    means = [{"x": point["n_train"], "value": point["accuracy"], "series": "mean"} for point in points]
+    draws = [
         {"x": point["n_train"], "value": value, "series": f"accuracy on {split}, each draw"}
         for point in points
         for value in point["accuracies"]
     ]
-    rows += [{"x": point["n_train"], "value": point["accuracy"], "series": "mean"} for point in points]
-    return curves(rows, "training images", "accuracy", log=True)
+    chart = curves(means, "training images", "accuracy", log=True)
+    (line,) = chart["layer"]
+    chart["layer"].append({"data": {"values": draws}, "mark": "point", "encoding": line["encoding"]})
+    return chart
 
 
 def reliability(bins: Sequence[dict[str, Any]]) -> Spec:
