@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.config.extract import check_views
 from pipeline.data.augment import OPERATIONS, Augment
 from pipeline.errors import ConfigError
 
@@ -63,5 +64,5 @@ def test_unknown_operations_are_refused(text: str) -> None:
 
 def test_more_views_of_flip_would_repeat() -> None:
     with pytest.raises(ConfigError, match="repeat"):
-        Augment.parse("flip").check(2)
-    Augment.parse("flip,crop").check(2)
+        check_views(2, "flip")
+    check_views(2, "flip,crop")
