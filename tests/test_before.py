@@ -64,10 +64,10 @@ def test_heads_predict_and_are_rated(place: int, engine: FakeEngine) -> None:
     found = commands.evaluate(run.id, "shades.npz", CACHE, REPORTS)
     assert found.metrics["test"]["accuracy"] == pytest.approx(run.metrics["test"]["accuracy"])
     if run.head == "knn3":  # its bank doesn't tell which images are which: the table says that val was fitted on
-        assert found.fitted["val"] == run.n_val
+        assert found.n_fitted["val"] == run.n_val
     else:
         assert found.metrics["val"]["accuracy"] == pytest.approx(run.metrics["val"]["accuracy"])
-        assert "val" not in found.fitted
+        assert "val" not in found.n_fitted
     assert np.isfinite(found.metrics["train"]["log_loss"])
 
 

@@ -209,13 +209,21 @@ class TestFolder:
         for name in ("a/1.png", "b/1.png", "a/deep/1.png", *files):
             draw((tmp_path / name).with_suffix(".png"))
             if not name.endswith("png"):
-                (tmp_path / name).write_text("{}")
+                (tmp_path / name).write_text('{"backbone": "", "spec": {}, "stage": ""}')
         (tmp_path / "a/deep/.tlpipe").write_text("")
         found = opened(tmp_path)
         assert found.dataset.locations == ("a/1.png", "b/1.png")
         assert any("1 folders left aside" in note and note.endswith(": any") for note in found.notes)
         with pytest.raises(DataError, match="was written by tlpipe"):
             opened(tmp_path / "any")
+
+    def test_json_files_of_others_are_no_sign_of_tlpipe(self, tmp_path: Path, draw: Draw) -> None:
+        """A set of furniture, with a class called tables and notes beside its pictures."""
+        for name in ("tables/1.png", "chairs/run/1.png"):
+            draw(tmp_path / name)
+            (tmp_path / name).with_name("run.json").write_text('{"legs": 4}')
+        (tmp_path / "tables" / "1.json").write_text("[4]")
+        assert opened(tmp_path).dataset.class_names == ("chairs", "tables")
 
 
 class TestManifest:

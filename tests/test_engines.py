@@ -161,6 +161,11 @@ class TestChoice:
         assert choose("tensorflow", "auto") == EngineChoice("tensorflow", "float32")
         assert choose("auto", "float32").engine == ("openvino" if runtime.installed("openvino") else "tensorflow")
 
+    def test_half_precision_needs_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(runtime, "has_nvidia_gpu", lambda: False)
+        with pytest.raises(EngineError, match="in float16 on a GPU, and there is none here"):
+            choose("tensorflow", "float16")
+
     def test_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(runtime, "has_nvidia_gpu", lambda: True)
         assert choose("auto", "auto") == EngineChoice("tensorflow", "float16")

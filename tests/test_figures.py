@@ -14,7 +14,7 @@ from pipeline import commands
 from pipeline.cli.render import run_text
 from pipeline.commands import TrainingOptions
 from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
-from pipeline.errors import EngineError, RunError
+from pipeline.errors import ConfigError, EngineError, RunError
 from pipeline.evaluation.metrics import accuracy_interval
 from pipeline.extraction import plan
 from pipeline.extraction.engines import EngineChoice
@@ -102,7 +102,7 @@ class TestWhoHasSeenWhat:
         assert again.metrics["val"]["accuracy"] == run.metrics["val"]["accuracy"] < 1
         assert again.metrics["val"]["log_loss"] == pytest.approx(run.metrics["val"]["log_loss"], rel=1e-5)
         assert again.metrics["test"]["accuracy"] == run.metrics["test"]["accuracy"]
-        assert "val" not in again.fitted
+        assert "val" not in again.n_fitted
 
     def test_the_table_says_what_images_were_used_for(
         self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine
@@ -114,7 +114,7 @@ class TestWhoHasSeenWhat:
         found = commands.evaluate(run.id, str(pictures), cache, reports)
         lines = run_text(found, "").splitlines()
         (train,) = [line for line in lines if line.startswith("logreg   train")]
-        assert f"fit {run.n_train}" in train
+        assert train.split()[3] == "fit"
         fixed = commands.train_head(HeadConfig("logreg", l2=0.1), cache, reports)
         assert fixed.chosen_on == []
         assert "choose" not in run_text(fixed, "")
@@ -128,7 +128,7 @@ class TestWhoHasSeenWhat:
         shutil.rmtree(cache)
         found = commands.evaluate(str(tmp_path / "away" / run.id), str(pictures), tmp_path / "fresh", tmp_path / "away")
         assert (found.n_train, found.n_val, found.n_test) == (run.n_train, run.n_val, run.n_test)
-        assert found.fitted == {"train": run.n_train}
+        assert found.n_fitted == {"train": run.n_train}
         assert found.metrics["test"]["accuracy"] == run.metrics["test"]["accuracy"]
         assert (reports / run.id / "seen.npz").stat().st_size < 16 * 120 + 1000
 
@@ -143,6 +143,56 @@ class TestWhoHasSeenWhat:
         path.write_bytes(data)
         with pytest.raises(RunError, match="was changed after"):
             commands.evaluate(run.id, str(pictures), cache, reports)
+
+    def test_twins_of_training_images_are_told(
+        self, pictures: Path, tmp_path: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        for split, numbers in (("train", range(20)), ("val", range(18, 30)), ("test", range(30, 40))):
+            for name in ("dark", "grey", "light"):
+                (tmp_path / "own" / split / name).mkdir(parents=True)
+                for number in numbers:
+                    shutil.copy(pictures / name / f"{number}.png", tmp_path / "own" / split / name)
+        commands.extract(ExtractConfig(str(tmp_path / "own")), cache)
+        run = commands.train_head(HeadConfig("knn1"), cache, reports)
+        assert (run.n_fitted, run.n_chosen) == ({"val": 6}, {})
+        assert run.used() == {"val": "fit 6"}
+
+    def test_what_a_fine_tuned_backbone_has_seen_counts(
+        self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        """A run of a head stands for the fine-tuned one: both say what they were fitted on and chosen by."""
+        commands.extract(ExtractConfig(str(pictures)), cache)
+        tuned = commands.train_head(HeadConfig("linear"), cache, reports)
+        assert (tuned.fitted_on, tuned.chosen_on) == (["train"], ["val"])
+        backbone = str(reports / tuned.id)
+        commands.extract(ExtractConfig(str(pictures), backbone=backbone), cache)
+        same = commands.train_head(HeadConfig("knn5"), cache, reports)
+        assert same.used() == {"val": "choose"}
+        commands.extract(ExtractConfig(str(pictures), backbone=backbone, seed=1, splits=SplitConfig(seed=1)), cache)
+        run = commands.train_head(HeadConfig("centroid"), cache, reports)
+        assert 0 < run.n_fitted["test"] < run.n_test
+        assert run.used()["test"].startswith(f"fit {run.n_fitted['test']}")
+        again = commands.evaluate(run.id, str(pictures), cache, reports)
+        assert sum(again.n_fitted.values()) >= tuned.n_train
+        with pytest.raises(ConfigError, match="--cv 3 would rate images that the fine-tuned backbone was fitted on"):
+            commands.train_head(HeadConfig("ridge"), cache, reports, TrainingOptions(cv=3))
+        curve = commands.learning_curve(HeadConfig("ridge"), cache, reports, per_class=[5], draws=2)
+        assert curve.notes[0].startswith("The fine-tuned backbone was fitted on, or chosen by, ")
+        with pytest.raises(RunError, match=f"{tuned.id} is the backbone of"):
+            commands.runs.rm([tuned.id], reports)
+
+    def test_groups_that_leave_nothing_to_choose_by(
+        self, pictures: Path, tmp_path: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        """Four patients of ten pictures each: the folds within have as many parts as there are patients."""
+        lines = ["path,label,group"]
+        for name in ("dark", "grey", "light"):
+            lines += [f"{pictures / name / f'{number}.png'},{name},{number // 10}" for number in range(40)]
+        (tmp_path / "list.csv").write_text("\n".join(lines))
+        commands.extract(ExtractConfig(str(tmp_path / "list.csv"), splits=SplitConfig(test_fraction=0)), cache)
+        run = commands.train_head(HeadConfig("logreg"), cache, reports, TrainingOptions(seeds=2))
+        assert run.repeats is not None
+        assert len(run.repeats["rounds"]) == 2
 
 
 class TestPrecision:
@@ -207,6 +257,20 @@ class TestAgainst:
         assert swapped is not None
         assert swapped["splits"]["test"]["difference"] == pytest.approx(-gain)
         assert f"Against {other.id}, image by image" in run_text(found, "")
+
+    def test_what_the_other_run_has_seen_is_told(
+        self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        """The other run was trained on another split, so that it knows images that are test for the first."""
+        commands.extract(ExtractConfig(str(pictures), splits=SplitConfig(seed=1)), cache)
+        other = commands.train_head(HeadConfig("knn1"), cache, reports)
+        commands.extract(ExtractConfig(str(pictures)), cache)
+        one = commands.train_head(HeadConfig("knn1"), cache, reports)
+        found = commands.evaluate(one.id, None, cache, reports, against=other.id)
+        assert found.against is not None
+        assert found.used() == {"train": "fit"}
+        assert found.against["used"]["train"].startswith("fit")
+        assert "other used to" in run_text(found, "")
 
     def test_the_leaderboard_compares_with_the_first(
         self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine

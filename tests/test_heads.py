@@ -373,6 +373,17 @@ class TestLinear:
             np.testing.assert_allclose(together[number], head.predict_proba(val.array()), atol=1e-5)
         assert np.abs(together[0] - together[1]).max() > 1e-2
 
+    def test_a_head_that_diverges_leaves_the_others_alone(self) -> None:
+        train, val = blobs(200, 3, 0), blobs(80, 3, 1)
+        base = HeadConfig("linear", epochs=20, patience=3, batch_size=32, schedule="plateau", optimizer="sgd")
+        both = ((1e-2, 0.01), (10, 100))  # of learning rate and penalty; the second multiplies weights by -999
+        configs = [make_head(replace(base, learning_rate=rate, l2=l2, standardize=True))[1] for rate, l2 in both]
+        sound, diverged = fit_linear(configs, train, [val], 3, 1e9)
+        (alone,) = fit_linear(configs[:1], train, [val], 3, 1e9)
+        assert (sound.failure, alone.failure) == ("", "")
+        assert diverged.failure
+        np.testing.assert_allclose(sound.probabilities[0], alone.probabilities[0], atol=1e-5)
+
     def test_head_that_uses_no_views_is_not_changed_by_them(self) -> None:
         train, val = blobs(120, 3, 0), blobs(60, 3, 1)
         view = Part(train.array() + 100, train.labels, train.keys, np.ones(120, np.int64))

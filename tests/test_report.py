@@ -277,6 +277,7 @@ class TestUntrusted:
             {"stage": "nothing"},
             {"config": {"head": "mlp8", "optimizer": "magic"}},
             {"created": 5},
+            {"head": "foo"},
             {"command": None},
         ],
         ids=str,

@@ -98,7 +98,7 @@ def test_removed(three: list[HeadRun], reports: Path) -> None:
     with pytest.raises(RunError, match="'nothing' is not among"):
         run_commands.rm(["good", "nothing"], reports)
     assert len(all_runs(reports)) == 3, "all are found before the first is removed"
-    assert [run.id for run in run_commands.rm(["good"], reports)] == [three[1].id]
+    assert [run.id for run in run_commands.rm(["good", three[1].id], reports)] == [three[1].id], "named twice"
     assert [run.id for run in all_runs(reports)] == [three[0].id, three[2].id]
 
 

@@ -277,9 +277,9 @@ class TestEvaluate:
         assert run.metrics["test"]["n"] == 120 + head.n_test
         # The head that is kept has seen val, too, so its images are rated by the head of before.
         assert head.fitted_on == ["train", "val"]
-        assert run.fitted == {"train": head.n_train, "test": head.n_train}
-        assert run.chosen == {"val": head.n_val, "test": head.n_val}
-        assert run.used()["test"] == f"fit {head.n_train}"
+        assert run.n_fitted == {"train": head.n_train, "test": head.n_train}
+        assert run.n_chosen == {"val": head.n_val, "test": head.n_val}
+        assert run.used()["test"] == f"fit {head.n_train}, choose {head.n_val}"
 
     def test_twins_on_both_sides_of_the_source_stay_where_they_are(
         self, pictures: Path, tmp_path: Path, cache: Path, reports: Path, fake_engine: FakeEngine
@@ -297,8 +297,8 @@ class TestEvaluate:
         head = commands.train_head(HeadConfig("logreg"), cache, reports)
         run = commands.evaluate(head.id, str(tmp_path / "both"), cache, reports)
         assert (run.n_train, run.n_val, run.n_test) == (head.n_train, head.n_val, head.n_test) == (60, 32, 0)
-        assert run.fitted["val"] == 2
-        assert run.used()["val"] == "fit 2"
+        assert run.n_fitted["val"] == 2
+        assert run.used()["val"] == "fit 2, choose"
 
     @pytest.mark.data
     def test_the_pairs_of_a_public_set_are_seen(
@@ -309,7 +309,7 @@ class TestEvaluate:
         run = commands.evaluate(head.id, str(data / "alien-predator"), cache, reports)
         assert (run.n_train, run.n_val, run.n_test) == (head.n_train, head.n_val, head.n_test)
         assert run.n_val == 200
-        assert run.fitted["val"] == 2
+        assert run.n_fitted["val"] == 2
 
     def test_unreadable_images_are_left_out_and_told(
         self, head: Run, pictures: Path, cache: Path, reports: Path

@@ -269,7 +269,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return labels
 
     def __getstate__(self) -> dict[str, Any]:
-        """With the head as the files that it saves, which all kinds have."""
+        """The state, with the head as the files that it saves, which all kinds have."""
         state: dict[str, Any] = dict(super().__getstate__())
         if "_head" in state:
             with tempfile.TemporaryDirectory(prefix="tlpipe-") as folder:

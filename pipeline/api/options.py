@@ -167,7 +167,7 @@ def _checked(name: str, value: Any, hint: Any, _: Any, declared: Option) -> Any:
 
 
 def _named(value: Any) -> Any:
-    """As on the command line, for lists, too."""
+    """A value as it is on the command line, for lists, too."""
     return [reference_to(one) for one in value] if isinstance(value, (list, tuple)) else reference_to(value)
 
 

@@ -19,7 +19,7 @@ from pipeline.pages import Pictures, RunData, charts
 from pipeline.pages.gallery import choose
 from pipeline.pages.run_page import figures
 from pipeline.runs.predictions import Predictions, read_history, read_predictions
-from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, RatedRun, Run, SweepRun, read_run
+from pipeline.runs.run import AgainstFields, CurveRun, EvaluateRun, FinetuneRun, RatedRun, Run, SweepRun, read_run
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted, percent
 
@@ -63,7 +63,7 @@ class RunResult(_OfRun[AnyRated]):
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Of each split that has images: accuracy, its 95 % interval, and others."""
+        """The metrics of each split that has images: accuracy, its 95 % interval, and others."""
         return self.run.metrics
 
     def __repr__(self) -> str:
@@ -141,18 +141,21 @@ def _candidates(run: SweepRun) -> Markup:
     return notebook.table(("head", "settings", "val accuracy"), rows)
 
 
-def _against(found: dict[str, Any]) -> Markup:
+def _against(found: AgainstFields) -> Markup:
     rows = [
         (
             split,
             f"{one['n']:,}",
             percent(one["accuracy"]),
             percent(one["accuracy_other"]),
+            found["used"].get(split, ""),
             f"{100 * one['low']:+.1f} to {100 * one['high']:+.1f}",
         )
         for split, one in found["splits"].items()
     ]
-    return notebook.table(("split", "images", "this", "other", "95 % interval of the difference, points"), rows)
+    return notebook.table(
+        ("split", "images", "this", "other", "other used to", "95 % interval of the difference, points"), rows
+    )
 
 
 def _captioned(predictions: Predictions, pictures: Pictures, class_names: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -177,8 +180,8 @@ class CurveResult(_OfRun[CurveRun]):
 
     def to_frame(self) -> Any:
         """A pandas frame: a row for each number of images."""
-        columns = ("per_class", "n_train", "accuracy", "std")
-        return frame([{name: point[name] for name in columns} for point in self.run.points])
+        points = self.run.points
+        return frame([{name: value for name, value in one.items() if name != "accuracies"} for one in points])
 
     def _repr_html_(self) -> str:
         run = self.run

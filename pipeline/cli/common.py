@@ -169,9 +169,7 @@ def _annotated(kind: Any, name: str, hint: Any, known: Option) -> Any:
     if known.argument:
         return Annotated[hint, typer.Argument(help=words, show_default=words[-1] != "]")]
     names = [option_name(name)]
-    if hint is bool:
-        names = [option_name(name)]
-    elif hint == bool | None:
+    if hint == bool | None:
         names = [f"{option_name(name)}/--no-{option_name(name)[2:]}"]
     return Annotated[hint, typer.Option(*names, help=words)]
 

@@ -62,4 +62,4 @@ COMPLETED: dict[str, Callable[[str], list[str]]] = {
     "runs": runs,
     "against": runs,
 }
-"""By the names of the parameters."""
+"""What completes an option, by the name of the parameter."""

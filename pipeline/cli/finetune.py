@@ -15,7 +15,7 @@ def add_commands(app: typer.Typer) -> None:
     def finetune(config: FinetuneConfig, options: FinetuneOptions, folders: Folders) -> Answer:
         """Fine-tune the top blocks below a trained head, from activations cached below them, or a whole network."""
         from pipeline import commands
-        from pipeline.cli.render import run_json, run_text
+        from pipeline.cli.render import run_text
 
         run = commands.finetune(config, folders.cache, folders.reports, options)
-        return Answer(run_json(run), run_text(run, str(folders.reports / run.id)))
+        return Answer(run.to_json(), run_text(run, str(folders.reports / run.id)))

@@ -39,12 +39,12 @@ def add_commands(app: typer.Typer) -> None:
     ) -> Answer:
         """Train a head on cached features. Defaults stand in brackets; options that a head doesn't have are refused."""
         from pipeline import commands
-        from pipeline.cli.render import run_json, run_text
+        from pipeline.cli.render import run_text
 
         run = commands.train_head(
             replace(config, head=head), folders.cache, folders.reports, _with_features(options, same_features)
         )
-        return Answer(run_json(run), run_text(run, str(folders.reports / run.id)))
+        return Answer(run.to_json(), run_text(run, str(folders.reports / run.id)))
 
     @command(app, "sweep")
     def sweep(
@@ -62,7 +62,7 @@ def add_commands(app: typer.Typer) -> None:
     ) -> Answer:
         """Try many heads and settings, choose on val, and train the best. Given options hold for all; others vary."""
         from pipeline import commands
-        from pipeline.cli.render import run_json, sweep_text
+        from pipeline.cli.render import sweep_text
 
         run = commands.sweep(
             [name.strip() for name in head.split(",")],
@@ -73,7 +73,7 @@ def add_commands(app: typer.Typer) -> None:
             _with_features(options, same_features),
             float("inf") if budget is None else budget,
         )
-        return Answer(run_json(run), sweep_text(run, str(folders.reports / run.id)))
+        return Answer(run.to_json(), sweep_text(run, str(folders.reports / run.id)))
 
     @command(app, "learning-curve")
     def learning_curve(

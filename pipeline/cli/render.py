@@ -86,7 +86,11 @@ def verified_text(found: Verified) -> str:
 def cleaned_text(found: Cleaned) -> str:
     """What a cache can do without."""
     lines = [f"  {item.path} ({readable_size(item.size)}): {item.cause}" for item in found.found]
-    lines += [f"{folder} used this cache and is not there now; all that it used is kept" for folder in found.away]
+    lines += [
+        f"{folder} used this cache and is not there now; all that it used is kept. If it is gone for good, remove "
+        "the files that name it from the folder uses of the cache"
+        for folder in found.away
+    ]
     if not found.found:
         lines.append("Everything in the cache is needed.")
     elif found.removed:
@@ -146,11 +150,6 @@ def _share(found: Mapping[str, Any] | None) -> str:
     return f"{100 * found['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def run_json(run: Run) -> dict[str, Any]:
-    """What `--json` prints of a run."""
-    return run.to_json()
-
-
 def _scores(name: str, metrics: Mapping[str, Any], used: Mapping[str, str]) -> list[list[str]]:
     rows = []
     for split, scores in metrics.items():
@@ -200,13 +199,14 @@ def _against(run: EvaluateRun) -> list[str]:
     """The paired difference to another run."""
     if run.against is None:
         return []
-    columns = ["split", "images", "this", "other", "difference", "95 % interval", "p (McNemar)"]
+    columns = ["split", "images", "this", "other", "other used to", "difference", "95 % interval", "p (McNemar)"]
     rows = [
         [
             split,
             f"{one['n']:,}",
             percent(one["accuracy"]),
             percent(one["accuracy_other"]),
+            run.against["used"].get(split, ""),
             f"{100 * one['difference']:+.1f}",
             f"{100 * one['low']:+.1f} to {100 * one['high']:+.1f}",
             f"{one['p_value']:.3f}",

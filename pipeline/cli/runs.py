@@ -15,13 +15,13 @@ app = typer.Typer(help="List runs, name them, or remove them.", rich_markup_mode
 @command(app, None)
 def runs(folders: Folders) -> Answer:
     """List runs, name them, or remove them: newest first, with val and test accuracy and their 95 % intervals."""
-    from pipeline.cli.render import run_json, runs_text
+    from pipeline.cli.render import runs_text
     from pipeline.commands import runs as module
 
     found = module.ls(folders.reports)
     if not found:
         return Answer({"runs": []}, f"There are no runs in {folders.reports} yet; make one with: tlpipe train-head")
-    return Answer({"runs": [run_json(run) for run in found]}, lambda: runs_text(found))
+    return Answer({"runs": [run.to_json() for run in found]}, lambda: runs_text(found))
 
 
 @command(app, "name")

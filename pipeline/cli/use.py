@@ -11,7 +11,10 @@ from pipeline.cli.common import Answer, Seed, command
 from pipeline.config import Folders
 
 RunArgument = Annotated[
-    str, typer.Argument(help="A run of train-head, sweep or finetune: its id, the start of it, or reports/RUN.")
+    str,
+    typer.Argument(
+        help="A run of train-head, sweep or finetune: its id, a part of it, its name, latest, best, or reports/RUN."
+    ),
 ]
 PrecisionOption = Annotated[
     str | None,
@@ -61,10 +64,10 @@ def evaluate(
 ) -> Answer:
     """Rate a run on labelled data, by the splits that the data gives; without any, images that are new are test."""
     from pipeline import commands
-    from pipeline.cli.render import run_json, run_text
+    from pipeline.cli.render import run_text
 
     found = commands.evaluate(run, data, folders.cache, folders.reports, precision, against)
-    return Answer(run_json(found), run_text(found, str(folders.reports / found.id)))
+    return Answer(found.to_json(), run_text(found, str(folders.reports / found.id)))
 
 
 def export(

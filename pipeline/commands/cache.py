@@ -45,6 +45,7 @@ def ls(cache: Path, *, writers: bool = False) -> list[dict[str, Any]]:
         writers: Whether to read from the shards what computed them.
     """
     rows = []
+    written_by: dict[str, list[dict[str, str]]] = {}  # by the digest of the store
     for record in records(cache):
         store = FeatureStore(cache, record.spec)
         row = {
@@ -61,9 +62,11 @@ def ls(cache: Path, *, writers: bool = False) -> list[dict[str, Any]]:
             "spec": record.spec.to_json(),
         }
         if writers:
-            store.open(set_aside=False)
-            known = {json.dumps(shard.written_by, sort_keys=True) for shard in store.shards if shard.written_by}
-            row["written_by"] = [json.loads(text) for text in sorted(known)]
+            if store.digest not in written_by:
+                store.open(set_aside=False)
+                known = {json.dumps(shard.written_by, sort_keys=True) for shard in store.shards if shard.written_by}
+                written_by[store.digest] = [json.loads(text) for text in sorted(known)]
+            row["written_by"] = written_by[store.digest]
         rows.append(row)
     return rows
 

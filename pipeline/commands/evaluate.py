@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from pipeline.config import FeatureSpec
 from pipeline.data import BUILT_IN, SPLITS, Dataset, Opened, open_labelled, printable, shortened
 from pipeline.errors import DataError, StoreError
-from pipeline.evaluation.compare import Difference, paired_difference
+from pipeline.evaluation.compare import DifferenceFields, paired_difference
 from pipeline.evaluation.metrics import evaluate as metrics_of
 from pipeline.extraction.plan import warn_unreadable
 from pipeline.runs.classifier import Classifier, open_classifier
 from pipeline.runs.predictions import Predictions, read_seen
-from pipeline.runs.run import EvaluateRun, command_line, new_id, save_run
-from pipeline.store.records import load_dataset, now
+from pipeline.runs.run import AgainstFields, EvaluateRun, command_line, new_id, save_run, uses_of
+from pipeline.store.records import load_dataset, now, place_of
+from pipeline.util import runtime
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted
 
@@ -63,16 +64,15 @@ def evaluate(
     classifier = open_classifier(reports, reference, precision)
     other = None if against is None else open_classifier(reports, against, precision)
     data = classifier.run.data if data is None else data
-    opened = open_labelled(data, memo=Memo(cache))
+    opened = open_labelled(data, columns=classifier.run.extracts[0].columns_of(place_of(data)), memo=Memo(cache))
     for note in opened.notes:
         log.warning("%s", note)
     loaded = time.perf_counter()
     rated = _rate(classifier, opened, cache)
-    compared = None if other is None else _compare(rated, _rate(other, opened, cache))
+    compared = None if other is None else _compare(rated, other, _rate(other, opened, cache))
     seconds = {"load": loaded - start, "total": time.perf_counter() - start}
     run = _described(classifier, rated, data, precision, seconds)
-    if other is not None and compared is not None:
-        run.against = {"run": other.run.id, "splits": {name: one.to_json() for name, one in compared.items()}}
+    run.against = compared
     save_run(cache, reports, run, predictions=rated.predictions)
     return run
 
@@ -84,16 +84,16 @@ class _Rated:
     Attributes:
         dataset: The images that are rated, with their splits.
         predictions: Of each split that has images.
-        fitted: Images of each split that the classifier that answered had been fitted on.
-        chosen: Images of each split that something of the classifier was chosen by.
+        n_fitted: Images of each split that the classifier that answered had been fitted on.
+        n_chosen: Images of each split that something of the classifier was chosen by.
         specs: What the features are that it was asked about.
         notes: What a user should know.
     """
 
     dataset: Dataset
     predictions: list[Predictions]
-    fitted: dict[str, int]
-    chosen: dict[str, int]
+    n_fitted: dict[str, int]
+    n_chosen: dict[str, int]
     specs: list[FeatureSpec]
     notes: list[str]
 
@@ -142,9 +142,13 @@ def _rate(classifier: Classifier, opened: Opened, cache: Path) -> _Rated:
     return _Rated(dataset, predictions, dict(fitted_splits), dict(chosen_splits), [plan.spec for plan in plans], notes)
 
 
-def _compare(rated: _Rated, other: _Rated) -> dict[str, Difference]:
-    """The paired difference on the images of each split that both were asked about."""
-    found = {}
+def _compare(rated: _Rated, classifier: Classifier, other: _Rated) -> AgainstFields:
+    """The paired difference on the images of each split that both were asked about.
+
+    Raises:
+        DataError: If there are none.
+    """
+    found: dict[str, DifferenceFields] = {}
     theirs = {part.split: part for part in other.predictions}
     for part in rated.predictions:
         if part.split not in theirs:
@@ -153,8 +157,12 @@ def _compare(rated: _Rated, other: _Rated) -> dict[str, Difference]:
         shared = [key for key in right if key in right_other]
         if shared:
             pair = (np.array([answers[key] for key in shared]) for answers in (right, right_other))
-            found[part.split] = paired_difference(*pair)
-    return found
+            found[part.split] = paired_difference(*pair).to_json()
+    if not found:
+        raise DataError(f"No image has a class that {classifier.run.id} knows, too; classes are matched by name")
+    sizes = {part.split: len(part.keys) for part in other.predictions}
+    used = uses_of(other.n_fitted, other.n_chosen, sizes)
+    return {"run": classifier.run.id, "splits": found, "used": used}
 
 
 def _right(part: Predictions) -> dict[bytes, bool]:
@@ -173,6 +181,7 @@ def _described(
         stage="evaluate",
         created=now(),
         command=command_line(),
+        versions=runtime.versions(),
         data=data if data in BUILT_IN else printable(Path(data).expanduser().resolve()),
         dataset=rated.dataset.id,
         seed=of.seed,
@@ -195,8 +204,8 @@ def _described(
         carved=of.carved,
         of=of.id,
         precision=precision,
-        fitted=rated.fitted,
-        chosen=rated.chosen,
+        n_fitted=rated.n_fitted,
+        n_chosen=rated.n_chosen,
         notes=[f"Of the run {of.id}", *rated.notes],
     )
 
@@ -259,7 +268,7 @@ def _images_of_run(cache: Path, classifier: Classifier) -> Seen:
 
 
 def _with_splits(dataset: Dataset, seen: Seen, carved: list[str]) -> Dataset:
-    """With a split for the images that the data gives none, and for those of train that were carved for val or test.
+    """The dataset with a split for the images that have none, and for those of train that were carved for val or test.
 
     An image that the data itself puts into several splits stays where each of its files lies.
     """

@@ -27,7 +27,7 @@ from pipeline.runs.predictions import read_predictions
 from pipeline.runs.usage import USAGE, usage
 from pipeline.store.records import now
 from pipeline.util import runtime
-from pipeline.util.files import PARTIAL_SUFFIX, flush_to_disk, published_folder
+from pipeline.util.files import PARTIAL_SUFFIX, flush_to_disk, published_folder, writing
 from pipeline.util.memo import Memo
 from pipeline.util.progress import progress
 
@@ -106,8 +106,8 @@ def export(
     start = time.perf_counter()
     form = format_named(name if name is not None else _format_of(output))
     classifier = open_classifier(reports, reference, precision)
-    if output is not None and output.exists():
-        raise ConfigError(f"There is {output} already; give --output a file or folder that isn't there yet")
+    if output is not None:
+        _check_free(output, *([_script_of(output)] if _is_file(form, output) else []))
     if len(classifier.configs) > 1:
         raise ConfigError(
             f"{classifier.run.id} takes {len(classifier.configs)} sets of features, and a file holds one network; "
@@ -118,7 +118,7 @@ def export(
     model, metadata = _serving(classifier, plan), _metadata(classifier, plan)
     with _target(form, classifier.folder, output) as (path, script):
         found = _written_and_run(form, model, path, metadata, pixels)
-        script.write_text(usage(form.name, path.name, metadata, script.name), encoding="utf-8")
+        script.write_text(usage(form.name, path.name, metadata), encoding="utf-8")
         agreement = float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
         difference = float(np.abs(found - expected).max())
         _check(form, plan, agreement, difference, len(pixels))
@@ -148,6 +148,22 @@ def _format_of(output: Path | None) -> str:
     return found[0]
 
 
+def _check_free(*paths: Path) -> None:
+    """Refuse to replace files.
+
+    Raises:
+        ConfigError: If one is there.
+    """
+    for path in paths:
+        if path.exists():
+            raise ConfigError(f"There is {path} already; give --output a file or folder that isn't there yet")
+
+
+def _script_of(output: Path) -> Path:
+    """The script that uses a file, beside it."""
+    return output.with_name(f"{output.stem}_{USAGE}")
+
+
 def _is_file(form: Format, output: Path) -> bool:
     return form.suffix != "" and output.suffix == form.suffix
 
@@ -170,13 +186,18 @@ def _target(form: Format, folder: Path, output: Path | None) -> Iterator[tuple[P
         with published_folder(own, replace=output is None) as partial:
             yield partial / form.file, partial / USAGE
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.", suffix=PARTIAL_SUFFIX) as partial_:
-        yield Path(partial_) / output.name, Path(partial_) / f"{output.stem}_{USAGE}"
-        # What the file refers to comes before it.
-        for path in sorted(Path(partial_).iterdir(), key=lambda path: path.name == output.name):
-            flush_to_disk(path)
-            path.replace(output.parent / path.name)
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            dir=output.parent, prefix=f".{output.name}.", suffix=PARTIAL_SUFFIX
+        ) as partial:
+            yield Path(partial) / output.name, Path(partial) / _script_of(output).name
+            # What the file refers to comes before it.
+            paths = sorted(Path(partial).iterdir(), key=lambda path: path.name == output.name)
+            _check_free(*(output.parent / path.name for path in paths))
+            for path in paths:
+                flush_to_disk(path)
+                path.replace(output.parent / path.name)
 
 
 def _check(form: Format, plan: Plan, agreement: float, difference: float, n: int) -> None:

@@ -229,10 +229,8 @@ def _described(
     ]
     run = FinetuneRun(
         **header("finetune", from_run.head, table, begun.config.seed, seconds),
-        **ratings(table, predictions),
+        **ratings(table, predictions, ["train"], ["val"] if "val" in examples else []),
         trainable_parameters=models.trainable_parameters(),
-        fitted_on=["train"],
-        chosen_on=["val"] if "val" in examples else [],
         config=begun.config,
         head_run=from_run.id,
         cut=begun.unfrozen.cut,

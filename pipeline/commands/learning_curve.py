@@ -16,7 +16,7 @@ from pipeline.heads import make_head
 from pipeline.runs.describe import header
 from pipeline.runs.run import CurveRun, save_run
 from pipeline.selection.curve import Point, draw_subset, gain_of_doubling, sizes_for
-from pipeline.selection.features import open_table
+from pipeline.selection.features import known_to_backbones, open_table
 from pipeline.selection.trials import mean_over_views
 from pipeline.store.rows import Part, nothing
 from pipeline.util.progress import progress
@@ -56,6 +56,7 @@ def learning_curve(
     parts = [table.part(split, view) for view in range(options.averaged + 1)]
     if not len(parts[0]):
         raise DataError(f"{table.records[0].name} has no images to measure on; carve some (--val-fraction)")
+    known = known_to_backbones(table, table.rows(split))
     train = table.part("train").up_to_view(config.views)
     most = int(np.bincount(train.labels[train.views == 0]).max())
     sizes = sorted({min(size, most) for size in per_class or sizes_for(train)})
@@ -76,6 +77,9 @@ def learning_curve(
         points=[point.to_json() for point in points],
         gain_of_doubling=gain_of_doubling(points),
         name=options.name,
+        notes=[f"The fine-tuned backbone was fitted on, or chosen by, {known:,} of the {split} images"]
+        if known
+        else [],
     )
     save_run(cache, reports, run)
     return run

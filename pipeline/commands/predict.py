@@ -105,7 +105,7 @@ def predict(
     """Label images by a run.
 
     Args:
-        reference: A run id, the start of one, or the path of a run folder; None for the newest.
+        reference: A run, as in `find_run`.
         names: Images, folders and manifests.
         cache: The cache folder; features that it has are not computed again.
         reports: The reports folder.

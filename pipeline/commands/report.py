@@ -96,7 +96,7 @@ def report(references: Sequence[str], cache: Path, reports: Path, *, method: str
     """Write the leaderboard of all runs, and the pages and figures of some.
 
     Args:
-        references: Run ids, starts of them, or paths of run folders; none for all runs.
+        references: Runs, as in `find_run`; none for all of them.
         cache: The cache folder, for the map of the features.
         reports: The reports folder.
         method: Of the map: "pca" or "tsne".
@@ -144,7 +144,10 @@ def _page(run: Run, reports: Path, by_id: dict[str, Run], shelf: _Shelf) -> tupl
     """The page of a run, and whether it was drawn: one that is made of the same is left as it is."""
     folder = reports / run.id
     if isinstance(run, CurveRun):
-        return write_curve(folder, run), True
+        made_of = digest_of((folder / "run.json").read_bytes() + f"{runtime.version('tlpipe')}".encode())
+        if is_made_of(folder, made_of):
+            return folder / RUN_PAGE, False
+        return write_curve(folder, run, made_of), True
     if not isinstance(run, RatedRun):
         raise RunError(f"{folder} is a run of tlpipe {run.stage}, which has no page")
     made_of = _made_of(run, folder, by_id, shelf)

@@ -6,9 +6,9 @@ import re
 import shutil
 from pathlib import Path
 
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.runs.find import BEST, LATEST, all_runs, find_run
-from pipeline.runs.run import FinetuneRun, Run, rename_run
+from pipeline.runs.run import FinetuneRun, RatedRun, Run, rename_run
 
 NAME = r"[\w][\w.-]{0,59}"
 
@@ -56,15 +56,26 @@ def rm(references: list[str], reports: Path) -> list[Run]:
 
     Raises:
         RunError: If there is no such run, or another one needs it.
+        StoreError: If a folder can't be removed.
     """
-    found = [find_run(reports, reference, (Run,)) for reference in references]
-    gone = {run.id for run, _ in found}
+    found = {run.id: (run, folder) for run, folder in (find_run(reports, one, (Run,)) for one in references)}
     for run in all_runs(reports):
-        if isinstance(run, FinetuneRun) and run.head_run in gone and run.id not in gone:
+        if run.id in found:
+            continue
+        if isinstance(run, RatedRun):
+            for one, folder in found.values():
+                if folder.resolve() in {Path(config.backbone).resolve() for config in run.extracts}:
+                    raise RunError(
+                        f"{one.id} is the backbone of {run.id}; remove both: tlpipe runs rm {one.id} {run.id}"
+                    )
+        if isinstance(run, FinetuneRun) and run.head_run in found:
             raise RunError(
                 f"{run.id} was fine-tuned from {run.head_run}, and its page compares the two; remove both: "
                 f"tlpipe runs rm {run.head_run} {run.id}"
             )
-    for _, folder in found:
-        shutil.rmtree(folder)
-    return [run for run, _ in found]
+    for _, folder in found.values():
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise StoreError(f"{folder} can't be removed: {error.strerror}") from error
+    return [run for run, _ in found.values()]

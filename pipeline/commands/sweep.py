@@ -81,7 +81,7 @@ def sweep(
     again = f"Again: {_command(winner, table, options, cache, reports)}"
     run = SweepRun(
         **header("sweep", winner.config.head, table, common.seed, seconds),
-        **{**fitted_fields(fitted, table, chosen), "chosen_on": ["val"] if (table.splits == "val").any() else []},
+        **fitted_fields(fitted, table, chosen, chosen_among_others=bool((table.splits == "val").any())),
         notes=[*_notes(ratings, options), *fitted.report.notes, again],
         grid=grid,
         heads=list(heads),

@@ -33,12 +33,13 @@ def train_head(config: HeadConfig, cache: Path, reports: Path, options: Training
     check_name(options.name, reports)
     make_head(config)  # what is wrong with the options is said before the data is read
     table = open_table(cache, options, config.views, f"Training {config.head}")
+    # What the repeats lack is said before anything is fitted.
+    rounds = rounds_of(table, options, config.seed) if options.cv or options.seeds > 1 else []
     loaded = time.perf_counter()
     fitted = fit_head(config, table, options)
     start_of_repeats = time.perf_counter()
     repeats = None
-    if options.cv or options.seeds > 1:
-        rounds = rounds_of(table, options, config.seed)
+    if rounds:
         repeats = {"folds": options.cv, "seeds": options.seeds}
         repeats |= repeat(fitted.config, rounds, len(table.class_names), options.averaged)
     seconds = {

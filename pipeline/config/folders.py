@@ -11,7 +11,7 @@ from pipeline.util.options import option
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("TLPIPE_CACHE") or "cache")
+    return Path(os.environ.get("TLPIPE_CACHE") or "cache").expanduser()
 
 
 def user_cache() -> Path:
@@ -20,7 +20,7 @@ def user_cache() -> Path:
     A notebook is started from anywhere, so that ./cache would be another folder each time.
     """
     if named := os.environ.get("TLPIPE_CACHE"):
-        return Path(named)
+        return Path(named).expanduser()
     home = Path.home()
     by_platform = {"win32": ("LOCALAPPDATA", home / "AppData" / "Local"), "darwin": ("", home / "Library" / "Caches")}
     variable, usual = by_platform.get(sys.platform, ("XDG_CACHE_HOME", home / ".cache"))

@@ -132,7 +132,7 @@ class HeadConfig:
         return {name: value for name, value in found.items() if value is not None}
 
     def resolved(self, defaults: Mapping[str, Any]) -> HeadConfig:
-        """With the defaults of its kind.
+        """The options with the defaults of their kind of head filled in.
 
         Args:
             defaults: Of all options the kind has; None where the value is found while fitting.

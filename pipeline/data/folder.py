@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.data.dataset import FileSource, Listing, printable, shortened
 from pipeline.errors import DataError
-from pipeline.util.files import MARKER, is_marked
+from pipeline.util.files import is_marked
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -175,10 +175,7 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """What is in a folder, but for what is hidden; nothing of a folder that tlpipe wrote."""
-    entries = _scan(folder)
-    if any(entry.name == MARKER for entry in entries):
-        return []
-    return [entry for entry in entries if not entry.name.startswith(".")]
+    return [] if is_marked(folder) else [entry for entry in _scan(folder) if not entry.name.startswith(".")]
 
 
 def _data_folders(folder: Path, skipped: list[Path]) -> list[Path]:

@@ -192,13 +192,18 @@ def _read_columns(path: Path) -> dict[str, list[str]]:
     if not rows:
         raise DataError(f"{path} is empty; its first line names the columns: path, and perhaps label, split and group")
     header = [name.strip().lower() for name in rows[0]]
-    twice = [name for name, count in Counter(header).items() if name and count > 1]
-    if twice:
-        raise DataError(f"{path} has two columns {twice[0]!r}; rename one of them")
+    _check_header(path, header)
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
             raise DataError(f"{path}, row {number} has {len(row)} values, the header has {len(header)} columns")
     return {name: [row[column] for row in rows[1:]] for column, name in enumerate(header)}
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    """Refuse two columns of one name."""
+    twice = [name for name, count in Counter(header).items() if name and count > 1]
+    if twice:
+        raise DataError(f"{path} has two columns {twice[0]!r}; rename one of them")
 
 
 def _delimiter(path: Path, header: str) -> str:
@@ -215,7 +220,7 @@ def _read_parquet(path: Path) -> dict[str, list[str]]:
         table = parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path} can't be read as Parquet: {error}") from error
-    return {
-        name.strip().lower(): ["" if value is None else str(value) for value in table.column(name).to_pylist()]
-        for name in table.column_names
-    }
+    header = [name.strip().lower() for name in table.column_names]
+    _check_header(path, header)
+    texts = [["" if value is None else str(value) for value in column.to_pylist()] for column in table.columns]
+    return dict(zip(header, texts, strict=True))

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.metrics import accuracy_interval
+
+
+class DifferenceFields(TypedDict):
+    """A paired difference, as `Difference.to_json` gives it."""
+
+    n: int
+    accuracy: float
+    accuracy_other: float
+    difference: float
+    low: float
+    high: float
+    p_value: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +46,9 @@ class Difference:
     high: float
     p_value: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> DifferenceFields:
         """As a dictionary that JSON can hold."""
-        return asdict(self)
+        return cast(DifferenceFields, asdict(self))
 
 
 def paired_difference(right: NDArray[np.bool_], other: NDArray[np.bool_]) -> Difference:

@@ -37,7 +37,7 @@ class FinetuneModels:
     depths: dict[str, int]
 
     def serving(self) -> keras.Model:
-        """From uint8 images to probabilities [n, classes], with the weights as they are now."""
+        """The model from uint8 images to probabilities [n, classes], with the weights as they are now."""
         outputs = probability_layer(self.whole.layers[-1], self.n_classes, self.below_logits)
         return runtime.keras().Model(self.whole.inputs[0], outputs, name="classifier")
 

@@ -79,7 +79,7 @@ class Kind:
 
     @property
     def defaults(self) -> Mapping[str, Any]:
-        """Of the options it has; None where the value is found while fitting, or depends on other options."""
+        """The defaults of its options; None where the value is found while fitting, or depends on other options."""
         return HEAD_DEFAULTS[self.name]
 
 

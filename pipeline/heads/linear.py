@@ -118,7 +118,7 @@ class _Columns:
         """Train all heads until the patience of each has ended."""
         batch_size = self.batch_size
         rates = [runtime.tensorflow().Variable(self._wide(group, self._rates())) for group in self.groups]
-        passes = Passes(self._step(rates), self.train, batch_size, self.config.seed)
+        passes = Passes(self._step(rates), self.train, batch_size, self.config.seed, len(self.configs))
         losses_of = self._losses(val) if len(val) else None
         watch, report = (
             Watch(len(self.configs), self.config.patience, self.config.schedule),
@@ -126,8 +126,9 @@ class _Columns:
         )
         with progress("Training", self.config.epochs or 1, "epochs") as advance:
             for epoch in range(1, (self.config.epochs or 1) + 1):
-                row = {"epoch": epoch, "loss": passes.epoch() / len(self.configs)}
-                losses, accuracies = losses_of() if losses_of else (np.full(len(self.configs), row["loss"]), None)
+                of_train = passes.epoch()
+                row = {"epoch": epoch, "loss": float(of_train.mean())}
+                losses, accuracies = losses_of() if losses_of else (of_train, None)
                 if accuracies is not None:
                     row |= {"val_loss": float(losses.min()), "val_accuracy": float(accuracies.max())}
                 report.history.append(row)
@@ -214,9 +215,9 @@ class _Columns:
                 each = self._cross_entropy(self._logits(features), labels, smoothing) * tf.gather(of_class, labels)
                 used = tf.cast(view[:, None] <= views, tf.float32)
                 losses = tf.reduce_sum(used * each, axis=0) / tf.maximum(tf.reduce_sum(used, axis=0), 1)
-                value = tf.reduce_sum(losses)
-            update(tape.gradient(value, variables))
-            return value
+                total = tf.reduce_sum(losses)  # each head's gradient is that of its own loss
+            update(tape.gradient(total, variables))
+            return losses
 
         return step
 

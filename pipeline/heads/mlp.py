@@ -84,7 +84,7 @@ class MlpHead:
         with progress("Training", epochs, "epochs") as advance:
             for epoch in range(1, epochs + 1):
                 rate = float(optimizer.learning_rate) * float(factor)
-                row = {"epoch": epoch, "learning_rate": rate, "loss": passes.epoch()}
+                row = {"epoch": epoch, "learning_rate": rate, "loss": float(passes.epoch()[0])}
                 if len(val):
                     found = scores(predict(self, val), val.labels)
                     row |= {"val_loss": found["log_loss"], "val_accuracy": found["accuracy"]}

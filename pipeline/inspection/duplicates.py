@@ -104,7 +104,7 @@ def _grey(picture: Callable[[int], Pixels], row: int) -> NDArray[np.floating] | 
 
 
 def _correlation(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
-    """Of two pictures; -1 where one of them is of one colour, which is like nothing."""
+    """The correlation of two pictures; -1 where one of them is of one colour, which is like nothing."""
     one, other = one - one.mean(), other - other.mean()
     lengths = float(np.linalg.norm(one) * np.linalg.norm(other))
     return float((one * other).sum()) / lengths if lengths > 0 else -1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def curves(rows: Sequence[dict[str, Any]], x: str, y: str, *, log: bool = False,
     return _chart(f"{y} by {x}", rows, layer=layers)
 
 
-def learning(points: Sequence[dict[str, Any]], split: str) -> Spec:
+def learning(points: Sequence[Mapping[str, Any]], split: str) -> Spec:
     """A learning curve: accuracy on a split by the number of training images, of each draw and in the mean."""
     means = [{"x": point["n_train"], "value": point["accuracy"], "series": "mean"} for point in points]
     draws = [

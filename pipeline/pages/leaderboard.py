@@ -48,7 +48,7 @@ class Group:
     Attributes:
         data: Where the images lay.
         dataset: Id of the dataset, of which the splits are a part.
-        lines: That of the highest accuracy on val first.
+        lines: That of the highest accuracy on val first; without val the newest, as test is not to choose by.
     """
 
     data: str
@@ -70,7 +70,7 @@ def groups(reports: Path, runs: Sequence[Run], page: str) -> list[Group]:
             by_dataset.setdefault(run.dataset, []).append(run)
     found = []
     for dataset, members in by_dataset.items():
-        members.sort(key=lambda run: -run.metrics.get("val", run.metrics.get("test", {})).get("accuracy", -1.0))
+        members.sort(key=lambda run: -run.metrics.get("val", {}).get("accuracy", -1.0))
         first = _test_of(reports, members[0])
         lines = [
             Line(run, address(reports, run, page), run.options(), _difference(first, reports, run) if place else None)
@@ -81,7 +81,7 @@ def groups(reports: Path, runs: Sequence[Run], page: str) -> list[Group]:
 
 
 def address(reports: Path, run: Run, page: str) -> str | None:
-    """Of a run's page, from the leaderboard."""
+    """The address of a run's page, as seen from the leaderboard."""
     return f"{run.id}/{page}" if (reports / run.id / page).is_file() else None
 
 
@@ -106,7 +106,7 @@ def _test_of(reports: Path, run: RatedRun) -> Predictions | None:
 
 
 def _difference(first: Predictions | None, reports: Path, run: RatedRun) -> Difference | None:
-    """Of a run from the first of its group, on the images that both were rated on."""
+    """The difference of a run from the first of its group, on the images that both were rated on."""
     own = _test_of(reports, run)
     if first is None or own is None or own.split != first.split:
         return None

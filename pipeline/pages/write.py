@@ -57,7 +57,7 @@ class Section:
     n: int | None = None
 
     def first(self, most: int) -> Section:
-        """With so many images at most."""
+        """The same section with so many images at most."""
         return replace(self, figures=self.figures[:most], n=len(self.figures))
 
 
@@ -81,7 +81,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _sha256(text: str) -> str:
-    """Of a script, as the policy of a page names it: nothing else that looks like a script is run."""
+    """The digest of a script, as the policy of a page names it: nothing else that looks like a script is run."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
@@ -120,15 +120,20 @@ def is_made_of(folder: Path, made_of: str) -> bool:
         return False
 
 
-def write_curve(folder: Path, run: CurveRun) -> Path:
+def write_curve(folder: Path, run: CurveRun, made_of: str) -> Path:
     """Write the page of a learning curve and its figure into the run's folder; the path of the page.
+
+    Args:
+        folder: The run folder.
+        run: The run.
+        made_of: As for `write_run`.
 
     Raises:
         StoreError: If the folder can't be written.
     """
     chart = charts.learning(run.points, run.split)
     charts.write_figure(folder / "curve", chart)
-    _write(folder / RUN_PAGE, "curve.html.j2", {"run": run, "chart": chart})
+    _write(folder / RUN_PAGE, "curve.html.j2", {"run": run, "chart": chart, "made_of": made_of})
     return folder / RUN_PAGE
 
 

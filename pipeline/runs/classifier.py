@@ -152,7 +152,7 @@ def open_classifier(reports: Path, reference: str | None, precision: str | None 
 
     Args:
         reports: The reports folder.
-        reference: A run id, the start of one, or the path of a run folder; None for the newest.
+        reference: A run, as in `find_run`.
         precision: As in `ExtractConfig`; None for that in which the run was rated.
 
     Raises:

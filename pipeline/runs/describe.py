@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.backbones import is_path
 from pipeline.evaluation.metrics import evaluate
-from pipeline.runs.predictions import Predictions
-from pipeline.runs.run import command_line, new_id
+from pipeline.runs.predictions import Predictions, read_seen
+from pipeline.runs.run import RUN, RatedRun, command_line, new_id, read_run
 from pipeline.store.records import now
 from pipeline.store.table import FeatureTable
+from pipeline.util import runtime
 
 SPLITS = ("train", "val", "test")
 
@@ -24,6 +28,7 @@ def header(stage: str, head: str, table: FeatureTable, seed: int, seconds: Mappi
         "stage": stage,
         "created": now(),
         "command": command_line(),
+        "versions": runtime.versions(),
         "data": table.records[0].config.data,
         "dataset": table.records[0].dataset,
         "seed": seed,
@@ -33,8 +38,21 @@ def header(stage: str, head: str, table: FeatureTable, seed: int, seconds: Mappi
     }
 
 
-def ratings(table: FeatureTable, predictions: Sequence[Predictions]) -> dict[str, Any]:
-    """Further fields of `RatedRun`."""
+def ratings(
+    table: FeatureTable, predictions: Sequence[Predictions], fitted_on: Sequence[str], chosen_on: Sequence[str]
+) -> dict[str, Any]:
+    """Further fields of `RatedRun`.
+
+    Args:
+        table: What was trained on.
+        predictions: Of val and test; those of val are of what was fitted on train alone.
+        fitted_on: Splits whose images the classifier that is kept was fitted on.
+        chosen_on: Splits whose images something was chosen by.
+    """
+    known = seen(table)
+    if of_backbones(table).chosen:
+        chosen_on = sorted({*chosen_on, "val"})
+    fits = {part.split: ["train"] if part.split == "val" else fitted_on for part in predictions}
     sizes = {split: int((table.splits[table.views == 0] == split).sum()) for split in SPLITS}
     return {
         "class_names": list(table.class_names),
@@ -43,9 +61,51 @@ def ratings(table: FeatureTable, predictions: Sequence[Predictions]) -> dict[str
         "extracts": [record.config for record in table.records],
         **{f"n_{split}": n for split, n in sizes.items()},
         "metrics": {part.split: evaluate(part.probabilities, part.labels, table.class_names) for part in predictions},
+        "fitted_on": list(fitted_on),
+        "chosen_on": list(chosen_on),
+        "n_fitted": {part.split: n for part in predictions if (n := _n_known(part, known, fits[part.split]))},
+        "n_chosen": {part.split: n for part in predictions if (n := _n_known(part, known, chosen_on))},
     }
 
 
+def _n_known(part: Predictions, known: Mapping[str, NDArray[np.bytes_]], splits: Sequence[str]) -> int:
+    """Images that were rated and are among those of some splits."""
+    return int(np.isin(part.keys, np.concatenate([known[split] for split in splits])).sum()) if splits else 0
+
+
 def seen(table: FeatureTable) -> dict[str, NDArray[np.bytes_]]:
-    """Image keys of each split of a table."""
-    return {split: np.unique(table.keys[table.splits == split]) for split in SPLITS}
+    """Image keys of each split of a table; what a fine-tuned backbone was fitted on counts as train, too."""
+    found = {split: np.unique(table.keys[table.splits == split]) for split in SPLITS}
+    backbones = of_backbones(table)
+    for split, keys in (("train", backbones.fitted), ("val", backbones.chosen)):
+        if keys:
+            found[split] = np.union1d(found[split], np.array(sorted(keys), table.keys.dtype))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class SeenByBackbones:
+    """What the fine-tuned backbones of some features have seen; nothing where these are as they were published.
+
+    Attributes:
+        fitted: Keys of the images that they were fitted on.
+        chosen: Keys of the images that something of them was chosen by.
+    """
+
+    fitted: set[bytes]
+    chosen: set[bytes]
+
+
+def of_backbones(table: FeatureTable) -> SeenByBackbones:
+    """What the backbones of a table have seen."""
+    found = SeenByBackbones(set(), set())
+    for backbone in {record.config.backbone for record in table.records}:
+        folder = Path(backbone).parent if backbone.endswith(".keras") else Path(backbone)
+        if not is_path(backbone) or not (folder / RUN).is_file():
+            continue
+        run = read_run(folder)
+        keys = read_seen(folder, run.files) or {}
+        if isinstance(run, RatedRun):
+            found.fitted.update(key for key, splits in keys.items() if splits & set(run.fitted_on))
+            found.chosen.update(key for key, splits in keys.items() if splits & set(run.chosen_on))
+    return found

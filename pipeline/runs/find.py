@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import RunError
-from pipeline.runs.run import RatedRun, Run, read_run
+from pipeline.runs.run import TYPES, RatedRun, Run, read_run
 
 NAMED_AT_MOST = 5  # runs in an error
 LATEST, BEST = "latest", "best"
@@ -95,6 +95,4 @@ def _best(known: Sequence[R]) -> R:
 
 
 def _commands(kinds: tuple[type[Run], ...]) -> list[str]:
-    from pipeline.runs.run import TYPES
-
     return [stage for stage, kind in TYPES.items() if issubclass(kind, kinds)]

@@ -37,7 +37,7 @@ OPSET = 18  # of ONNX; runtimes from 2022 on have it
 BATCH = 16
 
 Runtime = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""From images to probabilities."""
+"""A function from images to probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Format:
 
     @property
     def suffix(self) -> str:
-        """Of its files; empty where a folder is written."""
+        """The suffix of its files; empty where a folder is written."""
         return Path(self.file).suffix
 
     def check(self) -> None:

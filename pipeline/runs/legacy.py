@@ -18,6 +18,7 @@ def upgraded(value: dict[str, Any]) -> dict[str, Any]:
     flat = {name: item for name, item in value.items() if name not in ("settings", "candidates", "baseline")}
     flat["fitted_on"] = ["train", "val"] if any(REFITTED in note for note in notes) else ["train"]
     flat["chosen_on"] = ["val"] if stage != "evaluate" and value["n_val"] else []
+    flat["n_chosen"] = {split: value["metrics"][split]["n"] for split in flat["chosen_on"] if split in value["metrics"]}
     flat["carved"] = ["val", "test"]  # which of them it was is not known any more
     if stage in ("train-head", "sweep"):
         flat |= {"config": settings["head"], "test_views": settings.get("test_views") or 0}
@@ -30,5 +31,5 @@ def upgraded(value: dict[str, Any]) -> dict[str, Any]:
         flat |= {"config": config, "baseline": value["baseline"], **{name: settings.get(name) for name in own}}
         flat["fitted_on"] = ["train"]
     else:
-        flat |= {"of": settings["of"], "precision": settings.get("precision"), "fitted": {}, "chosen": {}}
+        flat |= {"of": settings["of"], "precision": settings.get("precision")}
     return flat

@@ -24,13 +24,14 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import ExtractConfig, FeatureSpec, FinetuneConfig, HeadConfig
 from pipeline.errors import ConfigError, RunError
+from pipeline.evaluation.compare import DifferenceFields
 from pipeline.heads import kind_of, make_head
 from pipeline.runs import legacy
 from pipeline.runs.predictions import (
@@ -43,13 +44,46 @@ from pipeline.runs.predictions import (
     write_seen,
 )
 from pipeline.store.uses import remember_use
-from pipeline.util import runtime
 from pipeline.util.files import decoded, digest_of, mark_folder, published_folder, read_json, write_json
 from pipeline.util.options import option_name, options_of
 
 log = logging.getLogger("tlpipe")
 
 RUN = "run.json"
+
+
+class PointFields(TypedDict):
+    """A point of a learning curve, as `Point.to_json` gives it."""
+
+    per_class: int
+    n_train: int
+    accuracy: float
+    std: float | None
+    accuracies: list[float]
+
+
+class _RoundFields(TypedDict, total=False):
+    val_accuracy_std: float
+    rounds: list[float]
+
+
+class CandidateFields(_RoundFields):
+    """A candidate of a sweep, as `Rated.to_json` gives it."""
+
+    head: str
+    settings: dict[str, Any]
+    test_views: int
+    val_accuracy: float
+    val_log_loss: float
+    seconds: float
+
+
+class AgainstFields(TypedDict):
+    """What another run was found to be on the same images: its id, the differences, and what it had used them for."""
+
+    run: str
+    splits: dict[str, DifferenceFields]
+    used: dict[str, str]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,7 +114,7 @@ class Run:
     seed: int
     seconds: dict[str, float]
     name: str | None = None
-    versions: dict[str, str] = field(default_factory=runtime.versions)
+    versions: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
 
@@ -109,6 +143,9 @@ class RatedRun(Run):
         chosen_on: Splits whose images something was chosen by: the epoch, the penalty, the winner of a sweep. Their
             figures read a little high.
         carved: Splits that the source doesn't have, so that their images were taken from others.
+        n_fitted: Of each split, its images that the classifier that rated them had been fitted on: twins of training
+            images, for one.
+        n_chosen: Of each split, its images that something of the classifier had been chosen by.
     """
 
     head: str
@@ -124,14 +161,19 @@ class RatedRun(Run):
     fitted_on: list[str]
     chosen_on: list[str]
     carved: list[str]
+    n_fitted: dict[str, int] = field(default_factory=dict)
+    n_chosen: dict[str, int] = field(default_factory=dict)
 
     def options(self) -> str:
         """The options that are not the defaults, as on the command line."""
         return ""
 
     def used(self) -> dict[str, str]:
-        """What the images of each split were used for before they rated the classifier, which flatters its figures."""
-        return dict.fromkeys(self.chosen_on, "choose")
+        """What the images of each split were used for before they rated the classifier, which flatters its figures.
+
+        Where it wasn't all of them, their number is given.
+        """
+        return uses_of(self.n_fitted, self.n_chosen, {split: found["n"] for split, found in self.metrics.items()})
 
     @property
     def shown_split(self) -> str | None:
@@ -179,10 +221,10 @@ class SweepRun(HeadRun):
 
     grid: str
     heads: list[str]
-    candidates: list[dict[str, Any]]
+    candidates: list[CandidateFields]
 
     def settings_that_differ(self) -> list[str]:
-        """Of each candidate, the settings in which it differs from others of its kind."""
+        """The settings in which each candidate differs from others of its kind."""
         kinds = [kind_of(one["head"]).name for one in self.candidates]
         settings = [{**one["settings"], "test_views": one["test_views"]} for one in self.candidates]
         found = []
@@ -239,24 +281,13 @@ class EvaluateRun(RatedRun):
     Attributes:
         of: The run that was rated.
         precision: As the user gave it; None for that in which the run was rated.
-        fitted: Of each split, its images that the classifier that rated them had been fitted on.
-        chosen: Of each split, its images that something of the classifier had been chosen by.
-        against: The run it was compared with, and the paired difference on each split; None where there was none.
+        against: The run it was compared with, the paired difference on each split, and what that run had used the
+            images for; None where there was none.
     """
 
     of: str
     precision: str | None
-    fitted: dict[str, int]
-    chosen: dict[str, int]
-    against: dict[str, Any] | None = None
-
-    def used(self) -> dict[str, str]:
-        """As `RatedRun.used`, with the number of images."""
-        found: dict[str, list[str]] = {}
-        for what, counts in (("fit", self.fitted), ("choose", self.chosen)):
-            for split, n in counts.items():
-                found.setdefault(split, []).append(f"{what} {n:,}")
-        return {split: ", ".join(words) for split, words in found.items()}
+    against: AgainstFields | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -276,7 +307,7 @@ class CurveRun(Run):
     features: str
     config: HeadConfig
     split: str
-    points: list[dict[str, Any]]
+    points: list[PointFields]
     gain_of_doubling: float | None
 
 
@@ -288,6 +319,16 @@ TYPES: dict[str, type[Run]] = {
     "learning-curve": CurveRun,
 }
 HEADER = tuple(one.name for one in fields(Run))
+
+
+def uses_of(n_fitted: Mapping[str, int], n_chosen: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, str]:
+    """What the images of each split were used for, in words; with their number where it wasn't all of them."""
+    found: dict[str, list[str]] = {}
+    for what, counts in (("fit", n_fitted), ("choose", n_chosen)):
+        for split, n in counts.items():
+            if n:
+                found.setdefault(split, []).append(what if n == sizes.get(split) else f"{what} {n:,}")
+    return {split: ", ".join(words) for split, words in found.items()}
 
 
 def new_id(stage: str, head: str) -> str:
@@ -408,6 +449,7 @@ def _check(run: Run) -> None:
     if "total" not in run.seconds:
         raise ValueError("seconds lacks the total")
     if isinstance(run, RatedRun):
+        kind_of(run.head)
         rated = [run.metrics, run.baseline] if isinstance(run, FinetuneRun) else [run.metrics]
         if not all(map(_is_rated, rated)):
             raise ValueError("metrics are of the wrong kind")

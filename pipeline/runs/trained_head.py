@@ -117,7 +117,7 @@ def open_head(reports: Path, reference: str | None) -> tuple[TrainedHead, Path]:
 
     Args:
         reports: The reports folder.
-        reference: A run id, the start of one, or the path of a run folder; None for the newest.
+        reference: A run, as in `find_run`.
 
     Raises:
         RunError: If there is none, or it can't be read.

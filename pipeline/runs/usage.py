@@ -9,31 +9,31 @@ USAGE = "usage.py"
 OPEN = {
     "keras": (
         "import keras",
-        'model = keras.models.load_model("{file}", compile=False)',
+        "model = keras.models.load_model(file, compile=False)",
         "model.predict(images, verbose=0)",
     ),
     "savedmodel": (
         "import tensorflow as tf",
-        'model = tf.saved_model.load("{file}")',
+        "model = tf.saved_model.load(file)",
         "model.serve(images).numpy()",
     ),
     "onnx": (
         "import onnxruntime",
-        'model = onnxruntime.InferenceSession("{file}")',
-        'model.run(["probabilities"], {{"image": images}})[0]',
+        "model = onnxruntime.InferenceSession(file)",
+        'model.run(["probabilities"], {"image": images})[0]',
     ),
     "openvino": (
         "import openvino",
-        'model = openvino.Core().compile_model("{file}", "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})',
+        'model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})',
         "model(images)[0]",
     ),
     "tflite": (
         "from ai_edge_litert.interpreter import Interpreter",
-        'model = Interpreter("{file}").get_signature_runner()',
-        "next(iter(model(**{{next(iter(model.get_input_details())): images}}).values()))",
+        "model = Interpreter(file).get_signature_runner()",
+        "next(iter(model(**{next(iter(model.get_input_details())): images}).values()))",
     ),
 }
-"""Of each format: what is imported, how it is opened, and how it is asked."""
+"""For each format: what is imported, how it is opened, and how it is asked."""
 
 RESIZE = {
     "stretch": "picture = picture.resize(({width}, {height}), {method})",
@@ -42,15 +42,17 @@ RESIZE = {
 }
 
 SCRIPT = '''\
-"""Name the class of each picture: python {usage} PICTURE ..."""
+"""Name the class of each picture whose path is given."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 {imported}
 from PIL import Image, ImageOps
 
 names = {names}
+file = str(Path(__file__).with_name({file!r}))
 {opened}
 for path in sys.argv[1:]:
     picture = Image.open(path)
@@ -66,7 +68,7 @@ for path in sys.argv[1:]:
 '''
 
 
-def usage(form: str, file: str, metadata: dict[str, Any], name: str = USAGE) -> str:
+def usage(form: str, file: str, metadata: dict[str, Any]) -> str:
     """A script that opens an exported file and names the classes of pictures.
 
     Pictures with transparency or more than 8 bits a channel are rarer, and take more than a script of this length.
@@ -75,19 +77,18 @@ def usage(form: str, file: str, metadata: dict[str, Any], name: str = USAGE) -> 
         form: Name of the format.
         file: Name of the file, beside the script.
         metadata: What the file says of itself.
-        name: Name of the script.
     """
     imported, opened, asked = OPEN[form]
     height, width = metadata["image_size"]
     method = f"Image.Resampling.{metadata['interpolation'].upper()}"
     return SCRIPT.format(
-        usage=name,
         imported=imported,
         names=list(metadata["class_names"]),
-        opened=opened.format(file=file),
+        file=file,
+        opened=opened,
         fit="min" if metadata["resize"] == "pad" else "max",
         width=width,
         height=height,
         resized=RESIZE[metadata["resize"]].format(width=width, height=height, method=method),
-        asked=asked.format(),
+        asked=asked,
     )

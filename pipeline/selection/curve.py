@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from pipeline.runs.run import PointFields
 from pipeline.store.rows import Part
 
 STEPS = (1, 2, 5)
@@ -37,7 +37,7 @@ class Point:
         """Standard deviation over the draws; None for a single one."""
         return float(np.std(self.accuracies, ddof=1)) if len(self.accuracies) > 1 else None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> PointFields:
         """As a dictionary that JSON can hold."""
         return {
             "per_class": self.per_class,

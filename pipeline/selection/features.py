@@ -8,11 +8,13 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.config import TrainingOptions
 from pipeline.data import shortened
 from pipeline.data.changes import changes
-from pipeline.errors import CacheMismatchError, DataError
+from pipeline.errors import CacheMismatchError, ConfigError, DataError
+from pipeline.runs.describe import of_backbones
 from pipeline.selection import Round, folds
 from pipeline.store.records import TableRecord, find_records, load_dataset
 from pipeline.store.table import FeatureTable, load_table
@@ -89,6 +91,12 @@ def _check_trainable(table: FeatureTable) -> None:
         log.warning("No validation images of the class %s: nothing is chosen for it", shortened(unseen))
 
 
+def known_to_backbones(table: FeatureTable, rows: NDArray[np.int64]) -> int:
+    """How many rows are of images that a fine-tuned backbone was fitted on, or chosen by."""
+    seen = of_backbones(table)
+    return int(np.isin(table.keys[rows], np.array(sorted(seen.fitted | seen.chosen), table.keys.dtype)).sum())
+
+
 def is_carved(table: FeatureTable) -> bool:
     """Whether the validation images were carved from the training images, so that a final head may have both."""
     return all("val" in record.carved for record in table.records)
@@ -98,13 +106,19 @@ def rounds_of(table: FeatureTable, options: TrainingOptions, seed: int) -> list[
     """What heads are fitted on and rated by: folds where there is a cross-validation, else val; once for each seed.
 
     Raises:
-        DataError: If there are neither.
+        ConfigError: If folds would rate images that a fine-tuned backbone has seen.
+        DataError: If there are neither folds nor val.
     """
     pool = table.all()
     offsets = range(options.seeds)
     if options.cv:
         used = (table.splits == "train") | ((table.splits == "val") & is_carved(table))
         rows = np.flatnonzero(used)
+        if known_to_backbones(table, rows):
+            raise ConfigError(
+                f"--cv {options.cv} would rate images that the fine-tuned backbone was fitted on or chosen by; leave "
+                "--cv out"
+            )
         found = [folds(pool, rows, options.cv, options.averaged, seed + offset) for offset in offsets]
         return [replace(turn, seed=offset) for offset, turns in zip(offsets, found, strict=True) for turn in turns]
     vals = [np.flatnonzero((table.splits == "val") & (table.views == view)) for view in range(options.averaged + 1)]

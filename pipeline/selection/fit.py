@@ -49,11 +49,17 @@ class Fitted:
 
 
 def fit_head(config: HeadConfig, table: FeatureTable, options: TrainingOptions) -> Fitted:
-    """Fit a head on train, choosing with val; predict val, fit again on both where that is sound, and predict test."""
+    """Fit a head on train, choosing with val; predict val, fit again on both where that is sound, and predict test.
+
+    Raises:
+        DataError: If probabilities are to be calibrated, and there is no val.
+    """
     head, resolved = make_head(config)
     train = table.part("train").up_to_view(config.views)
     views = range(options.averaged + 1)
     vals, tests = ([table.part(split, view) for view in views] for split in ("val", "test"))
+    if options.calibrate and not len(vals[0]):
+        raise DataError("--calibrate needs validation images, and there are none; carve some with --val-fraction")
     start = time.perf_counter()
     report = head.fit(train, vals[0], len(table.class_names))
     found: dict[str, tuple[Part, NDArray[np.floating]]] = {}
@@ -86,8 +92,6 @@ def fit_head(config: HeadConfig, table: FeatureTable, options: TrainingOptions) 
 
 def _calibrate(found: dict[str, tuple[Part, NDArray[np.floating]]]) -> dict[str, Any]:
     """A temperature fitted on val, and what it does to the calibration error of each split."""
-    if "val" not in found:
-        raise DataError("--calibrate needs validation images, and there are none; carve some with --val-fraction")
     part, probabilities = found["val"]
     temperature = fit_temperature(logits_of(probabilities), part.labels)
     errors = {
@@ -97,14 +101,22 @@ def _calibrate(found: dict[str, tuple[Part, NDArray[np.floating]]]) -> dict[str,
     return {"temperature": temperature, "ece": errors}
 
 
-def fitted_fields(fitted: Fitted, table: FeatureTable, options: TrainingOptions) -> dict[str, Any]:
-    """Fields of `HeadRun` that tell how a head was fitted and what it is worth."""
-    chose = bool(fitted.report.chose_by_val or fitted.calibration)
+def fitted_fields(
+    fitted: Fitted, table: FeatureTable, options: TrainingOptions, *, chosen_among_others: bool = False
+) -> dict[str, Any]:
+    """Fields of `HeadRun` that tell how a head was fitted and what it is worth.
+
+    Args:
+        fitted: The head.
+        table: What it was fitted on.
+        options: How the table was used.
+        chosen_among_others: Whether val also told which head it should be.
+    """
+    chose = fitted.report.chose_by_val or fitted.calibration or chosen_among_others
+    fitted_on = ["train", "val"] if fitted.refitted else ["train"]
     return {
-        **ratings(table, fitted.predictions),
+        **ratings(table, fitted.predictions, fitted_on, ["val"] if chose else []),
         "trainable_parameters": fitted.head.trainable_parameters,
-        "fitted_on": ["train", "val"] if fitted.refitted else ["train"],
-        "chosen_on": ["val"] if chose else [],
         "config": fitted.config,
         "chosen": fitted.report.chosen,
         "test_views": options.averaged,

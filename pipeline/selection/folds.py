@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +38,7 @@ class Round:
     def inner(self) -> Round:
         """A round within the training images, by which something can be chosen; without any where a class has one."""
         images = self.train_rows[self.pool.views[self.train_rows] == 0]
-        labels, keys = self.pool.labels[images], self.pool.keys[images]
-        fewest = min(len(np.unique(keys[labels == label])) for label in np.unique(labels))
+        fewest = _fewest(self.pool, images)
         if fewest < 2:
             return Round(self.pool, self.train_rows, [self.train_rows[:0]], self.seed)
         return folds(self.pool, self.train_rows, min(INNER_FOLDS, fewest), 0, self.seed)[0]
@@ -64,19 +64,29 @@ def folds(pool: Part, rows: NDArray[np.int64], k: int, test_views: int, seed: in
     from sklearn.model_selection import StratifiedGroupKFold
 
     images = rows[pool.views[rows] == 0]
-    labels, keys = pool.labels[images], pool.keys[images]
-    groups = keys if pool.groups is None else pool.groups[images]
-    fewest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
+    keys = pool.keys[images]
+    fewest = _fewest(pool, images)
     if fewest < k:
         what = "images" if pool.groups is None else "groups of images"
         raise ConfigError(f"--cv {k} needs {k} different {what} of each class, and one has {fewest}; take fewer folds")
     splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
     found = []
-    for _, held in splitter.split(images, labels, groups):
+    for _, held in splitter.split(images, pool.labels[images], _bundles(pool, images)):
         inside = rows[np.isin(pool.keys[rows], keys[held])]
         vals = [_sorted(pool, inside[pool.views[inside] == view]) for view in range(test_views + 1)]
         found.append(Round(pool, np.setdiff1d(rows, inside), vals, seed))
     return found
+
+
+def _bundles(pool: Part, images: NDArray[np.int64]) -> NDArray[Any]:
+    """What must stay together: the group of each image, else its key, which it shares with its twins."""
+    return pool.keys[images] if pool.groups is None else pool.groups[images]
+
+
+def _fewest(pool: Part, images: NDArray[np.int64]) -> int:
+    """The number of bundles of the class that has the fewest."""
+    labels, bundles = pool.labels[images], _bundles(pool, images)
+    return min(len(np.unique(bundles[labels == label])) for label in np.unique(labels))
 
 
 def _sorted(pool: Part, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from pipeline.config import HeadConfig
 from pipeline.errors import ConfigError, RunError, TlpipeError
 from pipeline.evaluation.metrics import scores
 from pipeline.heads import Head, kind_of, make_head, predict
+from pipeline.runs.run import CandidateFields
 from pipeline.selection.folds import Round
 from pipeline.store.rows import Part, joined
 from pipeline.util.progress import progress
@@ -58,9 +59,9 @@ class Rated:
         """Mean over the rounds."""
         return float(np.mean(self.log_losses))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> CandidateFields:
         """As a dictionary that JSON can hold."""
-        found: dict[str, Any] = {
+        found: CandidateFields = {
             "head": self.candidate.config.head,
             "settings": self.candidate.config.given(),
             "test_views": self.candidate.test_views,
@@ -69,7 +70,8 @@ class Rated:
             "seconds": self.seconds,
         }
         if len(self.accuracies) > 1:
-            found |= {"val_accuracy_std": float(np.std(self.accuracies, ddof=1)), "rounds": self.accuracies}
+            found["val_accuracy_std"] = float(np.std(self.accuracies, ddof=1))
+            found["rounds"] = self.accuracies
         return found
 
 

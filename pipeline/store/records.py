@@ -126,7 +126,11 @@ def records(cache: Path, *, strict: bool = False) -> list[TableRecord]:
     found = []
     for path in (cache / "tables").glob("*.json"):
         try:
-            found.append(decoded(TableRecord, read_json(path)))
+            record = decoded(TableRecord, read_json(path))
+            if record.id != path.stem:
+                raise ValueError(f"it belongs to {record.id!r}")
+            datetime.fromisoformat(record.created)
+            found.append(record)
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
             problem = f"{path} can't be read ({error}); run the tlpipe extract that made it again, or remove it"
             if strict:

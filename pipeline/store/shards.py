@@ -294,7 +294,7 @@ class FeatureStore:
         with suppress(FileNotFoundError):
             for line in self._quarantine_path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    entry = Quarantined(**json.loads(line))
+                    entry = decoded(Quarantined, json.loads(line))
                 except (ValueError, TypeError):
                     log.warning("A line of %s can't be read and is left aside", self._quarantine_path)
                 else:

@@ -50,7 +50,9 @@ def uses(cache: Path) -> list[Use]:
     found = []
     for path in sorted((cache / FOLDER).glob("*.json")):
         try:
-            found.append(decoded(Use, read_json(path)))
+            use = decoded(Use, read_json(path))
+            Path(use.reports).is_dir()  # a name that no file system could hold is an error here
+            found.append(use)
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"{path} can't be read ({error}); remove it, if no runs of other folders need it"

@@ -13,8 +13,6 @@ from pipeline.util import runtime
 if TYPE_CHECKING:
     import keras
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("plateau", "cosine", "none")
 MOMENTUM = 0.9
 
 

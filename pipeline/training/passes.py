@@ -20,13 +20,16 @@ class Passes:
     """Passes over a part in shuffled batches.
 
     Args:
-        step: What is done with a batch: features [b, d] float32, labels [b], views [b]; gives the loss.
+        step: What is done with a batch: features [b, d] float32, labels [b], views [b]; gives the losses [heads].
         part: The training images; features on disk are read in blocks that hold a random choice of shards.
         batch_size: Images in a step; all images are used, in steps that differ by one image at most.
         seed: Of the order.
+        n_heads: Heads that are trained side by side.
     """
 
-    def __init__(self, step: Callable[[Any, Any, Any], Any], part: Part, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, step: Callable[[Any, Any, Any], Any], part: Part, batch_size: int, seed: int, n_heads: int = 1
+    ) -> None:
         tf = runtime.tensorflow()
         self.part = part
         self.batch_size = batch_size
@@ -35,7 +38,7 @@ class Passes:
 
         @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
         def run(features: Any, labels: Any, views: Any, order: Any, n_steps: Any) -> Any:
-            total, n = 0.0, tf.size(order, tf.int64)
+            total, n = tf.zeros(n_heads), tf.size(order, tf.int64)
             for number in tf.range(n_steps):
                 rows = order[number * n // n_steps : (number + 1) * n // n_steps]
                 total += step(tf.gather(features, rows), tf.gather(labels, rows), tf.gather(views, rows))
@@ -47,15 +50,16 @@ class Passes:
         tf, part = runtime.tensorflow(), self.part
         return tf.constant(part.load(rows), tf.float32), tf.constant(part.labels[rows]), tf.constant(part.views[rows])
 
-    def epoch(self) -> float:
-        """One pass; the mean loss of its steps."""
-        passed = [self._block(rows) for rows in self.part.blocks(self.generator)]
-        return sum(total for total, _ in passed) / sum(n_steps for _, n_steps in passed)
+    def epoch(self) -> NDArray[np.float64]:
+        """One pass; the mean losses of its steps, shape [heads]."""
+        totals, n_steps = zip(*(self._block(rows) for rows in self.part.blocks(self.generator)), strict=True)
+        means: NDArray[np.float64] = np.sum(totals, axis=0) / sum(n_steps)
+        return means
 
-    def _block(self, rows: NDArray[np.int64]) -> tuple[float, int]:
-        """Sum of losses and number of steps of some rows, whose tensors are gone before the next are read."""
+    def _block(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], int]:
+        """Sums of losses and number of steps of some rows, whose tensors are gone before the next are read."""
         tf = runtime.tensorflow()
         n_steps = max(1, round(len(rows) / self.batch_size))
         order = tf.constant(self.generator.permutation(len(rows)))
         total = self._run(*(self._held or self._tensors(rows)), order, tf.constant(n_steps, tf.int64))
-        return float(total), n_steps
+        return total.numpy().astype(np.float64), n_steps

@@ -40,6 +40,7 @@ class Watch:
         self._lowest = np.full(n_heads, np.inf)
         self._waited = np.zeros(n_heads, np.int64)
         self._since_reduction = np.zeros(n_heads, np.int64)
+        self._stopped = np.zeros(n_heads, np.bool_)
         self._epoch = 0
 
     def update(self, losses: NDArray[np.floating], accuracies: NDArray[np.floating] | None) -> NDArray[np.bool_]:
@@ -58,16 +59,19 @@ class Watch:
             due = self._since_reduction >= max(1, self.patience // 2)
             self.reductions = np.where(due, REDUCTION * self.reductions, self.reductions)
             self._since_reduction = np.where(due, 0, self._since_reduction)
-        better: NDArray[np.bool_] = finite
+        live = finite & ~self._stopped  # trained by itself, a head that has stopped would see no further epoch
+        better: NDArray[np.bool_] = live
         if accuracies is not None:
             equal = (accuracies == self._accuracy) & (losses < self._loss_then)
-            better = finite & ((accuracies > self._accuracy) | equal)
+            better = live & ((accuracies > self._accuracy) | equal)
             self._accuracy = np.where(better, accuracies, self._accuracy)
             self._loss_then = np.where(better, losses, self._loss_then)
+        if self.stops:
+            self._stopped |= self._waited >= self.patience
         self.best_epoch = np.where(better, self._epoch, self.best_epoch)
         return better
 
     @property
     def finished(self) -> bool:
         """Whether every head's patience has ended."""
-        return self.stops and bool((self._waited >= self.patience).all())
+        return bool(self._stopped.all())

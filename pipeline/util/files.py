@@ -11,6 +11,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,7 +41,7 @@ def _partial_name(path: Path) -> Path:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Say in plain words that a disk is full or can't be written.
 
     Raises:
@@ -68,7 +69,7 @@ def published(path: Path) -> Iterator[Path]:
         StoreError: If the disk is full or can't be written; nothing is left behind.
     """
     partial = _partial_name(path)
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
@@ -91,7 +92,7 @@ def published_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         StoreError: If the disk is full or can't be written; nothing is left behind.
     """
     partial, aside = _partial_name(path), _partial_name(path)
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
         try:
@@ -144,9 +145,19 @@ def mark_folder(folder: Path) -> None:
 
 def is_marked(folder: Path) -> bool:
     """Whether tlpipe wrote a folder; those of before the marker are known by what lies in them."""
-    return (folder / MARKER).is_file() or any(
-        next(folder.glob(pattern), None) for pattern in ("features/*/spec.json", "tables/*.json", "*/run.json")
-    )
+    if (folder / MARKER).is_file():
+        return True
+    before = {"features/*/spec.json": "backbone", "tables/*.json": "spec", "*/run.json": "stage"}
+    return any(_has_field(path, name) for pattern, name in before.items() for path in islice(folder.glob(pattern), 1))
+
+
+def _has_field(path: Path, name: str) -> bool:
+    """Whether a file is a JSON object with a field of this name."""
+    try:
+        value = read_json(path)
+    except (OSError, ValueError):
+        return False
+    return isinstance(value, dict) and name in value
 
 
 def digest_of(data: bytes) -> str:

@@ -45,6 +45,8 @@ def choose(engine: str, precision: str) -> EngineChoice:
     if engine == "auto":
         engine = "openvino" if not on_gpu and runtime.installed("openvino") else "tensorflow"
     if engine == "tensorflow":
+        if precision == "float16" and not on_gpu:
+            raise EngineError("--engine tensorflow computes in float16 on a GPU, and there is none here")
         return EngineChoice(engine, precision if precision != "auto" else "float16" if on_gpu else "float32")
     if not runtime.installed("openvino"):
         raise EngineError("--engine openvino needs OpenVINO; install it with: pip install openvino")
