@@ -99,7 +99,15 @@ def test_before_and_after_stand_side_by_side(head: Run, cache: Path, reports: Pa
     assert not (reports / ".unfinished").exists()
 
 
-@pytest.mark.parametrize("how", [{"augment": "flip"}, {"views": 2}, {"blocks": "all"}, {"blocks": "none", "views": 1}])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"augment": "flip"},
+        pytest.param({"views": 2}, marks=pytest.mark.slow),
+        {"blocks": "all"},
+        {"blocks": "none", "views": 1},
+    ],
+)
 def test_the_saved_model_predicts_what_the_run_says(
     how: dict[str, Any], head: Run, red_and_blue: Path, cache: Path, reports: Path
 ) -> None:
