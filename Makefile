@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+WORKERS ?= 2
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test test-slow docs lint setup clean
 
@@ -11,10 +13,13 @@ demo: $(READY)
 	$(BIN)/tlpipe demo
 
 test: $(READY)
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
+# What `make test` leaves out: all large backbones, every format and head that is exported, the demo, the README from
+# end to end, the promised interface from outside, several devices.
 test-slow: $(READY)
-	$(BIN)/pytest -m slow
+	@echo "Beside make test: large backbones, all exports, the demo, the whole README, promises from outside (15 minutes)"
+	$(PYTEST) -m slow
 
 docs: $(READY)
 	$(BIN)/python -m pipeline.cli.reference > docs/commands.md

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -27,7 +28,15 @@ from pipeline.store.shards import FeatureStore
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
+T = TypeVar("T")
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# OpenVINO tells Google of each import and conversion, from a fork of this process that may never end; but not on a Jenkins.
+os.environ.setdefault("JENKINS_URL", "none")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Two workers with threads for each processor would wait for each other; what they start inherits this.
+    for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
+        os.environ.setdefault(name, "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,6 +50,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in missing.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector pass over what was imported: Keras asks for whole collections, which took a second each."""
+    gc.collect()
+    gc.freeze()
 
 
 def _folder(variable: str) -> Path | None:
@@ -80,9 +95,13 @@ def write_picture(
 
 
 @pytest.fixture
-def red_and_blue(tmp_path: Path, draw: Callable[..., Path]) -> Path:
+def red_and_blue(tmp_path: Path) -> Path:
     """A folder of two classes that any features tell apart, 20 pictures each."""
-    folder = tmp_path / "colours"
+    return draw_colours(tmp_path / "colours")
+
+
+def draw_colours(folder: Path) -> Path:
+    draw = functools.partial(write_picture, np.random.default_rng(0))
     for number in range(20):
         draw(folder / "red" / f"{number}.png", colour=(200, 60, 60))
         draw(folder / "blue" / f"{number}.png", colour=(60, 60, 200))
@@ -142,6 +161,31 @@ def use_fake_engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     monkeypatch.setattr(plan, "open_engine", lambda *_: engine)
     monkeypatch.setattr(plan, "open_backbone", lambda *_: FakePretrained())
     return engine
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[Path], T]], tuple[Path, T]]:
+    """Make a folder by a function the first time; later put it back as it was then, in the same place.
+
+    Networks that were converted for OpenVINO since then stay, as they are named by all that they depend on.
+    """
+    made: dict[Callable[[Path], T], tuple[Path, T]] = {}
+
+    def folder_of(make: Callable[[Path], T]) -> tuple[Path, T]:
+        if make not in made:
+            folder = tmp_path_factory.mktemp(make.__name__) / "work"
+            folder.mkdir()
+            made[make] = folder, make(folder)
+            shutil.copytree(folder, folder.with_name("kept"))
+        else:
+            folder, kept = made[make][0], made[make][0].with_name("kept")
+            if (folder / "cache" / "graphs").is_dir():
+                shutil.copytree(folder / "cache" / "graphs", kept / "cache" / "graphs", dirs_exist_ok=True)
+            shutil.rmtree(folder)
+            shutil.copytree(kept, folder)
+        return made[make]
+
+    return folder_of
 
 
 @pytest.fixture

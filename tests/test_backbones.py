@@ -18,12 +18,15 @@ from pipeline.util.memo import Memo
 
 # Building these takes long, and their smaller sisters have the same structure.
 LARGE = {
-    *(f"efficientnetb{number}" for number in (4, 5, 6, 7)),
-    *(f"efficientnetv2{size}" for size in "sml"),
+    *(f"efficientnetb{number}" for number in (2, 3, 4, 5, 6, 7)),
+    *(f"efficientnetv2{size}" for size in ("b2", "b3", "s", "m", "l")),
     *(f"convnext{size}" for size in ("small", "base", "large", "xlarge")),
     "nasnetlarge",
     "inceptionresnetv2",
+    "densenet169",
     "densenet201",
+    "resnet101",
+    "resnet101v2",
     "resnet152",
     "resnet152v2",
 }

@@ -71,10 +71,27 @@ def test_readme_has_examples() -> None:
     assert len(example_commands()) > 12
 
 
+def test_every_command_of_the_readme_is_understood() -> None:
+    """Its words and options are known; what they do is asked below."""
+    group = typer.main.get_command(app)
+    for line in example_commands():
+        words = shlex.split(line)[1:]
+        with group.make_context("tlpipe", words) as context:
+            name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
+            while rest and rest[0] in getattr(command, "commands", ()):
+                name, command, rest = command.resolve_command(context, rest)
+            with command.make_context(name, rest, parent=context):
+                pass
+
+
 @pytest.mark.weights
 @pytest.mark.data
-def test_every_command_of_the_readme_runs(tmp_path: Path, data: Path) -> None:
-    """In the order of the page, in one folder; the pictures are a few of a public set, the backbone is made small."""
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["quick", "whole"])
+def test_every_command_of_the_readme_runs(whole: bool, tmp_path: Path, data: Path) -> None:
+    """In the order of the page, in one folder; the pictures are a few of a public set, the backbone is made small.
+
+    The quick half leaves out what takes seconds and differs from another line by options that have tests of their own.
+    """
     import shutil
 
     for split in ("train", "validation"):
@@ -87,8 +104,12 @@ def test_every_command_of_the_readme_runs(tmp_path: Path, data: Path) -> None:
     write_small_set(data / "cifar10" / "cifar10-5k.npz", cifar)
     shutil.copy(cifar, tmp_path / "cifar10-30k.npz")
     shutil.copytree(tmp_path / "pictures", tmp_path / "alien-predator")
+    rows = [f"{path.relative_to(tmp_path)},{path.parent.name},{path.name}" for path in tmp_path.glob("pictures/*/*/*")]
+    (tmp_path / "list.csv").write_text("\n".join(["path,species,camera", *sorted(rows)]))
     lines = [shlex.split(line)[1:] for line in example_commands()]
     commands = [made_small(arguments) for arguments in lines if arguments[0] != "demo"]  # which has a test of its own
+    if not whole:
+        commands = [arguments for arguments in commands if " ".join(arguments) not in LONG]
     # One process for all: most of each would be spent on importing TensorFlow.
     script = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import test_docs; test_docs.run_all()"
     done = subprocess.run(
@@ -102,11 +123,29 @@ def test_every_command_of_the_readme_runs(tmp_path: Path, data: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+LONG = {
+    "finetune --blocks block12,block13 --epochs 2",
+    "finetune --blocks block13 --views 1 --augment flip --epochs 1",
+    "finetune --blocks block13 --augment flip,crop --epochs 1",
+    "finetune --blocks all --layer-decay 0.5 --remat --epochs 1",
+    "finetune --blocks all --weights random --epochs 1",
+    "finetune --head mlp512-128 --resume --epochs 1",
+    "sweep --epochs 2",
+    "sweep --head linear --grid full --epochs 2",
+    "train-head --head mlp512-128 --label-smoothing 0.1 --calibrate",
+    "export RUN --format openvino --output model",
+    "export RUN --output model.onnx",
+    "export RUN --format tflite",
+    "report",
+    "bench --seconds 0.1 --backbone mobilenet025 --image-size 32",
+}
+
+
 def made_small(arguments: list[str]) -> list[str]:
     """The same command with a small backbone and few epochs."""
     small = {"conv5": "block13", "conv4+conv5": "block11+block13", "conv4,conv5": "block12,block13"}
     arguments = [small.get(argument, argument) for argument in arguments]
-    if arguments[0] == "extract" and "--backbone" not in arguments:
+    if arguments[0] == "extract" and not {"--backbone", "--again"} & set(arguments):
         arguments += ["--backbone", "mobilenet025", "--image-size", "64"]
     if arguments[0] == "finetune" and "--epochs" not in arguments:
         arguments += ["--epochs", "1"]

@@ -208,9 +208,12 @@ def files() -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
-def features(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., np.ndarray]:
-    graphs = tmp_path_factory.mktemp("graphs")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("graphs")
 
+
+@pytest.fixture(scope="module")
+def features(graphs: Path) -> Callable[..., np.ndarray]:
     def compute(images: list[np.ndarray], engine: str, precision: str) -> np.ndarray:
         height, width = images[0].shape[:2]
         pretrained = open_backbone("densenet121", "imagenet", 0, (height, width))
@@ -246,12 +249,12 @@ class TestRealFeatures:
             assert cosine > 0.999
 
     @pytest.mark.skipif(not BFLOAT16, reason="OpenVINO or the processor has no bfloat16")
-    def test_bfloat16_depends_on_neither_batch_nor_neighbours(self, files: list[bytes], tmp_path: Path) -> None:
+    def test_bfloat16_depends_on_neither_batch_nor_neighbours(self, files: list[bytes], graphs: Path) -> None:
         images = np.stack([resize(decode(data, self.CONFIG), self.CONFIG) for data in files[:9]])
         pretrained = open_backbone("densenet121", "imagenet", 0, (224, 224))
         choice = EngineChoice("openvino", "bfloat16")
         found = [
-            call(open_engine(choice, pretrained.network, "conv5", "avg", tmp_path / "graph", size), images)
+            call(open_engine(choice, pretrained.network, "conv5", "avg", graphs / "224x224", size), images)
             for size in (1, 4, 8)
         ]
         np.testing.assert_array_equal(found[0], found[1])

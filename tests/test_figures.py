@@ -44,7 +44,9 @@ def is_chance(accuracy: float, n: int) -> bool:
 class TestChance:
     """Labels drawn at random give chance in every command."""
 
-    @pytest.mark.parametrize("head", ["logreg", "ridge", "centroid", "knn5", "linear", "mlp16"])
+    @pytest.mark.parametrize(
+        "head", ["logreg", "ridge", "centroid", "knn5", "linear", pytest.param("mlp16", marks=pytest.mark.slow)]
+    )
     def test_folds(self, head: str, noise: Path, cache: Path, reports: Path) -> None:
         epochs = 30 if head in ("linear", "mlp16") else None
         run = commands.train_head(HeadConfig(head, epochs=epochs), cache, reports, TrainingOptions(cv=5))

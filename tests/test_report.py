@@ -11,11 +11,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from conftest import FakeEngine, change_run
+from conftest import FakeEngine, change_run, draw_shades, use_fake_engine
 from PIL import Image
 
 from pipeline import commands
-from pipeline.commands import ExtractResult
 from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluation.metrics import calibration_error, reliability
@@ -53,9 +52,38 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
+def with_head(folder: Path) -> Run:
+    with pytest.MonkeyPatch.context() as patch:
+        use_fake_engine(patch)
+        data = draw_shades(folder / "shades")
+        commands.extract(ExtractConfig(str(data), views=1, augment="flip"), folder / "cache")
+        return commands.train_head(HeadConfig("mlp8", epochs=3), folder / "cache", folder / "reports")
+
+
 @pytest.fixture
-def run(extracted: ExtractResult, cache: Path, reports: Path) -> Run:
-    return commands.train_head(HeadConfig("mlp8", epochs=3), cache, reports)
+def made(request: pytest.FixtureRequest, once: Any, tmp_path: Path) -> tuple[Path, Run | None]:
+    made: tuple[Path, Run] = once(with_head) if "run" in request.fixturenames else (tmp_path, None)
+    return made
+
+
+@pytest.fixture
+def run(made: tuple[Path, Run], fake_engine: FakeEngine) -> Run:
+    return made[1]
+
+
+@pytest.fixture
+def pictures(made: tuple[Path, Run]) -> Path:
+    return made[0] / "shades"
+
+
+@pytest.fixture
+def cache(made: tuple[Path, Run]) -> Path:
+    return made[0] / "cache"
+
+
+@pytest.fixture
+def reports(made: tuple[Path, Run]) -> Path:
+    return made[0] / "reports"
 
 
 def page_of(run: Run, cache: Path, reports: Path) -> Page:

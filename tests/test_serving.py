@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import FakeEngine, change_run
+from conftest import FakeEngine, change_run, draw_colours
 
 from pipeline import commands, load_model
 from pipeline.commands import ExtractResult, TrainingOptions
@@ -183,13 +183,34 @@ class TestPredict:
             commands.predict(head.id, [str(pictures)], cache, reports)
 
 
+def with_tuned(folder: Path) -> Run:
+    data, cache, reports = draw_colours(folder / "colours"), folder / "cache", folder / "reports"
+    commands.extract(ExtractConfig(str(data), **SMALL), cache)
+    commands.train_head(HeadConfig("logreg"), cache, reports)
+    return commands.finetune(FinetuneConfig("block13", epochs=1, batch_size=16, learning_rate=1e-3), cache, reports)
+
+
 class TestFinetuned:
     @pytest.fixture
-    def tuned(self, red_and_blue: Path, cache: Path, reports: Path) -> Run:
-        commands.extract(ExtractConfig(str(red_and_blue), **SMALL), cache)
-        commands.train_head(HeadConfig("logreg"), cache, reports)
-        config = FinetuneConfig("block13", epochs=1, batch_size=16, learning_rate=1e-3)
-        return commands.finetune(config, cache, reports)
+    def made(self, once: Any) -> tuple[Path, Run]:
+        made: tuple[Path, Run] = once(with_tuned)
+        return made
+
+    @pytest.fixture
+    def tuned(self, made: tuple[Path, Run]) -> Run:
+        return made[1]
+
+    @pytest.fixture
+    def red_and_blue(self, made: tuple[Path, Run]) -> Path:
+        return made[0] / "colours"
+
+    @pytest.fixture
+    def cache(self, made: tuple[Path, Run]) -> Path:
+        return made[0] / "cache"
+
+    @pytest.fixture
+    def reports(self, made: tuple[Path, Run]) -> Path:
+        return made[0] / "reports"
 
     def test_figures_are_those_of_the_run(self, tuned: Run, red_and_blue: Path, cache: Path, reports: Path) -> None:
         run = commands.evaluate(tuned.id, str(red_and_blue), cache, reports)

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from conftest import draw_colours
 from PIL import Image
 
 from pipeline import commands
@@ -33,11 +34,46 @@ QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3}
 tuning = importlib.import_module("pipeline.commands.finetune")
 
 
-@pytest.fixture
-def head(red_and_blue: Path, cache: Path, reports: Path) -> Run:
+def with_head(folder: Path) -> Run:
     """A head on features of a network with random weights."""
-    commands.extract(ExtractConfig(str(red_and_blue), **SMALL), cache)
-    return commands.train_head(HeadConfig("logreg"), cache, reports)
+    data = draw_colours(folder / "colours")
+    commands.extract(ExtractConfig(str(data), **SMALL), folder / "cache")
+    return commands.train_head(HeadConfig("logreg"), folder / "cache", folder / "reports")
+
+
+def with_tuned(folder: Path) -> Run:
+    """Without validation images the last epoch is kept."""
+    data, cache, reports = draw_colours(folder / "colours"), folder / "cache", folder / "reports"
+    commands.extract(ExtractConfig(str(data), **SMALL, splits=SplitConfig(val_fraction=0)), cache)
+    commands.train_head(HeadConfig("logreg"), cache, reports)
+    config = FinetuneConfig("block12", epochs=2, batch_size=8, learning_rate=1e-3, schedule="none", patience=9)
+    return commands.finetune(config, cache, reports)
+
+
+@pytest.fixture
+def made(once: Any) -> tuple[Path, Run]:
+    made: tuple[Path, Run] = once(with_head)
+    return made
+
+
+@pytest.fixture
+def head(made: tuple[Path, Run]) -> Run:
+    return made[1]
+
+
+@pytest.fixture
+def red_and_blue(made: tuple[Path, Run]) -> Path:
+    return made[0] / "colours"
+
+
+@pytest.fixture
+def cache(made: tuple[Path, Run]) -> Path:
+    return made[0] / "cache"
+
+
+@pytest.fixture
+def reports(made: tuple[Path, Run]) -> Path:
+    return made[0] / "reports"
 
 
 def served(folder: Path, paths: list[Path]) -> np.ndarray:
@@ -63,7 +99,15 @@ def test_before_and_after_stand_side_by_side(head: Run, cache: Path, reports: Pa
     assert not (reports / ".unfinished").exists()
 
 
-@pytest.mark.parametrize("how", [{"augment": "flip"}, {"views": 2}, {"blocks": "all"}, {"blocks": "none", "views": 1}])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"augment": "flip"},
+        pytest.param({"views": 2}, marks=pytest.mark.slow),
+        {"blocks": "all"},
+        {"blocks": "none", "views": 1},
+    ],
+)
 def test_the_saved_model_predicts_what_the_run_says(
     how: dict[str, Any], head: Run, red_and_blue: Path, cache: Path, reports: Path
 ) -> None:
@@ -216,13 +260,13 @@ def test_a_backbone_cut_short_in_all_stages(red_and_blue: Path, cache: Path, rep
 
 class TestAsBackbone:
     @pytest.fixture
-    def tuned(self, red_and_blue: Path, cache: Path, reports: Path) -> Run:
-        """Without validation images the last epoch is kept."""
-        config = ExtractConfig(str(red_and_blue), **SMALL, splits=SplitConfig(val_fraction=0))
-        commands.extract(config, cache)
-        commands.train_head(HeadConfig("logreg"), cache, reports)
-        config = FinetuneConfig("block12", epochs=2, batch_size=8, learning_rate=1e-3, schedule="none", patience=9)
-        return commands.finetune(config, cache, reports)
+    def made(self, once: Any) -> tuple[Path, Run]:
+        made: tuple[Path, Run] = once(with_tuned)
+        return made
+
+    @pytest.fixture
+    def tuned(self, made: tuple[Path, Run]) -> Run:
+        return made[1]
 
     def test_its_features_are_those_below_its_head(
         self, tuned: Run, red_and_blue: Path, cache: Path, reports: Path
