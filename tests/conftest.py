@@ -31,8 +31,6 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 T = TypeVar("T")
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# OpenVINO tells Google of each import and conversion, from a fork of this process that may never end; but not on a Jenkins.
-os.environ.setdefault("JENKINS_URL", "none")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Two workers with threads for each processor would wait for each other; what they start inherits this.
     for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,6 +135,13 @@ def test_mixed_precision_gives_float32_features(pretrained: Pretrained, images: 
     assert found.dtype == np.float32
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert 0 < error < 0.1
+
+
+@needs_openvino
+def test_conversions_are_not_reported_over_the_network() -> None:
+    code = "from pipeline.util import runtime; print(runtime.openvino().tools.ovc.utils.tm.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
 
 
 @needs_openvino

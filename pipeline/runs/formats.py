@@ -172,8 +172,7 @@ def _load_onnx(path: Path) -> Runtime:
 
 
 def _write_openvino(model: keras.Model, path: Path, metadata: dict[str, Any]) -> None:
-    import openvino
-
+    openvino = runtime.openvino()
     with _saved(model) as folder:
         graph = openvino.convert_model(folder)
         graph.inputs[0].get_tensor().set_names({"image"})
@@ -184,8 +183,7 @@ def _write_openvino(model: keras.Model, path: Path, metadata: dict[str, Any]) ->
 
 
 def _load_openvino(path: Path) -> Runtime:
-    import openvino
-
+    openvino = runtime.openvino()
     # On processors with bfloat16 OpenVINO takes it unless it is told; the file itself can't say.
     model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: np.asarray(model(images)[0])

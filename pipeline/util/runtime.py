@@ -140,6 +140,19 @@ def tensorflow() -> ModuleType:
     return tf  # type: ignore[no-any-return]
 
 
+@cache
+def openvino() -> ModuleType:
+    """Import OpenVINO, and keep its converter from reporting each conversion over the network.
+
+    The report would come from a fork of this process, which may never end. OpenVINO does without where the package that
+    reports is not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino as found
+
+    return found  # type: ignore[no-any-return]
+
+
 def strategy(devices: Sequence[str] | None = None) -> Any:
     """How TensorFlow spreads training: over all GPUs where there are several, each with a copy of the weights.
 

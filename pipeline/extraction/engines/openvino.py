@@ -32,9 +32,7 @@ HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 @cache
 def _core() -> Any:
-    import openvino
-
-    return openvino.Core()
+    return runtime.openvino().Core()
 
 
 def supports(precision: str) -> bool:
@@ -53,8 +51,6 @@ def converted(build: Callable[[], keras.Model], folder: Path) -> openvino.Model:
     Raises:
         EngineError: If the conversion fails.
     """
-    import openvino
-
     if (graph := _kept(folder)) is not None:
         return graph
     model = build()
@@ -64,7 +60,7 @@ def converted(build: Callable[[], keras.Model], folder: Path) -> openvino.Model:
         with runtime.stopping() as stop, runtime.quiet_stderr():
             shape = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.uint8)
             function = tf.function(lambda images: model(images, training=False), autograph=False)
-            graph = openvino.convert_model(function.get_concrete_function(shape))
+            graph = runtime.openvino().convert_model(function.get_concrete_function(shape))
     except Exception as error:  # OpenVINO raises many kinds
         raise EngineError(
             f"OpenVINO can't convert {model.name}: {str(error).splitlines()[0][:200]}; use --engine tensorflow"
@@ -73,7 +69,7 @@ def converted(build: Callable[[], keras.Model], folder: Path) -> openvino.Model:
         raise StoppedError("Stopped before the first image. The same command again starts anew.", signal=stop.signal)
     # The graph in memory is good, whether or not it can be kept: another process may have been faster.
     with suppress(StoreError), published_folder(folder) as partial:
-        openvino.save_model(graph, partial / "model.xml", compress_to_fp16=False)
+        runtime.openvino().save_model(graph, partial / "model.xml", compress_to_fp16=False)
         write_json(partial / CHECKSUMS, _checksums(partial))
     return graph
 
@@ -154,7 +150,7 @@ def matrix_product(side: int, precision: str) -> Callable[[], Any]:
         side: Rows and columns.
         precision: "float32" or "bfloat16".
     """
-    import openvino
+    openvino = runtime.openvino()
     from openvino import opset13 as op
 
     left = op.parameter([side, side], np.float32)
