@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline import commands
 from pipeline.commands import TrainingOptions
 from pipeline.config import ExtractConfig, FinetuneConfig, HeadConfig
-from pipeline.errors import ConfigError, DataError, RunError
+from pipeline.errors import ConfigError, DataError, RunError, StoreError
 from pipeline.runs import formats
 from pipeline.runs.formats import FORMATS
 from pipeline.runs.predictions import read_predictions
@@ -287,6 +287,15 @@ def test_a_file_of_ones_own(run: Run, tmp_path: Path, cache: Path, reports: Path
     assert {path.name for path in tmp_path.iterdir()} == {"other.txt", "m.xml", "m.bin", "m_usage.py"}
     with pytest.raises(ConfigError, match=r"There is .*m\.xml already"):
         commands.export(run.id, None, cache, reports, tmp_path / "m.xml")
+    for taken in ("n_usage.py", "n.bin"):
+        (tmp_path / taken).write_text("mine")
+        with pytest.raises(ConfigError, match=f"There is .*{taken} already"):
+            commands.export(run.id, None, cache, reports, tmp_path / "n.xml")
+        assert (tmp_path / taken).read_text() == "mine"
+        assert not (tmp_path / "n.xml").exists()
+        (tmp_path / taken).unlink()
+    with pytest.raises(StoreError, match="can't be written"):
+        commands.export(run.id, None, cache, reports, tmp_path / "other.txt" / "n.xml")
     for output in (None, tmp_path / "m"):
         with pytest.raises(ConfigError, match="--format is missing; it can be keras, .* or give an --output that ends"):
             commands.export(run.id, None, cache, reports, output)

@@ -391,6 +391,17 @@ def test_reliability_adds_up_to_the_calibration_error() -> None:
     assert calibration_error(probabilities, labels) == pytest.approx(error)
 
 
+def test_a_changed_learning_curve_is_left_aside(
+    run: Run, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    curve = commands.learning_curve(HeadConfig("ridge"), cache, reports, per_class=[5], draws=2)
+    assert set(commands.report([], cache, reports).pages) == {curve.id, run.id}
+    assert commands.report([], cache, reports).n_drawn == 0
+    change_run(reports / curve.id, points=[{"n_train": 5}])
+    assert set(commands.report([], cache, reports).pages) == {run.id}
+    assert curve.id in caplog.text
+
+
 def test_only_the_mean_of_a_learning_curve_is_joined_by_a_line() -> None:
     points = [{"n_train": n, "accuracy": n / 200, "accuracies": [0.3, n / 100]} for n in (10, 100)]
     chart = charts.learning(points, "val")

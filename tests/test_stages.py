@@ -19,6 +19,7 @@ from pipeline import commands
 from pipeline.cli.render import inspect_text
 from pipeline.commands import TrainingOptions
 from pipeline.commands import cache as caretaker
+from pipeline.commands.extract import ExtractResult
 from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
 from pipeline.data import open_dataset
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, QuarantineError, RunError, StoreError
@@ -753,3 +754,13 @@ class TestCaretaker:
             caretaker.export(cache, None, target)
         with pytest.raises(ConfigError, match=r"\.h5 or \.npz"):
             caretaker.export(cache, None, tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize("change", [{"created": "yesterday"}, {"id": "../other"}])
+def test_changed_records_are_left_aside(
+    change: dict[str, str], extracted: ExtractResult, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (path,) = (cache / "tables").glob("*.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert records(cache) == []
+    assert f"{path} can't be read" in caplog.text
