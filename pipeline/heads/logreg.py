@@ -6,6 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +86,19 @@ def _c(penalty: float, part: Part) -> float:
     return 1 / (max(penalty, LEAST_PENALTY) * len(part))
 
 
+def _one_thread_of_scipy() -> Any:
+    """Keep SciPy's copy of OpenBLAS to one thread, as a context.
+
+    The wheels of NumPy and SciPy bring a copy each. L-BFGS, in SciPy, and the loss, in NumPy, take turns, and the
+    threads of one wait busily on the processors that the other needs: on two cores fits took 3 to 4 times as long.
+    """
+    from threadpoolctl import ThreadpoolController
+
+    pools = ThreadpoolController()
+    own = [pool.filepath for pool in pools.lib_controllers if "scipy.libs" in pool.filepath]
+    return pools.select(filepath=own).limit(limits=1)
+
+
 def _path(part: Part, penalties: Sequence[float], config: HeadConfig) -> Iterator[AffineMap]:
     """Fit for each penalty in turn, from where the last one ended."""
     from sklearn.exceptions import ConvergenceWarning
@@ -100,7 +114,7 @@ def _path(part: Part, penalties: Sequence[float], config: HeadConfig) -> Iterato
     )
     for penalty in penalties:
         model.set_params(C=_c(penalty, part))
-        with warnings.catch_warnings(record=True) as caught:
+        with _one_thread_of_scipy(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             model.fit(features, part.labels)
         if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
