@@ -11,7 +11,6 @@ from pipeline.api.options import Place, RunLike, command, folders_of
 from pipeline.api.results import Exported, Inspected, Predicted, Reported, with_folders
 from pipeline.api.runs import RunResult
 from pipeline.commands.predict import TOP
-from pipeline.errors import ConfigError
 from pipeline.runs.run import EvaluateRun
 
 
@@ -74,11 +73,7 @@ def predict(
     at = folders_of(cache, reports)
     names = [str(images)] if isinstance(images, (str, Path)) else [str(name) for name in images]
     table = None if csv is None else Path(csv)
-    if table is not None and table.exists() and any(table.samefile(name) for name in names if Path(name).exists()):
-        raise ConfigError(f"--csv {csv} is one of the images or tables that are read; name another file")
-    answers = commands.predict(str(run), names, at.cache, at.reports, top=top, precision=precision)
-    if table is not None:
-        answers.write_csv(table)
+    answers = commands.predict(str(run), names, at.cache, at.reports, top=top, table=table, precision=precision)
     return with_folders(Predicted, answers, at)
 
 

@@ -39,13 +39,8 @@ def predict(
     """Label images by a run; what can't be read is listed."""
     from pipeline import commands
     from pipeline.cli.render import predict_text
-    from pipeline.errors import ConfigError
 
-    if csv is not None and csv.exists() and any(csv.samefile(name) for name in images if Path(name).exists()):
-        raise ConfigError(f"--csv {csv} is one of the images or tables that are read; name another file")
-    answers = commands.predict(run, images, folders.cache, folders.reports, top=top, precision=precision)
-    if csv is not None:
-        answers.write_csv(csv)
+    answers = commands.predict(run, images, folders.cache, folders.reports, top=top, table=csv, precision=precision)
     rows = [image.to_json() for image in answers.images]
     return Answer(rows, lambda: predict_text(answers), failed=len(answers.unreadable) == len(rows))
 

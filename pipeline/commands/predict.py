@@ -100,6 +100,7 @@ def predict(
     reports: Path,
     *,
     top: int = TOP,
+    table: Path | None = None,
     precision: str | None = None,
 ) -> Answers:
     """Label images by a run.
@@ -110,6 +111,7 @@ def predict(
         cache: The cache folder; features that it has are not computed again.
         reports: The reports folder.
         top: Classes that are named of each image.
+        table: Where the answers are written as CSV, too; None for nowhere.
         precision: As in `ExtractConfig`; None for that in which the run was rated.
 
     Raises:
@@ -118,9 +120,12 @@ def predict(
         CacheMismatchError: If the backbone is not that of training any more.
         StoppedError: After Ctrl-C or SIGTERM; the same command goes on from there.
         DataError: If one of the names isn't there, or holds no images.
+        StoreError: If the table can't be written.
     """
     if top < 1:
         raise ConfigError(f"--top is {top}; give 1 or more")
+    if table is not None and table.exists() and any(table.samefile(name) for name in names if Path(name).exists()):
+        raise ConfigError(f"--csv {table} is one of the images or tables that are read; name another file")
     classifier = open_classifier(reports, reference, precision)
     locations, source = list_images(names)
     predicted = classifier.predict(source, locations, cache)
@@ -134,4 +139,7 @@ def predict(
         cause = bad.get(number)
         named = [] if cause else [(class_names[label], share) for label, share in zip(row, shares, strict=True)]
         images.append(ImageAnswer(location, named, cause))
-    return Answers(classifier.run.id, images, predicted.n_computed, predicted.images_per_second)
+    answers = Answers(classifier.run.id, images, predicted.n_computed, predicted.images_per_second)
+    if table is not None:
+        answers.write_csv(table)
+    return answers

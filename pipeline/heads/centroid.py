@@ -10,10 +10,8 @@ import numpy as np
 from pipeline.config import HeadConfig
 from pipeline.heads.affine import AffineHead, AffineMap, one_column
 from pipeline.heads.base import COSINE_TEMPERATURE, FitReport
-from pipeline.heads.prepare import Preparation
+from pipeline.heads.prepare import LEAST_LENGTH, Preparation
 from pipeline.store.rows import Part
-
-LEAST_LENGTH = 1e-12
 
 
 class CentroidHead(AffineHead):

@@ -11,14 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backbones import is_path
+from pipeline.data import SPLITS
 from pipeline.evaluation.metrics import evaluate
 from pipeline.runs.predictions import Predictions, read_seen
 from pipeline.runs.run import RUN, RatedRun, command_line, new_id, read_run
 from pipeline.store.records import now
 from pipeline.store.table import FeatureTable
 from pipeline.util import runtime
-
-SPLITS = ("train", "val", "test")
 
 
 def header(stage: str, head: str, table: FeatureTable, seed: int, seconds: Mapping[str, float]) -> dict[str, Any]:

@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import FeatureSpec
+from pipeline.data import KEY_DTYPE
 from pipeline.errors import ConfigError, StoreError
 from pipeline.util.files import decoded, mark_folder, publish_checked, published, read_checked, read_json, write_json
 from pipeline.util.runtime import cpu_count
 
-KEY_DTYPE = np.dtype("S32")
 DAMAGED_SUFFIX = ".damaged"
 
 log = logging.getLogger("tlpipe")
