@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.runs.find import all_runs, find_run
 from pipeline.runs.run import HeadRun, Run
 from pipeline.store.records import find_record, records
+from pipeline.util.files import mark_folder
 
 
 @pytest.fixture
@@ -164,7 +165,9 @@ class TestCleaning:
         assert found.found == []
         assert found.away == [str(tmp_path / "other")]
         assert {record.id for record in records(cache)} >= {first.id}
-        (tmp_path / "other").mkdir()  # there again, and without its runs
+        (tmp_path / "other").mkdir()  # where a disk is mounted when it is there
+        assert cache_commands.gc(cache, reports).away == [str(tmp_path / "other")]
+        mark_folder(tmp_path / "other")  # there again, and without its runs
         assert first.id in {item.path.stem for item in cache_commands.gc(cache, reports).found}
 
 

@@ -26,7 +26,7 @@ from pipeline.store.records import TableRecord, find_record, load_dataset, recor
 from pipeline.store.shards import DAMAGED_SUFFIX, Damage, FeatureStore, stores
 from pipeline.store.table import load_table, row_keys
 from pipeline.store.uses import uses
-from pipeline.util.files import PARTIAL_SUFFIX, folder_size, published
+from pipeline.util.files import PARTIAL_SUFFIX, folder_size, is_marked, published
 from pipeline.util.memo import Memo
 
 ABANDONED = 24 * 3600  # seconds after which a file that was never finished is no one's any more
@@ -233,7 +233,8 @@ def _in_use(cache: Path, reports: Path) -> tuple[set[str], list[str]]:
     in_use: set[str] = set()
     away = []
     for folder, features in folders.items():
-        if folder.is_dir():
+        # The place of another disk is an empty folder while the disk is away; the folder that was named is what it is.
+        if is_marked(folder) or (folder == reports.resolve() and folder.is_dir()):
             found = [run for run in all_runs(folder, strict=True) if isinstance(run, (RatedRun, CurveRun))]
             in_use.update(name for run in found for name in run.features.split(","))
         elif features:
