@@ -18,7 +18,7 @@ test: $(READY)
 # What `make test` leaves out: all large backbones, every format and head that is exported, the demo, the README from
 # end to end, the promised interface from outside, several devices.
 test-slow: $(READY)
-	@echo "Beside make test: large backbones, all exports, the demo, the whole README, promises from outside (15 minutes)"
+	@echo "Beside make test: large backbones, all exports, the demo, the whole README, promises from outside (about 7 minutes)"
 	$(PYTEST) -m slow
 
 docs: $(READY)

@@ -414,7 +414,7 @@ def test_demo_without_weights(run: Any) -> None:
     done = run("demo", no_proxy="*", https_proxy="http://127.0.0.1:9")
     assert done.returncode == 0, done.stderr
     assert "RANDOM WEIGHTS" in done.stderr
-    assert "finetune conv5" in done.stdout
+    assert "finetune conv4,conv5" in done.stdout
     shutil.rmtree(run.folder / "cache")
 
 
