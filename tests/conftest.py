@@ -187,13 +187,19 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[Path],
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
+def home(tmp_path: Path) -> Path:
+    """Where the cache and the reports lie; another folder where that is made once for several tests."""
+    return tmp_path
 
 
 @pytest.fixture
-def reports(tmp_path: Path) -> Path:
-    return tmp_path / "reports"
+def cache(home: Path) -> Path:
+    return home / "cache"
+
+
+@pytest.fixture
+def reports(home: Path) -> Path:
+    return home / "reports"
 
 
 @pytest.fixture

@@ -77,13 +77,8 @@ def pictures(made: tuple[Path, Run]) -> Path:
 
 
 @pytest.fixture
-def cache(made: tuple[Path, Run]) -> Path:
-    return made[0] / "cache"
-
-
-@pytest.fixture
-def reports(made: tuple[Path, Run]) -> Path:
-    return made[0] / "reports"
+def home(made: tuple[Path, Run]) -> Path:
+    return made[0]
 
 
 def page_of(run: Run, cache: Path, reports: Path) -> Page:

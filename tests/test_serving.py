@@ -205,12 +205,8 @@ class TestFinetuned:
         return made[0] / "colours"
 
     @pytest.fixture
-    def cache(self, made: tuple[Path, Run]) -> Path:
-        return made[0] / "cache"
-
-    @pytest.fixture
-    def reports(self, made: tuple[Path, Run]) -> Path:
-        return made[0] / "reports"
+    def home(self, made: tuple[Path, Run]) -> Path:
+        return made[0]
 
     def test_figures_are_those_of_the_run(self, tuned: Run, red_and_blue: Path, cache: Path, reports: Path) -> None:
         run = commands.evaluate(tuned.id, str(red_and_blue), cache, reports)

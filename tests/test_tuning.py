@@ -67,13 +67,8 @@ def red_and_blue(made: tuple[Path, Run]) -> Path:
 
 
 @pytest.fixture
-def cache(made: tuple[Path, Run]) -> Path:
-    return made[0] / "cache"
-
-
-@pytest.fixture
-def reports(made: tuple[Path, Run]) -> Path:
-    return made[0] / "reports"
+def home(made: tuple[Path, Run]) -> Path:
+    return made[0]
 
 
 def served(folder: Path, paths: list[Path]) -> np.ndarray:
