@@ -244,20 +244,20 @@ class TestAgainst:
         one, other = (commands.train_head(HeadConfig(head), cache, reports) for head in ("logreg", "knn1"))
         found = commands.evaluate(one.id, None, cache, reports, against=other.id)
         assert found.against is not None
-        assert found.against["run"] == other.id
-        difference = found.against["splits"]["test"]
+        assert found.against.run == other.id
+        difference = found.against.splits["test"]
         right = {}
         for run in (one, other):
             test = read_predictions(reports / run.id, 3, run.files)["test"]
             order = np.argsort(test.keys)
             right[run.id] = (test.probabilities.argmax(axis=1) == test.labels)[order]
         gain = float(right[one.id].mean() - right[other.id].mean())
-        assert difference["difference"] == pytest.approx(gain)
-        assert difference["n"] == one.n_test
-        assert difference["low"] <= gain <= difference["high"]
+        assert difference.difference == pytest.approx(gain)
+        assert difference.n == one.n_test
+        assert difference.low <= gain <= difference.high
         swapped = commands.evaluate(other.id, None, cache, reports, against=one.id).against
         assert swapped is not None
-        assert swapped["splits"]["test"]["difference"] == pytest.approx(-gain)
+        assert swapped.splits["test"].difference == pytest.approx(-gain)
         assert f"Against {other.id}, image by image" in run_text(found, "")
 
     def test_what_the_other_run_has_seen_is_told(
@@ -271,7 +271,7 @@ class TestAgainst:
         found = commands.evaluate(one.id, None, cache, reports, against=other.id)
         assert found.against is not None
         assert found.used() == {"train": "fit"}
-        assert found.against["used"]["train"].startswith("fit")
+        assert found.against.used["train"].startswith("fit")
         assert "other used to" in run_text(found, "")
 
     def test_the_leaderboard_compares_with_the_first(

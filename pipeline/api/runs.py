@@ -19,7 +19,7 @@ from pipeline.pages import Pictures, RunData, charts
 from pipeline.pages.gallery import choose
 from pipeline.pages.run_page import figures
 from pipeline.runs.predictions import Predictions, read_history, read_predictions
-from pipeline.runs.run import AgainstFields, CurveRun, EvaluateRun, FinetuneRun, RatedRun, Run, SweepRun, read_run
+from pipeline.runs.run import Against, CurveRun, EvaluateRun, FinetuneRun, RatedRun, Run, SweepRun, read_run
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted, percent
 
@@ -84,14 +84,12 @@ class RunResult(_OfRun[AnyRated]):
     def _repr_html_(self) -> str:
         run = self.run
         columns = ("", "split", "images", "used to", "accuracy", "95 % interval")
-        tuned = isinstance(run, FinetuneRun)
-        rows = [*_scores("before", run.baseline, run.used())] if isinstance(run, FinetuneRun) else []
-        rows += _scores("fine-tuned" if tuned else run.head, run.metrics, run.used())
+        rows = [row for name, metrics in run.shown() for row in _scores(name, metrics, run.used())]
         parts = [notebook.heading(run.id, *run.notes), notebook.table(columns, rows)]
         if isinstance(run, SweepRun):
             parts.append(_candidates(run))
         if isinstance(run, EvaluateRun) and run.against is not None:
-            parts += [notebook.heading("", f"Against {run.against['run']}, image by image:"), _against(run.against)]
+            parts += [notebook.heading("", f"Against {run.against.run}, image by image:"), _against(run.against)]
         try:
             data = self._data()
         except RunError as error:  # the figures above stand all the same
@@ -141,17 +139,17 @@ def _candidates(run: SweepRun) -> Markup:
     return notebook.table(("head", "settings", "val accuracy"), rows)
 
 
-def _against(found: AgainstFields) -> Markup:
+def _against(found: Against) -> Markup:
     rows = [
         (
             split,
-            f"{one['n']:,}",
-            percent(one["accuracy"]),
-            percent(one["accuracy_other"]),
-            found["used"].get(split, ""),
-            f"{100 * one['low']:+.1f} to {100 * one['high']:+.1f}",
+            f"{one.n:,}",
+            percent(one.accuracy),
+            percent(one.accuracy_other),
+            found.used.get(split, ""),
+            f"{100 * one.low:+.1f} to {100 * one.high:+.1f}",
         )
-        for split, one in found["splits"].items()
+        for split, one in found.splits.items()
     ]
     return notebook.table(
         ("split", "images", "this", "other", "other used to", "95 % interval of the difference, points"), rows

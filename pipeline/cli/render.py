@@ -164,12 +164,10 @@ def _scores(name: str, metrics: Mapping[str, Any], used: Mapping[str, str]) -> l
 
 def run_text(run: RatedRun, folder: str) -> str:
     """What a training gave."""
-    from pipeline.runs.run import EvaluateRun, FinetuneRun, HeadRun
+    from pipeline.runs.run import EvaluateRun, HeadRun
 
     used = run.used()
-    tuned = isinstance(run, FinetuneRun)
-    rows = _scores("before", run.baseline, used) if isinstance(run, FinetuneRun) else []
-    rows += _scores("fine-tuned" if tuned else run.head, run.metrics, used)
+    rows = [row for name, metrics in run.shown() for row in _scores(name, metrics, used)]
     sizes = ", ".join(
         f"{count:,} {split}"
         for split, count in (("train", run.n_train), ("val", run.n_val), ("test", run.n_test))
@@ -203,17 +201,17 @@ def _against(run: EvaluateRun) -> list[str]:
     rows = [
         [
             split,
-            f"{one['n']:,}",
-            percent(one["accuracy"]),
-            percent(one["accuracy_other"]),
-            run.against["used"].get(split, ""),
-            f"{100 * one['difference']:+.1f}",
-            f"{100 * one['low']:+.1f} to {100 * one['high']:+.1f}",
-            f"{one['p_value']:.3f}",
+            f"{one.n:,}",
+            percent(one.accuracy),
+            percent(one.accuracy_other),
+            run.against.used.get(split, ""),
+            f"{100 * one.difference:+.1f}",
+            f"{100 * one.low:+.1f} to {100 * one.high:+.1f}",
+            f"{one.p_value:.3f}",
         ]
-        for split, one in run.against["splits"].items()
+        for split, one in run.against.splits.items()
     ]
-    return ["", f"Against {run.against['run']}, image by image, in points:", "", table(columns, rows)]
+    return ["", f"Against {run.against.run}, image by image, in points:", "", table(columns, rows)]
 
 
 def _repeated(run: HeadRun) -> list[str]:

@@ -6,16 +6,13 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline import commands
 from pipeline.commands import ExtractResult, Report
 from pipeline.config import ExtractConfig, FinetuneConfig, HeadConfig
 from pipeline.errors import WeightsError
 from pipeline.evaluation.compare import Difference, paired_difference
-from pipeline.runs.predictions import read_predictions
-from pipeline.runs.run import FinetuneRun, HeadRun, RatedRun
+from pipeline.runs.predictions import both_right, read_predictions
+from pipeline.runs.run import FinetuneRun, HeadRun
 
 IMAGE_SIZE = (64, 64)
 BLOCKS, EPOCHS, LEARNING_RATE = "conv4,conv5", 3, 3e-4
@@ -68,12 +65,8 @@ def demo(cache: Path, reports: Path, seed: int) -> DemoResult:
         FinetuneConfig(BLOCKS, epochs=EPOCHS, learning_rate=LEARNING_RATE, seed=seed), cache, reports, options
     )
     pages = commands.report([head.id, tuned.id], cache, reports, seed=seed)
-    right = [_right(reports, run) for run in (tuned, head)]
-    return DemoResult(config.weights, extracted, head, tuned, pages, paired_difference(*right))
-
-
-def _right(reports: Path, run: RatedRun) -> NDArray[np.bool_]:
-    """Whether each test image is labelled rightly, in the order of their keys."""
-    test = read_predictions(reports / run.id, len(run.class_names), run.files)["test"]
-    right: NDArray[np.bool_] = test.probabilities.argmax(axis=1) == test.labels
-    return right[np.argsort(test.keys, kind="stable")]
+    after, before = (
+        read_predictions(reports / run.id, len(run.class_names), run.files)["test"] for run in (tuned, head)
+    )
+    gain = paired_difference(*both_right(after, before))
+    return DemoResult(config.weights, extracted, head, tuned, pages, gain)

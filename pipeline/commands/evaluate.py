@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from pipeline.config import FeatureSpec
 from pipeline.data import BUILT_IN, SPLITS, Dataset, Opened, open_labelled, printable, shortened
 from pipeline.errors import DataError, StoreError
-from pipeline.evaluation.compare import DifferenceFields, paired_difference
+from pipeline.evaluation.compare import paired_difference
 from pipeline.evaluation.metrics import evaluate as metrics_of
 from pipeline.extraction.plan import warn_unreadable
 from pipeline.runs.classifier import Classifier, open_classifier
-from pipeline.runs.predictions import Predictions, read_seen
-from pipeline.runs.run import AgainstFields, EvaluateRun, command_line, new_id, save_run, uses_of
+from pipeline.runs.predictions import Predictions, both_right, read_seen
+from pipeline.runs.run import Against, EvaluateRun, command_line, new_id, save_run, uses_of
 from pipeline.store.records import load_dataset, now, place_of
 from pipeline.util import runtime
 from pipeline.util.memo import Memo
@@ -142,33 +142,19 @@ def _rate(classifier: Classifier, opened: Opened, cache: Path) -> _Rated:
     return _Rated(dataset, predictions, dict(fitted_splits), dict(chosen_splits), [plan.spec for plan in plans], notes)
 
 
-def _compare(rated: _Rated, classifier: Classifier, other: _Rated) -> AgainstFields:
+def _compare(rated: _Rated, classifier: Classifier, other: _Rated) -> Against:
     """The paired difference on the images of each split that both were asked about.
 
     Raises:
         DataError: If there are none.
     """
-    found: dict[str, DifferenceFields] = {}
     theirs = {part.split: part for part in other.predictions}
-    for part in rated.predictions:
-        if part.split not in theirs:
-            continue
-        right, right_other = _right(part), _right(theirs[part.split])
-        shared = [key for key in right if key in right_other]
-        if shared:
-            pair = (np.array([answers[key] for key in shared]) for answers in (right, right_other))
-            found[part.split] = paired_difference(*pair).to_json()
+    right = {one.split: both_right(one, theirs[one.split]) for one in rated.predictions if one.split in theirs}
+    found = {split: paired_difference(*pair) for split, pair in right.items() if len(pair[0])}
     if not found:
         raise DataError(f"No image has a class that {classifier.run.id} knows, too; classes are matched by name")
     sizes = {part.split: len(part.keys) for part in other.predictions}
-    used = uses_of(other.n_fitted, other.n_chosen, sizes)
-    return {"run": classifier.run.id, "splits": found, "used": used}
-
-
-def _right(part: Predictions) -> dict[bytes, bool]:
-    """Whether each image is labelled rightly, by image key."""
-    right = part.probabilities.argmax(axis=1) == part.labels
-    return dict(zip(part.keys.tolist(), right.tolist(), strict=True))
+    return Against(run=classifier.run.id, splits=found, used=uses_of(other.n_fitted, other.n_chosen, sizes))
 
 
 def _described(

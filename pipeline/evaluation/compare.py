@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TypedDict, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.metrics import accuracy_interval
-
-
-class DifferenceFields(TypedDict):
-    """A paired difference, as `Difference.to_json` gives it."""
-
-    n: int
-    accuracy: float
-    accuracy_other: float
-    difference: float
-    low: float
-    high: float
-    p_value: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +34,9 @@ class Difference:
     high: float
     p_value: float
 
-    def to_json(self) -> DifferenceFields:
+    def to_json(self) -> dict[str, Any]:
         """As a dictionary that JSON can hold."""
-        return cast(DifferenceFields, asdict(self))
+        return asdict(self)
 
 
 def paired_difference(right: NDArray[np.bool_], other: NDArray[np.bool_]) -> Difference:

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from pipeline.errors import RunError
 from pipeline.evaluation.compare import Difference, paired_difference
-from pipeline.runs.predictions import Predictions, read_predictions
+from pipeline.runs.predictions import Predictions, both_right, read_predictions
 from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, HeadRun, RatedRun, Run
 
 log = logging.getLogger("tlpipe")
@@ -110,9 +108,5 @@ def _difference(first: Predictions | None, reports: Path, run: RatedRun) -> Diff
     own = _test_of(reports, run)
     if first is None or own is None or own.split != first.split:
         return None
-    _, mine, theirs = np.intersect1d(own.keys, first.keys, return_indices=True)
-    if not len(mine):
-        return None
-    right = own.probabilities.argmax(axis=1) == own.labels
-    right_first = first.probabilities.argmax(axis=1) == first.labels
-    return paired_difference(right[mine], right_first[theirs])
+    right, right_first = both_right(own, first)
+    return paired_difference(right, right_first) if len(right) else None

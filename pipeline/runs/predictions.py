@@ -38,6 +38,21 @@ class Predictions:
     labels: NDArray[np.int64]
     probabilities: NDArray[np.floating]
 
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Whether each image is labelled rightly, shape [n]."""
+        found: NDArray[np.bool_] = self.probabilities.argmax(axis=1) == self.labels
+        return found
+
+
+def both_right(one: Predictions, other: Predictions) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether each image that two classifiers were asked about is labelled rightly, by the one and by the other.
+
+    Images are told apart by their keys, so that byte-identical ones count once; both arrays have the shape [shared].
+    """
+    _, rows, others = np.intersect1d(one.keys, other.keys, return_indices=True)
+    return one.right[rows], other.right[others]
+
 
 def write_predictions(folder: Path, class_names: list[str], predictions: Sequence[Predictions]) -> None:
     """Write predictions, and the names of the classes in the order of their probabilities."""

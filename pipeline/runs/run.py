@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import ExtractConfig, FeatureSpec, FinetuneConfig, HeadConfig
 from pipeline.errors import ConfigError, RunError
-from pipeline.evaluation.compare import DifferenceFields
+from pipeline.evaluation.compare import Difference
 from pipeline.heads import kind_of, make_head
 from pipeline.runs import legacy
 from pipeline.runs.predictions import (
@@ -78,11 +78,18 @@ class CandidateFields(_RoundFields):
     seconds: float
 
 
-class AgainstFields(TypedDict):
-    """What another run was found to be on the same images: its id, the differences, and what it had used them for."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Against:
+    """What another run was found to be on the same images.
+
+    Attributes:
+        run: Its id.
+        splits: The paired difference on each split.
+        used: What it had used the images of each split for.
+    """
 
     run: str
-    splits: dict[str, DifferenceFields]
+    splits: dict[str, Difference]
     used: dict[str, str]
 
 
@@ -175,6 +182,10 @@ class RatedRun(Run):
         """
         return uses_of(self.n_fitted, self.n_chosen, {split: found["n"] for split, found in self.metrics.items()})
 
+    def shown(self) -> list[tuple[str, dict[str, Any]]]:
+        """The metrics that are shown side by side, each with a name."""
+        return [(self.head, self.metrics)]
+
     @property
     def shown_split(self) -> str | None:
         """The split whose figures stand for the run: test, else val, else train; None if it was rated on no images."""
@@ -264,6 +275,10 @@ class FinetuneRun(RatedRun):
     peak_memory: int
     memory: int | None = None
 
+    def shown(self) -> list[tuple[str, dict[str, Any]]]:
+        """As `RatedRun.shown`, with those of before."""
+        return [("before", self.baseline), ("fine-tuned", self.metrics)]
+
     def options(self) -> str:
         """As `RatedRun.options`."""
         words, default = [], FinetuneConfig()
@@ -287,7 +302,7 @@ class EvaluateRun(RatedRun):
 
     of: str
     precision: str | None
-    against: AgainstFields | None = None
+    against: Against | None = None
 
 
 @dataclass(slots=True, kw_only=True)
