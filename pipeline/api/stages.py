@@ -26,6 +26,7 @@ from pipeline.config import (
     HeadConfig,
     TrainingOptions,
 )
+from pipeline.config.head import CURVE_HEAD, DRAWS, GRID, HEAD, NOT_OF_A_CURVE, SWEPT_HEADS
 from pipeline.runs.run import FinetuneRun, HeadRun, SweepRun
 
 
@@ -54,7 +55,7 @@ def extract(data: str | Path = "digits", *, cache: Place = None, **options: Any)
 @command(HeadConfig, TrainingOptions)
 def train_head(
     features: FeaturesLike = None,
-    head: str = "logreg",
+    head: str = HEAD,
     *,
     cache: Place = None,
     reports: Place = None,
@@ -81,9 +82,9 @@ def train_head(
 @command(HeadConfig, TrainingOptions)
 def sweep(
     features: FeaturesLike = None,
-    head: str | Sequence[str] = "logreg,ridge,centroid,knn,linear,mlp",
+    head: str | Sequence[str] = SWEPT_HEADS,
     *,
-    grid: str = "small",
+    grid: str = GRID,
     budget: float | None = None,
     cache: Place = None,
     reports: Place = None,
@@ -112,13 +113,13 @@ def sweep(
     return RunResult(commands.sweep(heads, grid, config, at.cache, at.reports, training, end), at)
 
 
-@command(HeadConfig, TrainingOptions, without=("calibrate", "cv", "seeds"))
+@command(HeadConfig, TrainingOptions, without=NOT_OF_A_CURVE)
 def learning_curve(
     features: FeaturesLike = None,
-    head: str = "ridge",
+    head: str = CURVE_HEAD,
     *,
     per_class: Sequence[int] | None = None,
-    draws: int = 5,
+    draws: int = DRAWS,
     cache: Place = None,
     reports: Place = None,
     **options: Any,

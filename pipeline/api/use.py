@@ -10,7 +10,7 @@ from pipeline import commands
 from pipeline.api.options import Place, RunLike, command, folders_of
 from pipeline.api.results import Exported, Inspected, Predicted, Reported, with_folders
 from pipeline.api.runs import RunResult
-from pipeline.commands.predict import TOP
+from pipeline.config.head import TOP
 from pipeline.runs.run import EvaluateRun
 
 

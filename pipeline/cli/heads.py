@@ -9,7 +9,7 @@ import typer
 
 from pipeline.cli.common import Answer, Without, command
 from pipeline.config import Folders, HeadConfig, TrainingOptions
-from pipeline.config.head import HEADS_HELP
+from pipeline.config.head import CURVE_HEAD, DRAWS, GRID, HEAD, HEADS_HELP, NOT_OF_A_CURVE, SWEPT_HEADS
 from pipeline.errors import ConfigError
 from pipeline.util.options import parse_counts
 
@@ -31,7 +31,7 @@ def add_commands(app: typer.Typer) -> None:
     @command(app, "train-head")
     def train_head(
         *,
-        head: Annotated[str, typer.Option(help=HEADS_HELP)] = "logreg",
+        head: Annotated[str, typer.Option(help=HEADS_HELP)] = HEAD,
         options: TrainingOptions,
         same_features: SameFeatures = None,
         config: HeadConfig,
@@ -52,8 +52,8 @@ def add_commands(app: typer.Typer) -> None:
         head: Annotated[
             str,
             typer.Option(help="Heads joined by commas; a name without figures (mlp, knn) for those that the grid has."),
-        ] = "logreg,ridge,centroid,knn,linear,mlp",
-        grid: Annotated[str, typer.Option(help="small or full: how many settings of each head.")] = "small",
+        ] = SWEPT_HEADS,
+        grid: Annotated[str, typer.Option(help="small or full: how many settings of each head.")] = GRID,
         budget: Annotated[float | None, typer.Option(help="Seconds after which nothing new is tried.")] = None,
         options: TrainingOptions,
         same_features: SameFeatures = None,
@@ -78,12 +78,12 @@ def add_commands(app: typer.Typer) -> None:
     @command(app, "learning-curve")
     def learning_curve(
         *,
-        head: Annotated[str, typer.Option(help=HEADS_HELP)] = "ridge",
+        head: Annotated[str, typer.Option(help=HEADS_HELP)] = CURVE_HEAD,
         per_class: Annotated[
             str | None, typer.Option(help="Images of each class, joined by commas. [default: 1,2,5,10,... up to all]")
         ] = None,
-        draws: Annotated[int, typer.Option(help="Random choices of images at each number.")] = 5,
-        options: Annotated[TrainingOptions, Without(("calibrate", "cv", "seeds"))],
+        draws: Annotated[int, typer.Option(help="Random choices of images at each number.")] = DRAWS,
+        options: Annotated[TrainingOptions, Without(NOT_OF_A_CURVE)],
         same_features: SameFeatures = None,
         config: HeadConfig,
         folders: Folders,

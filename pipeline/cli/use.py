@@ -9,6 +9,7 @@ import typer
 
 from pipeline.cli.common import Answer, Seed, command
 from pipeline.config import Folders
+from pipeline.config.head import TOP
 
 RunArgument = Annotated[
     str,
@@ -32,7 +33,7 @@ def predict(
         list[str],
         typer.Argument(help="Images, folders with all below them, or tables (.csv, .tsv, .parquet) with a path."),
     ],
-    top: Annotated[int, typer.Option(min=1, help="Classes to name of each image.")] = 3,
+    top: Annotated[int, typer.Option(min=1, help="Classes to name of each image.")] = TOP,
     csv: Annotated[Path | None, typer.Option(help="Write a table here, too.", dir_okay=False)] = None,
     precision: PrecisionOption = None,
 ) -> Answer:

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.commands.runs import check_name
 from pipeline.config import HeadConfig, TrainingOptions
+from pipeline.config.head import DRAWS
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.metrics import scores
 from pipeline.heads import make_head
@@ -28,7 +29,7 @@ def learning_curve(
     reports: Path,
     options: TrainingOptions = TrainingOptions(),
     per_class: Sequence[int] | None = None,
-    draws: int = 5,
+    draws: int = DRAWS,
 ) -> CurveRun:
     """Measure a head's accuracy against the number of labelled images, on val, or on test where there is no val.
 

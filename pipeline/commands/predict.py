@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.config.head import TOP
 from pipeline.data import list_images
 from pipeline.errors import ConfigError
 from pipeline.extraction.plan import warn_unreadable
 from pipeline.runs.classifier import open_classifier
 from pipeline.util.files import published
-
-TOP = 3
 
 
 @dataclass(frozen=True, slots=True)

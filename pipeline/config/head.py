@@ -65,6 +65,11 @@ HEAD_FORMS = {
 }
 """What the name of a kind stands for: of some it holds a figure."""
 
+HEAD = "logreg"
+SWEPT_HEADS, GRID = "logreg,ridge,centroid,knn,linear,mlp", "small"  # what a sweep tries
+CURVE_HEAD, DRAWS = "ridge", 5  # of a learning curve, and random choices at each number of images
+NOT_OF_A_CURVE = ("calibrate", "cv", "seeds")  # options that a learning curve has no use for
+TOP = 3  # classes that predict names of each image
 HEADS_HELP = (
     "logreg, ridge, centroid, knn20 (any number of neighbours), linear, mlp512-128 (any hidden widths), or bn-mlp50 "
     "(the same over BatchNormalization); knn, mlp and bn-mlp mean these."
@@ -93,7 +98,7 @@ class HeadConfig:
         seed: Of initial weights, dropout and order.
     """
 
-    head: str = "logreg"
+    head: str = HEAD
     epochs: int | None = option(None, "Passes over the images.", bounds=COUNT)
     batch_size: int | None = option(
         None, "Images in a step, about; 16 to 256 by the number of images.", bounds=Bounds(1, 10**9, "1 or more")
