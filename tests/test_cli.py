@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -100,6 +101,28 @@ def test_columns_groups_and_the_options_of_before(run: Any, red_and_blue: Path) 
     refused = run.inside("extract", red_and_blue / "list.csv", "--again", "--resize", "pad")
     assert refused.returncode == 1
     assert "leave out --resize pad, or --again" in refused.stderr
+
+
+def test_columns_travel_and_can_be_named_everywhere(run: Any, red_and_blue: Path) -> None:
+    rows = [f"{name}/{number}.png,{name},{number}" for name in ("red", "blue") for number in range(20)]
+    (red_and_blue / "list.csv").write_text("\n".join(["where,kind,Age", *rows]))
+    (red_and_blue / "new.csv").write_text("\n".join(["lies,is,Age", *rows[:3], *rows[-3:]]))
+    extracted = ("extract", red_and_blue / "list.csv", *SMALL, "--path-column", "where", "--label-column", "kind")
+    run.inside(*extracted)
+    run.inside("cache", "export", "all.npz")
+    with np.load(run.folder / "all.npz") as exported:
+        ages = dict(zip(exported["paths"].tolist(), exported["column_Age"].tolist(), strict=True))
+    assert ages == {row.split(",")[0]: row.split(",")[2] for row in rows}
+    trained = answer(run.inside("train-head", "--head", "ridge", "--json"))["run"]
+    other = ("--path-column", "lies", "--label-column", "is")
+    rated = answer(run.inside("evaluate", trained, red_and_blue / "new.csv", *other, "--json"))
+    assert sum(rated["metrics"][split]["n"] for split in rated["metrics"]) == 6
+    assert "There are no pictures" not in run.inside("report", rated["run"]).stderr
+    page = (run.folder / "reports" / rated["run"] / "report.html").read_text()
+    assert "<img" in page and "There are no pictures" not in page
+    found = answer(run.inside("predict", trained, red_and_blue / "new.csv", "--path-column", "lies", "--json"))
+    assert len(found) == 6
+    assert answer(run.inside("inspect", red_and_blue / "new.csv", *other, "--json"))["n_images"] == 6
 
 
 def test_heads_in_closed_form_need_no_tensorflow(run: Any, red_and_blue: Path) -> None:

@@ -264,7 +264,7 @@ class TestManifest:
         ("rows", "word"),
         [
             ([("where", "kind"), ("a.png", "x")], "lacks a column of paths.*it has where, kind.*--path-column"),
-            ([("path", "Class", "target"), ("a.png", "x", "1")], "may be the label: class, target.*--label-column"),
+            ([("path", "Class", "target"), ("a.png", "x", "1")], "may be the label: Class, target.*--label-column"),
             ([("path", "label", "label"), ("a.png", "x", "1")], "two columns 'label'"),
             ([("path", "label")], "no rows"),
             ([("path", "label"), ("a.png", "x"), ("a.png", "y")], r"1 paths twice.*a.png \(x and y\)"),
@@ -293,6 +293,19 @@ class TestManifest:
         found = opened(self.write(folder, rows))
         assert labelled(found) == {"a.png": "x", "c.png": "y"}
         assert found.notes == []
+        assert found.dataset.others == {"age": ("7", "8"), "notes": ("", "blurred")}
+        less = found.dataset.without(np.array([True, False]))
+        assert (less.locations, less.others) == (("c.png",), {"age": ("8",), "notes": ("blurred",)})
+
+    def test_further_columns_do_not_change_what_a_dataset_is(self, folder: Path) -> None:
+        rows = [("path", "label", "Age"), ("a.png", "x", "7"), ("c.png", "y", "8")]
+        before = opened(self.write(folder, rows)).dataset
+        after = opened(self.write(folder, [*rows[:2], ("c.png", "y", "9")])).dataset
+        assert (before.id, before.others) == (after.id, {"Age": ("7", "8")})
+
+    def test_columns_are_of_manifests(self, folder: Path) -> None:
+        with pytest.raises(DataError, match="digits has no columns to choose"):
+            open_dataset("digits", SplitConfig(), columns=Columns(label_column="kind"))
 
     def test_named_columns(self, folder: Path) -> None:
         rows = [
@@ -305,7 +318,7 @@ class TestManifest:
         assert labelled(found) == {"a.png": "x", "c.png": "y"}
         assert found.dataset.splits.tolist() == ["train", "val"]
         assert found.dataset.groups is not None and found.dataset.groups.tolist() == [0, 0]
-        with pytest.raises(DataError, match="no column 'kin' .--label-column.; it has where, kind"):
+        with pytest.raises(DataError, match="no column 'kin' .--label-column.; it has where, Kind"):
             open_dataset(str(path), SplitConfig(), columns=Columns("where", "kin"))
 
     @pytest.mark.parametrize("kind", [".csv", ".tsv"])

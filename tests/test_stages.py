@@ -20,7 +20,7 @@ from pipeline.cli.render import inspect_text
 from pipeline.commands import TrainingOptions
 from pipeline.commands import cache as caretaker
 from pipeline.commands.extract import ExtractResult
-from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
+from pipeline.config import Columns, ExtractConfig, HeadConfig, SplitConfig
 from pipeline.data import open_dataset
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, QuarantineError, RunError, StoreError
 from pipeline.extraction.engines import graph_folder
@@ -355,7 +355,7 @@ class TestSplits:
     ) -> None:
         rows = [f"{name}/{number}.png,{name},{name}{number // 2}" for name in ("red", "blue") for number in range(20)]
         (red_and_blue / "list.csv").write_text("\n".join(["path,label,patient", *rows]))
-        config = ExtractConfig(str(red_and_blue / "list.csv"), group_column="patient")
+        config = ExtractConfig(str(red_and_blue / "list.csv"), columns=Columns(group_column="patient"))
         table = load_table(cache, [commands.extract(config, cache).record])
         patients = {row.split(",")[0]: row.split(",")[2] for row in rows}
         used = np.flatnonzero(table.splits != "test")

@@ -41,6 +41,7 @@ class Features:
         view: 0 for the image itself, else the number of its augmented view, shape [n].
         class_names: Sorted.
         paths: Where each image lies, length n.
+        others: Further columns that a manifest has, text of length n by name.
         specs: What the features are, for `load_head(...).predict_proba`.
     """
 
@@ -50,6 +51,7 @@ class Features:
     view: NDArray[np.int64]
     class_names: tuple[str, ...]
     paths: tuple[str, ...]
+    others: dict[str, tuple[str, ...]]
     specs: tuple[FeatureSpec, ...]
 
     def __repr__(self) -> str:
@@ -57,6 +59,8 @@ class Features:
 
     def to_frame(self) -> Any:
         """A pandas frame: a row for each image or view, with its path, label, split and view before its features.
+
+        Further columns of a manifest follow the view, but for those whose name is taken.
 
         Raises:
             ConfigError: If the features keep height and width, or pandas isn't installed.
@@ -66,7 +70,8 @@ class Features:
         names = np.array([*self.class_names, ""])  # the last is that of -1, an image without a label
         facts = {"path": self.paths, "label": names[self.y], "split": self.split, "view": self.view}
         table = frame(self.X, columns=[f"feature_{number}" for number in range(self.X.shape[1])])
-        for place, (name, column) in enumerate(facts.items()):
+        others = {name: column for name, column in self.others.items() if name not in (*facts, *table.columns)}
+        for place, (name, column) in enumerate((facts | others).items()):
             table.insert(place, name, column)
         return table
 
@@ -91,7 +96,14 @@ def load_features(
     folder = folders_of(cache, None, features_id).cache
     table = load_table(folder, find_records(folder, joined(features_id)), views, labelled=False)
     return Features(
-        table.array(), table.labels, table.splits, table.views, table.class_names, table.locations, table.specs
+        X=table.array(),
+        y=table.labels,
+        split=table.splits,
+        view=table.views,
+        class_names=table.class_names,
+        paths=table.locations,
+        others=table.others,
+        specs=table.specs,
     )
 
 

@@ -10,11 +10,12 @@ from pipeline import commands
 from pipeline.api.options import Place, RunLike, command, folders_of
 from pipeline.api.results import Exported, Inspected, Predicted, Reported, with_folders
 from pipeline.api.runs import RunResult
+from pipeline.config import Columns
 from pipeline.config.head import TOP
 from pipeline.runs.run import EvaluateRun
 
 
-@command()
+@command(Columns)
 def evaluate(
     run: RunLike,
     data: str | Path | None = None,
@@ -23,6 +24,7 @@ def evaluate(
     precision: str | None = None,
     cache: Place = None,
     reports: Place = None,
+    **options: Any,
 ) -> RunResult[EvaluateRun]:
     """Rate a run on labelled data, as `tlpipe evaluate` does.
 
@@ -33,16 +35,17 @@ def evaluate(
         precision: "auto", "float32", "bfloat16" or "float16"; None for that in which the run was rated.
         cache: The cache folder.
         reports: Where the run lies, and where the evaluation goes.
+        options: Columns of a manifest.
 
     Raises:
         TlpipeError: As `tlpipe evaluate`, with what to do about it.
     """
     at = folders_of(cache, reports)
     place, other = _text(data), _text(against)
-    return RunResult(commands.evaluate(str(run), place, at.cache, at.reports, precision, other), at)
+    return RunResult(commands.evaluate(str(run), place, at.cache, at.reports, precision, other, Columns(**options)), at)
 
 
-@command()
+@command(Columns, without=("label_column", "split_column", "group_column"))
 def predict(
     run: RunLike,
     images: str | Path | Sequence[str | Path],
@@ -52,6 +55,7 @@ def predict(
     precision: str | None = None,
     cache: Place = None,
     reports: Place = None,
+    **options: Any,
 ) -> Predicted:
     """Label images by a run, as `tlpipe predict` does; `load_model` takes arrays and pictures of Pillow, too.
 
@@ -63,6 +67,7 @@ def predict(
         precision: As for `evaluate`.
         cache: The cache folder.
         reports: Where the run lies.
+        options: The column of paths of a manifest.
 
     Returns:
         An answer for each image, in their order; what can't be read has its cause in place of a label.
@@ -73,7 +78,9 @@ def predict(
     at = folders_of(cache, reports)
     names = [str(images)] if isinstance(images, (str, Path)) else [str(name) for name in images]
     table = None if csv is None else Path(csv)
-    answers = commands.predict(str(run), names, at.cache, at.reports, top=top, table=table, precision=precision)
+    answers = commands.predict(
+        str(run), names, at.cache, at.reports, top=top, table=table, precision=precision, **options
+    )
     return with_folders(Predicted, answers, at)
 
 
@@ -105,8 +112,10 @@ def export(
     return with_folders(Exported, commands.export(str(run), format, at.cache, at.reports, target, precision), at)
 
 
-@command()
-def inspect(data: str | Path, *, seed: int = 0, cache: Place = None, reports: Place = None) -> Inspected:
+@command(Columns)
+def inspect(
+    data: str | Path, *, seed: int = 0, cache: Place = None, reports: Place = None, **options: Any
+) -> Inspected:
     """Look at a dataset, and write a page of what was found, as `tlpipe inspect` does.
 
     Args:
@@ -114,12 +123,13 @@ def inspect(data: str | Path, *, seed: int = 0, cache: Place = None, reports: Pl
         seed: Of the folds of the cross-validation.
         cache: The cache folder.
         reports: Where the page goes.
+        options: Columns of a manifest.
 
     Raises:
         TlpipeError: As `tlpipe inspect`, with what to do about it.
     """
     at = folders_of(cache, reports)
-    return with_folders(Inspected, commands.inspect(str(data), at.cache, at.reports, seed), at)
+    return with_folders(Inspected, commands.inspect(str(data), at.cache, at.reports, seed, Columns(**options)), at)
 
 
 @command()

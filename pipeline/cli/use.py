@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.common import Answer, Seed, command
-from pipeline.config import Folders
+from pipeline.cli.common import Answer, Seed, Without, command
+from pipeline.config import COMMON, Columns, Folders
 from pipeline.config.head import TOP
 
 RunArgument = Annotated[
@@ -36,12 +36,22 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="Classes to name of each image.")] = TOP,
     csv: Annotated[Path | None, typer.Option(help="Write a table here, too.", dir_okay=False)] = None,
     precision: PrecisionOption = None,
+    columns: Annotated[Columns, Without(("label_column", "split_column", "group_column"))] = COMMON,
 ) -> Answer:
     """Label images by a run; what can't be read is listed."""
     from pipeline import commands
     from pipeline.cli.render import predict_text
 
-    answers = commands.predict(run, images, folders.cache, folders.reports, top=top, table=csv, precision=precision)
+    answers = commands.predict(
+        run,
+        images,
+        folders.cache,
+        folders.reports,
+        top=top,
+        table=csv,
+        precision=precision,
+        path_column=columns.path_column,
+    )
     rows = [image.to_json() for image in answers.images]
     return Answer(rows, lambda: predict_text(answers), failed=len(answers.unreadable) == len(rows))
 
@@ -57,12 +67,13 @@ def evaluate(
         str | None, typer.Option(help="Another run, compared image by image.", show_default=False)
     ] = None,
     precision: PrecisionOption = None,
+    columns: Columns = COMMON,
 ) -> Answer:
     """Rate a run on labelled data, by the splits that the data gives; without any, images that are new are test."""
     from pipeline import commands
     from pipeline.cli.render import run_text
 
-    found = commands.evaluate(run, data, folders.cache, folders.reports, precision, against)
+    found = commands.evaluate(run, data, folders.cache, folders.reports, precision, against, columns)
     return Answer(found.to_json(), run_text(found, str(folders.reports / found.id)))
 
 
@@ -91,12 +102,13 @@ def inspect(
     folders: Folders,
     data: Annotated[str, typer.Argument(help="As for extract; features of it are used once there are any.")],
     seed: Seed = 0,
+    columns: Columns = COMMON,
 ) -> Answer:
     """Look at a dataset: counts, duplicates, leaks, likely label errors, outliers; and write a page of them."""
     from pipeline import commands
     from pipeline.cli.render import inspect_text
 
-    found = commands.inspect(data, folders.cache, folders.reports, seed)
+    found = commands.inspect(data, folders.cache, folders.reports, seed, columns)
     return Answer(found.to_json(), inspect_text(found))
 
 

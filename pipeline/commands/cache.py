@@ -339,7 +339,7 @@ def export(cache: Path, reference: str | None, target: Path) -> TableRecord:
     """Write one plain file of a table, for people who just want arrays.
 
     It holds `features` [n, ...], `labels` [n] as indices into `class_names` (-1 of an image without a label), `split`,
-    `paths` and `class_names`; with views also `view` [n].
+    `paths` and `class_names`; with views also `view` [n]; and each further column of a manifest as `column_NAME` [n].
 
     Args:
         cache: The cache folder.
@@ -360,6 +360,8 @@ def export(cache: Path, reference: str | None, target: Path) -> TableRecord:
     if table.views.any():
         columns["view"] = table.views
     texts = {"split": table.splits.tolist(), "paths": list(table.locations), "class_names": list(table.class_names)}
+    # A file of arrays would take a slash for a folder.
+    texts |= {f"column_{name.replace('/', '_')}": list(column) for name, column in table.others.items()}
     with published(target) as partial:
         if suffix == ".npz":
             with partial.open("wb") as file:

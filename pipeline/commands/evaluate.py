@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import FeatureSpec
-from pipeline.data import BUILT_IN, SPLITS, Dataset, Opened, open_labelled, printable, shortened
+from pipeline.config import COMMON, Columns, FeatureSpec
+from pipeline.data import SPLITS, Dataset, Opened, open_labelled, printable, shortened
 from pipeline.errors import DataError, StoreError
 from pipeline.evaluation.compare import paired_difference
 from pipeline.evaluation.metrics import evaluate as metrics_of
@@ -38,6 +38,7 @@ def evaluate(
     reports: Path,
     precision: str | None = None,
     against: str | None = None,
+    columns: Columns = COMMON,
 ) -> EvaluateRun:
     """Rate a run on labelled data.
 
@@ -52,6 +53,7 @@ def evaluate(
         reports: Where the run lies, and where the evaluation goes.
         precision: As in `ExtractConfig`; None for that in which the run was rated.
         against: Another run, to be compared with image by image; None for none.
+        columns: Of a manifest; if none is named, those that the run was trained with, where the data is the same.
 
     Raises:
         ConfigError: If the precision is not legal.
@@ -64,14 +66,16 @@ def evaluate(
     classifier = open_classifier(reports, reference, precision)
     other = None if against is None else open_classifier(reports, against, precision)
     data = classifier.run.data if data is None else data
-    opened = open_labelled(data, columns=classifier.run.extracts[0].columns_of(place_of(data)), memo=Memo(cache))
+    if columns == COMMON:
+        columns = classifier.run.extracts[0].columns_of(place_of(data))
+    opened = open_labelled(data, columns=columns, memo=Memo(cache))
     for note in opened.notes:
         log.warning("%s", note)
     loaded = time.perf_counter()
     rated = _rate(classifier, opened, cache)
     compared = None if other is None else _compare(rated, other, _rate(other, opened, cache))
     seconds = {"load": loaded - start, "total": time.perf_counter() - start}
-    run = _described(classifier, rated, data, precision, seconds)
+    run = _described(classifier, rated, printable(place_of(data)), columns, precision, seconds)
     run.against = compared
     save_run(cache, reports, run, predictions=rated.predictions)
     return run
@@ -158,7 +162,12 @@ def _compare(rated: _Rated, classifier: Classifier, other: _Rated) -> Against:
 
 
 def _described(
-    classifier: Classifier, rated: _Rated, data: str, precision: str | None, seconds: dict[str, float]
+    classifier: Classifier,
+    rated: _Rated,
+    data: str,
+    columns: Columns,
+    precision: str | None,
+    seconds: dict[str, float],
 ) -> EvaluateRun:
     """What run.json will hold: of the run that was rated, all that was not found anew."""
     of, counts = classifier.run, rated.dataset.counts()
@@ -168,7 +177,7 @@ def _described(
         created=now(),
         command=command_line(),
         versions=runtime.versions(),
-        data=data if data in BUILT_IN else printable(Path(data).expanduser().resolve()),
+        data=data,
         dataset=rated.dataset.id,
         seed=of.seed,
         seconds=seconds,
@@ -176,7 +185,7 @@ def _described(
         features=of.features,
         class_names=of.class_names,
         specs=[replace(spec, precision=found.precision) for spec, found in zip(of.specs, rated.specs, strict=True)],
-        extracts=of.extracts,
+        extracts=[replace(one, data=data, columns=columns) for one in of.extracts],
         n_train=counts.get("train", 0),
         n_val=counts.get("val", 0),
         n_test=counts.get("test", 0),

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import inspection
-from pipeline.config import Columns, ExtractConfig, SplitConfig
+from pipeline.config import COMMON, Columns, ExtractConfig, SplitConfig
 from pipeline.data import BUILT_IN, UNLABELLED, Dataset, open_dataset, printable, shortened, split_again
 from pipeline.errors import StoreError
 from pipeline.inspection import ByFeatures, Inspection, LabelError
@@ -33,7 +33,7 @@ from pipeline.util.memo import Memo
 log = logging.getLogger("tlpipe")
 
 
-def inspect(data: str, cache: Path, reports: Path, seed: int = 0) -> Inspection:
+def inspect(data: str, cache: Path, reports: Path, seed: int = 0, columns: Columns = COMMON) -> Inspection:
     """Look at a dataset, and write a page with pictures of what was found.
 
     Args:
@@ -41,13 +41,15 @@ def inspect(data: str, cache: Path, reports: Path, seed: int = 0) -> Inspection:
         cache: The cache folder; the newest pooled features of the same images are used.
         reports: Where the page goes.
         seed: Of the folds of the cross-validation.
+        columns: Of a manifest; if none is named, those of the newest extract of the data.
 
     Raises:
         DataError: If the data can't be used.
     """
     start = time.perf_counter()
     earlier = newest_pooled(records_of_data(cache, data))
-    columns = earlier.config.columns if earlier else Columns()
+    if columns == COMMON and earlier:
+        columns = earlier.config.columns
     opened = open_dataset(data, SplitConfig(), columns=columns, memo=Memo(cache))
     record = _features_of_data(cache, opened.dataset)
     if record is not None:  # as they were split for training

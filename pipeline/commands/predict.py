@@ -101,6 +101,7 @@ def predict(
     top: int = TOP,
     table: Path | None = None,
     precision: str | None = None,
+    path_column: str | None = None,
 ) -> Answers:
     """Label images by a run.
 
@@ -112,6 +113,7 @@ def predict(
         top: Classes that are named of each image.
         table: Where the answers are written as CSV, too; None for nowhere.
         precision: As in `ExtractConfig`; None for that in which the run was rated.
+        path_column: Column of a manifest that holds the paths; None for the common names.
 
     Raises:
         ConfigError: For illegal options.
@@ -126,7 +128,7 @@ def predict(
     if table is not None and table.exists() and any(table.samefile(name) for name in names if Path(name).exists()):
         raise ConfigError(f"--csv {table} is one of the images or tables that are read; name another file")
     classifier = open_classifier(reports, reference, precision)
-    locations, source = list_images(names)
+    locations, source = list_images(names, path_column)
     predicted = classifier.predict(source, locations, cache)
     bad = predicted.unreadable
     warn_unreadable({locations[number]: bad[number] for number in sorted(bad)}, len(locations))

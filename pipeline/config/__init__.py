@@ -2,6 +2,7 @@
 
 from pipeline.config.extract import (
     BACKBONE,
+    COMMON,
     ENGINES,
     POOLINGS,
     PRECISIONS,
@@ -18,6 +19,7 @@ from pipeline.config.spec import SPEC_VERSION, FeatureSpec
 
 __all__ = [
     "BACKBONE",
+    "COMMON",
     "ENGINES",
     "HEAD_DEFAULTS",
     "POOLINGS",

@@ -65,16 +65,20 @@ class Columns:
     """Names of the columns of a manifest; None for the common ones.
 
     Attributes:
-        path: Where each picture lies.
-        label: Its class.
-        split: Its split.
-        group: What it must not be parted from.
+        path_column: Where each picture lies.
+        label_column: Its class.
+        split_column: Its split.
+        group_column: What it must not be parted from.
     """
 
-    path: str | None = None
-    label: str | None = None
-    split: str | None = None
-    group: str | None = None
+    path_column: str | None = option(None, "Column of a manifest that holds the paths.")
+    label_column: str | None = option(None, "Column that holds the labels.")
+    split_column: str | None = option(None, "Column that holds the splits.")
+    group_column: str | None = option(None, "Column of what must stay on one side of a split: patient, camera, scene.")
+
+
+COMMON = Columns()
+"""Columns of a manifest by their common names."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +139,7 @@ class ExtractConfig:
         dtype: Type of stored features; None for float32, or float16 without pooling, if weights are not random.
         splits: How missing splits are carved.
         seed: Seed of random weights.
-        path_column: Name of a manifest's column, as in `Columns`; None for the common names.
-        label_column: The same.
-        split_column: The same.
-        group_column: The same.
+        columns: Which columns of a manifest are read.
         group_duplicates: Whether near duplicates, too, are kept on one side of a split.
     """
 
@@ -164,10 +165,7 @@ class ExtractConfig:
     dtype: str | None = None
     splits: SplitConfig = field(default_factory=SplitConfig)
     seed: int = option(0, SEED_HELP, bounds=SEED)
-    path_column: str | None = option(None, "Column of a manifest that holds the paths.")
-    label_column: str | None = option(None, "Column that holds the labels.")
-    split_column: str | None = option(None, "Column that holds the splits.")
-    group_column: str | None = option(None, "Column of what must stay on one side of a split: patient, camera, scene.")
+    columns: Columns = field(default_factory=Columns)
     group_duplicates: bool = option(False, "Keep near duplicates on one side of a split, too.")
 
     def __post_init__(self) -> None:
@@ -180,31 +178,28 @@ class ExtractConfig:
 
     @classmethod
     def of(cls, **options: Any) -> ExtractConfig:
-        """Make one of options that stand side by side, those of the splits among them.
+        """Make one of options that stand side by side, those of the splits and columns among them.
 
         Raises:
             ConfigError: For an illegal value.
             TypeError: For an unknown option.
         """
         given = {name: options.pop(name) for name in options_of(SplitConfig) if name in options}
-        return cls(**options, splits=SplitConfig(**given, seed=options.get("seed", 0)))
-
-    @property
-    def columns(self) -> Columns:
-        """Which columns of a manifest are read."""
-        return Columns(self.path_column, self.label_column, self.split_column, self.group_column)
+        columns = {name: options.pop(name) for name in options_of(Columns) if name in options}
+        splits = SplitConfig(**given, seed=options.get("seed", 0))
+        return cls(**options, splits=splits, columns=Columns(**columns))
 
     def columns_of(self, data: str) -> Columns:
         """Which columns are read of some data: those of this extract, if it is the same."""
-        return self.columns if data == self.data else Columns()
+        return self.columns if data == self.data else COMMON
 
     def options(self, **other: str) -> list[str]:
         """The options on the command line that give this, with some of them changed."""
         words: list[str] = []
-        values = {**asdict(self), **asdict(self.splits), "seed": self.seed}
-        defaults = {**asdict(ExtractConfig()), **asdict(SplitConfig())}
+        values = {**asdict(self), **asdict(self.splits), **asdict(self.columns), "seed": self.seed}
+        defaults = {**asdict(ExtractConfig()), **asdict(SplitConfig()), **asdict(COMMON)}
         for name, value in {**values, **other}.items():
-            if name in ("data", "splits", "dtype") or value == defaults[name]:
+            if name in ("data", "splits", "columns", "dtype") or value == defaults[name]:
                 continue
             text = "x".join(map(str, value)) if name == "image_size" else str(value)
             words += [option_name(name)] if value is True else [option_name(name), text]

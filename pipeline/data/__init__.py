@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Columns, SplitConfig
+from pipeline.config import COMMON, Columns, SplitConfig
 from pipeline.data.arrays import is_array_folder, listing_of_arrays, read_array_folder, read_npz
 from pipeline.data.cifar import is_cifar_folder, read_cifar, read_cifar_folder
 from pipeline.data.dataset import (
@@ -67,8 +67,6 @@ __all__ = [
 ]
 
 BUILT_IN = ("digits", "cifar10", "cifar100")
-COMMON = Columns()
-"""Columns of a manifest by their common names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +198,8 @@ def _opened(data: str, columns: Columns, memo: Memo | None, rehash: bool, least_
     locations = [listing.locations[index] for index in kept]
     given = np.array([listing.splits[index] for index in kept], "U5")
     groups = joined_groups(key_column, listing.groups and [listing.groups[index] for index in kept])
-    dataset = Dataset(printable(listing.name), key_column, labels, given, tuple(locations), class_names, groups)
+    others = {name: tuple(texts[index] for index in kept) for name, texts in listing.others.items()}
+    dataset = Dataset(printable(listing.name), key_column, labels, given, tuple(locations), class_names, groups, others)
     carved = tuple(split for split in SPLITS if split not in given)
     return Opened(dataset, listing.source.take(kept), unreadable, listing.notes, given, carved)
 
@@ -237,6 +236,8 @@ def list_source(data: str, columns: Columns, least_classes: int = 2) -> Listing:
             next(path.iterdir(), None)
     except OSError as error:
         raise DataError(f"{data[:100]} can't be read: {error.strerror}; check its name and permissions") from error
+    if columns != COMMON and path.suffix.lower() not in MANIFEST_SUFFIXES:
+        raise DataError(f"{data} has no columns to choose; those are of a {', '.join(MANIFEST_SUFFIXES)} file")
     if data == "digits":
         return _digits()
     if data in BUILT_IN:  # a folder of this name is ./NAME

@@ -9,7 +9,8 @@ import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -181,6 +182,7 @@ class Listing:
         source: Where the pixels come from, in the same order.
         notes: What a user should know: files left aside, doubles merged.
         groups: Name of the group of each image that no split may part, "" for none; None if there are no groups.
+        others: Further columns that the source has, text by name.
     """
 
     name: str
@@ -190,6 +192,7 @@ class Listing:
     source: ImageSource
     notes: list[str] = field(default_factory=list)
     groups: list[str] | None = None
+    others: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +208,7 @@ class Dataset:
         class_names: Sorted; there may be one, or none.
         groups: Rows of the same number must not be parted by a split, shape [n]; byte-identical images always have the
             same. None if these are all that belong together.
+        others: Further columns that the source has, text of shape [n] by name. Nothing depends on them.
     """
 
     name: str
@@ -214,13 +218,14 @@ class Dataset:
     locations: tuple[str, ...]
     class_names: tuple[str, ...]
     groups: NDArray[np.int64] | None = None
+    others: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @property
     def id(self) -> str:
-        """Digest of the rows and class names, without the locations; 32 hexadecimal characters.
+        """Digest of the rows and class names, without locations and further columns; 32 hexadecimal characters.
 
         Groups are part of it only where there are any, so that ids of before there were groups stay what they were.
         """
@@ -239,10 +244,15 @@ class Dataset:
     def without(self, dropped: NDArray[np.bool_]) -> Dataset:
         """The same dataset less some rows, given by a mask of shape [n]; the class names stay."""
         kept = ~dropped
-        locations = tuple(location for location, keep in zip(self.locations, kept.tolist(), strict=True) if keep)
-        columns = (self.keys[kept], self.labels[kept], self.splits[kept])
-        groups = None if self.groups is None else self.groups[kept]
-        return Dataset(self.name, *columns, locations, self.class_names, groups)
+        return replace(
+            self,
+            keys=self.keys[kept],
+            labels=self.labels[kept],
+            splits=self.splits[kept],
+            locations=tuple(compress(self.locations, kept)),
+            groups=None if self.groups is None else self.groups[kept],
+            others={name: tuple(compress(texts, kept)) for name, texts in self.others.items()},
+        )
 
     def counts(self) -> dict[str, int]:
         """Images per split, of those splits that have any."""

@@ -1,6 +1,6 @@
 """Manifests: a table of paths, perhaps labels, splits and groups, in CSV, TSV or Parquet.
 
-Columns are found by their common names, or by the names that a user gives. All others are left alone.
+Columns are found by their common names, or by the names that a user gives. All others are carried along as text.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def read_manifest(path: Path, columns: Columns) -> Listing:
             path has two labels, splits or groups.
     """
     table = _read_columns(path)
-    chosen = {kind: _column(path, table, kind, getattr(columns, kind)) for kind in COMMON_NAMES}
+    chosen = {kind: _column(path, table, kind, getattr(columns, f"{kind}_column")) for kind in COMMON_NAMES}
     names = _paths(path, table, chosen["path"])
     empty = [""] * len(names)
     found = [chosen[kind] for kind in ROW]
@@ -59,10 +59,13 @@ def read_manifest(path: Path, columns: Columns) -> Listing:
     splits = [_split(path, row, text) for row, text in enumerate(splits)]
     rows: dict[Path, tuple[str, ...]] = {}
     named: dict[Path, str] = {}
+    firsts: list[int] = []
     conflicts: list[str] = []
-    for name, *row in zip(names, labels, splits, groups, strict=True):
+    for number, (name, *row) in enumerate(zip(names, labels, splits, groups, strict=True)):
         file = _inside(path, name)
-        named.setdefault(file, name)
+        if file not in named:
+            named[file] = name
+            firsts.append(number)
         if rows.setdefault(file, tuple(row)) != tuple(row):
             differing = [pair for pair in zip(rows[file], row, strict=True) if pair[0] != pair[1]]
             conflicts.append(f"{name} ({differing[0][0]} and {differing[0][1]})")
@@ -86,18 +89,32 @@ def read_manifest(path: Path, columns: Columns) -> Listing:
         )
     listed = [list(column) for column in zip(*rows.values(), strict=True)]
     notes += _questioned(path, chosen["label"], [text for text in listed[0] if text])
-    locations, source = list(named.values()), FileSource(list(rows))
-    return Listing(path.stem, listed[0], listed[1], locations, source, notes, listed[2] if any(listed[2]) else None)
+    return Listing(
+        name=path.stem,
+        labels=listed[0],
+        splits=listed[1],
+        locations=list(named.values()),
+        source=FileSource(list(rows)),
+        notes=notes,
+        groups=listed[2] if any(listed[2]) else None,
+        others={
+            name: [table[name][number] for number in firsts] for name in table if name and name not in chosen.values()
+        },
+    )
 
 
-def read_paths(path: Path) -> list[Path]:
+def read_paths(path: Path, column: str | None = None) -> list[Path]:
     """The files that a manifest names, row by row; they need not be there.
+
+    Args:
+        path: The manifest.
+        column: Its column of paths; None for the common names.
 
     Raises:
         DataError: If there is no column of paths, or a path leaves the folder.
     """
     table = _read_columns(path)
-    return [_inside(path, name) for name in _paths(path, table, _column(path, table, "path", None))]
+    return [_inside(path, name) for name in _paths(path, table, _column(path, table, "path", column))]
 
 
 def _column(path: Path, table: dict[str, list[str]], kind: str, given: str | None) -> str | None:
@@ -106,12 +123,13 @@ def _column(path: Path, table: dict[str, list[str]], kind: str, given: str | Non
     Raises:
         DataError: If it isn't there, or several may be meant.
     """
+    there = {name.lower(): name for name in table}
     if given is not None:
-        if given.strip().lower() not in table:
+        if given.strip().lower() not in there:
             raise DataError(f"{path} has no column {given!r} (--{kind}-column); it has {', '.join(table) or 'none'}")
-        return given.strip().lower()
-    found = [name for name in COMMON_NAMES[kind] if name in table]
-    if len(found) > 1 and found[0] != kind:
+        return there[given.strip().lower()]
+    found = [there[name] for name in COMMON_NAMES[kind] if name in there]
+    if len(found) > 1 and found[0].lower() != kind:
         raise DataError(
             f"{path} has several columns that may be the {kind}: {', '.join(found)}; name it: --{kind}-column"
         )
@@ -191,7 +209,7 @@ def _read_columns(path: Path) -> dict[str, list[str]]:
     rows = [row for row in rows if row]
     if not rows:
         raise DataError(f"{path} is empty; its first line names the columns: path, and perhaps label, split and group")
-    header = [name.strip().lower() for name in rows[0]]
+    header = [name.strip() for name in rows[0]]
     _check_header(path, header)
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
@@ -200,8 +218,8 @@ def _read_columns(path: Path) -> dict[str, list[str]]:
 
 
 def _check_header(path: Path, header: list[str]) -> None:
-    """Refuse two columns of one name."""
-    twice = [name for name, count in Counter(header).items() if name and count > 1]
+    """Refuse two columns of one name, in capitals or not."""
+    twice = [name for name, count in Counter(name.lower() for name in header).items() if name and count > 1]
     if twice:
         raise DataError(f"{path} has two columns {twice[0]!r}; rename one of them")
 
@@ -220,7 +238,7 @@ def _read_parquet(path: Path) -> dict[str, list[str]]:
         table = parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path} can't be read as Parquet: {error}") from error
-    header = [name.strip().lower() for name in table.column_names]
+    header = [name.strip() for name in table.column_names]
     _check_header(path, header)
     texts = [["" if value is None else str(value) for value in column.to_pylist()] for column in table.columns]
     return dict(zip(header, texts, strict=True))

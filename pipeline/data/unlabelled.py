@@ -11,11 +11,12 @@ from pipeline.data.manifest import MANIFEST_SUFFIXES, read_paths
 from pipeline.errors import DataError
 
 
-def list_images(names: Sequence[str]) -> tuple[list[str], FileSource]:
+def list_images(names: Sequence[str], path_column: str | None = None) -> tuple[list[str], FileSource]:
     """The images that a user names, and where each lies, as a path from where the user stands.
 
     Args:
-        names: Files, folders (with all that lies below them), and manifests with a column `path`.
+        names: Files, folders (with all that lies below them), and manifests.
+        path_column: Column of a manifest that holds the paths; None for the common names.
 
     Raises:
         DataError: If one isn't there, or holds no images.
@@ -29,7 +30,7 @@ def list_images(names: Sequence[str]) -> tuple[list[str], FileSource]:
         if path.is_dir():
             found = [file for file in sorted(files_below(path)) if is_image(file)]
         elif path.suffix.lower() in MANIFEST_SUFFIXES:
-            found = read_paths(path)
+            found = read_paths(path, path_column)
         else:
             found = [path]
         if not found:

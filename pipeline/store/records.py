@@ -62,14 +62,20 @@ def plain_name(name: str) -> str:
 
 
 def save_dataset(cache: Path, dataset: Dataset) -> None:
-    """Publish a dataset's rows and class names under its id; the last locations saved are the ones that count."""
+    """Publish a dataset under its id; of the locations and further columns those saved last count."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         file.create_dataset("key", data=dataset.keys.astype(KEY_DTYPE))
         file.create_dataset("label", data=dataset.labels)
         file.create_dataset("split", data=dataset.splits.astype("S5"))
-        for name, texts in (("location", dataset.locations), ("class_name", dataset.class_names)):
+        for name, texts in (
+            ("location", dataset.locations),
+            ("class_name", dataset.class_names),
+            ("other_name", dataset.others),
+        ):
             file.create_dataset(name, data=list(texts), dtype=h5py.string_dtype())
+        for number, column in enumerate(dataset.others.values()):
+            file.create_dataset(f"other_{number}", data=list(column), dtype=h5py.string_dtype())
         if dataset.groups is not None:
             file.create_dataset("group", data=dataset.groups)
         file.attrs["name"] = dataset.name
@@ -94,14 +100,20 @@ def load_dataset(cache: Path, dataset_id: str) -> Dataset:
         if data is None:
             raise StoreError(f"{path} was changed after it was written; run tlpipe extract again")
         with h5py.File(io.BytesIO(data), "r") as file:
+
+            def texts(name: str, file: h5py.File = file) -> tuple[str, ...]:
+                return tuple(file[name].asstr()[:].tolist())
+
+            others = texts("other_name") if "other_name" in file else ()
             return Dataset(
                 name=str(file.attrs["name"]),
                 keys=file["key"][:].astype(KEY_DTYPE),
                 labels=file["label"][:].astype(np.int64),
                 splits=file["split"][:].astype("U5"),
-                locations=tuple(file["location"].asstr()[:].tolist()),
-                class_names=tuple(file["class_name"].asstr()[:].tolist()),
+                locations=texts("location"),
+                class_names=texts("class_name"),
                 groups=file["group"][:].astype(np.int64) if "group" in file else None,
+                others={name: texts(f"other_{number}") for number, name in enumerate(others)},
             )
     raise StoreError(f"The dataset {dataset_id} is not in {cache / 'datasets'}; run tlpipe extract again")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,7 @@ class FeatureTable:
         locations: Where each image lies, shape [n].
         missing: Images of the dataset that have no features because they can't be read.
         groups: As in `Dataset`, of each row.
+        others: As in `Dataset`, of each row.
     """
 
     records: tuple[TableRecord, ...]
@@ -57,6 +58,7 @@ class FeatureTable:
     locations: tuple[str, ...]
     missing: int
     groups: NDArray[np.int64] | None = None
+    others: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def array(self) -> NDArray[np.floating]:
         """The features as an array, however many."""
@@ -174,6 +176,7 @@ def load_table(
         locations=locations,
         missing=n_images - len(columns[0][0]),
         groups=None if dataset.groups is None else dataset.groups[rows],
+        others={name: tuple(texts[row] for row in rows) for name, texts in dataset.others.items()},
     )
 
 
