@@ -42,8 +42,10 @@ from pipeline import (
     sweep,
     train_head,
 )
+from pipeline.api.estimators import FeatureExtractor, HeadClassifier
 from pipeline.cli.main import app
 from pipeline.config import user_cache
+from pipeline.errors import DataError
 from pipeline.util import runtime
 
 ROOT = Path(__file__).parent.parent
@@ -185,6 +187,15 @@ def test_a_run_names_the_command_that_it_stands_for(features: Extracted, reports
         (lambda: learning_curve(cv=3), TypeError, "no option 'cv'"),
         (lambda: finetune("conv5", schedule="cosin"), ConfigError, "Did you mean cosine"),
         (lambda: evaluate(), TypeError, "'run'"),
+        (lambda: evaluate(None), TypeError, "run is of the type NoneType; give str or Path or RunResult"),
+        (lambda: extract(np.zeros((4, 8, 8, 3))), TypeError, "data is of the type ndarray; give str or Path"),
+        (lambda: train_head(head=None), TypeError, "head is of the type NoneType; give str"),
+        (lambda: predict("run", ["a.png"], top=1.5), TypeError, "top is of the type float; give int"),
+        (lambda: predict("run", []), DataError, "no images to label"),
+        (lambda: sweep(head=[]), ConfigError, "--head names no head"),
+        (lambda: learning_curve(per_class=[1.5]), ConfigError, "--per-class is '1.5'"),
+        (lambda: HeadClassifier(None).fit(np.eye(4), [0, 1, 0, 1]), TypeError, "head is of the type NoneType"),
+        (lambda: FeatureExtractor(image_size=(8, 8, 8)).fit("a.png"), TypeError, "image_size is"),
     ],
 )
 def test_wrong_options(call: Callable[[], Any], kind: type[Exception], word: str) -> None:
@@ -301,7 +312,9 @@ def test_frames(run: RunResult[Any], features: Extracted, reports: Path, picture
     assert [one.id for one in runs] == [curve.id, run.id]
     assert runs.to_frame().loc[run.id, "val"] == run.metrics["val"]["accuracy"]
     assert runs.to_frame().loc[run.id, "name"] == "mine"
-    assert run.id in runs._repr_html_()
+    assert run.id in runs._repr_html_() and curve.id in runs._repr_html_()
+    assert load_runs(reports=reports / "none").to_frame().empty
+    assert repr(load_head(run)) == f"<head of {run.id}: {run.run.head}, 3 classes>"
     counts = pipeline.inspect(pictures, cache=cache, reports=reports).to_frame()
     assert counts.sum(axis=1).to_dict() == {"dark": 40, "grey": 40, "light": 40}
 

@@ -25,6 +25,11 @@ def opened(data: Path | str, **options: object) -> Opened:
     return open_dataset(str(data), SplitConfig(**options))  # type: ignore[arg-type]
 
 
+def said(found: Opened) -> list[str]:
+    """The notes, but for what is said of all data as small as most here."""
+    return [note for note in found.notes if not note.startswith("No images are left for")]
+
+
 def labelled(found: Opened) -> dict[str, str]:
     names = found.dataset.class_names
     return {
@@ -76,7 +81,7 @@ class TestFolder:
         draw(tmp_path / "b/1.png")
         draw(tmp_path / "stray.png")
         (tmp_path / "a/notes.txt").write_text("x")
-        assert opened(tmp_path).notes == [
+        assert said(opened(tmp_path)) == [
             "2 files left aside (no image suffix, or not inside a class folder): a/notes.txt, stray.png"
         ]
 
@@ -155,7 +160,7 @@ class TestFolder:
             ([], "no class folders"),
             (["a/1.png"], "only one class, 'a'"),
             (["a/1.png", "b/notes.txt"], r"only one class, 'a'.*tlpipe extract .*/a \(left aside: b\)"),
-            (["a/notes.txt", "notes.txt"], r"found 1 files that are no images, and folders without images: a$"),
+            (["a/notes.txt", "notes.txt"], r"found 1 file without an image suffix, and folders without images: a$"),
             (["set/train/a/1.png", "set/train/b/1.png"], "only one class, 'set', and that holds folders itself: train"),
             (["one/train/a/1.png", "one/test/a/1.png", "two/train/a/1.png"], "one, two hold a folder `train`"),
             (["train/a/1.png", "train/b/1.png", "test/1.png"], "test has no class folders"),
@@ -185,13 +190,22 @@ class TestFolder:
         assert found.dataset.counts() == {"train": 2}
         assert found.notes[-1] == "2 of 2 images without a label; training leaves them out"
 
+    def test_folders_in_class_folders_are_told(self, tmp_path: Path, draw: Draw) -> None:
+        for name in ("flowers/daisy/1", "flowers/roses/1", "letters/1", "letters/more/2"):
+            draw(tmp_path / f"{name}.png")
+        (told,) = said(opened(tmp_path))
+        assert told.startswith(
+            "All images of flowers lie in folders of their own (daisy, roses), which count as one class"
+        )
+        assert told.endswith(f"tlpipe extract {tmp_path / 'flowers'}")
+
     def test_what_never_is_a_class_is_named_in_one_line(self, tmp_path: Path, draw: Draw) -> None:
         for name in ("a/1.png", "b/1.png", "__MACOSX/a/1.png", ".hidden/1.png"):
             draw(tmp_path / name)
         (tmp_path / "empty/deep").mkdir(parents=True)
         found = opened(tmp_path)
         assert found.dataset.class_names == ("a", "b")
-        assert found.notes == [
+        assert said(found) == [
             "3 folders left aside (no images, hidden, or written by tlpipe): .hidden, __MACOSX, empty"
         ]
 
@@ -213,7 +227,7 @@ class TestFolder:
         (tmp_path / "a/deep/.tlpipe").write_text("")
         found = opened(tmp_path)
         assert found.dataset.locations == ("a/1.png", "b/1.png")
-        assert any("1 folders left aside" in note and note.endswith(": any") for note in found.notes)
+        assert any("1 folder left aside" in note and note.endswith(": any") for note in found.notes)
         with pytest.raises(DataError, match="was written by tlpipe"):
             opened(tmp_path / "any")
 
@@ -258,7 +272,7 @@ class TestManifest:
     def test_repeated_rows_are_merged(self, folder: Path) -> None:
         found = opened(self.write(folder, [*self.ROWS, self.ROWS[1]]))
         assert len(found.dataset) == 3
-        assert found.notes == ["1 rows of list.csv repeat others and were merged"]
+        assert said(found) == ["Of list.csv, 1 row merged with others of the same path"]
 
     @pytest.mark.parametrize(
         ("rows", "word"),
@@ -267,18 +281,18 @@ class TestManifest:
             ([("path", "Class", "target"), ("a.png", "x", "1")], "may be the label: Class, target.*--label-column"),
             ([("path", "label", "label"), ("a.png", "x", "1")], "two columns 'label'"),
             ([("path", "label")], "no rows"),
-            ([("path", "label"), ("a.png", "x"), ("a.png", "y")], r"1 paths twice.*a.png \(x and y\)"),
+            ([("path", "label"), ("a.png", "x"), ("a.png", "y")], r"1 path twice.*a.png \(x and y\)"),
             (
                 [("path", "label"), ("a.png", "x"), ("no.png", "y"), ("nor.png", "y")],
-                "2 files that aren't there.*no.png",
+                "2 files not there.*no.png",
             ),
             ([("path", "label"), ("../secret.png", "x")], "leaves the folder"),
             ([("path", "label"), ("/etc/passwd", "x")], "leaves the folder"),
             ([("path", "label"), ("a/../../secret.png", "x")], "leaves the folder"),
             ([("path", "label"), ("", "x")], "without path, row 1"),
-            ([("path", "group"), ("a.png", "p"), ("sub/../a.png", "q")], r"1 paths twice.*\(p and q\)"),
+            ([("path", "group"), ("a.png", "p"), ("sub/../a.png", "q")], r"1 path twice.*\(p and q\)"),
             ([("path", "label", "split"), ("a.png", "x", "dev")], "split is 'dev'"),
-            ([("path", "label"), ("a.png",)], "has 1 values"),
+            ([("path", "label"), ("a.png",)], "has 1 value, the header 2 columns, told apart by ','"),
             ([], "empty"),
         ],
     )
@@ -292,7 +306,7 @@ class TestManifest:
         rows = [("", "age", label, name, "notes"), ("0", "7", "x", "a.png", ""), ("1", "8", "y", "c.png", "blurred")]
         found = opened(self.write(folder, rows))
         assert labelled(found) == {"a.png": "x", "c.png": "y"}
-        assert found.notes == []
+        assert said(found) == []
         assert found.dataset.others == {"age": ("7", "8"), "notes": ("", "blurred")}
         less = found.dataset.without(np.array([True, False]))
         assert (less.locations, less.others) == (("c.png",), {"age": ("8",), "notes": ("blurred",)})
@@ -302,6 +316,12 @@ class TestManifest:
         before = opened(self.write(folder, rows)).dataset
         after = opened(self.write(folder, [*rows[:2], ("c.png", "y", "9")])).dataset
         assert (before.id, before.others) == (after.id, {"Age": ("7", "8")})
+
+    def test_what_is_left_for_no_split_is_said(self, folder: Path) -> None:
+        few = self.write(folder, [("path", "label"), ("a.png", "x"), ("c.png", "y")])
+        expected = ["No images are left for val and test: classes or groups are too small to be divided"]
+        assert opened(few).notes == expected
+        assert opened(few, val_fraction=0, test_fraction=0).notes == []
 
     def test_columns_are_of_manifests(self, folder: Path) -> None:
         with pytest.raises(DataError, match="digits has no columns to choose"):
@@ -342,12 +362,12 @@ class TestManifest:
         assert found.dataset.class_names == ("x", "y")
         assert found.dataset.labels.tolist() == [0, -1, 1]
         assert found.dataset.label_name(1) == ""
-        assert found.notes == ["1 of 3 images without a label; training leaves them out"]
+        assert said(found) == ["1 of 3 images without a label; training leaves them out"]
 
     def test_one_label_for_all(self, folder: Path) -> None:
         found = opened(self.write(folder, [("path", "label"), ("a.png", "x"), ("c.png", "x")]))
         assert labelled(found) == {"a.png": "x", "c.png": "x"}
-        assert found.notes == ["All labels are 'x'; a classifier needs two classes or more"]
+        assert said(found) == ["All labels are 'x'; a classifier needs two classes or more"]
 
     def test_no_labels_at_all(self, folder: Path) -> None:
         found = opened(self.write(folder, [("file", "kind"), ("a.png", "x"), ("c.png", "y")]))
@@ -360,7 +380,7 @@ class TestManifest:
         rows = [("path", "label"), ("sub/../a.png", "x"), ("./sub/b.png", "y"), ("a.png", "x")]
         found = opened(self.write(folder, rows))
         assert found.source.paths == [folder / "a.png", folder / "sub/b.png"]  # type: ignore[attr-defined]
-        assert found.notes == ["1 rows of list.csv repeat others and were merged"]
+        assert said(found) == ["Of list.csv, 1 row merged with others of the same path"]
 
     @pytest.mark.parametrize(
         ("values", "questioned"),
@@ -405,7 +425,7 @@ class TestManifest:
     def test_no_table(self, folder: Path) -> None:
         for kind in (".csv", ".parquet"):
             (folder / f"bad{kind}").write_bytes(b"\xff\xfe\x00\x01" * 10)
-            with pytest.raises(DataError, match="can't be read"):
+            with pytest.raises(DataError, match="save it as UTF-8" if kind == ".csv" else "can't be read"):
                 opened(folder / f"bad{kind}")
 
 

@@ -213,6 +213,12 @@ def test_a_file_that_says_something_else_is_not_kept(
         return lambda images: right.load(path)(images)[:, ::-1]
 
     monkeypatch.setitem(formats.FORMATS, "keras", formats.Format("keras", right.file, (), "", right.write, load))
+    with pytest.raises(RunError, match=r"probabilities up to 0\.\d\d apart from.* more than 0.1; it was not kept"):
+        commands.export(run.id, "keras", cache, reports)
+    with pytest.raises(RunError, match="it was not kept"):
+        commands.export(run.id, None, cache, reports, reports / "new" / "deep" / "m.keras")
+    assert not (reports / "new").exists()
+    monkeypatch.setattr(importlib.import_module("pipeline.commands.export"), "CHECKED", 20)
     with pytest.raises(RunError, match=r"same label as tlpipe predict on \d.* less than 99 %; it was not kept"):
         commands.export(run.id, "keras", cache, reports)
     assert good.path.read_bytes() == written

@@ -11,6 +11,7 @@ from conftest import FakeEngine
 from typer.testing import CliRunner
 
 from pipeline import commands
+from pipeline.cli import complete
 from pipeline.cli.main import app
 from pipeline.commands import TrainingOptions
 from pipeline.commands import cache as cache_commands
@@ -60,6 +61,14 @@ class TestFind:
         with pytest.raises(RunError, match="'nothing' is not among the runs .* list them with: tlpipe runs"):
             find_run(reports, "nothing", (HeadRun,))
 
+    def test_an_empty_text_names_nothing(self, three: list[HeadRun], cache: Path, reports: Path) -> None:
+        run_commands.rm([three[0].id, three[1].id], reports)
+        with pytest.raises(RunError, match="empty text names none"):
+            run_commands.rm([""], reports)
+        assert len(all_runs(reports)) == 1
+        with pytest.raises(StoreError, match="empty text names none"):
+            find_record(cache, "")
+
 
 class TestNames:
     @pytest.mark.parametrize("name", ["", "a/b", "../up", "latest", "best", "a" * 61, ".hidden", "<b>"])
@@ -74,6 +83,10 @@ class TestNames:
         with pytest.raises(ConfigError, match="taken"):
             run_commands.name(three[0].id, "good", reports)
         assert run_commands.name("good", "good", reports).name == "good"
+
+    def test_taken_where_the_run_lies(self, three: list[HeadRun], reports: Path, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=f"taken by {three[1].id}"):
+            run_commands.name(str(reports / three[0].id), "good", tmp_path / "elsewhere")
 
     def test_given_and_taken_away(self, three: list[HeadRun], reports: Path) -> None:
         run_commands.name("latest", "mine", reports)
@@ -95,10 +108,13 @@ def test_listed_newest_first_with_all_that_sets_them_apart(three: list[HeadRun],
     assert [run["head"] for run in value["runs"]] == ["linear", "centroid", "logreg", "knn1"]
 
 
-def test_removed(three: list[HeadRun], reports: Path) -> None:
+def test_removed(three: list[HeadRun], reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunError, match="'nothing' is not among"):
         run_commands.rm(["good", "nothing"], reports)
     assert len(all_runs(reports)) == 3, "all are found before the first is removed"
+    monkeypatch.chdir(reports.parent)
+    assert complete.runs("go") == ["good"]
+    assert complete.runs(three[1].id[:-1]) == [three[1].id]
     assert [run.id for run in run_commands.rm(["good", three[1].id], reports)] == [three[1].id], "named twice"
     assert [run.id for run in all_runs(reports)] == [three[0].id, three[2].id]
 
@@ -150,6 +166,12 @@ class TestNewest:
 
 
 class TestCleaning:
+    def test_what_other_options_gave_is_kept(self, three: list[HeadRun], pictures: Path, cache: Path) -> None:
+        first = find_record(cache, None)
+        commands.extract(ExtractConfig.of(data=str(pictures), val_fraction=0.3), cache)
+        assert first.dataset != find_record(cache, None).dataset
+        assert cache_commands.gc(cache, cache / "none").found == []
+
     def test_features_of_other_reports_folders_are_kept(
         self, three: list[HeadRun], pictures: Path, tmp_path: Path, cache: Path, reports: Path
     ) -> None:

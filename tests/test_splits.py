@@ -211,7 +211,7 @@ def test_twins_are_named() -> None:
     keys = keys_of(["a", "a", "b", "b", "c"])
     notes = twins(keys, np.array([0, 0, 0, 1, 1]), np.array(["train", "val", "val", "val", "test"]), list("pqrst"))
     assert notes == [
-        "1 byte-identical images lie in more than one split: p = q",
-        "1 byte-identical images have more than one label: r = s",
+        "1 group of byte-identical images across more than one split: p = q",
+        "1 group of byte-identical images under more than one label: r = s",
     ]
     assert twins(keys_of(["a", "b"]), np.array([0, 1]), np.array(["train", "val"]), ["p", "q"]) == []

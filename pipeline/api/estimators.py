@@ -25,7 +25,6 @@ from pipeline.extraction.plan import Plan, features_of, open_plan
 from pipeline.heads import load_head, make_head
 from pipeline.store.rows import Part, nothing
 from pipeline.store.shards import FeatureStore
-from pipeline.util.options import parse_image_size
 
 
 @dataclass(frozen=True)
@@ -124,11 +123,10 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return self._compute(*source_of(X))
 
     def _compute(self, source: ImageSource, locations: list[str]) -> NDArray[Any]:
-        image_size = parse_image_size(str(self.image_size)) if isinstance(self.image_size, int) else self.image_size
         config = ExtractConfig(
             backbone=str(self.backbone),
             weights=str(self.weights),
-            image_size=image_size and (image_size[0], image_size[1]),
+            **checked({"image_size": self.image_size}, ExtractConfig),
             endpoint=self.endpoint,
             pooling=self.pooling,
             resize=self.resize,
@@ -254,6 +252,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         given = options.pop("random_state")
         seed = given if isinstance(given, (int, np.integer)) else check_random_state(given).randint(2**31 - 1)
         head = options.pop("head")
+        if not isinstance(head, str):
+            raise TypeError(f"head is of the type {type(head).__name__}; give a name, such as mlp512-128")
         return HeadConfig(head, **checked({**options, "seed": seed}, HeadConfig))
 
     def predict_proba(self, X: Any) -> NDArray[np.floating]:

@@ -29,7 +29,7 @@ def source_of(images: Images) -> tuple[ImageSource, list[str]]:
     """
     if isinstance(images, np.ndarray) and images.dtype.kind not in "UO":
         return _stack(images)
-    items = list(images)
+    items = [images] if isinstance(images, (str, Path)) else list(images)
     if not items:
         raise ValueError("Found array with 0 sample(s), a minimum of 1 is required: there are no images")
     files: list[Path] = []

@@ -85,7 +85,7 @@ def load_features(
     """Load features as arrays.
 
     Args:
-        features_id: What `extract` returned, or its id, or the start of one; several in a list or joined by commas;
+        features_id: What `extract` returned, or its id, or a part of one; several in a list or joined by commas;
             None for the newest.
         cache: The cache folder; None for that of the features, else the usual one.
         views: Number of augmented views of the training images; None for all there are.

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import numpy as np
@@ -85,11 +86,14 @@ def command(*kinds: type, without: tuple[str, ...] = ()) -> Callable[[Callable[P
             for name, (hint, default, _) in known.items()
         ]
         signature = own.replace(parameters=[*plain, *shown])
+        hints = get_type_hints(function)
 
         @functools.wraps(function)
         def run(*args: P.args, **given: P.kwargs) -> R:
             _check_names(function.__name__, given, signature)
             values = signature.bind(*args, **given).arguments
+            for name in values.keys() & hints.keys() - known.keys():
+                _check_kind(name, values[name], hints[name])
             folders = folders_of(values.pop("cache", None), values.pop("reports", None), *values.values())
             values = {name: _named(value) for name, value in values.items()}
             values |= checked({name: value for name, value in values.items() if name in known}, *kinds)
@@ -149,6 +153,23 @@ def _check_names(function: str, given: dict[str, Any], signature: inspect.Signat
             near = get_close_matches(name, signature.parameters, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise TypeError(f"{function}() has no option {name!r}.{hint} It takes {', '.join(signature.parameters)}")
+
+
+def _check_kind(name: str, value: Any, hint: Any) -> None:
+    """Refuse a value of another type than a parameter's.
+
+    Raises:
+        TypeError: With the types that are taken.
+    """
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    plain = tuple(get_origin(kind) or kind for kind in kinds)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if (isinstance(value, bool) and bool not in plain) or not isinstance(
+        value, plain + ((int,) if float in plain else ())
+    ):
+        legal = " or ".join("None" if kind is NoneType else kind.__name__ for kind in plain)
+        raise TypeError(f"{name} is of the type {type(value).__name__}; give {legal}")
 
 
 def _checked(name: str, value: Any, hint: Any, _: Any, declared: Option) -> Any:

@@ -214,19 +214,19 @@ class Runs:
         return f"<{counted(len(self), 'run')}>"
 
     def to_frame(self) -> Any:
-        """A pandas frame: a row for each run that was rated."""
-        return frame(self._rows()).set_index("run")
+        """A pandas frame: a row for each run."""
+        return frame(self._rows(), columns=None if len(self) else ["run"]).set_index("run")
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = []
         for run in (one.run for one in self.results):
-            if isinstance(run, RatedRun):
-                known = {"run": run.id, "name": run.name, "stage": run.stage, "head": run.head, "data": run.data}
-                known["features"] = run.features
-                if isinstance(run, EvaluateRun):
-                    known["of"] = run.of
-                accuracies = {split: run.metrics.get(split, {}).get("accuracy") for split in ("val", "test")}
-                rows.append(known | accuracies | {"seconds": run.seconds["total"]})
+            known = {"run": run.id, "name": run.name, "stage": run.stage, "head": run.head, "data": run.data}
+            known["features"] = run.features
+            if isinstance(run, EvaluateRun):
+                known["of"] = run.of
+            metrics = run.metrics if isinstance(run, RatedRun) else {}
+            accuracies = {split: metrics.get(split, {}).get("accuracy") for split in ("val", "test")}
+            rows.append(known | accuracies | {"seconds": run.seconds["total"]})
         return rows
 
     def _repr_html_(self) -> str:
@@ -235,4 +235,5 @@ class Runs:
             [percent(row[name]) if isinstance(row[name], float) else row[name] or "" for name in columns]
             for row in self._rows()[:SHOWN_ROWS]
         ]
-        return notebook.joined(notebook.heading(counted(len(self), "run")), notebook.table(columns, rows))
+        more = [f"and {len(self) - SHOWN_ROWS:,} more: to_frame() has all"] if len(self) > SHOWN_ROWS else []
+        return notebook.joined(notebook.heading(counted(len(self), "run"), *more), notebook.table(columns, rows))

@@ -28,6 +28,7 @@ from pipeline.config import (
 )
 from pipeline.config.head import CURVE_HEAD, DRAWS, GRID, HEAD, NOT_OF_A_CURVE, SWEPT_HEADS
 from pipeline.runs.run import FinetuneRun, HeadRun, SweepRun
+from pipeline.util.options import parse_counts
 
 
 @command(ExtractConfig, ExtractOptions)
@@ -118,7 +119,7 @@ def learning_curve(
     features: FeaturesLike = None,
     head: str = CURVE_HEAD,
     *,
-    per_class: Sequence[int] | None = None,
+    per_class: str | Sequence[int] | None = None,
     draws: int = DRAWS,
     cache: Place = None,
     reports: Place = None,
@@ -129,7 +130,7 @@ def learning_curve(
     Args:
         features: As for `train_head`.
         head: As for `train_head`.
-        per_class: Images of each class; None for 1, 2, 5, 10, ... up to all.
+        per_class: Images of each class, in a list or joined by commas; None for 1, 2, 5, 10, ... up to all.
         draws: Random choices of images at each number.
         cache: The cache folder.
         reports: Where the run goes.
@@ -142,7 +143,8 @@ def learning_curve(
     at = folders_of(cache, reports)
     training = made(TrainingOptions, options, features=joined(features))
     config = made(HeadConfig, options, head=head)
-    return CurveResult(commands.learning_curve(config, at.cache, at.reports, training, per_class, draws), at)
+    counts = None if per_class is None else parse_counts(joined(per_class) or "")
+    return CurveResult(commands.learning_curve(config, at.cache, at.reports, training, counts, draws), at)
 
 
 @command(FinetuneConfig, FinetuneOptions)

@@ -12,6 +12,7 @@ from pipeline.api.results import Exported, Inspected, Predicted, Reported, with_
 from pipeline.api.runs import RunResult
 from pipeline.config import Columns
 from pipeline.config.head import TOP
+from pipeline.errors import DataError
 from pipeline.runs.run import EvaluateRun
 
 
@@ -77,6 +78,8 @@ def predict(
     """
     at = folders_of(cache, reports)
     names = [str(images)] if isinstance(images, (str, Path)) else [str(name) for name in images]
+    if not names:
+        raise DataError("There are no images to label")
     table = None if csv is None else Path(csv)
     answers = commands.predict(
         str(run), names, at.cache, at.reports, top=top, table=table, precision=precision, **options

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.config import Folders
@@ -40,9 +42,14 @@ def features(incomplete: str) -> list[str]:
 
 
 def runs(incomplete: str) -> list[str]:
-    """Ids of runs in the reports folder, the newest first, and the words that stand for one."""
-    found = sorted((path.parent.name for path in Folders().reports.glob("[!.]*/run.json")), reverse=True)
-    return _starting(["latest", "best", *found], incomplete)
+    """Ids and names of runs in the reports folder, the newest first, and the words that stand for one."""
+    found = sorted(Folders().reports.glob("[!.]*/run.json"), reverse=True)
+    names: list[str] = []
+    for path in found:
+        with suppress(OSError, ValueError, AttributeError):  # a run that can't be read has no name
+            names.append(json.loads(path.read_bytes()).get("name") or "")
+    ids = [path.parent.name for path in found]
+    return _starting(["latest", "best", *filter(None, names), *ids], incomplete)
 
 
 def _newest(folder: Path, pattern: str) -> list[str]:

@@ -115,8 +115,8 @@ def extract_text(result: ExtractResult) -> str:
             f"{result.images_per_second:,.0f} images/s with {result.choice.engine} in {result.choice.precision}, "
             f"{result.seconds['total']:.1f} s in all"
         )
-    pooled = spec.pooling != "none"
-    following = "tlpipe train-head" if pooled else f"tlpipe cache export FILE.h5 {result.record.id}"
+    trainable = spec.pooling != "none" and result.n_classes > 1
+    following = "tlpipe train-head" if trainable else f"tlpipe cache export FILE.h5 {result.record.id}"
     lines += [
         f"Features   {result.record.id} ({spec.backbone}, {spec.endpoint}, {'x'.join(map(str, spec.image_size))} px)",
         f"Next       {following}",
@@ -305,7 +305,8 @@ def inspect_text(found: Inspection) -> str:
     classes = [[name, *(f"{counts[split]:,}" for split in splits)] for name, counts in found.counts().items()]
     lines = [table(["class", *splits], classes), ""]
     if found.opened.carved:
-        lines.append(f"The data has no {' and no '.join(found.opened.carved)}: as tlpipe extract carves by default")
+        how = "as tlpipe extract carves by default" if by is None else f"split as for the features {by.record.id}"
+        lines.append(f"The data has no {' and no '.join(found.opened.carved)}: {how}")
     for name, values in found.sizes().items():
         lines.append(f"{name:<11}{values[0]:,} to {values[2]:,} px, median {values[1]:,}")
     for name, tally in (("formats", found.formats()), ("modes", found.modes())):

@@ -205,9 +205,8 @@ def gc(cache: Path, reports: Path, *, delete: bool = False) -> Cleaned:
     """Find what no data and no run needs, and remove it if that is asked for.
 
     Runs are those of the reports folder, and of all others that the cache remembers. A table is needed if it is the
-    newest of its data under its spec, or if a run was trained on it; a dataset, shard
-    or graph is needed if a needed table uses it. Shards and graphs younger than a day are kept in any case: a process
-    may be using them.
+    newest of its data with its options, or if a run was trained on it; a dataset, shard or graph is needed if a needed
+    table uses it. Shards and graphs younger than a day are kept in any case: a process may be using them.
 
     Args:
         cache: The cache folder.
@@ -245,10 +244,7 @@ def _in_use(cache: Path, reports: Path) -> tuple[set[str], list[str]]:
 
 def _found(cache: Path, reports: Path, in_use: set[str]) -> list[Needless]:
     known = records(cache, strict=True)
-    newest = {
-        (record.config.data, record.spec, record.config.views, record.config.augment, record.complete): record
-        for record in known
-    }
+    newest = {(record.config, record.spec, record.complete): record for record in known}
     needed = [record for record in known if record.id in in_use or record in newest.values()]
     found = []
     for record in known:
@@ -343,7 +339,7 @@ def export(cache: Path, reference: str | None, target: Path) -> TableRecord:
 
     Args:
         cache: The cache folder.
-        reference: Features id, or the start of one; None for the newest.
+        reference: Features id, or a part of one; None for the newest.
         target: A file that ends in .h5, .hdf5 or .npz.
 
     Raises:
@@ -360,8 +356,11 @@ def export(cache: Path, reference: str | None, target: Path) -> TableRecord:
     if table.views.any():
         columns["view"] = table.views
     texts = {"split": table.splits.tolist(), "paths": list(table.locations), "class_names": list(table.class_names)}
-    # A file of arrays would take a slash for a folder.
-    texts |= {f"column_{name.replace('/', '_')}": list(column) for name, column in table.others.items()}
+    for name, column in table.others.items():
+        plain = f"column_{name.replace('/', '_')}"  # a file of arrays would take a slash for a folder
+        if plain in texts:
+            raise ConfigError(f"Two columns of the manifest would be {plain} in {target.name}; rename one of them")
+        texts[plain] = list(column)
     with published(target) as partial:
         if suffix == ".npz":
             with partial.open("wb") as file:

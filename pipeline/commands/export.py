@@ -6,7 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,6 +176,20 @@ def _final_path(form: Format, folder: Path, output: Path | None) -> Path:
 
 
 @contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder, with those above it, that are gone again if the block fails."""
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in absent:
+            with suppress(OSError):  # another process may have put something there
+                path.rmdir()
+        raise
+
+
+@contextmanager
 def _target(form: Format, folder: Path, output: Path | None) -> Iterator[tuple[Path, Path]]:
     """Temporary paths of the file and of the script beside it; both are published only if the block succeeds.
 
@@ -186,34 +200,35 @@ def _target(form: Format, folder: Path, output: Path | None) -> Iterator[tuple[P
         with published_folder(own, replace=output is None) as partial:
             yield partial / form.file, partial / USAGE
         return
-    with writing(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            dir=output.parent, prefix=f".{output.name}.", suffix=PARTIAL_SUFFIX
-        ) as partial:
-            yield Path(partial) / output.name, Path(partial) / _script_of(output).name
-            # What the file refers to comes before it.
-            paths = sorted(Path(partial).iterdir(), key=lambda path: path.name == output.name)
-            _check_free(*(output.parent / path.name for path in paths))
-            for path in paths:
-                flush_to_disk(path)
-                path.replace(output.parent / path.name)
+    with (
+        writing(output),
+        _made(output.parent),
+        tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.", suffix=PARTIAL_SUFFIX) as partial,
+    ):
+        yield Path(partial) / output.name, Path(partial) / _script_of(output).name
+        # What the file refers to comes before it.
+        paths = sorted(Path(partial).iterdir(), key=lambda path: path.name == output.name)
+        _check_free(*(output.parent / path.name for path in paths))
+        for path in paths:
+            flush_to_disk(path)
+            path.replace(output.parent / path.name)
 
 
 def _check(form: Format, plan: Plan, agreement: float, difference: float, n: int) -> None:
     """Refuse a file that answers otherwise than tlpipe.
 
-    Of a few images a share of equal labels says little, so that the probabilities are compared, too.
+    Of a few images a share of equal labels says little, so that the probabilities are compared in its place.
 
     Raises:
         RunError: If it does.
     """
-    if agreement < LEAST_AGREEMENT:
+    few = n < CHECKED // 2
+    if not few and agreement < LEAST_AGREEMENT:
         raise RunError(
             f"The {form.name} file gives the same label as tlpipe predict on {100 * agreement:.1f} % of {n:,} images "
             f"of the run, less than {100 * LEAST_AGREEMENT:.0f} %; it was not kept. {_advice(plan)}"
         )
-    if n < CHECKED // 2 and difference > MOST_APART:
+    if few and difference > MOST_APART:
         raise RunError(
             f"The {form.name} file gives probabilities up to {difference:.2f} apart from those of tlpipe predict on "
             f"{n:,} images of the run, more than {MOST_APART:g}; it was not kept. {_advice(plan)}"

@@ -32,6 +32,7 @@ from pipeline.store.records import (
     table_id,
 )
 from pipeline.util.memo import Memo
+from pipeline.util.text import counted
 
 log = logging.getLogger("tlpipe")
 
@@ -43,6 +44,7 @@ class ExtractResult:
     Attributes:
         record: What was extracted from what; its id names the features for the later stages.
         n_images: Images of the data, unreadable ones included.
+        n_classes: Classes of its labels.
         n_computed: Rows computed: one for each distinct image and view.
         n_reused: Rows that were in the cache already.
         unreadable: Location and cause of each image that could not be read.
@@ -53,6 +55,7 @@ class ExtractResult:
 
     record: TableRecord
     n_images: int
+    n_classes: int
     n_computed: int
     n_reused: int
     unreadable: dict[str, str]
@@ -140,6 +143,7 @@ def extract(
     return ExtractResult(
         record=record,
         n_images=len(dataset) + len(opened.unreadable),
+        n_classes=len(dataset.class_names),
         n_computed=report.n_computed,
         n_reused=done.n_wanted - report.n_computed - len(done.refused) * (config.views + 1),
         unreadable=unreadable,
@@ -210,7 +214,8 @@ def _without_parted_duplicates(opened: Opened, config: ExtractConfig, known: Dat
     groups = inspection.same_pictures(neighbours, rows, pictures)
     found = split_again(opened, config.splits, known, [group.rows for group in groups])
     if groups:
-        log.info("%s pairs of near duplicates are kept on one side of the splits that are carved", f"{len(groups):,}")
+        kept = counted(len(groups), "group")
+        log.info("%s of near duplicates will not be parted by the splits that are carved", kept)
     return opened if found.dataset.id == dataset.id else found
 
 

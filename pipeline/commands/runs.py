@@ -28,7 +28,7 @@ def name(reference: str, to: str | None, reports: Path) -> Run:
     run: Run
     run, folder = find_run(reports, reference, (Run,))
     if to is not None:
-        check_name(to, reports, but=run.id)
+        check_name(to, folder.parent, but=run.id)
     rename_run(folder, run, to)
     return run
 
@@ -59,7 +59,8 @@ def rm(references: list[str], reports: Path) -> list[Run]:
         StoreError: If a folder can't be removed.
     """
     found = {run.id: (run, folder) for run, folder in (find_run(reports, one, (Run,)) for one in references)}
-    for run in all_runs(reports):
+    places = {folder.resolve().parent for _, folder in found.values()}
+    for run in (one for place in places for one in all_runs(place)):
         if run.id in found:
             continue
         if isinstance(run, RatedRun):

@@ -26,6 +26,7 @@ from pipeline.selection.features import open_table, rounds_of
 from pipeline.selection.fit import fit_head, fitted_fields, save_fitted
 from pipeline.store.records import find_records
 from pipeline.store.table import FeatureTable
+from pipeline.util.text import counted
 
 
 def sweep(
@@ -55,6 +56,8 @@ def sweep(
         DataError: If there is nothing to choose by.
     """
     start = time.perf_counter()
+    if not heads:
+        raise ConfigError("--head names no head; leave it out for all that a sweep tries")
     check_name(options.name, reports)
     if not budget > 0:
         raise ConfigError(f"--budget is {budget:g}; give seconds above 0")
@@ -99,7 +102,7 @@ def _notes(ratings: Ratings, options: TrainingOptions) -> list[str]:
     ]
     for cause in dict.fromkeys(ratings.failed.values()):
         heads = [candidate.config.head for candidate, other in ratings.failed.items() if other == cause]
-        notes.append(f"{len(heads)} settings of {', '.join(sorted(set(heads)))} failed: {cause}")
+        notes.append(f"{counted(len(heads), 'setting')} of {', '.join(sorted(set(heads)))} failed: {cause}")
     if ratings.untried:
         names = sorted({candidate.config.head for candidate in ratings.untried})
         notes.append(f"The budget ended before {len(ratings.untried)} more were tried: {', '.join(names)}")

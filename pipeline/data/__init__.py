@@ -118,7 +118,7 @@ def open_dataset(
     if not (dataset.splits == "train").any():
         raise DataError(f"{data} has no training images: {dataset.counts()}")
     notes = [*opened.notes, *twins(dataset.keys, dataset.labels, dataset.splits, list(dataset.locations))]
-    return replace(opened, notes=notes + _lacking(dataset))
+    return replace(opened, notes=notes + _lacking(dataset, config))
 
 
 def split_again(
@@ -151,9 +151,12 @@ def split_again(
     return replace(opened, dataset=replace(dataset, splits=splits, groups=groups))
 
 
-def _lacking(dataset: Dataset) -> list[str]:
-    """What keeps a classifier from being trained on all of the images."""
+def _lacking(dataset: Dataset, config: SplitConfig) -> list[str]:
+    """What keeps a classifier from being trained on all of the images, or from being rated."""
     notes = []
+    shares = {"val": config.val_fraction, "test": config.test_fraction}
+    if missing := [split for split, share in shares.items() if share and split not in dataset.splits]:
+        notes.append(f"No images are left for {' and '.join(missing)}: classes or groups are too small to be divided")
     if unlabelled := int((dataset.labels == UNLABELLED).sum()):
         notes.append(f"{unlabelled:,} of {counted(len(dataset), 'image')} without a label; training leaves them out")
     if len(dataset.class_names) == 1:

@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.data.dataset import FileSource, Listing, printable, shortened
 from pipeline.errors import DataError
 from pipeline.util.files import is_marked
+from pipeline.util.text import counted
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -77,7 +78,22 @@ def read_folder(root: Path, least_classes: int = 2) -> Listing:
         paths += images
         labels += [folder.name] * len(images)
         splits += [split] * len(images)
-    return _listing(root, paths, labels, splits, aside, skipped)
+    listing = _listing(root, paths, labels, splits, aside, skipped)
+    listing.notes.extend(_of_folders(folder) for _, folder in classes if len(_inner(folder)) > 1)
+    return listing
+
+
+def _inner(folder: Path) -> list[str]:
+    """The folders in a class folder that holds all its images in such."""
+    return [] if _has_images(folder) else [entry.name for entry in _entries(folder) if _is_folder(entry)]
+
+
+def _of_folders(folder: Path) -> str:
+    """Say of a class folder that its folders are not read as classes."""
+    return (
+        f"All images of {folder.name} lie in folders of their own ({shortened(_inner(folder))}), which count as one "
+        f"class; if they are the classes: tlpipe extract {folder}"
+    )
 
 
 def _listing(
@@ -86,10 +102,12 @@ def _listing(
     notes = []
     if aside:
         where = shortened([printable(path.relative_to(root)) for path in sorted(aside)])
-        notes.append(f"{len(aside):,} files left aside (no image suffix, or not inside a class folder): {where}")
+        notes.append(
+            f"{counted(len(aside), 'file')} left aside (no image suffix, or not inside a class folder): {where}"
+        )
     if skipped:
         where = shortened([printable(path.relative_to(root)) for path in sorted(skipped)])
-        notes.append(f"{len(skipped):,} folders left aside (no images, hidden, or written by tlpipe): {where}")
+        notes.append(f"{counted(len(skipped), 'folder')} left aside (no images, hidden, or written by tlpipe): {where}")
     locations = [printable(path.relative_to(root)) for path in paths]
     return Listing(root.resolve().name, labels, splits, locations, FileSource(paths), notes)
 
@@ -102,7 +120,7 @@ def _flat(root: Path, loose: list[Path], skipped: list[Path]) -> Listing:
     """
     images = [file for file in loose if is_image(file)]
     if not images:
-        found = f"{len(loose):,} files that are no images" if loose else "no files"
+        found = f"{counted(len(loose), 'file')} without an image suffix" if loose else "no files"
         found += f", and folders without images: {shortened([path.name for path in skipped])}" if skipped else ""
         raise DataError(
             f"{root} has no class folders with images; tlpipe looks for class/*.jpg, {{train,val,test}}/class/*.jpg, "
@@ -113,8 +131,7 @@ def _flat(root: Path, loose: list[Path], skipped: list[Path]) -> Listing:
 
 
 def _one_class(root: Path, folder: Path) -> str:
-    inner = [entry.name for entry in _entries(folder) if _is_folder(entry)]
-    if inner and not _has_images(folder):
+    if inner := _inner(folder):
         return (
             f"{root} has only one class, {folder.name!r}, and that holds folders itself: {shortened(inner)}. "
             f"Looked for class/*.jpg and {{train,val,test}}/class/*.jpg; did you mean tlpipe extract {folder}?"
@@ -133,12 +150,7 @@ def _left_aside(root: Path, skipped: list[Path]) -> str:
 
 def _check_depth(root: Path, folders: list[Path]) -> None:
     """Refuse a folder of data sets: their splits would be lost."""
-    sets = [
-        folder.name
-        for folder in folders
-        if not _has_images(folder)
-        and any(_is_folder(entry) and entry.name.lower() == "train" for entry in _entries(folder))
-    ]
+    sets = [folder.name for folder in folders if any(name.lower() == "train" for name in _inner(folder))]
     if sets and len(folders) > 1:
         raise DataError(
             f"{root} has no class folders: {shortened(sets)} hold a folder `train`, and look like data sets "
@@ -202,7 +214,7 @@ def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
 
     Args:
         folder: Where to look.
-        above: The folders it was come through.
+        above: The folders on the way to it.
 
     Raises:
         DataError: If a link leads back to a folder above it.

@@ -14,6 +14,7 @@ from pipeline.config import Columns
 from pipeline.data.dataset import FileSource, Listing, shortened
 from pipeline.data.folder import SPLIT_NAMES
 from pipeline.errors import DataError
+from pipeline.util.text import counted
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".parquet")
 COMMON_NAMES = {
@@ -71,17 +72,17 @@ def read_manifest(path: Path, columns: Columns) -> Listing:
             conflicts.append(f"{name} ({differing[0][0]} and {differing[0][1]})")
     if conflicts:
         raise DataError(
-            f"{path} gives {len(conflicts):,} paths twice with different labels, splits or groups: "
+            f"{path} gives {counted(len(conflicts), 'path')} twice with different labels, splits or groups: "
             f"{shortened(conflicts)}; keep one row of each"
         )
     absent = [name for file, name in named.items() if not file.is_file()]
     if absent:
         raise DataError(
-            f"{path} names {len(absent):,} files that aren't there, of {len(rows):,}: {shortened(absent)}; "
+            f"{path} names {counted(len(absent), 'file')} not there, of {len(rows):,}: {shortened(absent)}; "
             f"paths are relative to {path.parent}"
         )
     doubles = len(names) - len(rows)
-    notes = [f"{doubles:,} rows of {path.name} repeat others and were merged"] if doubles else []
+    notes = [f"Of {path.name}, {counted(doubles, 'row')} merged with others of the same path"] if doubles else []
     if chosen["label"] is None:
         notes.append(
             f"{path.name} has no column of labels ({', '.join(COMMON_NAMES['label'])}); it has {', '.join(table)}. "
@@ -142,7 +143,7 @@ def _column(path: Path, table: dict[str, list[str]], kind: str, given: str | Non
 
 
 def _paths(path: Path, table: dict[str, list[str]], column: str | None) -> list[str]:
-    names = table[column or "path"]
+    names = [name.strip() for name in table[column or "path"]]
     if not names:
         raise DataError(f"{path} has a header but no rows")
     if not all(names):
@@ -204,7 +205,9 @@ def _read_columns(path: Path) -> dict[str, list[str]]:
             delimiter = _delimiter(path, file.readline())
             file.seek(0)
             rows = list(csv.reader(file, delimiter=delimiter, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8 ({error.reason}); save it as UTF-8") from error
+    except (OSError, csv.Error) as error:
         raise DataError(f"{path} can't be read as a table: {error}") from error
     rows = [row for row in rows if row]
     if not rows:
@@ -213,7 +216,10 @@ def _read_columns(path: Path) -> dict[str, list[str]]:
     _check_header(path, header)
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
-            raise DataError(f"{path}, row {number} has {len(row)} values, the header has {len(header)} columns")
+            raise DataError(
+                f"{path}, row {number} has {counted(len(row), 'value')}, the header {counted(len(header), 'column')}, "
+                f"told apart by {delimiter!r}"
+            )
     return {name: [row[column] for row in rows[1:]] for column, name in enumerate(header)}
 
 

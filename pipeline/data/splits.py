@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from pipeline.config import SplitConfig
 from pipeline.data.dataset import UNLABELLED, shortened
 from pipeline.errors import DataError
+from pipeline.util.text import counted
 
 LEAST = 3  # a class of fewer distinct images or groups is left to training alone
 
@@ -240,8 +241,8 @@ def twins(
     across = [rows for rows in groups if len({splits[row] for row in rows}) > 1]
     disputed = [rows for rows in groups if len({int(labels[row]) for row in rows}) > 1]
     notes = []
-    for found, what in ((across, "lie in more than one split"), (disputed, "have more than one label")):
+    for found, what in ((across, "across more than one split"), (disputed, "under more than one label")):
         if found:
             named = shortened([" = ".join(locations[row] for row in rows) for rows in found])
-            notes.append(f"{len(found):,} byte-identical images {what}: {named}")
+            notes.append(f"{counted(len(found), 'group')} of byte-identical images {what}: {named}")
     return notes

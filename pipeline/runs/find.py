@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from pipeline.errors import RunError
 from pipeline.runs.run import TYPES, RatedRun, Run, read_run
+from pipeline.util.references import one_meant
 
-NAMED_AT_MOST = 5  # runs in an error
 LATEST, BEST = "latest", "best"
 
 R = TypeVar("R", bound=Run)
@@ -65,18 +65,9 @@ def find_run(reports: Path, reference: str | None, kinds: tuple[type[Any], ...])
     if reference == BEST:
         best = _best(known)
         return best, reports / best.id
-    fitting = (
-        [run for run in known if reference in (run.id, run.name)]
-        or [run for run in known if run.id.startswith(str(reference))]
-        or [run for run in known if str(reference) in run.id]
-    )
-    if len(fitting) == 1:
-        return fitting[0], reports / fitting[0].id
-    newest = [run.id for run in fitting or known][: -NAMED_AT_MOST - 1 : -1]
-    names = ", ".join(newest) or "none"
-    names += f" and {len(fitting or known) - len(newest)} older ones" if len(fitting or known) > len(newest) else ""
-    what = "fits several" if fitting else "is not among the"
-    raise RunError(f"{reference!r} {what} runs of tlpipe {wanted} in {reports}: {names}; list them with: tlpipe runs")
+    what = f"runs of tlpipe {wanted} in {reports}; list them with: tlpipe runs"
+    meant = one_meant(reference, known, what, RunError, lambda run: run.name)
+    return meant, reports / meant.id
 
 
 def _best(known: Sequence[R]) -> R:

@@ -18,6 +18,7 @@ from pipeline.heads import Head, load_head
 from pipeline.runs.find import find_run
 from pipeline.runs.run import HeadRun
 from pipeline.store.rows import check_finite
+from pipeline.util.text import counted
 
 log = logging.getLogger("tlpipe")
 
@@ -39,6 +40,9 @@ class TrainedHead:
     class_names: tuple[str, ...]
     specs: tuple[FeatureSpec, ...]
     temperature: float
+
+    def __repr__(self) -> str:
+        return f"<head of {self.run.id}: {self.run.head}, {counted(len(self.class_names), 'class', 'classes')}>"
 
     def check(self, specs: Sequence[FeatureSpec], name: str | None) -> None:
         """Refuse features that are not those the head was trained on; other precision alone is only noted.

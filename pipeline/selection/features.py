@@ -20,6 +20,7 @@ from pipeline.store.records import TableRecord, find_records, load_dataset
 from pipeline.store.table import FeatureTable, load_table
 from pipeline.util import runtime
 from pipeline.util.memo import Memo
+from pipeline.util.text import counted
 
 log = logging.getLogger("tlpipe")
 
@@ -45,7 +46,7 @@ def open_table(cache: Path, options: TrainingOptions, views: int | None, what: s
     wanted = (most, most) if options.cv else (views, options.averaged)
     table = load_table(cache, records, wanted[0], test_views=wanted[1], memory=runtime.memory_for(options.memory))
     if table.missing:
-        log.warning("%s images of %s can't be read and are left out", f"{table.missing:,}", records[0].name)
+        log.warning("Left out, as unreadable: %s of %s", counted(table.missing, "image"), records[0].name)
     _check_trainable(table)
     return table
 

@@ -18,6 +18,7 @@ from pipeline.config import ExtractConfig, FeatureSpec
 from pipeline.data import BUILT_IN, KEY_DTYPE, Dataset
 from pipeline.errors import ConfigError, StoreError
 from pipeline.util.files import decoded, mark_folder, publish_checked, read_checked, read_json, write_json
+from pipeline.util.references import one_meant
 
 log = logging.getLogger("tlpipe")
 
@@ -202,7 +203,7 @@ def find_record(cache: Path, reference: str | None) -> TableRecord:
 
     Args:
         cache: The cache folder.
-        reference: A features id, or the start of one; None for the newest, as `newest_pooled` has it.
+        reference: A features id, or a part of one; None for the newest, as `newest_pooled` has it.
 
     Raises:
         StoreError: If there is none, or several fit.
@@ -214,14 +215,7 @@ def find_record(cache: Path, reference: str | None) -> TableRecord:
             stopped = f" but those of extracts that were stopped or failed ({known[-1].id})" if known else ""
             raise StoreError(f"There are no features in {cache}{stopped} yet; make some with: tlpipe extract DATA")
         return newest
-    fitting = [record for record in known if record.id == reference] or [
-        record for record in known if record.id.startswith(reference)
-    ]
-    if len(fitting) == 1:
-        return fitting[0]
-    names = ", ".join(record.id for record in fitting or known) or "none"
-    what = "fits several" if fitting else "is not among the"
-    raise StoreError(f"{reference!r} {what} features of {cache}: {names}; list them with: tlpipe cache ls")
+    return one_meant(reference, known, f"features of {cache}; list them with: tlpipe cache ls", StoreError)
 
 
 def find_records(cache: Path, reference: str | None) -> tuple[TableRecord, ...]:

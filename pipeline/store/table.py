@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, DataError, StoreError
 from pipeline.store.records import TableRecord, load_dataset
 from pipeline.store.rows import HeldFeatures, Part, StoredFeatures, check_finite
 from pipeline.store.shards import FeatureStore
-from pipeline.util.text import readable_size
+from pipeline.util.text import counted, readable_size
 
 log = logging.getLogger("tlpipe")
 
@@ -194,9 +194,9 @@ def _labelled(dataset: Dataset, images: NDArray[np.int64]) -> NDArray[np.bool_]:
         )
     if not found.all():
         log.warning(
-            "%s of %s images of %s have no label and are left out",
+            "Left out, as without a label: %s of %s of %s",
             f"{int((~found).sum()):,}",
-            f"{len(found):,}",
+            counted(len(found), "image"),
             dataset.name,
         )
     return found
@@ -215,7 +215,8 @@ def _unreadable(
     unknown = [key for key in lost.tolist() if key not in quarantined]
     if unknown:
         raise StoreError(
-            f"Features of {len(unknown):,} images of {record.id} are missing; compute them: {record.config.command()}"
+            f"Features of {counted(len(unknown), 'image')} of {record.id} are missing; compute them: "
+            f"{record.config.command()}"
         )
     return lost
 
@@ -256,7 +257,7 @@ def _agreeing(dataset: Dataset, other: Dataset, name: str, other_name: str) -> N
     n_other = len(set(known) - set(dataset.keys.tolist()))
     for count, has, lacks in ((int((~shared).sum()), name, other_name), (n_other, other_name, name)):
         if count:
-            log.warning("%s images of %s are not in %s and are left out", f"{count:,}", has, lacks)
+            log.warning("Left out, as not in %s: %s of %s", lacks, counted(count, "image"), has)
     return shared
 
 

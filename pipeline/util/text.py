@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 
-def counted(n: int, noun: str) -> str:
-    """A number of things, such as `1 image` or `2 images`."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+def counted(n: int, noun: str, several: str = "") -> str:
+    """A number of things, such as `1 image` or `2 images`; `several` is a plural that takes more than an s."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {several or noun + 's'}"
 
 
 def readable_size(n_bytes: float) -> str:

@@ -1,0 +1,53 @@
+"""What a text that a user gives for an id means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from pipeline.errors import TlpipeError
+
+NAMED_AT_MOST = 5  # in an error
+
+
+class _WithId(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=_WithId)
+
+
+def one_meant(
+    reference: str,
+    known: Sequence[T],
+    what: str,
+    error: type[TlpipeError],
+    alias: Callable[[T], str | None] = lambda _: None,
+) -> T:
+    """The one of some things that a text names: by its whole id or alias, else by the start or a part of its id.
+
+    Args:
+        reference: The text.
+        known: The things, the newest last.
+        what: What errors call them, with where they are and how to list them: "features of cache; list them with: ...".
+        error: What is raised.
+        alias: Gives another name of a thing; None if it has none.
+
+    Raises:
+        TlpipeError: If none fits, or several do.
+    """
+    if not reference:
+        raise error(f"An empty text names none of the {what}")
+    fitting = (
+        [one for one in known if reference in (one.id, alias(one))]
+        or [one for one in known if one.id.startswith(reference)]
+        or [one for one in known if reference in one.id]
+    )
+    if len(fitting) == 1:
+        return fitting[0]
+    listed = [one.id for one in fitting or known][::-1]
+    older = len(listed) - NAMED_AT_MOST
+    names = (", ".join(listed[:NAMED_AT_MOST]) or "none") + (f" and {older:,} older ones" if older > 0 else "")
+    place, _, listing = what.partition("; ")
+    raise error(f"{reference!r} {'fits several' if fitting else 'is not among the'} {place}: {names}; {listing}")
