@@ -16,7 +16,7 @@ from pipeline.cli.main import app
 from pipeline.commands import TrainingOptions
 from pipeline.commands import cache as cache_commands
 from pipeline.commands import runs as run_commands
-from pipeline.config import ExtractConfig, HeadConfig
+from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
 from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.runs.find import all_runs, find_run
 from pipeline.runs.run import HeadRun, Run
@@ -168,7 +168,7 @@ class TestNewest:
 class TestCleaning:
     def test_what_other_options_gave_is_kept(self, three: list[HeadRun], pictures: Path, cache: Path) -> None:
         first = find_record(cache, None)
-        commands.extract(ExtractConfig.of(data=str(pictures), val_fraction=0.3), cache)
+        commands.extract(ExtractConfig(str(pictures), splits=SplitConfig(val_fraction=0.3)), cache)
         assert first.dataset != find_record(cache, None).dataset
         assert cache_commands.gc(cache, cache / "none").found == []
 

@@ -6,7 +6,6 @@ import functools
 import inspect
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
@@ -19,7 +18,7 @@ from pipeline.api.results import Extracted, Result
 from pipeline.api.runs import RunResult
 from pipeline.config import Folders, user_cache
 from pipeline.runs.run import RatedRun, called
-from pipeline.util.options import Option, option_name
+from pipeline.util.options import Declared, declared, option_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,8 +34,6 @@ RunLike = str | Path | RunResult[RatedRun]
 """What another function returned, a run's id or a part of it, its name, its folder, "latest" or "best"."""
 
 POSITIONAL = ("data", "features", "run", "runs", "images")  # on the command line they stand without a name
-Known = dict[str, tuple[Any, Any, Option]]
-"""Type, default and declaration of each option, by its name."""
 
 
 def folders_of(cache: str | Path | None, reports: str | Path | None, *given: Any) -> Folders:
@@ -82,8 +79,8 @@ def command(*kinds: type, without: tuple[str, ...] = ()) -> Callable[[Callable[P
         plain = [one for one in own.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
         known = {name: one for name, one in _known(*kinds).items() if name not in (*own.parameters, *without)}
         shown = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
-            for name, (hint, default, _) in known.items()
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.hint)
+            for name, one in known.items()
         ]
         signature = own.replace(parameters=[*plain, *shown])
         hints = get_type_hints(function)
@@ -103,7 +100,7 @@ def command(*kinds: type, without: tuple[str, ...] = ()) -> Callable[[Callable[P
                 return function(**values)  # type: ignore[call-arg]
 
         run.__signature__ = signature  # type: ignore[attr-defined]
-        lines = [f"        {name}: {option.help}" for name, (_, _, option) in known.items()]
+        lines = [f"        {name}: {one.option.help}" for name, one in known.items()]
         if lines and run.__doc__:
             run.__doc__ = run.__doc__.rstrip() + "\n\n    Options:\n" + "\n".join(lines) + "\n"
         return run
@@ -119,31 +116,12 @@ def checked(options: dict[str, Any], *kinds: type) -> dict[str, Any]:
         TypeError: For a value of another type.
     """
     known = _known(*kinds)
-    return {name: _checked(name, value, *known[name]) for name, value in options.items()}
+    return {name: _checked(value, known[name]) for name, value in options.items()}
 
 
-def made(kind: type[T], options: dict[str, Any], **more: Any) -> T:
-    """A dataclass of options, of those among `options` that it declares, and of others.
-
-    Raises:
-        ConfigError: For an illegal value.
-    """
-    values = {name: value for name, value in options.items() if name in _known(kind)} | more
-    make: Callable[..., T] = getattr(kind, "of", kind)
-    return make(**values)
-
-
-def _known(*kinds: type) -> Known:
-    """The options of dataclasses, and of those inside them."""
-    found: Known = {}
-    for kind in kinds:
-        hints = get_type_hints(kind)
-        for one in fields(kind):
-            if is_dataclass(hints[one.name]):
-                found |= _known(hints[one.name])
-            elif declared := one.metadata.get("option"):
-                found[one.name] = (hints[one.name], one.default, declared)
-    return found
+def _known(*kinds: type) -> dict[str, Declared]:
+    """The options of dataclasses by their names."""
+    return {one.name: one for kind in kinds for one in declared(kind)}
 
 
 def _check_names(function: str, given: dict[str, Any], signature: inspect.Signature) -> None:
@@ -172,19 +150,20 @@ def _check_kind(name: str, value: Any, hint: Any) -> None:
         raise TypeError(f"{name} is of the type {type(value).__name__}; give {legal}")
 
 
-def _checked(name: str, value: Any, hint: Any, _: Any, declared: Option) -> Any:
+def _checked(value: Any, one: Declared) -> Any:
     """The value of an option in the type that it is declared with; errors as in `checked`."""
+    known = one.option
     if isinstance(value, np.generic):
         value = value.item()
-    if declared.parse and isinstance(value, (str, int)) and not isinstance(value, bool):
-        value = declared.parse(str(value))
-    if declared.several and isinstance(value, (list, tuple)):
+    if known.parse and isinstance(value, (str, int)) and not isinstance(value, bool):
+        value = known.parse(str(value))
+    if known.several and isinstance(value, (list, tuple)):
         value = ",".join(value)
     try:
-        return msgspec.convert(value, hint)
+        return msgspec.convert(value, one.hint)
     except msgspec.ValidationError:
-        legal = " or ".join(declared.legal) or str(getattr(hint, "__name__", hint)).replace(" | ", " or ")
-        raise TypeError(f"{name} is {value!r}, of the type {type(value).__name__}; give {legal}") from None
+        legal = " or ".join(known.legal) or str(getattr(one.hint, "__name__", one.hint)).replace(" | ", " or ")
+        raise TypeError(f"{one.name} is {value!r}, of the type {type(value).__name__}; give {legal}") from None
 
 
 def _named(value: Any) -> Any:

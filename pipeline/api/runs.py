@@ -71,7 +71,7 @@ class RunResult(_OfRun[AnyRated]):
         return f"<{self.id}: {', '.join(found) or 'not rated'}>"
 
     def to_frame(self) -> Any:
-        """A pandas frame: a row for each split, with its metrics and what its images were used to."""
+        """A pandas frame: a row for each split, with its metrics and what its images had been used for."""
         used = self.run.used()
         rows = []
         for split, found in self.metrics.items():

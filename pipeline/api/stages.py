@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import commands
-from pipeline.api.options import FeaturesLike, Place, command, folders_of, joined, made
+from pipeline.api.options import FeaturesLike, Place, command, folders_of, joined
 from pipeline.api.results import Extracted, with_folders
 from pipeline.api.runs import CurveResult, RunResult
 from pipeline.config import (
@@ -28,7 +28,7 @@ from pipeline.config import (
 )
 from pipeline.config.head import CURVE_HEAD, DRAWS, GRID, HEAD, NOT_OF_A_CURVE, SWEPT_HEADS
 from pipeline.runs.run import FinetuneRun, HeadRun, SweepRun
-from pipeline.util.options import parse_counts
+from pipeline.util.options import made, parse_counts
 
 
 @command(ExtractConfig, ExtractOptions)
@@ -49,7 +49,7 @@ def extract(data: str | Path = "digits", *, cache: Place = None, **options: Any)
     """
     at = folders_of(cache, None)
     how = made(ExtractOptions, options)
-    config = made(ExtractConfig, options, data=str(data))
+    config = made(ExtractConfig, {**options, "data": str(data)})
     return with_folders(Extracted, commands.extract(config, at.cache, **asdict(how)), at)
 
 
@@ -76,8 +76,10 @@ def train_head(
         TypeError: For an unknown option, or a value of another type.
     """
     at = folders_of(cache, reports)
-    training = made(TrainingOptions, options, features=joined(features))
-    return RunResult(commands.train_head(made(HeadConfig, options, head=head), at.cache, at.reports, training), at)
+    training = made(TrainingOptions, {**options, "features": joined(features)})
+    return RunResult(
+        commands.train_head(made(HeadConfig, {**options, "head": head}), at.cache, at.reports, training), at
+    )
 
 
 @command(HeadConfig, TrainingOptions)
@@ -108,7 +110,7 @@ def sweep(
     """
     at = folders_of(cache, reports)
     heads = [name.strip() for name in (head.split(",") if isinstance(head, str) else head)]
-    training = made(TrainingOptions, options, features=joined(features))
+    training = made(TrainingOptions, {**options, "features": joined(features)})
     config = replace(made(HeadConfig, options), head="")
     end = math.inf if budget is None else budget
     return RunResult(commands.sweep(heads, grid, config, at.cache, at.reports, training, end), at)
@@ -141,8 +143,8 @@ def learning_curve(
         TypeError: For an unknown option, or a value of another type.
     """
     at = folders_of(cache, reports)
-    training = made(TrainingOptions, options, features=joined(features))
-    config = made(HeadConfig, options, head=head)
+    training = made(TrainingOptions, {**options, "features": joined(features)})
+    config = made(HeadConfig, {**options, "head": head})
     counts = None if per_class is None else parse_counts(joined(per_class) or "")
     return CurveResult(commands.learning_curve(config, at.cache, at.reports, training, counts, draws), at)
 
@@ -165,5 +167,5 @@ def finetune(
         TypeError: For an unknown option, or a value of another type.
     """
     at = folders_of(cache, reports)
-    config = made(FinetuneConfig, options, blocks=joined(blocks))
+    config = made(FinetuneConfig, {**options, "blocks": joined(blocks)})
     return RunResult(commands.finetune(config, at.cache, at.reports, made(FinetuneOptions, options)), at)

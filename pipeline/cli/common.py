@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -20,7 +20,7 @@ import typer
 from pipeline.cli.complete import COMPLETED
 from pipeline.config import HEAD_DEFAULTS, Folders, HeadConfig
 from pipeline.errors import StoppedError, TlpipeError
-from pipeline.util.options import SEED, SEED_HELP, Option, option_name
+from pipeline.util.options import SEED, SEED_HELP, Declared, declared, made, option_name
 
 log = logging.getLogger("tlpipe")
 
@@ -91,7 +91,11 @@ def command(app: typer.Typer, name: str | None) -> Callable[[Function], Function
             if kind is None:
                 shown[parameter.name] = _parameter(parameter.name, hints[parameter.name], parameter.default)
                 continue
-            found = {one.name: one for one in _parameters(kind) if one.name not in without}
+            found = {
+                one.name: _parameter(one.name, _annotated(one), one.default)
+                for one in declared(kind)
+                if one.name not in without
+            }
             carried[parameter.name] = (kind, list(found))
             shown |= found
         own = set(shown) - {name for _, names in carried.values() for name in names}
@@ -132,45 +136,26 @@ def _together(values: dict[str, Any], carried: dict[str, tuple[Any, list[str]]],
     """The arguments of a command's function: its dataclasses, and what stands for itself."""
     found = {name: values[name] for name in own}
     for parameter, (kind, names) in carried.items():
-        options = {name: values[name] for name in names}
-        for one in (part for owner in (kind, *_nested(kind)) for part in fields(owner)):
-            known = one.metadata.get("option")
-            if known and known.parse and isinstance(options.get(one.name), str):
-                options[one.name] = known.parse(options[one.name])
-        found[parameter] = kind.of(**options) if hasattr(kind, "of") else kind(**options)
+        found[parameter] = made(kind, {name: values[name] for name in names})
     return found
 
 
-def _nested(kind: Any) -> list[Any]:
-    """Dataclasses of options among the fields of one."""
-    return [hint for hint in get_type_hints(kind).values() if is_dataclass(hint)]
-
-
-def _parameters(kind: Any) -> Iterator[inspect.Parameter]:
-    """A parameter for each option of a dataclass, and of those inside it."""
-    hints = get_type_hints(kind)
-    for one in fields(kind):
-        if is_dataclass(hints[one.name]):
-            yield from _parameters(hints[one.name])
-        elif known := one.metadata.get("option"):
-            yield _parameter(one.name, _annotated(kind, one.name, hints[one.name], known), one.default)
-
-
-def _annotated(kind: Any, name: str, hint: Any, known: Option) -> Any:
+def _annotated(one: Declared) -> Any:
     """How Typer reads an option."""
-    words = known.help
+    known, hint, words = one.option, one.hint, one.option.help
     if known.legal:
         legal = f"{', '.join(known.legal[:-1])} or {known.legal[-1]}" if len(known.legal) > 1 else known.legal[0]
         words = f"{words.rstrip('.')}: {legal}." if legal not in words else words
-    if kind is HeadConfig and (defaults := _head_defaults(name)):
+    if one.owner is HeadConfig and (defaults := _head_defaults(one.name)):
         words = f"{words} [{defaults}]"
     if known.parse:
         hint = str | None
     if known.argument:
         return Annotated[hint, typer.Argument(help=words, show_default=words[-1] != "]")]
-    names = [option_name(name)]
+    name = option_name(one.name)
+    names = [name]
     if hint == bool | None:
-        names = [f"{option_name(name)}/--no-{option_name(name)[2:]}"]
+        names = [f"{name}/--no-{name[2:]}"]
     return Annotated[hint, typer.Option(*names, help=words)]
 
 

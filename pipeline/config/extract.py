@@ -17,7 +17,6 @@ from pipeline.util.options import (
     check,
     option,
     option_name,
-    options_of,
     parse_image_size,
 )
 
@@ -62,7 +61,7 @@ class ImageConfig:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of the columns of a manifest; None for the common ones.
+    """Names of the columns of a manifest; None where it is one of the common names.
 
     Attributes:
         path_column: Where each picture lies.
@@ -175,19 +174,6 @@ class ExtractConfig:
         if self.views and not self.augment:
             raise ConfigError(f"--views {self.views} needs --augment, such as --augment flip,crop")
         check_views(self.views, self.augment)
-
-    @classmethod
-    def of(cls, **options: Any) -> ExtractConfig:
-        """Make one of options that stand side by side, those of the splits and columns among them.
-
-        Raises:
-            ConfigError: For an illegal value.
-            TypeError: For an unknown option.
-        """
-        given = {name: options.pop(name) for name in options_of(SplitConfig) if name in options}
-        columns = {name: options.pop(name) for name in options_of(Columns) if name in options}
-        splits = SplitConfig(**given, seed=options.get("seed", 0))
-        return cls(**options, splits=splits, columns=Columns(**columns))
 
     def columns_of(self, data: str) -> Columns:
         """Which columns are read of some data: those of this extract, if it is the same."""

@@ -53,7 +53,7 @@ class HeldFeatures:
 
     @property
     def workers(self) -> int:
-        """One: memory is read as fast by one thread."""
+        """One, as further threads read memory no faster."""
         return 1
 
     @property

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from pipeline.errors import ConfigError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,54 @@ class Option:
 def option(default: Any, help: str, **known: Any) -> Any:
     """Declare a field that a user sets; arguments as in `Option`."""
     return field(default=default, metadata={"option": Option(help, **known)})
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """An option where it is declared.
+
+    Attributes:
+        owner: The dataclass.
+        name: The field's name.
+        hint: Its type.
+        default: Its default.
+        option: What else is known of it.
+    """
+
+    owner: type
+    name: str
+    hint: Any
+    default: Any
+    option: Option
+
+
+def declared(kind: type) -> Iterator[Declared]:
+    """The options of a dataclass, and of the dataclasses among its fields."""
+    hints = get_type_hints(kind)
+    for one in fields(kind):
+        if is_dataclass(hints[one.name]):
+            yield from declared(hints[one.name])
+        elif "option" in one.metadata:
+            yield Declared(kind, one.name, hints[one.name], one.default, one.metadata["option"])
+
+
+def made(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A dataclass made of values that stand side by side: the dataclasses among its fields take theirs from them, too.
+
+    Text is parsed where an option says how; what the dataclass doesn't have is left alone.
+
+    Raises:
+        ConfigError: For an illegal value.
+    """
+    hints, found = get_type_hints(kind), {}
+    for one in fields(kind):  # type: ignore[arg-type]
+        if one.name in values:
+            parse = one.metadata["option"].parse if "option" in one.metadata else None
+            value = values[one.name]
+            found[one.name] = parse(value) if parse and isinstance(value, str) else value
+        elif is_dataclass(hints[one.name]):
+            found[one.name] = made(hints[one.name], values)
+    return kind(**found)
 
 
 def options_of(kind: type) -> dict[str, Option]:
@@ -116,7 +166,7 @@ def parse_image_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def parse_bytes(option: str, text: str) -> int:
+def parse_memory(text: str) -> int:
     """Parse `800MB`, `1.5GB` or a number of bytes.
 
     Raises:
@@ -124,14 +174,9 @@ def parse_bytes(option: str, text: str) -> int:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
     if not match or float(match[1]) == 0:
-        raise ConfigError(f"{option} is {text!r}; give bytes, such as 800MB or 1.5GB")
+        raise ConfigError(f"--memory is {text!r}; give bytes, such as 800MB or 1.5GB")
     power = "kmgt".index(match[2].lower()) + 1 if match[2] else 0
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
-
-
-def parse_memory(text: str) -> int:
-    """Parse the value of `--memory` into bytes."""
-    return parse_bytes("--memory", text)
 
 
 def parse_counts(text: str) -> tuple[int, ...]:
