@@ -68,9 +68,7 @@ def bench(
     folders: Folders,
     backbone: Annotated[str, typer.Option(help="A name from `tlpipe backbones`.")] = "densenet121",
     image_size: Annotated[str | None, typer.Option(help="Pixels. [default: the backbone's own]")] = None,
-    seconds: Annotated[
-        float, typer.Option(min=0.1, max=600, help="Least seconds of each of three turns.")
-    ] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Least seconds of each of three turns.")] = 3.0,
 ) -> Answer:
     """Measure this machine: Keras's own predict against the engines, in turns, with random weights."""
     from dataclasses import asdict
