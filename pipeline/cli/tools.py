@@ -85,6 +85,7 @@ def bench(
             f"{way.images_per_second:.1f}",
             f"{way.times_predict:.2f}",
             "-" if way.share_of_matrix_rate is None else percent(way.share_of_matrix_rate),
+            "" if way.mean_cosine is None else f"{way.mean_cosine:.4f}",
         ]
         for way in result.measured
     ]
@@ -94,7 +95,7 @@ def bench(
         f"One large matrix product in {name}: {rate / 1e9:,.0f} G operations/s"
         for name, rate in result.matrix_rate.items()
     ]
-    columns = ["engine", "precision", "batch", "images/s", "times predict", "of matrix rate"]
+    columns = ["engine", "precision", "batch", "images/s", "times predict", "of matrix rate", "cosine"]
     return Answer(asdict(result), "\n".join([*lines, "", render.table(columns, cells)]))
 
 

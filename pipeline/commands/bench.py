@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.backbones import open_backbone
+from pipeline.errors import EngineError
 from pipeline.extraction.engines import EngineChoice, call, open_engine
 from pipeline.util import runtime
 from pipeline.util.progress import progress
@@ -35,12 +36,13 @@ class Measured:
 
     Attributes:
         name: What ran.
-        precision: "float32" or "bfloat16".
+        precision: "float32", "bfloat16", "float16" or "int8".
         batch_size: Images in a batch.
         images_per_second: Median over the rounds.
         times_predict: Rate by that of Keras's predict.
         share_of_matrix_rate: Operations a second by those of one large matrix product in the same precision; None
             where that could not be measured.
+        mean_cosine: Of the features in int8 with those in float32, over pictures; None for other precisions.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Measured:
     images_per_second: float
     times_predict: float
     share_of_matrix_rate: float | None
+    mean_cosine: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +105,18 @@ def bench(backbone: str, image_size: tuple[int, int] | None, seconds: float) -> 
     matrices: dict[str, Callable[[], Any]] = {}
     ways["keras predict", "float32", 32] = lambda: features.predict(images, batch_size=32, verbose=0)
     with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / "graph"
         for choice, batch_size in _choices():
-            engine = open_engine(choice, pretrained.network, endpoint, "avg", Path(folder) / "graph", batch_size)
-            run = _caller(engine, images)
-            ways[choice.engine, choice.precision, engine.batch_size] = run
-        for precision in sorted({precision for _, precision, _ in ways}):
+            try:
+                engine = open_engine(choice, pretrained.network, endpoint, "avg", graph, batch_size)
+            except EngineError as error:
+                if choice.precision != "int8":
+                    raise
+                log.warning("%s", error)
+                break  # int8 comes last
+            ways[choice.engine, choice.precision, engine.batch_size] = _caller(engine, images)
+        cosine = _cosine_of_int8(graph)
+        for precision in sorted({precision for _, precision, _ in ways} - {"int8"}):
             if runtime.installed("openvino"):
                 from pipeline.extraction.engines.openvino import matrix_product
 
@@ -123,6 +133,7 @@ def bench(backbone: str, image_size: tuple[int, int] | None, seconds: float) -> 
             rates[name, precision, batch_size],
             rates[name, precision, batch_size] / predict,
             _share(rates[name, precision, batch_size] * operations, matrix_rate.get(precision)),
+            cosine if precision == "int8" else None,
         )
         for name, precision, batch_size in ways
     ]
@@ -134,6 +145,16 @@ def _share(operations: float, matrix_rate: float | None) -> float | None:
     return None if matrix_rate is None or runtime.has_nvidia_gpu() else operations / matrix_rate
 
 
+def _cosine_of_int8(graph: Path) -> float | None:
+    """Of the graph in int8 that lies in a folder; None if there is none."""
+    if not (graph / "int8").is_dir():
+        return None
+    from pipeline.extraction.engines import quantize
+
+    found = quantize.facts(graph / "int8")
+    return None if found is None else found.mean_cosine
+
+
 def _choices() -> list[tuple[EngineChoice, int | None]]:
     choices: list[tuple[EngineChoice, int | None]] = [(EngineChoice("tensorflow", "float32"), None)]
     if runtime.has_nvidia_gpu():
@@ -141,7 +162,8 @@ def _choices() -> list[tuple[EngineChoice, int | None]]:
     if runtime.installed("openvino"):
         from pipeline.extraction.engines.openvino import supports
 
-        for precision in ("float32", "bfloat16"):
+        precisions = ("float32", "bfloat16", *(["int8"] if runtime.installed("nncf") else []))
+        for precision in precisions:
             if supports(precision):
                 choices += [(EngineChoice("openvino", precision), size) for size in OPENVINO_BATCHES]
     return choices

@@ -16,7 +16,7 @@ from pipeline.errors import EngineError
 from pipeline.extraction.engines import choose
 from pipeline.util import runtime
 
-CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
+CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
 
 
 def examine(cache: Path, reports: Path) -> dict[str, Any]:
@@ -37,10 +37,6 @@ def examine(cache: Path, reports: Path) -> dict[str, Any]:
 
 
 def _processor() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    fields = dict(reversed([line.split(":", 1) for line in lines if ":" in line]))
-    named = {name.strip(): value.strip() for name, value in fields.items()}
-    flags = named.get("flags", "").split()
     memory = None
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -48,7 +44,7 @@ def _processor() -> dict[str, Any]:
         "name": runtime.processor(),
         "usable": runtime.cpu_count(),
         "memory_bytes": memory,
-        "features": [feature for feature in CPU_FEATURES if feature in flags],
+        "features": [feature for feature in CPU_FEATURES if feature in runtime.processor_flags()],
     }
 
 

@@ -24,7 +24,7 @@ POOLINGS = ("avg", "max", "none")
 RESIZES = ("stretch", "pad", "crop")
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 ENGINES = ("auto", "tensorflow", "openvino")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 
 OPERATIONS = ("flip", "crop", "rotate", "zoom", "brightness", "contrast")
 
@@ -134,7 +134,7 @@ class ExtractConfig:
         views: Number of augmented views beside the image itself.
         augment: Operations that make a view, joined by commas; None where there are no views.
         engine: "auto", "tensorflow" or "openvino".
-        precision: "auto", "float32", "bfloat16" or "float16".
+        precision: "auto", "float32", "bfloat16", "float16" or "int8".
         dtype: Type of stored features; None for float32, or float16 without pooling, if weights are not random.
         splits: How missing splits are carved.
         seed: Seed of random weights.

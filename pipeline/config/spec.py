@@ -25,7 +25,8 @@ class FeatureSpec:
         image_size: (height, width), pixels.
         resize: As in `ImageConfig`.
         interpolation: As in `ImageConfig`.
-        precision: "float32", which is the same on every engine, else engine and precision ("openvino-bfloat16").
+        precision: "float32", which is the same on every engine, else engine and precision ("openvino-bfloat16"), and of
+            int8 the digest of the graph.
         dtype: Type on disk, "float32" or "float16".
     """
 

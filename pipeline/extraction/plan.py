@@ -17,7 +17,7 @@ from pipeline.data import KEY_DTYPE, ImageSource, Opened
 from pipeline.data.augment import Augment
 from pipeline.errors import DataError, EngineError, ImageError
 from pipeline.extraction import pass_
-from pipeline.extraction.engines import Engine, EngineChoice, choose, graph_folder, open_engine
+from pipeline.extraction.engines import Engine, EngineChoice, choose, graph_folder, named, open_engine
 from pipeline.extraction.pass_ import PassReport, Row
 from pipeline.store.shards import FeatureStore
 from pipeline.store.table import row_keys
@@ -106,8 +106,8 @@ def pinned(config: ExtractConfig, spec: FeatureSpec) -> ExtractConfig:
     What was trained on these features is rated and used in them. Where the machine can't compute so, float32 is taken,
     with a warning that says so.
     """
-    engine, _, precision = spec.precision.rpartition("-")
-    wanted = replace(config, engine=engine or "auto", precision=precision)
+    engine, precision = spec.precision.split("-")[:2] if "-" in spec.precision else ("auto", spec.precision)
+    wanted = replace(config, engine=engine, precision=precision)
     try:
         choose(wanted.engine, wanted.precision)
     except EngineError as error:
@@ -117,7 +117,7 @@ def pinned(config: ExtractConfig, spec: FeatureSpec) -> ExtractConfig:
 
 
 def plan_for(config: ExtractConfig, cache: Path, pretrained: Pretrained) -> Plan:
-    """Resolve all options; nothing heavy is loaded if the memo knows the weights.
+    """Resolve all options; nothing heavy is loaded if the memo knows the weights, and the graph if it is in int8.
 
     Args:
         config: What to extract; `data` and `splits` are not used.
@@ -137,6 +137,8 @@ def plan_for(config: ExtractConfig, cache: Path, pretrained: Pretrained) -> Plan
         precision=choice.spec_precision,
         dtype=config.dtype or _dtype(config),
     )
+    choice = named(choice, pretrained.network, spec.endpoint, spec.pooling, graph_folder(cache, spec))
+    spec = replace(spec, precision=choice.spec_precision)
     augment = Augment.parse(config.augment) if config.augment else None
     images = ImageConfig(spec.image_size, config.resize, config.interpolation, config.pixel_limit)
     return Plan(cache, FeatureStore(cache, spec), pretrained, choice, spec, images, augment, config.views)

@@ -25,6 +25,7 @@ LIBRARIES = (
     "tensorflow",
     "keras",
     "openvino",
+    "nncf",
     "numpy",
     "h5py",
     "scikit-learn",
@@ -80,13 +81,24 @@ def version(package: str) -> str | None:
 
 
 @cache
-def processor() -> str:
-    """Name of the processor, as the system tells it."""
+def _cpuinfo() -> dict[str, str]:
+    """What Linux tells of the first processor; nothing elsewhere."""
+    fields: dict[str, str] = {}
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def processor() -> str:
+    """Name of the processor, as the system tells it."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def processor_flags() -> set[str]:
+    """Names of the processor's instruction sets, as Linux spells them; none elsewhere."""
+    return set((_cpuinfo().get("flags") or _cpuinfo().get("Features") or "").split())
 
 
 def versions() -> dict[str, str]:
@@ -150,6 +162,15 @@ def openvino() -> ModuleType:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino as found
 
+    return found  # type: ignore[no-any-return]
+
+
+def nncf() -> ModuleType:
+    """Import NNCF, quietly, and keep it, too, from reporting over the network."""
+    openvino()
+    import nncf as found
+
+    found.set_log_level(logging.ERROR)
     return found  # type: ignore[no-any-return]
 
 

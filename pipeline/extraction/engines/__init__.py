@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.backbones import Network
 from pipeline.config import ENGINES, PRECISIONS, SPEC_VERSION, FeatureSpec
@@ -13,7 +16,14 @@ from pipeline.util import runtime
 from pipeline.util.files import digest_of
 from pipeline.util.options import one_of
 
-__all__ = ["Engine", "EngineChoice", "OpenedBy", "call", "choose", "graph_folder", "open_engine"]
+__all__ = ["Engine", "EngineChoice", "OpenedBy", "call", "choose", "graph_folder", "named", "open_engine"]
+
+if TYPE_CHECKING:
+    import openvino
+
+    from pipeline.extraction.engines import quantize
+
+log = logging.getLogger("tlpipe")
 
 # Measured on two cores with AMX, DenseNet121 at 224 px, bfloat16: 205 to 228 images per second for 1 to 16 in a batch.
 # Small networks want more than 1 or 2, as each batch costs a call.
@@ -42,6 +52,8 @@ def choose(engine: str, precision: str) -> EngineChoice:
     one_of("--engine", engine, ENGINES)
     one_of("--precision", precision, PRECISIONS)
     on_gpu = runtime.has_nvidia_gpu()
+    if precision == "int8":
+        return _int8(engine)
     if engine == "auto":
         engine = "openvino" if not on_gpu and runtime.installed("openvino") else "tensorflow"
     if engine == "tensorflow":
@@ -57,6 +69,40 @@ def choose(engine: str, precision: str) -> EngineChoice:
     if not openvino.supports(precision):
         raise EngineError(f"This processor doesn't compute in {precision}; use --precision float32 or auto")
     return EngineChoice(engine, precision)
+
+
+def _int8(engine: str) -> EngineChoice:
+    """int8, which OpenVINO computes on any processor, and NNCF makes the graph for; errors as in `choose`."""
+    if engine not in ("auto", "openvino"):
+        raise EngineError(f"--engine {engine} doesn't compute in int8; leave it out, as OpenVINO does")
+    for name, module in (("OpenVINO", "openvino"), ("NNCF", "nncf")):
+        if not runtime.installed(module):
+            raise EngineError(f"--precision int8 needs {name}; install it with: pip install {module}")
+    return EngineChoice("openvino", "int8")
+
+
+def named(choice: EngineChoice, network: OpenedBy, endpoint: str, pooling: str, graph: Path) -> EngineChoice:
+    """The choice with the digest of its graph, which is made here if it is in int8 and not kept yet.
+
+    Arguments and errors as in `open_engine`.
+    """
+    if choice.precision != "int8":
+        return choice
+    from pipeline.extraction.engines import quantize
+
+    found = quantize.facts(graph / "int8")
+    if found is None:
+        _, found = _in_int8(network, endpoint, pooling, graph)
+    return replace(choice, graph=found.digest)
+
+
+def _in_int8(network: OpenedBy, endpoint: str, pooling: str, graph: Path) -> tuple[openvino.Model, quantize.Quantized]:
+    """The graph in int8, made of the one in float32 if it is not kept yet."""
+    from pipeline.extraction.engines import openvino, quantize
+
+    return quantize.quantized(
+        lambda: openvino.converted(lambda: network("float32").features(endpoint, pooling), graph), graph / "int8"
+    )
 
 
 def open_engine(
@@ -83,7 +129,12 @@ def open_engine(
     if choice.engine == "openvino":
         from pipeline.extraction.engines import openvino
 
-        model = openvino.converted(lambda: network("float32").features(endpoint, pooling), graph)
+        if choice.precision == "int8":
+            model, _ = _in_int8(network, endpoint, pooling, graph)
+            if not openvino.supports("int8"):
+                log.warning("This processor has no instructions for int8 (VNNI); it is no faster here than float32")
+        else:
+            model = openvino.converted(lambda: network("float32").features(endpoint, pooling), graph)
         return openvino.OpenvinoEngine(model, choice.precision, batch_size or OPENVINO_BATCH_SIZE)
     from pipeline.extraction.engines import tensorflow
 

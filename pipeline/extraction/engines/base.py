@@ -16,16 +16,20 @@ class EngineChoice:
 
     Attributes:
         engine: "tensorflow" or "openvino".
-        precision: "float32", "bfloat16" or "float16".
+        precision: "float32", "bfloat16", "float16" or "int8".
+        graph: Digest of the graph in int8; "" for other precisions, and where the graph isn't made yet.
     """
 
     engine: str
     precision: str
+    graph: str = ""
 
     @property
     def spec_precision(self) -> str:
         """What the feature spec holds: engines agree in float32 and share features there, elsewhere they don't."""
-        return self.precision if self.precision == "float32" else f"{self.engine}-{self.precision}"
+        if self.precision == "float32":
+            return self.precision
+        return "-".join(filter(None, (self.engine, self.precision, self.graph)))
 
 
 class Engine(Protocol):

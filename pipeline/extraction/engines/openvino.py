@@ -24,10 +24,14 @@ if TYPE_CHECKING:
     import openvino
 
 CHECKSUMS = "checksums.json"
+FACTS = "facts.json"
 
 log = logging.getLogger("tlpipe")
 
-HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "f32"}  # of what is not in int8
+
+INT8_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
+"""Processors with one of these multiply 8-bit numbers several times as fast as floats."""
 
 
 @cache
@@ -37,7 +41,9 @@ def _core() -> Any:
 
 def supports(precision: str) -> bool:
     """Whether the processor computes in this precision."""
-    name = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}[precision]
+    if precision == "int8" and not runtime.processor_flags() & INT8_FLAGS:
+        return False
+    name = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16", "int8": "INT8"}[precision]
     return name in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
@@ -51,7 +57,7 @@ def converted(build: Callable[[], keras.Model], folder: Path) -> openvino.Model:
     Raises:
         EngineError: If the conversion fails.
     """
-    if (graph := _kept(folder)) is not None:
+    if (graph := kept(folder)) is not None:
         return graph
     model = build()
     tf = runtime.tensorflow()
@@ -67,27 +73,45 @@ def converted(build: Callable[[], keras.Model], folder: Path) -> openvino.Model:
         ) from error
     if stop.signal is not None:
         raise StoppedError("Stopped before the first image. The same command again starts anew.", signal=stop.signal)
-    # The graph in memory is good, whether or not it can be kept: another process may have been faster.
-    with suppress(StoreError), published_folder(folder) as partial:
-        runtime.openvino().save_model(graph, partial / "model.xml", compress_to_fp16=False)
-        write_json(partial / CHECKSUMS, _checksums(partial))
+    keep(graph, folder)
     return graph
 
 
+def keep(graph: openvino.Model, folder: Path, facts: dict[str, Any] | None = None) -> None:
+    """Keep a graph, and what is known of it, if it can be: another process may have been faster."""
+    with suppress(StoreError), published_folder(folder) as partial:
+        runtime.openvino().save_model(graph, partial / "model.xml", compress_to_fp16=False)
+        if facts is not None:
+            write_json(partial / FACTS, facts)
+        write_json(partial / CHECKSUMS, _checksums(partial))
+
+
 def _checksums(folder: Path) -> dict[str, str]:
-    return {name: digest_of((folder / name).read_bytes()) for name in ("model.xml", "model.bin")}
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name != CHECKSUMS)
+    return {path.name: digest_of(path.read_bytes()) for path in files}
 
 
-def _kept(folder: Path) -> openvino.Model | None:
-    """The graph that a folder keeps; None, and no folder any more, if a byte of it has changed."""
+def whole(folder: Path) -> bool:
+    """Whether a folder keeps a graph; it is removed if a byte of it has changed."""
     if not folder.is_dir():
-        return None
+        return False
     try:
         if read_json(folder / CHECKSUMS) == _checksums(folder):
-            return _core().read_model(folder / "model.xml")
-    except (OSError, ValueError, RuntimeError) as error:
+            return True
+    except (OSError, ValueError) as error:
         log.debug("%s can't be read: %s", folder, error)
     shutil.rmtree(folder, ignore_errors=True)
+    return False
+
+
+def kept(folder: Path) -> openvino.Model | None:
+    """The graph that a folder keeps; None if there is none that is whole."""
+    if whole(folder):
+        try:
+            return _core().read_model(folder / "model.xml")
+        except RuntimeError as error:  # another version of OpenVINO may not read it
+            log.debug("%s can't be read: %s", folder, error)
+            shutil.rmtree(folder, ignore_errors=True)
     return None
 
 
@@ -99,7 +123,7 @@ class OpenvinoEngine:
 
         Args:
             graph: From uint8 [n, height, width, 3] to features.
-            precision: "float32", "bfloat16" or "float16".
+            precision: "float32", "bfloat16", "float16" or "int8".
             batch_size: Images in a batch.
         """
         self.batch_size = batch_size

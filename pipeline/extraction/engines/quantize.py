@@ -1,0 +1,275 @@
+"""int8 for processors: what multiplies takes 8-bit numbers, all else stays in float32; checked before it is used."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import ImageConfig
+from pipeline.data.images import Pixels, from_array, resize
+from pipeline.errors import EngineError, StoppedError
+from pipeline.extraction.engines.base import call
+from pipeline.extraction.engines.openvino import FACTS, OpenvinoEngine, keep, kept, whole
+from pipeline.util import runtime
+from pipeline.util.files import digest_of, read_json
+
+if TYPE_CHECKING:
+    import openvino
+
+VERSION = 1
+"""Raised when the same graph comes out otherwise than before."""
+
+MULTIPLYING = ("Convolution", "GroupConvolution", "MatMul")
+N_CALIBRATION = 96
+N_CHECK = 32
+LEAST_MEAN_COSINE = 0.995
+LEAST_COSINE = 0.97
+STEPS = 16  # of a doubling, to which ranges are rounded: fine enough to cost nothing, coarse beside rounding errors
+SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the layers, put back into float32 one after the other
+
+log = logging.getLogger("tlpipe")
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """What is known of a graph in int8.
+
+    Attributes:
+        digest: Of all ranges; 12 hexadecimal characters.
+        n_int8: Layers that compute in int8.
+        n_layers: Layers that multiply.
+        mean_cosine: Of its features with those in float32, over pictures that did not calibrate it.
+        least_cosine: The lowest of them.
+    """
+
+    digest: str
+    n_int8: int
+    n_layers: int
+    mean_cosine: float
+    least_cosine: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether its features are near enough to those in float32."""
+        return self.mean_cosine >= LEAST_MEAN_COSINE and self.least_cosine >= LEAST_COSINE
+
+
+def quantized(build: Callable[[], openvino.Model], folder: Path) -> tuple[openvino.Model, Quantized]:
+    """A graph in int8, made of the one in float32, and what is known of it.
+
+    Of every layer that multiplies the inputs (one range a layer) and the weights (one a channel) become 8-bit numbers;
+    sums, means and joints stay in float32, as one range can't serve joined channels of very different size. The first
+    layer stays in float32. If features come out too far from those in float32, so do grouped convolutions, which gain
+    little, and then the layers whose inputs cost most for their work.
+
+    Ranges are means over fixed pictures, rounded, so that the same graph comes out on every machine and for all data.
+
+    Args:
+        build: Gives the graph in float32, from uint8 [n, height, width, 3] to features; called only if the folder holds
+            no result.
+        folder: Where the result is kept; named by a digest of all that the graph depends on.
+
+    Raises:
+        EngineError: If the features are too far from those in float32.
+        StoppedError: After Ctrl-C or SIGTERM.
+    """
+    found = facts(folder)
+    if found is not None and (known := kept(folder)) is not None:
+        return known, found
+    graph = build()
+    height, width = (side.get_length() for side in list(graph.inputs[0].partial_shape)[1:3])
+    calibration = _pictures(N_CALIBRATION, (height, width), seed=0, varied=True)
+    check = _pictures(N_CHECK, (height, width), seed=1, varied=False)
+    reference = _features(graph, check)
+    log.info("Making the graph in int8, once")
+    found = None
+    with runtime.stopping() as stop:
+        for in_float32 in _attempts(graph, check, reference, calibration):
+            if stop.signal is not None:
+                raise StoppedError("Stopped before the first image. The same command starts anew.", signal=stop.signal)
+            made = _quantize(graph, calibration, in_float32)
+            found = _judged(made, check, reference, len(_layers(graph)) - len(in_float32), len(_layers(graph)))
+            log.debug("In int8 but for %s: %s", ", ".join(in_float32), found)
+            if found.holds:
+                keep(made, folder, {"version": VERSION, **asdict(found)})
+                return made, found
+    figures = "" if found is None else f" ({found.mean_cosine:.3f} on average, {found.least_cosine:.3f} at least)"
+    raise EngineError(
+        f"In int8 the features of this backbone come too far from those in float32: their cosine{figures} stays below "
+        f"{LEAST_MEAN_COSINE} or {LEAST_COSINE} even with half of the layers in float32; use --precision float32"
+    )
+
+
+def facts(folder: Path) -> Quantized | None:
+    """What is known of the graph that a folder keeps; None if there is none, or not a whole one of this version."""
+    if not whole(folder):
+        return None
+    found = read_json(folder / FACTS)
+    return Quantized(**found) if found.pop("version", None) == VERSION else None
+
+
+def _pictures(n: int, size: tuple[int, int], seed: int, *, varied: bool) -> Pixels:
+    """Crops of the two photographs that come with scikit-learn, small and large, uint8 [n, height, width, 3].
+
+    Args:
+        n: How many.
+        size: (height, width), pixels.
+        seed: Which.
+        varied: Whether contrast, brightness and the order of colours vary, too, so that ranges fit other pictures.
+    """
+    from sklearn.datasets import load_sample_images
+
+    photographs = load_sample_images().images
+    draw = np.random.default_rng(seed)
+    least = 24 if varied else 64
+    config = ImageConfig(size)
+    pictures = np.empty((n, *size, 3), np.uint8)
+    for number in range(n):
+        photograph = photographs[number % len(photographs)]
+        sides = photograph.shape[:2]
+        side = int(math.exp(draw.uniform(math.log(least), math.log(min(sides)))))
+        top, left = (int(draw.integers(0, whole - side + 1)) for whole in sides)
+        crop = photograph[top : top + side, left : left + side]
+        if varied:
+            contrast, brightness = draw.uniform(0.5, 1.6), draw.uniform(60, 200)
+            crop = np.clip((crop - 118.0) * contrast + brightness, 0, 255).astype(np.uint8)
+            crop = crop[..., draw.permutation(3)] if draw.random() < 0.5 else crop
+        pictures[number] = resize(from_array(np.ascontiguousarray(crop)), config)
+    return pictures
+
+
+def _features(graph: openvino.Model, pictures: Pixels) -> NDArray[np.floating]:
+    """Features of pictures, flat."""
+    features = call(OpenvinoEngine(graph.clone(), "float32", 8), pictures)
+    return features.reshape(len(pictures), -1)
+
+
+def _layers(graph: openvino.Model) -> list[Any]:
+    """The operations that multiply by weights, from the image upwards."""
+    return [node for node in graph.get_ordered_ops() if node.get_type_name() in MULTIPLYING]
+
+
+def _attempts(
+    graph: openvino.Model, check: Pixels, reference: NDArray[np.floating], calibration: Pixels
+) -> Iterator[list[str]]:
+    """Names of the layers that stay in float32: few at first, then more and more."""
+    layers = _layers(graph)
+    first = [layers[0].get_friendly_name()]
+    yield first
+    grouped = [node.get_friendly_name() for node in layers if node.get_type_name() == "GroupConvolution"]
+    if grouped:
+        yield list(dict.fromkeys(first + grouped))
+    ranked = [name for name in _by_cost(graph, check, reference, calibration) if name not in (*first, *grouped)]
+    for share in SHARES:
+        yield list(dict.fromkeys(first + grouped + ranked[: math.ceil(share * len(ranked))]))
+
+
+def _by_cost(graph: openvino.Model, check: Pixels, reference: NDArray[np.floating], calibration: Pixels) -> list[str]:
+    """Names of layers: first those whose input costs the features most, if it is in 8 bits, for their multiply-adds."""
+    first = _layers(graph)[0].get_friendly_name()
+    made = _quantize(graph, calibration, [first])
+    some = slice(0, 8)
+    costs = {}
+    for layer in _layers(made):
+        name = layer.get_friendly_name()
+        if name == first:
+            continue
+        other = made.clone()
+        for node in _layers(other):
+            source = node.input(0).get_source_output().get_node()
+            if node.get_friendly_name() == name and source.get_type_name() == "FakeQuantize":
+                node.input(0).replace_source_output(source.input(0).get_source_output())
+        gained = _cosines(_features(other, check[some]), reference[some]).mean()
+        work = math.prod(layer.output(0).partial_shape[at].get_length() for at in range(1, 4)) * math.prod(
+            layer.input(1).get_partial_shape().to_shape()[1:]
+        )
+        costs[name] = gained / work
+    return sorted(costs, key=lambda name: -costs[name])
+
+
+def _quantize(graph: openvino.Model, calibration: Pixels, in_float32: list[str]) -> openvino.Model:
+    """The graph in int8 by NNCF, with ranges that are the same on every machine."""
+    nncf = runtime.nncf()
+    from nncf.quantization.range_estimator import (
+        AggregatorType,
+        RangeEstimatorParameters,
+        StatisticsCollectorParameters,
+        StatisticsType,
+    )
+
+    mean = AggregatorType.MEAN
+    ranges = RangeEstimatorParameters(
+        min=StatisticsCollectorParameters(statistics_type=StatisticsType.MIN, aggregator_type=mean),
+        max=StatisticsCollectorParameters(statistics_type=StatisticsType.MAX, aggregator_type=mean),
+    )
+    one = graph.clone()
+    one.reshape([1, *list(graph.inputs[0].partial_shape)[1:]])
+    left = sorted({node.get_type_name() for node in one.get_ops()} - set(MULTIPLYING))
+    with contextlib.redirect_stdout(io.StringIO()):  # where NNCF draws its progress
+        made = nncf.quantize(
+            one,
+            nncf.Dataset(list(calibration[:, None])),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(calibration),
+            ignored_scope=nncf.IgnoredScope(types=left, names=in_float32, validate=False),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                disable_bias_correction=True, activations_range_estimator_params=ranges
+            ),
+        )
+    for node in _ranges(made):
+        low, high = (float(node.input(at).get_source_output().get_node().get_data().item()) for at in (1, 2))
+        for at, bound in enumerate(_rounded(low, high, node.get_levels()) * 2, start=1):
+            shape = node.input(at).get_partial_shape().to_shape()
+            constant = runtime.openvino().opset13.constant(np.full(shape, bound, np.float32))
+            node.input(at).replace_source_output(constant.output(0))
+    return made
+
+
+def _ranges(graph: openvino.Model) -> list[Any]:
+    """The operations that round inputs to 8 bits, from the image upwards."""
+    return [node for node in graph.get_ordered_ops() if node.get_type_name() == "FakeQuantize"]
+
+
+def _rounded(low: float, high: float, levels: int) -> tuple[float, float]:
+    """A range whose step is a rounded power of two, and which holds 0 exactly.
+
+    Processors add in different orders, so that ranges differ in their last digits; rounded, they don't.
+    """
+    step = (high - low) / (levels - 1)
+    if not step > 0:
+        return low, high
+    step = 2 ** (round(STEPS * math.log2(step)) / STEPS)
+    below = round(-low / step)
+    return -below * step, (levels - 1 - below) * step
+
+
+def _judged(
+    graph: openvino.Model, check: Pixels, reference: NDArray[np.floating], n_int8: int, n_layers: int
+) -> Quantized:
+    """What there is to know of a graph in int8."""
+    cosines = _cosines(_features(graph, check), reference)
+    bounds = [
+        np.float32(node.input(at).get_source_output().get_node().get_data().item()).tobytes().hex()
+        for node in _ranges(graph)
+        for at in (1, 2)
+    ]
+    digest = digest_of(repr((VERSION, runtime.version("nncf"), bounds)).encode())[:12]
+    return Quantized(digest, n_int8, n_layers, round(float(cosines.mean()), 5), round(float(cosines.min()), 5))
+
+
+def _cosines(found: NDArray[np.floating], expected: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Cosine of each row with its like; 0 where one of them has no length."""
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    products = (found * expected).sum(axis=1)
+    cosines: NDArray[np.floating] = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    cosines[np.isnan(cosines)] = 0
+    return cosines
