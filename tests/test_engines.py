@@ -200,7 +200,7 @@ class TestChoice:
         with pytest.raises(ConfigError, match="auto, tensorflow, openvino"):
             choose("onnx", "auto")
         with pytest.raises(ConfigError, match="bfloat16"):
-            choose("auto", "int8")
+            choose("auto", "int4")
 
     @needs_openvino
     def test_precision_the_processor_lacks(self, monkeypatch: pytest.MonkeyPatch) -> None:

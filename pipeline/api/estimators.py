@@ -59,7 +59,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         resize: "stretch", "pad" or "crop".
         interpolation: "bicubic", "bilinear", "nearest" or "lanczos".
         engine: "auto", "tensorflow" or "openvino".
-        precision: "auto", "float32", "bfloat16" or "float16".
+        precision: "auto", "float32", "bfloat16", "float16" or "int8".
         cache: Folder where features are kept; "auto" for that of the commands; None to keep none.
         random_state: Seed of random weights.
 

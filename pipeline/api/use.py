@@ -33,7 +33,7 @@ def evaluate(
         run: The run.
         data: As for `extract`; classes are matched by name. None for the run's own.
         against: Another run, compared image by image.
-        precision: "auto", "float32", "bfloat16" or "float16"; None for that in which the run was rated.
+        precision: "auto", "float32", "bfloat16", "float16" or "int8"; None for that in which the run was rated.
         cache: The cache folder.
         reports: Where the run lies, and where the evaluation goes.
         options: Columns of a manifest.

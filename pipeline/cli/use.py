@@ -20,7 +20,8 @@ RunArgument = Annotated[
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
-        help="auto, float32, bfloat16 or float16. [default: that of the features, and float32 for a fine-tuned model]",
+        help="auto, float32, bfloat16, float16 or int8. "
+        "[default: that of the features, and float32 for a fine-tuned model]",
         show_default=False,
     ),
 ]

@@ -168,9 +168,13 @@ def openvino() -> ModuleType:
 def nncf() -> ModuleType:
     """Import NNCF, quietly, and keep it, too, from reporting over the network."""
     openvino()
+    kind = logging.getLoggerClass()
     import nncf as found
 
-    found.set_log_level(logging.ERROR)
+    logging.setLoggerClass(kind)  # which NNCF changes for all loggers that come after its own
+    own = logging.getLogger("nncf")
+    own.handlers = []  # of standard output
+    own.setLevel(logging.ERROR)
     return found  # type: ignore[no-any-return]
 
 

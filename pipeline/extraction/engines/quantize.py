@@ -148,9 +148,9 @@ def _pictures(n: int, size: tuple[int, int], seed: int, *, varied: bool) -> Pixe
 
 
 def _features(graph: openvino.Model, pictures: Pixels) -> NDArray[np.floating]:
-    """Features of pictures, flat."""
+    """Features of pictures, flat; in double precision, as squares of those of random weights would be too small."""
     features = call(OpenvinoEngine(graph.clone(), "float32", 8), pictures)
-    return features.reshape(len(pictures), -1)
+    return features.reshape(len(pictures), -1).astype(np.float64)
 
 
 def _layers(graph: openvino.Model) -> list[Any]:
@@ -178,6 +178,7 @@ def _by_cost(graph: openvino.Model, check: Pixels, reference: NDArray[np.floatin
     first = _layers(graph)[0].get_friendly_name()
     made = _quantize(graph, calibration, [first])
     some = slice(0, 8)
+    before = _cosines(_features(made, check[some]), reference[some]).mean()
     costs = {}
     for layer in _layers(made):
         name = layer.get_friendly_name()
@@ -188,7 +189,7 @@ def _by_cost(graph: openvino.Model, check: Pixels, reference: NDArray[np.floatin
             source = node.input(0).get_source_output().get_node()
             if node.get_friendly_name() == name and source.get_type_name() == "FakeQuantize":
                 node.input(0).replace_source_output(source.input(0).get_source_output())
-        gained = _cosines(_features(other, check[some]), reference[some]).mean()
+        gained = _cosines(_features(other, check[some]), reference[some]).mean() - before
         work = math.prod(layer.output(0).partial_shape[at].get_length() for at in range(1, 4)) * math.prod(
             layer.input(1).get_partial_shape().to_shape()[1:]
         )
@@ -225,31 +226,38 @@ def _quantize(graph: openvino.Model, calibration: Pixels, in_float32: list[str])
                 disable_bias_correction=True, activations_range_estimator_params=ranges
             ),
         )
-    for node in _ranges(made):
-        low, high = (float(node.input(at).get_source_output().get_node().get_data().item()) for at in (1, 2))
-        for at, bound in enumerate(_rounded(low, high, node.get_levels()) * 2, start=1):
-            shape = node.input(at).get_partial_shape().to_shape()
-            constant = runtime.openvino().opset13.constant(np.full(shape, bound, np.float32))
+    for node in _rounding(made):
+        low, high = _bounds(node)
+        # Twice: what is rounded to 8 bits comes out in the same range.
+        for at, bounds in enumerate(_rounded(low, high, node.get_levels()) * 2, start=1):
+            constant = runtime.openvino().opset13.constant(bounds)
             node.input(at).replace_source_output(constant.output(0))
     return made
 
 
-def _ranges(graph: openvino.Model) -> list[Any]:
+def _rounding(graph: openvino.Model) -> list[Any]:
     """The operations that round inputs to 8 bits, from the image upwards."""
     return [node for node in graph.get_ordered_ops() if node.get_type_name() == "FakeQuantize"]
 
 
-def _rounded(low: float, high: float, levels: int) -> tuple[float, float]:
-    """A range whose step is a rounded power of two, and which holds 0 exactly.
+def _bounds(node: Any) -> list[NDArray[np.float32]]:
+    """The lower and the upper end of the range of an operation that rounds; of grouped convolutions one a channel."""
+    return [node.input(at).get_source_output().get_node().get_data() for at in (1, 2)]
+
+
+def _rounded(
+    low: NDArray[np.float32], high: NDArray[np.float32], levels: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Ranges whose steps are roots of powers of two, and which hold 0 exactly.
 
     Processors add in different orders, so that ranges differ in their last digits; rounded, they don't.
     """
-    step = (high - low) / (levels - 1)
-    if not step > 0:
-        return low, high
-    step = 2 ** (round(STEPS * math.log2(step)) / STEPS)
-    below = round(-low / step)
-    return -below * step, (levels - 1 - below) * step
+    step = (high.astype(np.float64) - low) / (levels - 1)
+    varies = step > 0
+    step = 2 ** (np.round(STEPS * np.log2(np.where(varies, step, 1))) / STEPS)
+    below = np.round(-low / step)
+    ends = (np.where(varies, -below * step, low), np.where(varies, (levels - 1 - below) * step, high))
+    return ends[0].astype(np.float32), ends[1].astype(np.float32)
 
 
 def _judged(
@@ -257,19 +265,15 @@ def _judged(
 ) -> Quantized:
     """What there is to know of a graph in int8."""
     cosines = _cosines(_features(graph, check), reference)
-    bounds = [
-        np.float32(node.input(at).get_source_output().get_node().get_data().item()).tobytes().hex()
-        for node in _ranges(graph)
-        for at in (1, 2)
-    ]
+    bounds = [ends.tobytes().hex() for node in _rounding(graph) for ends in _bounds(node)]
     digest = digest_of(repr((VERSION, runtime.version("nncf"), bounds)).encode())[:12]
     return Quantized(digest, n_int8, n_layers, round(float(cosines.mean()), 5), round(float(cosines.min()), 5))
 
 
-def _cosines(found: NDArray[np.floating], expected: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Cosine of each row with its like; 0 where one of them has no length."""
+def _cosines(found: NDArray[np.floating], expected: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Cosine of each row with its like; 0 where one of them has no length, or no finite one."""
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
     products = (found * expected).sum(axis=1)
-    cosines: NDArray[np.floating] = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    cosines: NDArray[np.float64] = np.divide(products, lengths, out=np.zeros(len(found)), where=lengths > 0)
     cosines[np.isnan(cosines)] = 0
     return cosines
