@@ -129,7 +129,9 @@ def test_layers_go_back_until_it_is_refused(
     monkeypatch.setattr(quantize, "LEAST_MEAN_COSINE", 2.0)
     with (
         caplog.at_level(logging.DEBUG),
-        pytest.raises(EngineError, match=r"cosine \(\d\.\d+ on average, \d\.\d+ at least\) stays below 2.0.*--precision float32"),
+        pytest.raises(
+            EngineError, match=r"cosine \(\d\.\d+ on average, \d\.\d+ at least\) stays below 2.0.*--precision float32"
+        ),
     ):
         open_plan(config, cache)
     counts = [record.args[1].n_int8 for record in caplog.records if record.msg.startswith("In int8 but for")]
