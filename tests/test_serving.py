@@ -397,7 +397,7 @@ class TestRuns:
         with pytest.raises(ConfigError, match="--top is 0"):
             commands.predict(head.id, [str(pictures)], cache, reports, top=0)
         with pytest.raises(ConfigError, match="--precision is 'int8'"):
-            commands.predict(head.id, [str(pictures)], cache, reports, precision="int8")
+            commands.predict(head.id, [str(pictures)], cache, reports, precision="int4")
 
 
 class TestModel:

@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.inspection import Inspection, sections
 from pipeline.pages import Pictures
 from pipeline.util import runtime
-from pipeline.util.text import counted, percent
+from pipeline.util.text import counted, percent, sides
 
 SHOWN_PICTURES = 8
 SHOWN_ROWS = 20  # of a table in a notebook; a frame has all
@@ -87,7 +87,7 @@ class Extracted(ExtractResult, Result):
             ("rows computed", f"{self.n_computed:,}"),
             ("rows reused", f"{self.n_reused:,}"),
             ("can't be read", f"{len(self.unreadable):,}"),
-            ("backbone", f"{spec.backbone}, {spec.endpoint}, {'x'.join(map(str, spec.image_size))} px"),
+            ("backbone", f"{spec.backbone}, {spec.endpoint}, {sides(spec.image_size)} px"),
             ("computed by", f"{self.choice.engine} in {self.choice.precision}"),
             ("seconds", f"{self.seconds['total']:.1f}"),
         ]

@@ -19,7 +19,8 @@ from pipeline.pages import Pictures, RunData, charts
 from pipeline.pages.gallery import choose
 from pipeline.pages.run_page import figures
 from pipeline.runs.predictions import Predictions, read_history, read_predictions
-from pipeline.runs.run import Against, CurveRun, EvaluateRun, FinetuneRun, RatedRun, Run, SweepRun, read_run
+from pipeline.runs.rows import AGAINST, CANDIDATES, SCORES, against_rows, candidate_rows, score_rows
+from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, RatedRun, Run, SweepRun, read_run
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted, percent
 
@@ -83,13 +84,12 @@ class RunResult(_OfRun[AnyRated]):
 
     def _repr_html_(self) -> str:
         run = self.run
-        columns = ("", "split", "images", "used to", "accuracy", "95 % interval")
-        rows = [row for name, metrics in run.shown() for row in _scores(name, metrics, run.used())]
-        parts = [notebook.heading(run.id, *run.notes), notebook.table(columns, rows)]
+        parts = [notebook.heading(run.id, *run.notes), notebook.table(SCORES, score_rows(run))]
         if isinstance(run, SweepRun):
-            parts.append(_candidates(run))
+            parts.append(notebook.table(CANDIDATES, candidate_rows(run, SHOWN_ROWS)))
         if isinstance(run, EvaluateRun) and run.against is not None:
-            parts += [notebook.heading("", f"Against {run.against.run}, image by image:"), _against(run.against)]
+            parts.append(notebook.heading("", f"Against {run.against.run}, image by image, in points:"))
+            parts.append(notebook.table(AGAINST, against_rows(run.against)))
         try:
             data = self._data()
         except RunError as error:  # the figures above stand all the same
@@ -121,39 +121,6 @@ class RunResult(_OfRun[AnyRated]):
             return []
         pictures = Pictures(opened.source, opened.dataset.keys, config.pixel_limit)
         return [notebook.pictures(_captioned(predictions, pictures, run.class_names))]
-
-
-def _scores(name: str, metrics: dict[str, Any], used: dict[str, str]) -> list[list[str]]:
-    rows = []
-    for split, found in metrics.items():
-        if found["n"]:
-            low, high = found["accuracy_95"]
-            interval = f"{100 * low:.1f} to {100 * high:.1f} %"
-            rows.append([name, split, f"{found['n']:,}", used.get(split, ""), percent(found["accuracy"]), interval])
-    return rows
-
-
-def _candidates(run: SweepRun) -> Markup:
-    pairs = zip(run.candidates[:SHOWN_ROWS], run.settings_that_differ(), strict=False)
-    rows = [(one["head"], text, percent(one["val_accuracy"])) for one, text in pairs]
-    return notebook.table(("head", "settings", "val accuracy"), rows)
-
-
-def _against(found: Against) -> Markup:
-    rows = [
-        (
-            split,
-            f"{one.n:,}",
-            percent(one.accuracy),
-            percent(one.accuracy_other),
-            found.used.get(split, ""),
-            f"{100 * one.low:+.1f} to {100 * one.high:+.1f}",
-        )
-        for split, one in found.splits.items()
-    ]
-    return notebook.table(
-        ("split", "images", "this", "other", "other used to", "95 % interval of the difference, points"), rows
-    )
 
 
 def _captioned(predictions: Predictions, pictures: Pictures, class_names: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -32,6 +32,7 @@ from pipeline.errors import ConfigError, RunError, WeightsError
 from pipeline.util import runtime
 from pipeline.util.files import decoded, digest_of, read_json
 from pipeline.util.memo import Memo, Stamp
+from pipeline.util.text import sides
 
 if TYPE_CHECKING:
     import keras
@@ -249,9 +250,7 @@ def _open_tuned(folder: Path, image_size: tuple[int, int] | None, memo: Memo | N
     except (ValueError, IndexError, KeyError, TypeError, ConfigError) as error:
         raise RunError(f"{about} is not what tlpipe wrote: it doesn't say what its backbone is") from error
     if image_size not in (None, spec.image_size):
-        raise ConfigError(
-            f"{folder} takes images of {'x'.join(map(str, spec.image_size))} pixels; leave --image-size out"
-        )
+        raise ConfigError(f"{folder} takes images of {sides(spec.image_size)} pixels; leave --image-size out")
     if not path.is_file():
         raise RunError(f"{folder} has no {MODEL_FILE} any more; fine-tune again: {value.get('command')}")
     row = BACKBONES.get(spec.backbone)

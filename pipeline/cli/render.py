@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluation.compare import Difference
-from pipeline.util.text import counted, percent, readable_size
+from pipeline.runs.rows import AGAINST, CANDIDATES, SCORES, against_rows, candidate_rows, score_rows
+from pipeline.util.text import counted, interval, percent, readable_size, sides
 
 if TYPE_CHECKING:
     from pipeline.commands import Answers, Export, ExtractResult
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from pipeline.runs.run import CurveRun, EvaluateRun, HeadRun, RatedRun, Run, SweepRun
 
 FIGURES = re.compile(r"[-+\d.,% ()]*(to [-+\d.,% ()]*)?|[\d.,]+ [kMGT]?B")
-SCORES = ("", "split", "images", "used to", "accuracy", "95 % interval", "balanced", "macro F1", "log loss", "ECE")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -118,7 +118,7 @@ def extract_text(result: ExtractResult) -> str:
     trainable = spec.pooling != "none" and result.n_classes > 1
     following = "tlpipe train-head" if trainable else f"tlpipe cache export FILE.h5 {result.record.id}"
     lines += [
-        f"Features   {result.record.id} ({spec.backbone}, {spec.endpoint}, {'x'.join(map(str, spec.image_size))} px)",
+        f"Features   {result.record.id} ({spec.backbone}, {spec.endpoint}, {sides(spec.image_size)} px)",
         f"Next       {following}",
     ]
     return "\n".join(lines)
@@ -146,28 +146,14 @@ def _share(found: Mapping[str, Any] | None) -> str:
     """Accuracy with its interval, in per cent."""
     if not found or not found["n"]:
         return "-"
-    low, high = found["accuracy_95"]
-    return f"{100 * found['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-
-
-def _scores(name: str, metrics: Mapping[str, Any], used: Mapping[str, str]) -> list[list[str]]:
-    rows = []
-    for split, scores in metrics.items():
-        if scores["n"]:
-            low, high = scores["accuracy_95"]
-            accuracy, interval = percent(scores["accuracy"]), f"{100 * low:.1f} to {100 * high:.1f} %"
-            row = [name, split, f"{scores['n']:,}", used.get(split, ""), accuracy, interval]
-            row += [percent(scores["balanced_accuracy"]), percent(scores["macro_f1"])]
-            rows.append([*row, f"{scores['log_loss']:.3f}", f"{scores['ece']:.3f}"])
-    return rows
+    return f"{100 * found['accuracy']:.1f} ({interval(*found['accuracy_95'])})"
 
 
 def run_text(run: RatedRun, folder: str) -> str:
     """What a training gave."""
     from pipeline.runs.run import EvaluateRun, HeadRun
 
-    used = run.used()
-    rows = [row for name, metrics in run.shown() for row in _scores(name, metrics, used)]
+    rows = score_rows(run)
     sizes = ", ".join(
         f"{count:,} {split}"
         for split, count in (("train", run.n_train), ("val", run.n_val), ("test", run.n_test))
@@ -180,7 +166,7 @@ def run_text(run: RatedRun, folder: str) -> str:
         *(_repeated(run) if isinstance(run, HeadRun) else []),
         "",
         table(SCORES, rows) if rows else "There are no images to test on.",
-        *([USED] if any(used.get(row[1]) for row in rows) else []),
+        *([USED] if any(row[SCORES.index("used to")] for row in rows) else []),
         *(_against(run) if isinstance(run, EvaluateRun) else []),
         "",
         f"Run        {folder} ({run.seconds['total']:.1f} s)",
@@ -197,21 +183,7 @@ def _against(run: EvaluateRun) -> list[str]:
     """The paired difference to another run."""
     if run.against is None:
         return []
-    columns = ["split", "images", "this", "other", "other used to", "difference", "95 % interval", "p (McNemar)"]
-    rows = [
-        [
-            split,
-            f"{one.n:,}",
-            percent(one.accuracy),
-            percent(one.accuracy_other),
-            run.against.used.get(split, ""),
-            f"{100 * one.difference:+.1f}",
-            f"{100 * one.low:+.1f} to {100 * one.high:+.1f}",
-            f"{one.p_value:.3f}",
-        ]
-        for split, one in run.against.splits.items()
-    ]
-    return ["", f"Against {run.against.run}, image by image, in points:", "", table(columns, rows)]
+    return ["", f"Against {run.against.run}, image by image, in points:", "", table(AGAINST, against_rows(run.against))]
 
 
 def _repeated(run: HeadRun) -> list[str]:
@@ -232,14 +204,7 @@ SHOWN = 20  # candidates of a sweep on the terminal; run.json has all
 def sweep_text(run: SweepRun, folder: str) -> str:
     """What a sweep gave: a table of the candidates, then the winner's run."""
     found = run.candidates
-    columns = ["head", "settings", "val accuracy", "log loss", "share of seconds"]
-    rows = []
-    for one, settings in zip(found[:SHOWN], run.settings_that_differ(), strict=False):
-        accuracy = percent(one["val_accuracy"])
-        if "val_accuracy_std" in one:
-            accuracy += f" ± {100 * one['val_accuracy_std']:.1f}"
-        rows.append([one["head"], settings, accuracy, f"{one['val_log_loss']:.3f}", f"{one['seconds']:.2f}"])
-    lines = [table(columns, rows)]
+    lines = [table(CANDIDATES, candidate_rows(run, SHOWN))]
     if len(found) > SHOWN:
         lines.append(f"and {len(found) - SHOWN} more, all in {folder}/run.json")
     return "\n".join([*lines, "", run_text(run, folder)])

@@ -10,7 +10,7 @@ import typer
 from pipeline.cli.common import Answer, Seed, command
 from pipeline.config import Folders
 from pipeline.util.options import parse_image_size
-from pipeline.util.text import percent, readable_size
+from pipeline.util.text import percent, readable_size, sides
 
 
 def backbones(folders: Folders) -> Answer:
@@ -89,7 +89,7 @@ def bench(
         ]
         for way in result.measured
     ]
-    side = "x".join(map(str, result.image_size))
+    side = sides(result.image_size)
     lines = [f"{result.backbone}, {side} px, {result.multiply_adds / 1e9:.2f} G multiply-adds an image"]
     lines += [
         f"One large matrix product in {name}: {rate / 1e9:,.0f} G operations/s"
@@ -110,7 +110,7 @@ def demo(folders: Folders, seed: Seed = 0) -> Answer:
     for stage, run in (("train-head logreg", result.head), (f"finetune {BLOCKS}", result.tuned)):
         scores = [percent(run.metrics[split]["accuracy"]) for split in ("val", "test")]
         cells.append([stage, *scores, f"{run.seconds['total']:.1f}"])
-    side = "x".join(map(str, IMAGE_SIZE))
+    side = sides(IMAGE_SIZE)
     text = "\n".join(
         [
             "",

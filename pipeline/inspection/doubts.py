@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from pipeline.config import HeadConfig
 from pipeline.heads import make_head
-from pipeline.selection.folds import folds
-from pipeline.store.rows import Part
+from pipeline.selection.folds import fewest_bundles, folds
+from pipeline.store.rows import Part, nothing
 from pipeline.util.progress import progress
 
 FOLDS = 5
@@ -63,15 +63,12 @@ def held_out_probabilities(part: Part, n_classes: int, seed: int) -> NDArray[np.
     Raises:
         ConfigError: If a class has fewer than two different images, or groups of them.
     """
-    units = part.keys if part.groups is None else part.groups
-    fewest = min(len(np.unique(units[part.labels == label])) for label in np.unique(part.labels))
-    probabilities = np.zeros((len(part), n_classes))
-    turns = folds(part, np.arange(len(part)), max(2, min(FOLDS, fewest)), 0, seed)
-    nothing = part.select(np.zeros(0, np.int64))
+    probabilities, rows = np.zeros((len(part), n_classes)), np.arange(len(part))
+    turns = folds(part, rows, max(2, min(FOLDS, fewest_bundles(part, rows))), 0, seed)
     with progress("Cross-validating", len(turns), "folds") as advance:
         for turn in turns:
             head, _ = make_head(HeadConfig("logreg", seed=seed))
-            head.fit(turn.train(0), nothing, n_classes)
+            head.fit(turn.train(0), nothing(part), n_classes)
             probabilities[turn.val_rows[0]] = head.predict_proba(part.load(turn.val_rows[0]))
             advance(1)
     return probabilities

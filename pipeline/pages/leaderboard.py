@@ -11,6 +11,7 @@ from pipeline.errors import RunError
 from pipeline.evaluation.compare import Difference, paired_difference
 from pipeline.runs.predictions import Predictions, both_right, read_predictions
 from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, HeadRun, RatedRun, Run
+from pipeline.util.text import sides
 
 log = logging.getLogger("tlpipe")
 
@@ -35,7 +36,7 @@ class Line:
     @property
     def backbone(self) -> str:
         """What its features come from."""
-        named = [f"{spec.backbone} {spec.endpoint} {'x'.join(map(str, spec.image_size))}" for spec in self.run.specs]
+        named = [f"{spec.backbone} {spec.endpoint} {sides(spec.image_size)}" for spec in self.run.specs]
         return ", ".join(dict.fromkeys(named))
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import FeatureSpec
 from pipeline.data.augment import Augment
 from pipeline.evaluation.metrics import evaluate, reliability
 from pipeline.pages import charts
@@ -17,7 +16,7 @@ from pipeline.pages.gallery import choose
 from pipeline.pages.pictures import Pictures
 from pipeline.runs.predictions import Predictions
 from pipeline.runs.run import EvaluateRun, FinetuneRun, RatedRun, SweepRun
-from pipeline.util.text import counted
+from pipeline.util.text import counted, interval, percent, sides
 
 CONFUSION = "confusion"  # name of a figure
 
@@ -175,14 +174,10 @@ def _baseline(run: RatedRun) -> dict[str, Any]:
     return run.baseline if isinstance(run, FinetuneRun) else {}
 
 
-def _sides(spec: FeatureSpec) -> str:
-    return "x".join(map(str, spec.image_size))
-
-
 def paragraph(run: RatedRun) -> str:
     """What was done, on what, and what it gave, as a paper's methods section would say it."""
     specs = " and ".join(
-        f"{spec.backbone} ({spec.endpoint}, {spec.pooling} pooling, {_sides(spec)} px, {spec.precision})"
+        f"{spec.backbone} ({spec.endpoint}, {spec.pooling} pooling, {sides(spec.image_size)} px, {spec.precision})"
         for spec in run.specs
     )
     n_classes = len(run.class_names)
@@ -190,9 +185,8 @@ def paragraph(run: RatedRun) -> str:
         what = f"The run {run.of} ({run.head}) was rated on {run.data}"
     elif isinstance(run, FinetuneRun):
         where = "end to end" if run.end_to_end else f"from activations cached at {run.cut}"
-        spec = run.specs[0]
-        what = f"{run.head} was fine-tuned with {run.config.blocks} of {spec.backbone} ({_sides(spec)} px) below it, "
-        what += f"{where}, on {run.data}"
+        below = f"{run.specs[0].backbone} ({sides(run.specs[0].image_size)} px) below it"
+        what = f"{run.head} was fine-tuned with {run.config.blocks} of {below}, {where}, on {run.data}"
     else:
         how = "chosen by a sweep and trained" if isinstance(run, SweepRun) else "trained"
         what = f"{run.head} was {how} on features of {specs}, of {run.data}"
@@ -203,11 +197,8 @@ def paragraph(run: RatedRun) -> str:
         text += f" and fitted {run.trainable_parameters:,} parameters"
     if split := run.shown_split:
         found = run.metrics[split]
-        low, high = found["accuracy_95"]
-        text += (
-            f". Of the {split} images {100 * found['accuracy']:.1f} % were right "
-            f"(95 % interval {100 * low:.1f} to {100 * high:.1f})"
-        )
+        right = f"{percent(found['accuracy'])} were right (95 % interval {interval(*found['accuracy_95'])})"
+        text += f". Of the {split} images {right}"
         before = _baseline(run).get(split, {})
         if before.get("n"):
             text += f", {100 * before['accuracy']:.1f} % before fine-tuning"

@@ -20,7 +20,7 @@ from pipeline.store.records import TableRecord, find_records, load_dataset
 from pipeline.store.table import FeatureTable, load_table
 from pipeline.util import runtime
 from pipeline.util.memo import Memo
-from pipeline.util.text import counted
+from pipeline.util.text import counted, sides
 
 log = logging.getLogger("tlpipe")
 
@@ -38,7 +38,7 @@ def open_table(cache: Path, options: TrainingOptions, views: int | None, what: s
     views = min(record.config.views for record in records) if views is None else views
     most = max(views, options.averaged)
     for record in records:
-        size = "x".join(map(str, record.spec.image_size))
+        size = sides(record.spec.image_size)
         log.info(
             "%s on %s (%s %s, %s px, %d views)", what, record.id, record.spec.backbone, record.spec.endpoint, size, most
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +37,7 @@ class Round:
     def inner(self) -> Round:
         """A round within the training images, by which something can be chosen; without any where a class has one."""
         images = self.train_rows[self.pool.views[self.train_rows] == 0]
-        fewest = _fewest(self.pool, images)
+        fewest = fewest_bundles(self.pool, images)
         if fewest < 2:
             return Round(self.pool, self.train_rows, [self.train_rows[:0]], self.seed)
         return folds(self.pool, self.train_rows, min(INNER_FOLDS, fewest), 0, self.seed)[0]
@@ -65,27 +64,22 @@ def folds(pool: Part, rows: NDArray[np.int64], k: int, test_views: int, seed: in
 
     images = rows[pool.views[rows] == 0]
     keys = pool.keys[images]
-    fewest = _fewest(pool, images)
+    fewest = fewest_bundles(pool, images)
     if fewest < k:
         what = "images" if pool.groups is None else "groups of images"
         raise ConfigError(f"--cv {k} needs {k} different {what} of each class, and one has {fewest}; take fewer folds")
     splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
     found = []
-    for _, held in splitter.split(images, pool.labels[images], _bundles(pool, images)):
+    for _, held in splitter.split(images, pool.labels[images], pool.bundles[images]):
         inside = rows[np.isin(pool.keys[rows], keys[held])]
         vals = [_sorted(pool, inside[pool.views[inside] == view]) for view in range(test_views + 1)]
         found.append(Round(pool, np.setdiff1d(rows, inside), vals, seed))
     return found
 
 
-def _bundles(pool: Part, images: NDArray[np.int64]) -> NDArray[Any]:
-    """What must stay together: the group of each image, else its key, which it shares with its twins."""
-    return pool.keys[images] if pool.groups is None else pool.groups[images]
-
-
-def _fewest(pool: Part, images: NDArray[np.int64]) -> int:
+def fewest_bundles(pool: Part, images: NDArray[np.int64]) -> int:
     """The number of bundles of the class that has the fewest."""
-    labels, bundles = pool.labels[images], _bundles(pool, images)
+    labels, bundles = pool.labels[images], pool.bundles[images]
     return min(len(np.unique(bundles[labels == label])) for label in np.unique(labels))
 
 

@@ -172,6 +172,11 @@ class Part:
         return len(self.labels)
 
     @property
+    def bundles(self) -> NDArray[Any]:
+        """What must stay together: the group of each row, else its image key, which it shares with its twins."""
+        return self.keys if self.groups is None else self.groups
+
+    @property
     def in_memory(self) -> bool:
         """Whether the features are an array."""
         return isinstance(self.features, np.ndarray)

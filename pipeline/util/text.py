@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def counted(n: int, noun: str, several: str = "") -> str:
     """A number of things, such as `1 image` or `2 images`; `several` is a plural that takes more than an s."""
@@ -15,6 +17,16 @@ def readable_size(n_bytes: float) -> str:
             break
         n_bytes /= 1000
     return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+
+
+def sides(image_size: Sequence[int]) -> str:
+    """The height and width of images, pixels."""
+    return "x".join(map(str, image_size))
+
+
+def interval(low: float, high: float, sign: str = "") -> str:
+    """The ends of an interval of shares, in hundredths; with `sign` "+" they have their signs."""
+    return f"{100 * low:{sign}.1f} to {100 * high:{sign}.1f}"
 
 
 def percent(share: float) -> str:
