@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,75 @@ def test_costly_layers_go_back_first(config: ExtractConfig, cache: Path, monkeyp
     ranked = quantize._by_cost(graph, check, reference, quantize._pictures(16, (SIDE, SIDE), seed=0, varied=True))
     assert sorted(ranked) == sorted(names[1:])
     assert ranked[0] == names[-1], "it reads all joined maps at once, for few multiply-adds"
+
+
+def test_what_cannot_be_quantised(config: ExtractConfig, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EngineError, match="nothing to gain by int8"):
+        open_plan(replace(config, endpoint="rescaling"), cache)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("no such operation\nand more")
+
+    monkeypatch.setattr(runtime.nncf(), "quantize", refuse)
+    with pytest.raises(EngineError, match="NNCF can't bring .* no such operation; use --precision float32"):
+        open_plan(config, cache)
+
+
+class TestAuto:
+    """On a processor with instructions for int8 and none for bfloat16."""
+
+    @pytest.fixture(autouse=True)
+    def without_bfloat16(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(openvino, "supports", lambda precision: precision in ("float32", "int8"))
+        monkeypatch.setattr(runtime, "has_nvidia_gpu", lambda: False)
+        monkeypatch.setattr(quantize, "TURN", 0.01)
+
+    @pytest.mark.parametrize(("least", "precision"), [(0.0, "int8"), (1e9, "float32")])
+    def test_taken_where_it_is_much_faster(
+        self,
+        least: float,
+        precision: str,
+        config: ExtractConfig,
+        cache: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(quantize, "LEAST_GAIN", least)
+        with caplog.at_level(logging.INFO):
+            plan = open_plan(replace(config, precision="auto"), cache)
+        assert plan.choice.precision == precision
+        assert plan.spec.precision == (f"openvino-int8-{plan.choice.graph}" if least == 0 else "float32")
+        assert f"times the rate of float32 here, so {'it' if least == 0 else 'float32'} is taken" in caplog.text
+
+    def test_measured_once(self, config: ExtractConfig, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        auto = replace(config, precision="auto")
+        rate, measured = quantize._rate, []
+
+        def counting(graph: Any) -> float:
+            measured.append(graph)
+            return rate(graph)
+
+        monkeypatch.setattr(quantize, "_rate", counting)
+        first = open_plan(auto, cache).spec
+        assert (open_plan(auto, cache).spec, len(measured)) == (first, 2)
+        (path,) = cache.rglob("gain.json")
+        path.write_text("{}")
+        open_plan(auto, cache)
+        assert len(measured) == 4
+        monkeypatch.setattr(runtime, "processor", lambda: "another")
+        open_plan(auto, cache)
+        assert len(measured) == 6
+
+    def test_float32_where_features_would_be_far(
+        self, config: ExtractConfig, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(quantize, "LEAST_MEAN_COSINE", 2.0)
+        monkeypatch.setattr(quantize, "_by_cost", None)  # which would take long, and is for those who ask for int8
+        assert open_plan(replace(config, precision="auto"), cache).spec.precision == "float32"
+
+    def test_float32_without_nncf(self, config: ExtractConfig, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(runtime, "installed", lambda name: name != "nncf")
+        assert open_plan(replace(config, precision="auto"), cache).spec.precision == "float32"
 
 
 class TestChoice:

@@ -77,7 +77,8 @@ def _engines() -> dict[str, Any]:
     for name in ("auto", "tensorflow", "openvino"):
         try:
             choice = choose(name, "auto")
-            engines[name] = f"{choice.engine} in {choice.precision}"
+            undecided = choice.precision == "auto"
+            engines[name] = f"{choice.engine} in {'int8 or float32, by network' if undecided else choice.precision}"
         except EngineError as error:
             engines[name] = str(error)
     return engines

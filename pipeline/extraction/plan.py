@@ -17,7 +17,7 @@ from pipeline.data import KEY_DTYPE, ImageSource, Opened
 from pipeline.data.augment import Augment
 from pipeline.errors import DataError, EngineError, ImageError
 from pipeline.extraction import pass_
-from pipeline.extraction.engines import Engine, EngineChoice, choose, graph_folder, named, open_engine
+from pipeline.extraction.engines import Engine, EngineChoice, choose, for_graph, graph_folder, open_engine
 from pipeline.extraction.pass_ import PassReport, Row
 from pipeline.store.shards import FeatureStore
 from pipeline.store.table import row_keys
@@ -137,7 +137,7 @@ def plan_for(config: ExtractConfig, cache: Path, pretrained: Pretrained) -> Plan
         precision=choice.spec_precision,
         dtype=config.dtype or _dtype(config),
     )
-    choice = named(choice, pretrained.network, spec.endpoint, spec.pooling, graph_folder(cache, spec))
+    choice = for_graph(choice, pretrained.network, spec.endpoint, spec.pooling, graph_folder(cache, spec))
     spec = replace(spec, precision=choice.spec_precision)
     augment = Augment.parse(config.augment) if config.augment else None
     images = ImageConfig(spec.image_size, config.resize, config.interpolation, config.pixel_limit)

@@ -16,7 +16,7 @@ from pipeline.util import runtime
 from pipeline.util.files import digest_of
 from pipeline.util.options import one_of
 
-__all__ = ["Engine", "EngineChoice", "OpenedBy", "call", "choose", "graph_folder", "named", "open_engine"]
+__all__ = ["Engine", "EngineChoice", "OpenedBy", "call", "choose", "for_graph", "graph_folder", "open_engine"]
 
 if TYPE_CHECKING:
     import openvino
@@ -65,7 +65,10 @@ def choose(engine: str, precision: str) -> EngineChoice:
     from pipeline.extraction.engines import openvino
 
     if precision == "auto":
-        return EngineChoice(engine, "bfloat16" if openvino.supports("bfloat16") else "float32")
+        if openvino.supports("bfloat16"):
+            return EngineChoice(engine, "bfloat16")
+        worth_a_try = openvino.supports("int8") and runtime.installed("nncf")
+        return EngineChoice(engine, "auto" if worth_a_try else "float32")
     if not openvino.supports(precision):
         raise EngineError(f"This processor doesn't compute in {precision}; use --precision float32 or auto")
     return EngineChoice(engine, precision)
@@ -81,28 +84,37 @@ def _int8(engine: str) -> EngineChoice:
     return EngineChoice("openvino", "int8")
 
 
-def named(choice: EngineChoice, network: OpenedBy, endpoint: str, pooling: str, graph: Path) -> EngineChoice:
-    """The choice with the digest of its graph, which is made here if it is in int8 and not kept yet.
+def for_graph(choice: EngineChoice, network: OpenedBy, endpoint: str, pooling: str, graph: Path) -> EngineChoice:
+    """The choice for a graph: whether int8 is worth it, and in int8 the digest of the graph, made if it isn't kept yet.
 
     Arguments and errors as in `open_engine`.
     """
-    if choice.precision != "int8":
+    if choice.precision not in ("auto", "int8"):
         return choice
     from pipeline.extraction.engines import quantize
 
+    if choice.precision == "auto":
+        if not quantize.is_worth_it(lambda: _in_float32(network, endpoint, pooling, graph), graph):
+            return replace(choice, precision="float32")
+        choice = replace(choice, precision="int8")
     found = quantize.facts(graph / "int8")
     if found is None:
         _, found = _in_int8(network, endpoint, pooling, graph)
     return replace(choice, graph=found.digest)
 
 
+def _in_float32(network: OpenedBy, endpoint: str, pooling: str, graph: Path) -> openvino.Model:
+    """The graph as it is converted, or kept."""
+    from pipeline.extraction.engines import openvino
+
+    return openvino.converted(lambda: network("float32").features(endpoint, pooling), graph)
+
+
 def _in_int8(network: OpenedBy, endpoint: str, pooling: str, graph: Path) -> tuple[openvino.Model, quantize.Quantized]:
     """The graph in int8, made of the one in float32 if it is not kept yet."""
-    from pipeline.extraction.engines import openvino, quantize
+    from pipeline.extraction.engines import quantize
 
-    return quantize.quantized(
-        lambda: openvino.converted(lambda: network("float32").features(endpoint, pooling), graph), graph / "int8"
-    )
+    return quantize.quantized(lambda: _in_float32(network, endpoint, pooling, graph), graph / "int8")
 
 
 def open_engine(
@@ -134,7 +146,7 @@ def open_engine(
             if not openvino.supports("int8"):
                 log.warning("This processor has no instructions for int8 (VNNI); it is no faster here than float32")
         else:
-            model = openvino.converted(lambda: network("float32").features(endpoint, pooling), graph)
+            model = _in_float32(network, endpoint, pooling, graph)
         return openvino.OpenvinoEngine(model, choice.precision, batch_size or OPENVINO_BATCH_SIZE)
     from pipeline.extraction.engines import tensorflow
 

@@ -16,7 +16,8 @@ class EngineChoice:
 
     Attributes:
         engine: "tensorflow" or "openvino".
-        precision: "float32", "bfloat16", "float16" or "int8".
+        precision: "float32", "bfloat16", "float16" or "int8"; "auto" where a graph must be measured to tell whether
+            int8 is worth it.
         graph: Digest of the graph in int8; "" for other precisions, and where the graph isn't made yet.
     """
 

@@ -6,6 +6,8 @@ import contextlib
 import io
 import logging
 import math
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +18,11 @@ from numpy.typing import NDArray
 
 from pipeline.config import ImageConfig
 from pipeline.data.images import Pixels, from_array, resize
-from pipeline.errors import EngineError, StoppedError
+from pipeline.errors import EngineError, StoppedError, StoreError
 from pipeline.extraction.engines.base import call
 from pipeline.extraction.engines.openvino import FACTS, OpenvinoEngine, keep, kept, whole
 from pipeline.util import runtime
-from pipeline.util.files import digest_of, read_json
+from pipeline.util.files import digest_of, read_json, write_json
 
 if TYPE_CHECKING:
     import openvino
@@ -35,6 +37,8 @@ LEAST_MEAN_COSINE = 0.995
 LEAST_COSINE = 0.97
 STEPS = 16  # of a doubling, to which ranges are rounded: fine enough to cost nothing, coarse beside rounding errors
 SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the layers, put back into float32 one after the other
+LEAST_GAIN = 1.5  # times the rate of float32, for int8 to be taken where nobody asked for it
+TURN = 1.0  # seconds of each of the turns that measure it
 
 log = logging.getLogger("tlpipe")
 
@@ -63,7 +67,9 @@ class Quantized:
         return self.mean_cosine >= LEAST_MEAN_COSINE and self.least_cosine >= LEAST_COSINE
 
 
-def quantized(build: Callable[[], openvino.Model], folder: Path) -> tuple[openvino.Model, Quantized]:
+def quantized(
+    build: Callable[[], openvino.Model], folder: Path, *, quick: bool = False
+) -> tuple[openvino.Model, Quantized]:
     """A graph in int8, made of the one in float32, and what is known of it.
 
     Of every layer that multiplies the inputs (one range a layer) and the weights (one a channel) become 8-bit numbers;
@@ -77,6 +83,7 @@ def quantized(build: Callable[[], openvino.Model], folder: Path) -> tuple[openvi
         build: Gives the graph in float32, from uint8 [n, height, width, 3] to features; called only if the folder holds
             no result.
         folder: Where the result is kept; named by a digest of all that the graph depends on.
+        quick: Whether it is given up before layers are tried one by one, which takes minutes for large networks.
 
     Raises:
         EngineError: If the features are too far from those in float32.
@@ -86,14 +93,15 @@ def quantized(build: Callable[[], openvino.Model], folder: Path) -> tuple[openvi
     if found is not None and (known := kept(folder)) is not None:
         return known, found
     graph = build()
-    height, width = (side.get_length() for side in list(graph.inputs[0].partial_shape)[1:3])
-    calibration = _pictures(N_CALIBRATION, (height, width), seed=0, varied=True)
-    check = _pictures(N_CHECK, (height, width), seed=1, varied=False)
+    if not _layers(graph):
+        raise EngineError("Nothing below this endpoint is multiplied by weights, so there is nothing to gain by int8")
+    calibration = _pictures(N_CALIBRATION, _size(graph), seed=0, varied=True)
+    check = _pictures(N_CHECK, _size(graph), seed=1, varied=False)
     reference = _features(graph, check)
     log.info("Making the graph in int8, once")
     found = None
     with runtime.stopping() as stop:
-        for in_float32 in _attempts(graph, check, reference, calibration):
+        for in_float32 in _attempts(graph, check, reference, calibration, quick=quick):
             if stop.signal is not None:
                 raise StoppedError("Stopped before the first image. The same command starts anew.", signal=stop.signal)
             made = _quantize(graph, calibration, in_float32)
@@ -105,8 +113,64 @@ def quantized(build: Callable[[], openvino.Model], folder: Path) -> tuple[openvi
     figures = "" if found is None else f" ({found.mean_cosine:.3f} on average, {found.least_cosine:.3f} at least)"
     raise EngineError(
         f"In int8 the features of this backbone come too far from those in float32: their cosine{figures} stays below "
-        f"{LEAST_MEAN_COSINE} or {LEAST_COSINE} even with half of the layers in float32; use --precision float32"
+        f"{LEAST_MEAN_COSINE} or {LEAST_COSINE} however many layers are left in float32; use --precision float32"
     )
+
+
+def is_worth_it(build: Callable[[], openvino.Model], folder: Path) -> bool:
+    """Whether a graph holds in int8, and is much faster there on this machine: measured once, and remembered.
+
+    Args:
+        build: Gives the graph in float32.
+        folder: Where that one is kept.
+
+    Raises:
+        StoppedError: After Ctrl-C or SIGTERM.
+    """
+    path = folder / "gain" / "gain.json"
+    machine = [runtime.processor(), runtime.cpu_count(), runtime.version("openvino"), VERSION]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what can't be read is measured again
+        known = read_json(path)
+        if known["machine"] == machine:
+            return bool(float(known["gain"]) >= LEAST_GAIN)
+    graph = build()
+    try:
+        made, _ = quantized(lambda: graph, folder / "int8", quick=True)
+    except EngineError as error:
+        log.debug("%s", error)
+        gain = 0.0
+    else:
+        gain = _rate(made) / _rate(graph)
+    if gain >= LEAST_GAIN:
+        log.info(
+            "int8 runs at %.1f times the rate of float32 here, so it is taken; --precision float32 would not", gain
+        )
+    elif gain:
+        log.info("int8 runs at only %.1f times the rate of float32 here, so float32 is taken", gain)
+    with contextlib.suppress(StoreError):
+        write_json(path, {"machine": machine, "gain": gain})
+    return gain >= LEAST_GAIN
+
+
+def _rate(graph: openvino.Model) -> float:
+    """Images per second: the median of three turns, after one that is not counted."""
+    height, width = _size(graph)
+    engine = OpenvinoEngine(graph.clone(), "float32", 8)
+    images = np.random.default_rng(0).integers(0, 256, (8 * runtime.cpu_count(), height, width, 3), np.uint8)
+    call(engine, images)
+    rates = []
+    for _ in range(3):
+        start, n = time.perf_counter(), 0
+        while (elapsed := time.perf_counter() - start) < TURN or not n:
+            n += len(call(engine, images))
+        rates.append(n / elapsed)
+    return statistics.median(rates)
+
+
+def _size(graph: openvino.Model) -> tuple[int, int]:
+    """Height and width of the images that a graph takes, pixels."""
+    height, width = (side.get_length() for side in list(graph.inputs[0].partial_shape)[1:3])
+    return height, width
 
 
 def facts(folder: Path) -> Quantized | None:
@@ -159,7 +223,7 @@ def _layers(graph: openvino.Model) -> list[Any]:
 
 
 def _attempts(
-    graph: openvino.Model, check: Pixels, reference: NDArray[np.floating], calibration: Pixels
+    graph: openvino.Model, check: Pixels, reference: NDArray[np.floating], calibration: Pixels, *, quick: bool
 ) -> Iterator[list[str]]:
     """Names of the layers that stay in float32: few at first, then more and more."""
     layers = _layers(graph)
@@ -168,6 +232,8 @@ def _attempts(
     grouped = [node.get_friendly_name() for node in layers if node.get_type_name() == "GroupConvolution"]
     if grouped:
         yield list(dict.fromkeys(first + grouped))
+    if quick:
+        return
     ranked = [name for name in _by_cost(graph, check, reference, calibration) if name not in (*first, *grouped)]
     for share in SHARES:
         yield list(dict.fromkeys(first + grouped + ranked[: math.ceil(share * len(ranked))]))
@@ -198,7 +264,11 @@ def _by_cost(graph: openvino.Model, check: Pixels, reference: NDArray[np.floatin
 
 
 def _quantize(graph: openvino.Model, calibration: Pixels, in_float32: list[str]) -> openvino.Model:
-    """The graph in int8 by NNCF, with ranges that are the same on every machine."""
+    """The graph in int8 by NNCF, with ranges that are the same on every machine.
+
+    Raises:
+        EngineError: If NNCF can't.
+    """
     nncf = runtime.nncf()
     from nncf.quantization.range_estimator import (
         AggregatorType,
@@ -215,17 +285,22 @@ def _quantize(graph: openvino.Model, calibration: Pixels, in_float32: list[str])
     one = graph.clone()
     one.reshape([1, *list(graph.inputs[0].partial_shape)[1:]])
     left = sorted({node.get_type_name() for node in one.get_ops()} - set(MULTIPLYING))
-    with contextlib.redirect_stdout(io.StringIO()):  # where NNCF draws its progress
-        made = nncf.quantize(
-            one,
-            nncf.Dataset(list(calibration[:, None])),
-            preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(calibration),
-            ignored_scope=nncf.IgnoredScope(types=left, names=in_float32, validate=False),
-            advanced_parameters=nncf.AdvancedQuantizationParameters(
-                disable_bias_correction=True, activations_range_estimator_params=ranges
-            ),
-        )
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # where NNCF draws its progress
+            made = nncf.quantize(
+                one,
+                nncf.Dataset(list(calibration[:, None])),
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(calibration),
+                ignored_scope=nncf.IgnoredScope(types=left, names=in_float32, validate=False),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(
+                    disable_bias_correction=True, activations_range_estimator_params=ranges
+                ),
+            )
+    except Exception as error:  # NNCF raises many kinds
+        raise EngineError(
+            f"NNCF can't bring this network to int8: {str(error).splitlines()[0][:200]}; use --precision float32"
+        ) from error
     for node in _rounding(made):
         low, high = _bounds(node)
         # Twice: what is rounded to 8 bits comes out in the same range.
