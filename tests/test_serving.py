@@ -396,7 +396,7 @@ class TestRuns:
     def test_illegal_options(self, head: Run, pictures: Path, cache: Path, reports: Path) -> None:
         with pytest.raises(ConfigError, match="--top is 0"):
             commands.predict(head.id, [str(pictures)], cache, reports, top=0)
-        with pytest.raises(ConfigError, match="--precision is 'int8'"):
+        with pytest.raises(ConfigError, match="--precision is 'int4'"):
             commands.predict(head.id, [str(pictures)], cache, reports, precision="int4")
 
 
