@@ -48,7 +48,7 @@ def main() -> None:
             kept.append(stored_rows(folder / "killed"))
         last = tlpipe("extract", data, *SMALL, "--cache", folder / "killed")
         print(f"rows kept after each kill: {kept}; computed in the end: {last['n_computed']}")
-        verdict("kills came in between", kept[0] < kept[-1] < N)
+        verdict("kills came between shards", len(set(kept)) > 3)
         verdict("rows never got fewer", kept == sorted(kept))
         verdict("no row is stored twice", stored_rows(folder / "killed") == N)
         features = [load_features(cache=folder / cache) for cache in ("whole", "killed")]
