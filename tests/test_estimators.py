@@ -130,6 +130,7 @@ def test_transformer_of_arrays_and_paths(extractor: FeatureExtractor, red_and_bl
     assert extractor.n_features_out_ == 256
     assert list(extractor.get_feature_names_out()[:2]) == ["featureextractor0", "featureextractor1"]
     np.testing.assert_array_equal(extractor.transform([str(path) for path in paths]), from_paths)
+    np.testing.assert_array_equal(extractor.transform(str(paths[0])), from_paths[:1])
     np.testing.assert_array_equal(extractor.transform(arrays), from_paths)
     np.testing.assert_array_equal(extractor.transform(paths[::-1] + paths[:1]), from_paths[[5, 4, 3, 2, 1, 0, 0]])
 

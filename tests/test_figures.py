@@ -182,6 +182,8 @@ class TestWhoHasSeenWhat:
         assert curve.notes[0].startswith("The fine-tuned backbone was fitted on, or chosen by, ")
         with pytest.raises(RunError, match=f"{tuned.id} is the backbone of"):
             commands.runs.rm([tuned.id], reports)
+        with pytest.raises(RunError, match=f"{tuned.id} is the backbone of"):
+            commands.runs.rm([str(reports / tuned.id)], reports / "elsewhere")
 
     def test_groups_that_leave_nothing_to_choose_by(
         self, pictures: Path, tmp_path: Path, cache: Path, reports: Path, fake_engine: FakeEngine
