@@ -146,7 +146,8 @@ def test_costly_layers_go_back_first(config: ExtractConfig, cache: Path, monkeyp
     check = quantize._pictures(8, (SIDE, SIDE), seed=1, varied=False)
     names = [node.get_friendly_name() for node in quantize._layers(graph)]
     reference = quantize._features(graph, check)
-    ranked = quantize._by_cost(graph, check, reference, quantize._pictures(16, (SIDE, SIDE), seed=0, varied=True))
+    calibration = quantize._pictures(16, (SIDE, SIDE), seed=0, varied=True)
+    ranked = quantize._by_cost(quantize._quantize(graph, calibration, names[:1]), check, reference)
     assert sorted(ranked) == sorted(names[1:])
     assert ranked[0] == names[-1], "it reads all joined maps at once, for few multiply-adds"
 
@@ -191,13 +192,13 @@ class TestAuto:
 
     def test_measured_once(self, config: ExtractConfig, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         auto = replace(config, precision="auto")
-        rate, measured = quantize._rate, []
+        turns, measured = quantize.turns, []
 
-        def counting(graph: Any) -> float:
-            measured.append(graph)
-            return rate(graph)
+        def counting(ways: dict[str, Any], *about: Any) -> dict[str, float]:
+            measured.extend(ways)
+            return turns(ways, *about)
 
-        monkeypatch.setattr(quantize, "_rate", counting)
+        monkeypatch.setattr(quantize, "turns", counting)
         first = open_plan(auto, cache).spec
         assert (open_plan(auto, cache).spec, len(measured)) == (first, 2)
         (path,) = cache.rglob("gain.json")

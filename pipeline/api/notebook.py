@@ -23,6 +23,11 @@ def heading(title: str, *lines: str) -> Markup:
     return Markup("<h4>{}</h4>").format(title) + Markup("").join(Markup("<p>{}</p>").format(line) for line in lines)
 
 
+def more(n: int, shown: int) -> list[str]:
+    """What is said of rows that a table doesn't show."""
+    return [f"and {n - shown:,} more: to_frame() has all"] if n > shown else []
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Markup:
     """A table."""
     head = Markup("").join(Markup("<th>{}</th>").format(column) for column in columns)

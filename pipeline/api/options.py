@@ -83,12 +83,12 @@ def command(*kinds: type, without: tuple[str, ...] = ()) -> Callable[[Callable[P
             for name, one in known.items()
         ]
         signature = own.replace(parameters=[*plain, *shown])
-        hints = get_type_hints(function)
 
         @functools.wraps(function)
         def run(*args: P.args, **given: P.kwargs) -> R:
             _check_names(function.__name__, given, signature)
             values = signature.bind(*args, **given).arguments
+            hints = get_type_hints(function)
             for name in values.keys() & hints.keys() - known.keys():
                 _check_kind(name, values[name], hints[name])
             folders = folders_of(values.pop("cache", None), values.pop("reports", None), *values.values())
@@ -141,20 +141,21 @@ def _check_kind(name: str, value: Any, hint: Any) -> None:
     """
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     plain = tuple(get_origin(kind) or kind for kind in kinds)
-    if isinstance(value, np.generic):
-        value = value.item()
-    if (isinstance(value, bool) and bool not in plain) or not isinstance(
-        value, plain + ((int,) if float in plain else ())
-    ):
+    taken = (*plain, int) if float in plain else plain
+    value = _without_numpy(value)
+    if not isinstance(value, taken) or (isinstance(value, bool) and bool not in plain):  # which is an int, too
         legal = " or ".join("None" if kind is NoneType else kind.__name__ for kind in plain)
         raise TypeError(f"{name} is of the type {type(value).__name__}; give {legal}")
 
 
+def _without_numpy(value: Any) -> Any:
+    """A number of NumPy as one of Python."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _checked(value: Any, one: Declared) -> Any:
     """The value of an option in the type that it is declared with; errors as in `checked`."""
-    known = one.option
-    if isinstance(value, np.generic):
-        value = value.item()
+    known, value = one.option, _without_numpy(value)
     if known.parse and isinstance(value, (str, int)) and not isinstance(value, bool):
         value = known.parse(str(value))
     if known.several and isinstance(value, (list, tuple)):

@@ -143,7 +143,7 @@ class Predicted(Answers):
             (image.path, *((image.top[0][0], percent(image.top[0][1])) if image.top else (image.error, "")))
             for image in self.images[:SHOWN_ROWS]
         ]
-        more = [f"and {len(self) - SHOWN_ROWS:,} more: to_frame() has all"] if len(self) > SHOWN_ROWS else []
+        more = notebook.more(len(self), SHOWN_ROWS)
         table = notebook.table(("path", "label", "probability"), rows)
         return notebook.joined(notebook.heading(f"{counted(len(self), 'answer')} of {self.run}", *more), table)
 

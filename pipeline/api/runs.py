@@ -202,5 +202,5 @@ class Runs:
             [percent(row[name]) if isinstance(row[name], float) else row[name] or "" for name in columns]
             for row in self._rows()[:SHOWN_ROWS]
         ]
-        more = [f"and {len(self) - SHOWN_ROWS:,} more: to_frame() has all"] if len(self) > SHOWN_ROWS else []
+        more = notebook.more(len(self), SHOWN_ROWS)
         return notebook.joined(notebook.heading(counted(len(self), "run"), *more), notebook.table(columns, rows))

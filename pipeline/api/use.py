@@ -11,6 +11,7 @@ from pipeline.api.options import Place, RunLike, command, folders_of
 from pipeline.api.results import Exported, Inspected, Predicted, Reported, with_folders
 from pipeline.api.runs import RunResult
 from pipeline.config import Columns
+from pipeline.config.extract import NOT_OF_PREDICT
 from pipeline.config.head import TOP
 from pipeline.errors import DataError
 from pipeline.runs.run import EvaluateRun
@@ -46,7 +47,7 @@ def evaluate(
     return RunResult(commands.evaluate(str(run), place, at.cache, at.reports, precision, other, Columns(**options)), at)
 
 
-@command(Columns, without=("label_column", "split_column", "group_column"))
+@command(Columns, without=NOT_OF_PREDICT)
 def predict(
     run: RunLike,
     images: str | Path | Sequence[str | Path],

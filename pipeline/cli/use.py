@@ -9,6 +9,7 @@ import typer
 
 from pipeline.cli.common import Answer, Seed, Without, command
 from pipeline.config import COMMON, Columns, Folders
+from pipeline.config.extract import NOT_OF_PREDICT
 from pipeline.config.head import TOP
 
 RunArgument = Annotated[
@@ -37,7 +38,7 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="Classes to name of each image.")] = TOP,
     csv: Annotated[Path | None, typer.Option(help="Write a table here, too.", dir_okay=False)] = None,
     precision: PrecisionOption = None,
-    columns: Annotated[Columns, Without(("label_column", "split_column", "group_column"))] = COMMON,
+    columns: Annotated[Columns, Without(NOT_OF_PREDICT)] = COMMON,
 ) -> Answer:
     """Label images by a run; what can't be read is listed."""
     from pipeline import commands

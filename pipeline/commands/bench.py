@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +15,12 @@ import numpy as np
 from pipeline.backbones import open_backbone
 from pipeline.errors import EngineError
 from pipeline.extraction.engines import EngineChoice, call, open_engine
+from pipeline.extraction.engines.turns import turns
 from pipeline.util import runtime
-from pipeline.util.progress import progress
 
 if TYPE_CHECKING:
     import keras
 
-ROUNDS = 3  # each engine has a turn in each, so that a machine that changes its speed changes it for all
 OPENVINO_BATCHES = (1, 2, 4, 8)
 MATRIX_SIDE = 2048
 
@@ -121,7 +118,7 @@ def bench(backbone: str, image_size: tuple[int, int] | None, seconds: float) -> 
                 from pipeline.extraction.engines.openvino import matrix_product
 
                 matrices[precision] = matrix_product(MATRIX_SIDE, precision)
-        rates = _turns({**ways, **matrices}, seconds, len(images))
+        rates = turns({**ways, **matrices}, seconds, len(images))
     operations = 2 * multiply_adds(features)
     matrix_rate = {name: rates[name] / len(images) * 2 * MATRIX_SIDE**3 for name in matrices}
     predict = rates["keras predict", "float32", 32]
@@ -147,8 +144,6 @@ def _share(operations: float, matrix_rate: float | None) -> float | None:
 
 def _cosine_of_int8(graph: Path) -> float | None:
     """Of the graph in int8 that lies in a folder; None if there is none."""
-    if not (graph / "int8").is_dir():
-        return None
     from pipeline.extraction.engines import quantize
 
     found = quantize.facts(graph / "int8")
@@ -171,21 +166,3 @@ def _choices() -> list[tuple[EngineChoice, int | None]]:
 
 def _caller(engine: Any, images: Any) -> Callable[[], Any]:
     return lambda: call(engine, images)
-
-
-def _turns(ways: dict[Any, Callable[[], Any]], seconds: float, n_images: int) -> dict[Any, float]:
-    """Images per second of each way: the median over rounds in which all take turns, after one turn not counted."""
-    for way in ways.values():
-        way()
-    rates: dict[Any, list[float]] = {name: [] for name in ways}
-    with progress("Measuring", ROUNDS * len(ways), "turns") as advance:
-        for _ in range(ROUNDS):
-            for name, way in ways.items():
-                start = time.perf_counter()
-                n_calls = 0
-                while (elapsed := time.perf_counter() - start) < seconds or n_calls == 0:
-                    way()
-                    n_calls += 1
-                rates[name].append(n_calls * n_images / elapsed)
-                advance(1)
-    return {name: statistics.median(values) for name, values in rates.items()}

@@ -76,6 +76,9 @@ class Columns:
     group_column: str | None = option(None, "Column of what must stay on one side of a split: patient, camera, scene.")
 
 
+NOT_OF_PREDICT = ("label_column", "split_column", "group_column")
+"""Columns that mean nothing where pictures are only labelled."""
+
 COMMON = Columns()
 """Columns of a manifest by their common names."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import Columns
@@ -58,50 +59,55 @@ def read_manifest(path: Path, columns: Columns) -> Listing:
     found = [chosen[kind] for kind in ROW]
     labels, splits, groups = (empty if one is None else [text.strip() for text in table[one]] for one in found)
     splits = [_split(path, row, text) for row, text in enumerate(splits)]
-    rows: dict[Path, tuple[str, ...]] = {}
-    named: dict[Path, str] = {}
-    firsts: list[int] = []
-    conflicts: list[str] = []
-    for number, (name, *row) in enumerate(zip(names, labels, splits, groups, strict=True)):
-        file = _inside(path, name)
-        if file not in named:
-            named[file] = name
-            firsts.append(number)
-        if rows.setdefault(file, tuple(row)) != tuple(row):
-            differing = [pair for pair in zip(rows[file], row, strict=True) if pair[0] != pair[1]]
-            conflicts.append(f"{name} ({differing[0][0]} and {differing[0][1]})")
-    if conflicts:
-        raise DataError(
-            f"{path} gives {counted(len(conflicts), 'path')} twice with different labels, splits or groups: "
-            f"{shortened(conflicts)}; keep one row of each"
-        )
-    absent = [name for file, name in named.items() if not file.is_file()]
-    if absent:
-        raise DataError(
-            f"{path} names {counted(len(absent), 'file')} not there, of {len(rows):,}: {shortened(absent)}; "
-            f"paths are relative to {path.parent}"
-        )
-    doubles = len(names) - len(rows)
+    rows = list(zip(labels, splits, groups, strict=True))
+    first = _first_rows(path, names, rows)
+    kept = list(first.values())
+    doubles = len(names) - len(kept)
     notes = [f"Of {path.name}, {counted(doubles, 'row')} merged with others of the same path"] if doubles else []
     if chosen["label"] is None:
         notes.append(
             f"{path.name} has no column of labels ({', '.join(COMMON_NAMES['label'])}); it has {', '.join(table)}. "
             "If one of them holds the labels, name it: --label-column NAME"
         )
-    listed = [list(column) for column in zip(*rows.values(), strict=True)]
-    notes += _questioned(path, chosen["label"], [text for text in listed[0] if text])
+    labels, splits, groups = ([rows[number][column] for number in kept] for column in range(len(ROW)))
+    notes += _questioned(path, chosen["label"], [text for text in labels if text])
+    others = [name for name in table if name and name not in chosen.values()]
     return Listing(
         name=path.stem,
-        labels=listed[0],
-        splits=listed[1],
-        locations=list(named.values()),
-        source=FileSource(list(rows)),
+        labels=labels,
+        splits=splits,
+        locations=[names[number] for number in kept],
+        source=FileSource(list(first)),
         notes=notes,
-        groups=listed[2] if any(listed[2]) else None,
-        others={
-            name: [table[name][number] for number in firsts] for name in table if name and name not in chosen.values()
-        },
+        groups=groups if any(groups) else None,
+        others={name: [table[name][number] for number in kept] for name in others},
     )
+
+
+def _first_rows(path: Path, names: list[str], rows: Sequence[tuple[str, ...]]) -> dict[Path, int]:
+    """The number of the first row of each file; further ones must say the same of it.
+
+    Raises:
+        DataError: If they don't, a path leaves the folder, or files are missing.
+    """
+    first: dict[Path, int] = {}
+    conflicts = []
+    for number, (name, row) in enumerate(zip(names, rows, strict=True)):
+        before = rows[first.setdefault(_inside(path, name), number)]
+        if before != row:
+            one, other = next(pair for pair in zip(before, row, strict=True) if pair[0] != pair[1])
+            conflicts.append(f"{name} ({one} and {other})")
+    if conflicts:
+        raise DataError(
+            f"{path} gives {counted(len(conflicts), 'path')} twice with different labels, splits or groups: "
+            f"{shortened(conflicts)}; keep one row of each"
+        )
+    if absent := [names[number] for file, number in first.items() if not file.is_file()]:
+        raise DataError(
+            f"{path} names {counted(len(absent), 'file')} not there, of {len(first):,}: {shortened(absent)}; "
+            f"paths are relative to {path.parent}"
+        )
+    return first
 
 
 def read_paths(path: Path, column: str | None = None) -> list[Path]:

@@ -13,6 +13,7 @@ from pipeline.data.images import Pixels
 from pipeline.data.pixels import read_pixels
 from pipeline.errors import ImageError
 from pipeline.extraction.engines import call
+from pipeline.extraction.engines.base import cosines
 from pipeline.extraction.plan import backbone_for, pinned, plan_for
 from pipeline.store.records import TableRecord
 
@@ -79,8 +80,6 @@ def recompute(record: TableRecord, opened: Opened, cache: Path, n: int) -> Recom
     stored = plan.store.read(np.array(kept, keys.dtype)).astype(np.float64).reshape(len(kept), -1)
     found = call(plan.engine(None), np.stack(pixels)).astype(stored.dtype).reshape(len(kept), -1)
     largest = float(np.abs(found - stored).max())
-    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(stored, axis=1)
-    cosines = (found * stored).sum(axis=1) / np.maximum(lengths, LEAST_SCALE)
     relative = largest / max(float(np.abs(stored).max()), LEAST_SCALE)
     engine = f"{plan.choice.engine} in {plan.choice.precision}"
-    return Recomputed(record.id, len(kept), largest, relative, float(cosines.min()), engine)
+    return Recomputed(record.id, len(kept), largest, relative, float(cosines(found, stored).min()), engine)

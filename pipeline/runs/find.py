@@ -65,8 +65,8 @@ def find_run(reports: Path, reference: str | None, kinds: tuple[type[Any], ...])
     if reference == BEST:
         best = _best(known)
         return best, reports / best.id
-    what = f"runs of tlpipe {wanted} in {reports}; list them with: tlpipe runs"
-    meant = one_meant(reference, known, what, RunError, lambda run: run.name)
+    what = f"runs of tlpipe {wanted} in {reports}"
+    meant = one_meant(reference, known, what, "tlpipe runs", RunError, lambda run: run.name)
     return meant, reports / meant.id
 
 

@@ -215,7 +215,7 @@ def find_record(cache: Path, reference: str | None) -> TableRecord:
             stopped = f" but those of extracts that were stopped or failed ({known[-1].id})" if known else ""
             raise StoreError(f"There are no features in {cache}{stopped} yet; make some with: tlpipe extract DATA")
         return newest
-    return one_meant(reference, known, f"features of {cache}; list them with: tlpipe cache ls", StoreError)
+    return one_meant(reference, known, f"features of {cache}", "tlpipe cache ls", StoreError)
 
 
 def find_records(cache: Path, reference: str | None) -> tuple[TableRecord, ...]:

@@ -22,6 +22,7 @@ def one_meant(
     reference: str,
     known: Sequence[T],
     what: str,
+    listing: str,
     error: type[TlpipeError],
     alias: Callable[[T], str | None] = lambda _: None,
 ) -> T:
@@ -30,7 +31,8 @@ def one_meant(
     Args:
         reference: The text.
         known: The things, the newest last.
-        what: What errors call them, with where they are and how to list them: "features of cache; list them with: ...".
+        what: What errors call them, with where they are: "features of cache".
+        listing: The command that lists them.
         error: What is raised.
         alias: Gives another name of a thing; None if it has none.
 
@@ -38,7 +40,7 @@ def one_meant(
         TlpipeError: If none fits, or several do.
     """
     if not reference:
-        raise error(f"An empty text names none of the {what}")
+        raise error(f"An empty text names none of the {what}; list them with: {listing}")
     fitting = (
         [one for one in known if reference in (one.id, alias(one))]
         or [one for one in known if one.id.startswith(reference)]
@@ -49,5 +51,5 @@ def one_meant(
     listed = [one.id for one in fitting or known][::-1]
     older = len(listed) - NAMED_AT_MOST
     names = (", ".join(listed[:NAMED_AT_MOST]) or "none") + (f" and {older:,} older ones" if older > 0 else "")
-    place, _, listing = what.partition("; ")
-    raise error(f"{reference!r} {'fits several' if fitting else 'is not among the'} {place}: {names}; {listing}")
+    how = "fits several" if fitting else "is not among the"
+    raise error(f"{reference!r} {how} {what}: {names}; list them with: {listing}")

@@ -52,16 +52,22 @@ def choose(engine: str, precision: str) -> EngineChoice:
     one_of("--engine", engine, ENGINES)
     one_of("--precision", precision, PRECISIONS)
     on_gpu = runtime.has_nvidia_gpu()
-    if precision == "int8":
-        return _int8(engine)
+    in_int8 = precision == "int8"
     if engine == "auto":
-        engine = "openvino" if not on_gpu and runtime.installed("openvino") else "tensorflow"
+        engine = "openvino" if in_int8 or (not on_gpu and runtime.installed("openvino")) else "tensorflow"
     if engine == "tensorflow":
+        if in_int8:
+            raise EngineError("--engine tensorflow doesn't compute in int8; leave it out, as OpenVINO does")
         if precision == "float16" and not on_gpu:
             raise EngineError("--engine tensorflow computes in float16 on a GPU, and there is none here")
         return EngineChoice(engine, precision if precision != "auto" else "float16" if on_gpu else "float32")
     if not runtime.installed("openvino"):
-        raise EngineError("--engine openvino needs OpenVINO; install it with: pip install openvino")
+        what = "--precision int8" if in_int8 else "--engine openvino"
+        raise EngineError(f"{what} needs OpenVINO; install it with: pip install openvino")
+    if in_int8:  # on any processor, if not on each as fast
+        if not runtime.installed("nncf"):
+            raise EngineError("--precision int8 needs NNCF; install it with: pip install nncf")
+        return EngineChoice(engine, precision)
     from pipeline.extraction.engines import openvino
 
     if precision == "auto":
@@ -72,16 +78,6 @@ def choose(engine: str, precision: str) -> EngineChoice:
     if not openvino.supports(precision):
         raise EngineError(f"This processor doesn't compute in {precision}; use --precision float32 or auto")
     return EngineChoice(engine, precision)
-
-
-def _int8(engine: str) -> EngineChoice:
-    """int8, which OpenVINO computes on any processor, and NNCF makes the graph for; errors as in `choose`."""
-    if engine not in ("auto", "openvino"):
-        raise EngineError(f"--engine {engine} doesn't compute in int8; leave it out, as OpenVINO does")
-    for name, module in (("OpenVINO", "openvino"), ("NNCF", "nncf")):
-        if not runtime.installed(module):
-            raise EngineError(f"--precision int8 needs {name}; install it with: pip install {module}")
-    return EngineChoice("openvino", "int8")
 
 
 def for_graph(choice: EngineChoice, network: OpenedBy, endpoint: str, pooling: str, graph: Path) -> EngineChoice:

@@ -62,6 +62,15 @@ def padded(batch: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), batch.dtype)])
 
 
+def cosines(found: NDArray[np.floating], expected: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Cosine of each row with its like, both [n, d], shape [n]; 0 where one of them has no length, or no finite one."""
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    products = (found * expected).sum(axis=1)
+    values: NDArray[np.float64] = np.divide(products, lengths, out=np.zeros(len(found)), where=lengths > 0)
+    values[np.isnan(values)] = 0
+    return values
+
+
 def call(engine: Engine, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Features of images held in memory: uint8 [n, height, width, 3] to float32 [n, ...]."""
     size = engine.batch_size

@@ -6,8 +6,6 @@ import contextlib
 import io
 import logging
 import math
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +17,9 @@ from numpy.typing import NDArray
 from pipeline.config import ImageConfig
 from pipeline.data.images import Pixels, from_array, resize
 from pipeline.errors import EngineError, StoppedError, StoreError
-from pipeline.extraction.engines.base import call
+from pipeline.extraction.engines.base import call, cosines
 from pipeline.extraction.engines.openvino import FACTS, OpenvinoEngine, keep, kept, whole
+from pipeline.extraction.engines.turns import turns
 from pipeline.util import runtime
 from pipeline.util.files import digest_of, read_json, write_json
 
@@ -31,6 +30,7 @@ VERSION = 1
 """Raised when the same graph comes out otherwise than before."""
 
 MULTIPLYING = ("Convolution", "GroupConvolution", "MatMul")
+BATCH_SIZE = 8
 N_CALIBRATION = 96
 N_CHECK = 32
 LEAST_MEAN_COSINE = 0.995
@@ -89,9 +89,8 @@ def quantized(
         EngineError: If the features are too far from those in float32.
         StoppedError: After Ctrl-C or SIGTERM.
     """
-    found = facts(folder)
-    if found is not None and (known := kept(folder)) is not None:
-        return known, found
+    if (known := kept(folder)) is not None and (facts_known := _read_facts(folder)) is not None:
+        return known, facts_known
     graph = build()
     if not _layers(graph):
         raise EngineError("Nothing below this endpoint is multiplied by weights, so there is nothing to gain by int8")
@@ -101,10 +100,9 @@ def quantized(
     log.info("Making the graph in int8, once")
     found = None
     with runtime.stopping() as stop:
-        for in_float32 in _attempts(graph, check, reference, calibration, quick=quick):
+        for in_float32, made in _attempts(graph, check, reference, calibration, quick=quick):
             if stop.signal is not None:
                 raise StoppedError("Stopped before the first image. The same command starts anew.", signal=stop.signal)
-            made = _quantize(graph, calibration, in_float32)
             found = _judged(made, check, reference, len(_layers(graph)) - len(in_float32), len(_layers(graph)))
             log.debug("In int8 but for %s: %s", ", ".join(in_float32), found)
             if found.holds:
@@ -140,7 +138,11 @@ def is_worth_it(build: Callable[[], openvino.Model], folder: Path) -> bool:
         log.debug("%s", error)
         gain = 0.0
     else:
-        gain = _rate(made) / _rate(graph)
+        images = np.random.default_rng(0).integers(
+            0, 256, (BATCH_SIZE * runtime.cpu_count(), *_size(graph), 3), np.uint8
+        )
+        rates = turns({"int8": _caller(made, images), "float32": _caller(graph, images)}, TURN, len(images))
+        gain = rates["int8"] / rates["float32"]
     if gain >= LEAST_GAIN:
         log.info(
             "int8 runs at %.1f times the rate of float32 here, so it is taken; --precision float32 would not", gain
@@ -152,19 +154,9 @@ def is_worth_it(build: Callable[[], openvino.Model], folder: Path) -> bool:
     return gain >= LEAST_GAIN
 
 
-def _rate(graph: openvino.Model) -> float:
-    """Images per second: the median of three turns, after one that is not counted."""
-    height, width = _size(graph)
-    engine = OpenvinoEngine(graph.clone(), "float32", 8)
-    images = np.random.default_rng(0).integers(0, 256, (8 * runtime.cpu_count(), height, width, 3), np.uint8)
-    call(engine, images)
-    rates = []
-    for _ in range(3):
-        start, n = time.perf_counter(), 0
-        while (elapsed := time.perf_counter() - start) < TURN or not n:
-            n += len(call(engine, images))
-        rates.append(n / elapsed)
-    return statistics.median(rates)
+def _caller(graph: openvino.Model, images: Pixels) -> Callable[[], Any]:
+    engine = OpenvinoEngine(graph.clone(), "float32", BATCH_SIZE)
+    return lambda: call(engine, images)
 
 
 def _size(graph: openvino.Model) -> tuple[int, int]:
@@ -175,8 +167,11 @@ def _size(graph: openvino.Model) -> tuple[int, int]:
 
 def facts(folder: Path) -> Quantized | None:
     """What is known of the graph that a folder keeps; None if there is none, or not a whole one of this version."""
-    if not whole(folder):
-        return None
+    return _read_facts(folder) if whole(folder) else None
+
+
+def _read_facts(folder: Path) -> Quantized | None:
+    """What is known of a whole graph; None if it is of another version."""
     found = read_json(folder / FACTS)
     return Quantized(**found) if found.pop("version", None) == VERSION else None
 
@@ -213,7 +208,7 @@ def _pictures(n: int, size: tuple[int, int], seed: int, *, varied: bool) -> Pixe
 
 def _features(graph: openvino.Model, pictures: Pixels) -> NDArray[np.floating]:
     """Features of pictures, flat; in double precision, as squares of those of random weights would be too small."""
-    features = call(OpenvinoEngine(graph.clone(), "float32", 8), pictures)
+    features = call(OpenvinoEngine(graph.clone(), "float32", BATCH_SIZE), pictures)
     return features.reshape(len(pictures), -1).astype(np.float64)
 
 
@@ -224,43 +219,41 @@ def _layers(graph: openvino.Model) -> list[Any]:
 
 def _attempts(
     graph: openvino.Model, check: Pixels, reference: NDArray[np.floating], calibration: Pixels, *, quick: bool
-) -> Iterator[list[str]]:
-    """Names of the layers that stay in float32: few at first, then more and more."""
-    layers = _layers(graph)
-    first = [layers[0].get_friendly_name()]
-    yield first
-    grouped = [node.get_friendly_name() for node in layers if node.get_type_name() == "GroupConvolution"]
+) -> Iterator[tuple[list[str], openvino.Model]]:
+    """Graphs in int8, each with the names of its layers that stay in float32: few at first, then more and more."""
+    names = [layer.get_friendly_name() for layer in _layers(graph)]
+    grouped = [layer.get_friendly_name() for layer in _layers(graph) if layer.get_type_name() == "GroupConvolution"]
+    least = names[:1]
+    made = _quantize(graph, calibration, least)
+    yield least, made
+    most = list(dict.fromkeys(least + grouped))
     if grouped:
-        yield list(dict.fromkeys(first + grouped))
+        yield most, _quantize(graph, calibration, most)
     if quick:
         return
-    ranked = [name for name in _by_cost(graph, check, reference, calibration) if name not in (*first, *grouped)]
+    ranked = [name for name in _by_cost(made, check, reference) if name not in most]
     for share in SHARES:
-        yield list(dict.fromkeys(first + grouped + ranked[: math.ceil(share * len(ranked))]))
+        in_float32 = most + ranked[: math.ceil(share * len(ranked))]
+        yield in_float32, _quantize(graph, calibration, in_float32)
 
 
-def _by_cost(graph: openvino.Model, check: Pixels, reference: NDArray[np.floating], calibration: Pixels) -> list[str]:
+def _by_cost(made: openvino.Model, check: Pixels, reference: NDArray[np.floating]) -> list[str]:
     """Names of layers: first those whose input costs the features most, if it is in 8 bits, for their multiply-adds."""
-    first = _layers(graph)[0].get_friendly_name()
-    made = _quantize(graph, calibration, [first])
     some = slice(0, 8)
-    before = _cosines(_features(made, check[some]), reference[some]).mean()
-    costs = {}
-    for layer in _layers(made):
-        name = layer.get_friendly_name()
-        if name == first:
-            continue
+    before = cosines(_features(made, check[some]), reference[some]).mean()
+    gains = {}
+    for number, layer in enumerate(_layers(made)):
         other = made.clone()
-        for node in _layers(other):
-            source = node.input(0).get_source_output().get_node()
-            if node.get_friendly_name() == name and source.get_type_name() == "FakeQuantize":
-                node.input(0).replace_source_output(source.input(0).get_source_output())
-        gained = _cosines(_features(other, check[some]), reference[some]).mean() - before
-        work = math.prod(layer.output(0).partial_shape[at].get_length() for at in range(1, 4)) * math.prod(
-            layer.input(1).get_partial_shape().to_shape()[1:]
-        )
-        costs[name] = gained / work
-    return sorted(costs, key=lambda name: -costs[name])
+        into = _layers(other)[number].input(0)
+        source = into.get_source_output().get_node()
+        if source.get_type_name() != "FakeQuantize":
+            continue  # it stays in float32
+        into.replace_source_output(source.input(0).get_source_output())
+        gained = cosines(_features(other, check[some]), reference[some]).mean() - before
+        positions = math.prod(layer.output(0).partial_shape[at].get_length() for at in range(1, 4))
+        work = positions * math.prod(layer.input(1).get_partial_shape().to_shape()[1:])
+        gains[layer.get_friendly_name()] = gained / work
+    return sorted(gains, key=lambda name: -gains[name])
 
 
 def _quantize(graph: openvino.Model, calibration: Pixels, in_float32: list[str]) -> openvino.Model:
@@ -339,16 +332,7 @@ def _judged(
     graph: openvino.Model, check: Pixels, reference: NDArray[np.floating], n_int8: int, n_layers: int
 ) -> Quantized:
     """What there is to know of a graph in int8."""
-    cosines = _cosines(_features(graph, check), reference)
+    found = cosines(_features(graph, check), reference)
     bounds = [ends.tobytes().hex() for node in _rounding(graph) for ends in _bounds(node)]
     digest = digest_of(repr((VERSION, runtime.version("nncf"), bounds)).encode())[:12]
-    return Quantized(digest, n_int8, n_layers, round(float(cosines.mean()), 5), round(float(cosines.min()), 5))
-
-
-def _cosines(found: NDArray[np.floating], expected: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Cosine of each row with its like; 0 where one of them has no length, or no finite one."""
-    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-    products = (found * expected).sum(axis=1)
-    cosines: NDArray[np.float64] = np.divide(products, lengths, out=np.zeros(len(found)), where=lengths > 0)
-    cosines[np.isnan(cosines)] = 0
-    return cosines
+    return Quantized(digest, n_int8, n_layers, round(float(found.mean()), 5), round(float(found.min()), 5))
