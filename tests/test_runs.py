@@ -11,7 +11,6 @@ from conftest import FakeEngine
 from typer.testing import CliRunner
 
 from pipeline import commands
-from pipeline.cli import complete
 from pipeline.cli.main import app
 from pipeline.commands import TrainingOptions
 from pipeline.commands import cache as cache_commands
@@ -108,13 +107,22 @@ def test_listed_newest_first_with_all_that_sets_them_apart(three: list[HeadRun],
     assert [run["head"] for run in value["runs"]] == ["linear", "centroid", "logreg", "knn1"]
 
 
-def test_removed(three: list[HeadRun], reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shell_completes_what_lies_in_the_folders_of_the_line(three: list[HeadRun], reports: Path) -> None:
+    def completed(line: str) -> list[str]:
+        words = {"COMP_WORDS": line, "COMP_CWORD": f"{len(line.split()) - 1}", "_TLPIPE_COMPLETE": "complete_bash"}
+        return CliRunner().invoke(app, [], prog_name="tlpipe", env=words).stdout.split()
+
+    assert completed(f"tlpipe evaluate --reports {reports} go") == ["good"]
+    assert completed(f"tlpipe evaluate --reports {reports} {three[1].id[:-1]}") == [three[1].id]
+    assert completed(f"tlpipe evaluate --reports {reports}/none go") == []
+    assert completed(f"tlpipe runs rm --reports {reports} go") == ["good"]
+    assert completed("tlpipe train-head --head mlp5") == ["mlp512-128"]
+
+
+def test_removed(three: list[HeadRun], reports: Path) -> None:
     with pytest.raises(RunError, match="'nothing' is not among"):
         run_commands.rm(["good", "nothing"], reports)
     assert len(all_runs(reports)) == 3, "all are found before the first is removed"
-    monkeypatch.chdir(reports.parent)
-    assert complete.runs("go") == ["good"]
-    assert complete.runs(three[1].id[:-1]) == [three[1].id]
     assert [run.id for run in run_commands.rm(["good", three[1].id], reports)] == [three[1].id], "named twice"
     assert [run.id for run in all_runs(reports)] == [three[0].id, three[2].id]
 

@@ -7,8 +7,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import typer
+
 from pipeline.config import Folders
 from pipeline.config.head import HEAD_FORMS
+
+
+def _folders(ctx: typer.Context) -> Folders:
+    """The folders that the line names so far."""
+    named = {name: Path(ctx.params[name]) for name in ("cache", "reports") if ctx.params.get(name)}
+    return Folders(**named)
 
 
 def _starting(names: list[str], incomplete: str) -> list[str]:
@@ -27,23 +35,23 @@ def heads(incomplete: str) -> list[str]:
     return _starting(list(dict.fromkeys([*HEAD_FORMS.values(), *HEAD_FORMS])), incomplete)
 
 
-def blocks(incomplete: str) -> list[str]:
+def blocks(ctx: typer.Context, incomplete: str) -> list[str]:
     """Blocks of the backbone of the newest features."""
     from pipeline.backbones.catalogue import BACKBONES
 
-    newest = _newest(Folders().cache / "tables", "*.json")
+    newest = _newest(_folders(ctx).cache / "tables", "*.json")
     known = [name for name in BACKBONES if newest and f"-{name}-" in newest[0]] or ["densenet121"]
     return _starting([*(block.name for block in BACKBONES[known[0]].blocks), "all", "none"], incomplete)
 
 
-def features(incomplete: str) -> list[str]:
+def features(ctx: typer.Context, incomplete: str) -> list[str]:
     """Ids of features in the cache, the newest first."""
-    return _starting(_newest(Folders().cache / "tables", "*.json"), incomplete)
+    return _starting(_newest(_folders(ctx).cache / "tables", "*.json"), incomplete)
 
 
-def runs(incomplete: str) -> list[str]:
+def runs(ctx: typer.Context, incomplete: str) -> list[str]:
     """Ids and names of runs in the reports folder, the newest first, and the words that stand for one."""
-    found = sorted(Folders().reports.glob("[!.]*/run.json"), reverse=True)
+    found = sorted(_folders(ctx).reports.glob("[!.]*/run.json"), reverse=True)
     names: list[str] = []
     for path in found:
         with suppress(OSError, ValueError, AttributeError):  # a run that can't be read has no name
@@ -58,7 +66,7 @@ def _newest(folder: Path, pattern: str) -> list[str]:
     return [path.stem for path in files]
 
 
-COMPLETED: dict[str, Callable[[str], list[str]]] = {
+COMPLETED: dict[str, Callable[..., list[str]]] = {
     "backbone": backbones,
     "blocks": blocks,
     "features": features,
@@ -69,4 +77,4 @@ COMPLETED: dict[str, Callable[[str], list[str]]] = {
     "runs": runs,
     "against": runs,
 }
-"""What completes an option, by the name of the parameter."""
+"""What completes an option, by its parameter: called with the word, and with the line so far if it asks for it."""
