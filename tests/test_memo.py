@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.util.memo import YOUNG, Memo, Stamp
+from pipeline.util.memo import ASKED, YOUNG, Memo, Stamp
 
 
 @pytest.fixture
@@ -60,3 +60,13 @@ def test_texts_under_a_name(tmp_path: Path) -> None:
     memo.remember_text("random weights", "one")
     memo.remember_text("random weights", "two")
     assert memo.recall_text("random weights") == "two"
+
+
+def test_asked_by_path_for_more_files_than_one_question_holds(tmp_path: Path, old_file: Path) -> None:
+    stamp, memo = Stamp.of(old_file), Memo(tmp_path)
+    paths = [tmp_path / f"{number}" for number in range(2 * ASKED + 1)]
+    memo.remember("image", {path: (stamp, path.name) for path in paths}, time.time_ns())
+    assert memo.recall("image", dict.fromkeys(paths, stamp)) == {path: path.name for path in paths}
+    assert memo.recall("image", {paths[7]: stamp}) == {paths[7]: "7"}
+    memo.forget("image", paths[:-1])
+    assert memo.recall("image", dict.fromkeys(paths, stamp)) == {paths[-1]: paths[-1].name}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +17,11 @@ from hypothesis import strategies as st
 
 from pipeline.config import FeatureSpec
 from pipeline.errors import StoreError
+from pipeline.store.shard import Shard, SoundShards
 from pipeline.store.shards import FeatureStore, Quarantined, stores
+from pipeline.util import files
 from pipeline.util.files import decoded
+from pipeline.util.memo import YOUNG, Memo, Stamp
 
 
 def keys_of(*numbers: int) -> list[bytes]:
@@ -55,7 +61,7 @@ def test_empty_store(store: FeatureStore) -> None:
 
 def test_files_are_as_documented(store: FeatureStore) -> None:
     shard = store.append(keys_of(1, 2), np.ones((2, 3, 3, 4), np.float32))
-    assert decoded(FeatureSpec, __import__("json").loads((store.folder / "spec.json").read_text())) == store.spec
+    assert decoded(FeatureSpec, json.loads((store.folder / "spec.json").read_text())) == store.spec
     with h5py.File(shard.path) as file:
         assert file["features"].shape == (2, 3, 3, 4)
         assert file["features"].chunks is None
@@ -172,3 +178,93 @@ def test_shards_keep_what_computed_them(store: FeatureStore, random: np.random.G
     again = FeatureStore(store.cache, store.spec)
     assert again.open() == []
     assert [shard.written_by for shard in again.shards] == [written_by]
+
+
+def set_time(path: Path, mtime_ns: int) -> None:
+    """Give a file the time of its last writing."""
+    os.utime(path, ns=(mtime_ns, mtime_ns))
+
+
+class TestVerifiedOnce:
+    """A shard is read whole when it is first read; what is remembered of it never hides a change."""
+
+    @pytest.fixture
+    def shard(self, store: FeatureStore, random: np.random.Generator) -> Shard:
+        """A shard that was written long ago, and read once."""
+        shard = store.append(keys_of(*range(50)), random.random((50, 20), np.float32), {"engine": "fake"})
+        set_time(shard.path, time.time_ns() - 10 * YOUNG)
+        assert FeatureStore(store.cache, store.spec).open() == []
+        return shard
+
+    @pytest.fixture
+    def read_whole(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+        """The files that were read whole."""
+        found: list[Path] = []
+
+        def read_checked(path: Path) -> bytes | None:
+            found.append(path)
+            return files.read_checked(path)
+
+        monkeypatch.setattr("pipeline.store.shard.read_checked", read_checked)
+        return found
+
+    def test_and_then_remembered(self, store: FeatureStore, shard: Shard, read_whole: list[Path]) -> None:
+        again = FeatureStore(store.cache, store.spec)
+        assert again.open() == []
+        assert read_whole == []
+        assert [(one.path, one.row_shape, one.written_by) for one in again.shards] == [
+            (shard.path, (20,), {"engine": "fake"})
+        ]
+        np.testing.assert_array_equal(again.read(column(7, 3)), store.read_at(np.array([[0, 7], [0, 3]])))
+
+    @pytest.mark.parametrize("change", ["replaced", "written in place", "touched"])
+    def test_another_file_of_the_same_size_and_time_is_verified(
+        self, store: FeatureStore, shard: Shard, change: str, read_whole: list[Path]
+    ) -> None:
+        stat, content = shard.path.stat(), bytearray(shard.path.read_bytes())
+        if change != "touched":
+            content[len(content) // 2] ^= 1
+        target = shard.path if change != "replaced" else shard.path.with_name("other")
+        target.write_bytes(content)
+        target.replace(shard.path)
+        set_time(shard.path, stat.st_mtime_ns)
+        again = FeatureStore(store.cache, store.spec)
+        damaged = [damage.path for damage in again.open()]
+        assert read_whole == [shard.path]
+        assert damaged == ([] if change == "touched" else [shard.path])
+        assert again.has(column(1)).tolist() == [change == "touched"]
+
+    def believed(self, store: FeatureStore, shard: Shard, content: bytes) -> FeatureStore:
+        """The store as it is if bytes of a shard went bad with no trace in the file system."""
+        stat = shard.path.stat()
+        shard.path.write_bytes(content)
+        set_time(shard.path, stat.st_mtime_ns)
+        SoundShards(store.cache).remember([shard], {shard.path: shard.path.stat()})
+        again = FeatureStore(store.cache, store.spec)
+        assert again.open() == [], "it is taken to be sound"
+        return again
+
+    def test_verify_reads_all_and_ends_the_belief(self, store: FeatureStore, shard: Shard) -> None:
+        content = bytearray(shard.path.read_bytes())
+        content[-1] ^= 1
+        again = self.believed(store, shard, bytes(content))
+        assert [damage.path for damage in again.verify()] == [shard.path]
+        assert [damage.path for damage in again.open()] == [shard.path]
+        assert len(again) == 0
+
+    def test_a_shard_that_fails_to_be_read_is_verified_again(self, store: FeatureStore, shard: Shard) -> None:
+        again = self.believed(store, shard, b"no HDF5 " * 100)
+        with pytest.raises(StoreError, match="can't be read"):
+            again.read(column(1))
+        assert [damage.path for damage in again.open()] == [shard.path]
+
+    @pytest.mark.parametrize("text", ["", "{}\n", "[1]\n", "no JSON\n", "{header}\nodd"])
+    def test_a_memo_that_makes_no_sense_is_not_believed(
+        self, store: FeatureStore, shard: Shard, text: str, read_whole: list[Path]
+    ) -> None:
+        stat = shard.path.stat()
+        header = {"inode": stat.st_ino, "changed_ns": stat.st_ctime_ns, "row_shape": [20], "written_by": {}}
+        planted = text.replace("{header}", json.dumps(header))
+        Memo(store.cache).remember("shard", {shard.path: (Stamp.of(stat), planted)}, time.time_ns())
+        assert FeatureStore(store.cache, store.spec).open() == []
+        assert read_whole == [shard.path]

@@ -7,14 +7,13 @@ never writes to the disk here; and a shard that has its name is never opened for
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import h5py
@@ -24,29 +23,13 @@ from numpy.typing import NDArray
 from pipeline.config import FeatureSpec
 from pipeline.data import KEY_DTYPE
 from pipeline.errors import ConfigError, StoreError
-from pipeline.util.files import decoded, mark_folder, publish_checked, published, read_checked, read_json, write_json
+from pipeline.store.shard import Shard, SoundShards, shard_bytes, verified
+from pipeline.util.files import decoded, mark_folder, publish_checked, published, read_json, write_json
 from pipeline.util.runtime import cpu_count
 
 DAMAGED_SUFFIX = ".damaged"
 
 log = logging.getLogger("tlpipe")
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One immutable file of features.
-
-    Attributes:
-        path: The file.
-        keys: Row keys, shape [n]: image keys, or keys of their views.
-        row_shape: Shape of one row's features.
-        written_by: Versions of what computed it, engine, precision and processor; empty until version 0.1.
-    """
-
-    path: Path
-    keys: NDArray[np.bytes_]
-    row_shape: tuple[int, ...]
-    written_by: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +66,17 @@ class FeatureStore:
         self.digest = spec.digest()
         self.folder = cache / "features" / self.digest
         self.shards: list[Shard] = []
-        self._keys: NDArray[np.bytes_] = np.zeros(0, KEY_DTYPE)
-        self._places: NDArray[np.int64] = np.zeros((0, 2), np.int64)
+        self._keys: NDArray[np.bytes_] = np.zeros(0, KEY_DTYPE)  # of all rows, shard by shard
+        self._starts: NDArray[np.int64] = np.zeros(1, np.int64)  # where the rows of each shard begin
+        self._sound = SoundShards(cache)
 
     # Reading
 
     def open(self, *, set_aside: bool = True) -> list[Damage]:
-        """Look at all shards and verify them; rows of damaged ones count as missing.
+        """Look at all shards; rows of damaged ones count as missing.
+
+        A shard is read whole, and verified, once. That it is sound is then remembered, as long as its file has the same
+        path, size, inode and times.
 
         Args:
             set_aside: Rename damaged shards, so that they are not looked at again.
@@ -101,80 +88,71 @@ class FeatureStore:
         return self.refresh(set_aside=set_aside)
 
     def refresh(self, *, set_aside: bool = True) -> list[Damage]:
-        """As `open`, but what was verified before is not read again: a published file is never written to."""
+        """As `open`, but shards that are open are not looked at again: a published file is never written to."""
         damaged: list[Damage] = []
         if set_aside and self.folder.is_dir():
             with suppress(StoreError):  # a cache that can only be read
                 self._write_spec()
-        known = {shard.path: shard for shard in self.shards}
         paths = self._paths()
+        known = {shard.path: shard for shard in self.shards}
+        known |= self._sound.recall(path for path in paths if path not in known)
         self.shards = [known[path] for path in paths if path in known]
-        for path, found in self._verified([path for path in paths if path not in known]):
+        unknown = [path for path in paths if path not in known]
+        stats = self._sound.stats(unknown)
+        fresh: list[Shard] = []
+        for path, found in self._verified(unknown):
             if isinstance(found, Shard):
-                self.shards.append(found)
+                fresh.append(found)
             else:
                 damaged.append(Damage(path, found))
                 if set_aside:
                     # Another process may have been faster, or the cache is one that can only be read.
                     with suppress(OSError):
                         path.replace(path.with_name(path.name + DAMAGED_SUFFIX))
+        self._sound.remember(fresh, stats)
+        self.shards += fresh
         self._index()
         return damaged
 
     def verify(self) -> list[Damage]:
-        """Name the shards that don't hold what was written; nothing is moved."""
-        return [Damage(path, found) for path, found in self._verified(self._paths()) if isinstance(found, str)]
+        """Read all shards, whatever is remembered, and name those that don't hold what was written; none is moved."""
+        damaged = [Damage(path, found) for path, found in self._verified(self._paths()) if isinstance(found, str)]
+        self._sound.forget(damage.path for damage in damaged)
+        return damaged
 
     def _paths(self) -> list[Path]:
         return sorted((self.folder / "shards").glob("*.h5"))
 
-    def _verified(self, paths: Sequence[Path]) -> Iterable[tuple[Path, Shard | str]]:
+    def _verified(self, paths: Sequence[Path]) -> list[tuple[Path, Shard | str]]:
         with ThreadPoolExecutor(cpu_count()) as pool:
-            return list(zip(paths, pool.map(self._check, paths), strict=True))
-
-    def _check(self, path: Path) -> Shard | str:
-        """Read a shard's keys; the cause if it doesn't hold what was written."""
-        try:
-            data = read_checked(path)
-            if data is None:
-                return "differs from its checksum: bytes were changed after it was written"
-            with h5py.File(io.BytesIO(data), "r") as file:
-                keys, shape = file["key"][:], file["features"].shape
-                spec = file.attrs["spec"]
-                written_by = json.loads(file.attrs.get("written_by", "{}"))
-        except (OSError, KeyError, RuntimeError, ValueError) as error:
-            return f"can't be read: {str(error).splitlines()[0]}"
-        if spec != self.digest:
-            return "belongs to another spec"
-        if len(keys) != shape[0]:
-            return f"has {len(keys)} keys for {shape[0]} rows"
-        return Shard(path, keys.astype(KEY_DTYPE), shape[1:], written_by)
+            return list(zip(paths, pool.map(lambda path: verified(path, self.digest), paths), strict=True))
 
     def _index(self) -> None:
-        """Sort all row keys; the first shard that has a row wins, as all copies of a row are alike."""
-        if not self.shards:
-            self._keys, self._places = np.zeros(0, KEY_DTYPE), np.zeros((0, 2), np.int64)
-            return
-        keys = np.concatenate([shard.keys for shard in self.shards])
-        places = np.concatenate(
-            [
-                np.stack([np.full(len(shard.keys), number), np.arange(len(shard.keys))], axis=1)
-                for number, shard in enumerate(self.shards)
-            ]
-        )
-        self._keys, first = np.unique(keys, return_index=True)
-        self._places = places[first]
+        """Put the keys of all rows side by side."""
+        self._keys = np.concatenate([np.zeros(0, KEY_DTYPE), *(shard.keys for shard in self.shards)])
+        self._starts = np.cumsum([0, *(len(shard.keys) for shard in self.shards)])
 
     def __len__(self) -> int:
         """Number of distinct rows."""
-        return len(self._keys)
+        return len(np.unique(self._keys))
+
+    def _find(self, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
+        """Number of each row among those of all shards, -1 where there is none, shape [n].
+
+        What is asked for is sorted, not what is stored: few rows of a large store are found in the time that it takes
+        to look at each once.
+        """
+        wanted, inverse = np.unique(keys, return_inverse=True)
+        found = np.full(len(wanted), -1)
+        if len(wanted) and len(self._keys):
+            nearest = np.minimum(np.searchsorted(wanted, self._keys), len(wanted) - 1)
+            rows = np.flatnonzero(wanted[nearest] == self._keys)[::-1]
+            found[nearest[rows]] = rows  # the first shard that has a row wins, as all copies of a row are alike
+        return found[inverse]
 
     def has(self, keys: NDArray[np.bytes_]) -> NDArray[np.bool_]:
         """Which row keys are stored, shape [n]."""
-        if not len(self._keys):
-            return np.zeros(len(keys), np.bool_)
-        positions = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        return np.equal(self._keys[positions], keys)
+        return self._find(keys) >= 0
 
     def places(self, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
         """Where rows are stored: number of the shard and row in it, shape [n, 2].
@@ -182,10 +160,11 @@ class FeatureStore:
         Raises:
             StoreError: If a row is missing.
         """
-        stored = self.has(keys)
-        if not stored.all():
-            raise StoreError(f"{int((~stored).sum()):,} rows are not in {self.folder}; run tlpipe extract again")
-        return self._places[np.searchsorted(self._keys, keys)]
+        rows = self._find(keys)
+        if missing := int((rows < 0).sum()):
+            raise StoreError(f"{missing:,} rows are not in {self.folder}; run tlpipe extract again")
+        shards = np.searchsorted(self._starts, rows, side="right") - 1
+        return np.stack([shards, rows - self._starts[shards]], axis=1)
 
     def read(self, keys: NDArray[np.bytes_]) -> NDArray[np.floating]:
         """Features of stored rows, in the order of `keys`, shape [n, d] or [n, h, w, c], as on disk.
@@ -226,6 +205,7 @@ class FeatureStore:
             with h5py.File(path, "r") as file:
                 features: NDArray[np.floating] = file["features"][rows]
         except (OSError, KeyError) as error:
+            self._sound.forget([path])
             raise StoreError(f"{path} can't be read: {error}; run tlpipe extract again") from error
         return features
 
@@ -246,10 +226,9 @@ class FeatureStore:
         """
         self._write_spec()
         column = np.array(keys, KEY_DTYPE)
-        path = publish_checked(
-            self.folder / "shards", self._shard_bytes(column, features, dict(written_by or {})), ".h5"
-        )
-        shard = Shard(path, column, features.shape[1:], dict(written_by or {}))
+        by = dict(written_by or {})
+        path = publish_checked(self.folder / "shards", shard_bytes(self.spec, column, features, by), ".h5")
+        shard = Shard(path, column, features.shape[1:], by)
         self.shards.append(shard)
         return shard
 
@@ -261,17 +240,6 @@ class FeatureStore:
         """
         self._write_spec()
         return shutil.disk_usage(self.folder).free
-
-    def _shard_bytes(
-        self, keys: NDArray[np.bytes_], features: NDArray[np.floating], written_by: dict[str, str]
-    ) -> bytes:
-        buffer = io.BytesIO()
-        with h5py.File(buffer, "w") as file:
-            file.create_dataset("key", data=keys)
-            file.create_dataset("features", data=features)
-            file.attrs["spec"] = self.digest
-            file.attrs["written_by"] = json.dumps(written_by, sort_keys=True)
-        return buffer.getvalue()
 
     def _write_spec(self) -> None:
         """Say in a readable file what these features are."""

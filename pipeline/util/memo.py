@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 # A file changed twice within one tick of the file system's clock looks unchanged, so young files are not remembered.
 YOUNG = 2_000_000_000  # nanoseconds
+ASKED = 500  # paths in one question, of the 999 variables that any SQLite takes
+
+INSERT = "INSERT OR REPLACE INTO memo VALUES (?, ?, ?, ?, ?)"
 
 
 def _name(path: Path) -> str:
@@ -33,9 +36,9 @@ class Stamp(NamedTuple):
     mtime_ns: int
 
     @classmethod
-    def of(cls, path: Path) -> Stamp:
-        """The stamp of a file as it is now."""
-        stat = path.stat()
+    def of(cls, file: Path | os.stat_result) -> Stamp:
+        """The stamp of a file as it is now, or as the file system said that it was."""
+        stat = file.stat() if isinstance(file, Path) else file
         return cls(stat.st_size, stat.st_mtime_ns)
 
 
@@ -47,13 +50,12 @@ class Memo:
 
     def recall(self, kind: str, files: Mapping[Path, Stamp]) -> dict[Path, str]:
         """Texts of those files that have not changed since they were remembered."""
-        known = {path: (Stamp(size, mtime), value) for path, size, mtime, value in self._rows(kind)}
-        found = {}
-        for path, stamp in files.items():
-            row = known.get(_name(path))
-            if row and row[0] == stamp:
-                found[path] = row[1]
-        return found
+        named = {_name(path): path for path in files}
+        return {
+            named[name]: value
+            for name, size, mtime, value in self._rows(kind, list(named))
+            if files[named[name]] == (size, mtime)
+        }
 
     def remember(self, kind: str, texts: Mapping[Path, tuple[Stamp, str]], stamped: int) -> None:
         """Remember a text for each file, except for files that had been changed a moment before.
@@ -65,44 +67,54 @@ class Memo:
         """
         latest = stamped - YOUNG
         self._write(
-            [(kind, _name(path), *stamp, text) for path, (stamp, text) in texts.items() if stamp.mtime_ns < latest]
+            INSERT,
+            [(kind, _name(path), *stamp, text) for path, (stamp, text) in texts.items() if stamp.mtime_ns < latest],
         )
+
+    def forget(self, kind: str, files: Iterable[Path]) -> None:
+        """Forget what was remembered of some files."""
+        self._write("DELETE FROM memo WHERE kind = ? AND path = ?", [(kind, _name(path)) for path in files])
 
     def recall_text(self, name: str) -> str | None:
         """What was remembered under a name that stands for no file."""
-        return next((value for _, _, _, value in self._rows(name)), None)
+        return next((value for _, _, _, value in self._rows(name, [""])), None)
 
     def remember_text(self, name: str, text: str) -> None:
         """Remember a text under a name that stands for no file."""
-        self._write([(name, "", 0, 0, text)])
+        self._write(INSERT, [(name, "", 0, 0, text)])
 
-    def _rows(self, kind: str) -> list[tuple[str, int, int, str]]:
-        if not self.path.exists():
-            return []
+    def _rows(self, kind: str, names: Sequence[str]) -> Iterator[tuple[str, int, int, str]]:
+        """Name, size, time and text of what is remembered of some names."""
+        if not names or not self.path.exists():
+            return
         try:
             with closing(self._open()) as database:
-                return database.execute(
-                    "SELECT path, size, mtime_ns, value FROM memo WHERE kind = ?", (kind,)
-                ).fetchall()
+                for start in range(0, len(names), ASKED):
+                    some = names[start : start + ASKED]
+                    marks = ", ".join("?" * len(some))
+                    yield from database.execute(
+                        f"SELECT path, size, mtime_ns, value FROM memo WHERE kind = ? AND path IN ({marks})",
+                        (kind, *some),
+                    )
         except sqlite3.DatabaseError:  # damaged, or busy for long
-            return []
+            return
 
-    def _write(self, rows: list[tuple[str, str, int, int, str]]) -> None:
-        """Add rows; a damaged memo is started anew."""
+    def _write(self, statement: str, rows: Sequence[tuple[str | int, ...]]) -> None:
+        """Change rows; a damaged memo is started anew."""
         if not rows:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._insert(rows)
+            self._execute(statement, rows)
         except (OSError, sqlite3.OperationalError):  # busy, or a full disk: the digests are only computed again
             return
         except sqlite3.DatabaseError:
             self.path.unlink(missing_ok=True)
-            self._insert(rows)
+            self._execute(statement, rows)
 
-    def _insert(self, rows: list[tuple[str, str, int, int, str]]) -> None:
+    def _execute(self, statement: str, rows: Sequence[tuple[str | int, ...]]) -> None:
         with closing(self._open()) as database, database:
-            database.executemany("INSERT OR REPLACE INTO memo VALUES (?, ?, ?, ?, ?)", rows)
+            database.executemany(statement, rows)
 
     def _open(self) -> sqlite3.Connection:
         database = sqlite3.connect(self.path, timeout=20)

@@ -1,0 +1,138 @@
+"""One shard: an immutable HDF5 file of features, how it is written, verified, and remembered to be sound."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import FeatureSpec
+from pipeline.data import KEY_DTYPE
+from pipeline.util.files import decoded, read_checked
+from pipeline.util.memo import Memo, Stamp
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One immutable file of features.
+
+    Attributes:
+        path: The file.
+        keys: Row keys, shape [n]: image keys, or keys of their views.
+        row_shape: Shape of one row's features.
+        written_by: Versions of what computed it, engine, precision and processor; empty until version 0.1.
+    """
+
+    path: Path
+    keys: NDArray[np.bytes_]
+    row_shape: tuple[int, ...]
+    written_by: dict[str, str] = field(default_factory=dict)
+
+
+def shard_bytes(
+    spec: FeatureSpec, keys: NDArray[np.bytes_], features: NDArray[np.floating], written_by: Mapping[str, str]
+) -> bytes:
+    """The file of some rows."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.create_dataset("key", data=keys)
+        file.create_dataset("features", data=features)
+        file.attrs["spec"] = spec.digest()
+        file.attrs["written_by"] = json.dumps(written_by, sort_keys=True)
+    return buffer.getvalue()
+
+
+def verified(path: Path, digest: str) -> Shard | str:
+    """Read a whole shard of the spec of this digest; the cause if it doesn't hold what was written."""
+    try:
+        data = read_checked(path)
+        if data is None:
+            return "differs from its checksum: bytes were changed after it was written"
+        with h5py.File(io.BytesIO(data), "r") as file:
+            keys, shape = file["key"][:], file["features"].shape
+            spec = file.attrs["spec"]
+            written_by = json.loads(file.attrs.get("written_by", "{}"))
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        return f"can't be read: {str(error).splitlines()[0]}"
+    if spec != digest:
+        return "belongs to another spec"
+    if len(keys) != shape[0]:
+        return f"has {len(keys)} keys for {shape[0]} rows"
+    return Shard(path, keys.astype(KEY_DTYPE), shape[1:], written_by)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sound:
+    """What is remembered of a shard beside its keys.
+
+    Attributes:
+        inode: Of the file: another one of the same name, size and time has another.
+        changed_ns: When the file was last changed in any way, nanoseconds; no program can set this time.
+        row_shape: As in `Shard`.
+        written_by: As in `Shard`.
+    """
+
+    inode: int
+    changed_ns: int
+    row_shape: tuple[int, ...]
+    written_by: dict[str, str]
+
+
+class SoundShards:
+    """Remembers the shards that were verified, so that each is read whole only once."""
+
+    KIND = "shard"
+
+    def __init__(self, cache: Path) -> None:
+        self._memo = Memo(cache)
+
+    @staticmethod
+    def stats(paths: Iterable[Path]) -> dict[Path, os.stat_result]:
+        """What the file system says of some files; of those that are gone, nothing."""
+        found = {}
+        for path in paths:
+            with suppress(OSError):
+                found[path] = path.stat()
+        return found
+
+    def recall(self, paths: Iterable[Path]) -> dict[Path, Shard]:
+        """Those of some shards that were verified, and whose files are still the same."""
+        stats = self.stats(paths)
+        texts = self._memo.recall(self.KIND, {path: Stamp.of(stat) for path, stat in stats.items()})
+        found = {}
+        for path, text in texts.items():
+            header, _, keys = text.partition("\n")
+            with suppress(ValueError):
+                known = decoded(_Sound, json.loads(header))
+                if (known.inode, known.changed_ns) == (stats[path].st_ino, stats[path].st_ctime_ns):
+                    column = np.frombuffer(keys.encode("latin-1"), KEY_DTYPE)
+                    found[path] = Shard(path, column, known.row_shape, known.written_by)
+        return found
+
+    def remember(self, shards: Sequence[Shard], stats: Mapping[Path, os.stat_result]) -> None:
+        """Remember shards that were verified.
+
+        Args:
+            shards: What they hold.
+            stats: What the file system said of them before they were read.
+        """
+        texts = {}
+        for shard in shards:
+            if stat := stats.get(shard.path):
+                known = _Sound(stat.st_ino, stat.st_ctime_ns, shard.row_shape, shard.written_by)
+                text = f"{json.dumps(asdict(known))}\n{shard.keys.tobytes().decode('latin-1')}"
+                texts[shard.path] = (Stamp.of(stat), text)
+        self._memo.remember(self.KIND, texts, time.time_ns())
+
+    def forget(self, paths: Iterable[Path]) -> None:
+        """Have some shards verified again when they are next read."""
+        self._memo.forget(self.KIND, paths)
