@@ -352,10 +352,10 @@ class TestManifest:
     def test_pictures_to_predict_are_found_by_common_names(self, folder: Path, draw: Draw) -> None:
         """And not in what tlpipe wrote."""
         path = self.write(folder, [("id", "filename"), ("7", "a.png"), ("8", "sub/../c.png")])
-        assert list_images([str(path)])[1].paths == [folder / "a.png", folder / "c.png"]
+        assert list_images([str(path)])[1].names == [f"{folder}/a.png", f"{folder}/c.png"]
         draw(folder / "sub/reports/run/figure.png")
         (folder / "sub/reports/.tlpipe").write_text("")
-        assert list_images([str(folder / "sub")])[1].paths == [folder / "sub/b.png"]
+        assert list_images([str(folder / "sub")])[1].names == [f"{folder}/sub/b.png"]
 
     def test_rows_without_a_label(self, folder: Path) -> None:
         found = opened(self.write(folder, [("path", "label"), ("a.png", "x"), ("c.png", " "), ("sub/b.png", "y")]))
@@ -379,7 +379,7 @@ class TestManifest:
     def test_paths_that_go_down_and_up_again(self, folder: Path) -> None:
         rows = [("path", "label"), ("sub/../a.png", "x"), ("./sub/b.png", "y"), ("a.png", "x")]
         found = opened(self.write(folder, rows))
-        assert found.source.paths == [folder / "a.png", folder / "sub/b.png"]  # type: ignore[attr-defined]
+        assert found.source.names == [f"{folder}/a.png", f"{folder}/sub/b.png"]  # type: ignore[attr-defined]
         assert said(found) == ["Of list.csv, 1 row merged with others of the same path"]
 
     @pytest.mark.parametrize(

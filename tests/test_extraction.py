@@ -95,7 +95,7 @@ def test_bad_images_are_quarantined_and_the_rest_is_computed(
     keys = [file_key(path.read_bytes()) for path in paths]
     rows = [Row(key, key, 0, index, paths[index].name) for index, key in enumerate(keys)]
     paths[5].write_bytes(paths[0].read_bytes())  # changed since its key was computed
-    report = pass_.compute(store, FileSource(paths), rows, config, None, FakeEngine())
+    report = pass_.compute(store, FileSource([str(path) for path in paths]), rows, config, None, FakeEngine())
     assert report.n_computed == 3
     causes = {location: str(error) for location, error in report.unreadable.values()}
     assert causes[paths[1].name] == "not an image in a format that can be read"
@@ -107,7 +107,7 @@ def test_all_images_bad(store: FeatureStore, config: ImageConfig, tmp_path: Path
     path = tmp_path / "a.png"
     path.write_bytes(b"no image")
     key = file_key(b"no image")
-    report = pass_.compute(store, FileSource([path]), [Row(key, key, 0, 0, "a")], config, None, FakeEngine())
+    report = pass_.compute(store, FileSource([str(path)]), [Row(key, key, 0, 0, "a")], config, None, FakeEngine())
     assert (report.n_computed, report.images_per_second) == (0, 0.0)
 
 

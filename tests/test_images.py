@@ -178,7 +178,7 @@ class TestPixelLimit:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
         data = encoded(Image.new("RGB", (64, 64), "green"))
         (tmp_path / "large.png").write_bytes(data)
-        source = FileSource([tmp_path / "large.png"])
+        source = FileSource(["large.png"], tmp_path)
         assert read_pixels(source, 0, file_key(data), ImageConfig((32, 32))).shape == (32, 32, 3)
         with pytest.raises(ImageError, match="over the limit of 4,095"):
             read_pixels(source, 0, file_key(data), ImageConfig((32, 32), pixel_limit=4095))

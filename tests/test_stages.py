@@ -27,7 +27,7 @@ from pipeline.extraction.engines import graph_folder
 from pipeline.runs.find import all_runs, find_run
 from pipeline.runs.run import FinetuneRun, HeadRun
 from pipeline.selection import folds
-from pipeline.store.records import as_extracted, find_record, load_dataset, records
+from pipeline.store.records import find_record, load_dataset, records, splits_of
 from pipeline.store.shards import FeatureStore
 from pipeline.store.table import load_table
 
@@ -318,7 +318,7 @@ class TestSplits:
         fresh = open_dataset(str(red_and_blue), SplitConfig()).dataset
         assert fresh.id != record.dataset, "from these images alone the splits are others"
         assert commands.inspect(str(red_and_blue), cache, reports).dataset.id == record.dataset
-        known = as_extracted(cache, record)
+        known = splits_of(cache, record)
         assert open_dataset(str(red_and_blue), SplitConfig(), known=known).dataset.id == record.dataset
 
     def test_near_duplicates_on_request(
@@ -343,7 +343,7 @@ class TestSplits:
         table = load_table(cache, [first.record])
         groups = dict(zip(table.locations, table.groups.tolist(), strict=True))  # type: ignore[union-attr]
         assert all(groups[one] == groups[other] for one, other in pairs)
-        known = as_extracted(cache, first.record)
+        known = splits_of(cache, first.record)
         assert open_dataset(str(red_and_blue), SplitConfig(), known=known).dataset.id == first.record.dataset
 
     def test_near_duplicates_are_told_by_pooled_features(self, red_and_blue: Path, cache: Path) -> None:

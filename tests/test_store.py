@@ -239,7 +239,7 @@ class TestVerifiedOnce:
         stat = shard.path.stat()
         shard.path.write_bytes(content)
         set_time(shard.path, stat.st_mtime_ns)
-        SoundShards(store.cache).remember([shard], {shard.path: shard.path.stat()})
+        SoundShards(store.cache).remember([shard], {shard.path: shard.path.stat()}, time.time_ns())
         again = FeatureStore(store.cache, store.spec)
         assert again.open() == [], "it is taken to be sound"
         return again

@@ -32,7 +32,7 @@ def source_of(images: Images) -> tuple[ImageSource, list[str]]:
     items = [images] if isinstance(images, (str, Path)) else list(images)
     if not items:
         raise ValueError("Found array with 0 sample(s), a minimum of 1 is required: there are no images")
-    files: list[Path] = []
+    files: list[str] = []
     arrays: list[tuple[NDArray[Any], float]] = []
     places, locations = [], []
     for number, item in enumerate(items):
@@ -41,7 +41,7 @@ def source_of(images: Images) -> tuple[ImageSource, list[str]]:
         locations.append(name)
         if isinstance(item, (str, Path)):
             places.append((0, len(files)))
-            files.append(Path(item))
+            files.append(str(item))
             continue
         places.append((1, len(arrays)))
         arrays.append((_pixels(item, name)[None], 1.0))

@@ -108,7 +108,7 @@ def _rate(classifier: Classifier, opened: Opened, cache: Path) -> _Rated:
     plans = classifier.plans(cache)
     seen = _images_of_run(cache, classifier)
     dataset = _with_splits(opened.dataset.without(foreign), seen, run.carved)
-    source = opened.source.take(np.flatnonzero(~foreign).tolist())
+    source = opened.source.take(np.flatnonzero(~foreign))
     known = [seen.get(bytes(key), set()) for key in dataset.keys.tolist()]
     # Where val was carved, the head that is kept was fitted on val, too; the one that was rated is kept beside it.
     again = np.array(["val" in splits and "train" not in splits for splits in known], np.bool_)
@@ -119,7 +119,7 @@ def _rate(classifier: Classifier, opened: Opened, cache: Path) -> _Rated:
         rows = np.flatnonzero(again != final)
         if len(rows):
             locations = [dataset.locations[row] for row in rows.tolist()]
-            predicted = classifier.predict(source.take(rows.tolist()), locations, cache, final=final)
+            predicted = classifier.predict(source.take(rows), locations, cache, final=final)
             probabilities[rows] = predicted.probabilities
             unreadable |= {locations[number]: cause for number, cause in predicted.unreadable.items()}
     warn_unreadable(unreadable, len(opened.dataset) + len(opened.unreadable))

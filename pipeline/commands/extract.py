@@ -15,12 +15,12 @@ import numpy as np
 from pipeline.backbones import is_path
 from pipeline.config import ExtractConfig
 from pipeline.data import Dataset, Opened, open_dataset, shortened, split_again
+from pipeline.data.dataset import KEY_DTYPE, KnownSplits, among
 from pipeline.errors import ConfigError, DataError, QuarantineError
 from pipeline.extraction.engines import EngineChoice
 from pipeline.extraction.plan import Done, Plan, backbone_for, complete, plan_for, warn_unreadable
 from pipeline.store.records import (
     TableRecord,
-    as_extracted,
     newest_pooled,
     now,
     place_of,
@@ -29,6 +29,7 @@ from pipeline.store.records import (
     remove_record,
     save_dataset,
     save_record,
+    splits_of,
     table_id,
 )
 from pipeline.util.memo import Memo
@@ -118,9 +119,13 @@ def extract(
     config = _as_before(config, of_data, cache, again=again)
     # What is wrong with the options is said before the data is read.
     pretrained = backbone_for(config, cache)
-    known = _known(config, of_data, cache)
     opened = open_dataset(
-        config.data, config.splits, columns=config.columns, known=known, memo=Memo(cache), rehash=rehash
+        config.data,
+        config.splits,
+        columns=config.columns,
+        known=_known(config, of_data, cache),
+        memo=Memo(cache),
+        rehash=rehash,
     )
     for note in opened.notes:
         log.warning("%s", note)
@@ -131,18 +136,20 @@ def extract(
     begun = _begin_record(cache, _record(plan, opened, config, dataset, made_by))
     done = complete(plan, dataset.keys, dataset.locations, opened.source, batch_size, workers)
     if config.group_duplicates and config.pooling != "none":
-        dataset = _without_parted_duplicates(opened, config, known, done).dataset
+        dataset = _without_parted_duplicates(opened, config, _known(config, of_data, cache), done).dataset
     # Their cause may pass, so they are not quarantined, but have no features now: this time they are no rows.
-    dropped = np.array([key in done.report.passing for key in dataset.keys.tolist()])
-    record = _record(plan, opened, config, dataset.without(dropped), made_by)
-    save_dataset(cache, dataset.without(dropped))
+    passing = among(dataset.keys, np.array(list(done.report.passing), KEY_DTYPE))
+    if passing.any() or dataset is not opened.dataset:
+        dataset = dataset.without(passing)
+        save_dataset(cache, dataset)
+    record = _record(plan, opened, config, dataset, made_by)
     unreadable = _unreadable(opened, done.refused)
     _check_readable(opened, done.refused, unreadable, strict)
     record = _end_record(cache, begun, record)
     report = done.report
     return ExtractResult(
         record=record,
-        n_images=len(dataset) + len(opened.unreadable),
+        n_images=len(opened.dataset) + len(opened.unreadable),
         n_classes=len(dataset.class_names),
         n_computed=report.n_computed,
         n_reused=done.n_wanted - report.n_computed - len(done.refused) * (config.views + 1),
@@ -184,8 +191,8 @@ def _as_before(config: ExtractConfig, of_data: Sequence[TableRecord], cache: Pat
     return earlier.config
 
 
-def _known(config: ExtractConfig, of_data: Sequence[TableRecord], cache: Path) -> Dataset | None:
-    """The same data, split in the same way, as they were extracted last."""
+def _known(config: ExtractConfig, of_data: Sequence[TableRecord], cache: Path) -> KnownSplits | None:
+    """How the same data were split when they were extracted last, with the same options."""
 
     def splitting(one: ExtractConfig) -> tuple[object, ...]:
         return one.splits, one.columns, one.group_duplicates
@@ -196,10 +203,10 @@ def _known(config: ExtractConfig, of_data: Sequence[TableRecord], cache: Path) -
             "--group-duplicates needs pooled features, by which near duplicates are found; extract such first: "
             + config.command(pooling="avg")
         )
-    return as_extracted(cache, found[-1]) if found else None
+    return splits_of(cache, found[-1]) if found else None
 
 
-def _without_parted_duplicates(opened: Opened, config: ExtractConfig, known: Dataset | None, done: Done) -> Opened:
+def _without_parted_duplicates(opened: Opened, config: ExtractConfig, known: KnownSplits | None, done: Done) -> Opened:
     """The data split again, so that no near duplicates lie in different splits that were carved."""
     from pipeline import inspection
     from pipeline.pages import Pictures
@@ -271,11 +278,11 @@ def _absolute(path: str) -> str:
 
 def _unreadable(opened: Opened, refused: dict[bytes, str]) -> dict[str, str]:
     """Location and cause of every image that can't be read, opened or not."""
-    rows = zip(opened.dataset.keys.tolist(), opened.dataset.locations, strict=True)
-    return {
-        **{entry.location: entry.cause for entry in opened.unreadable},
-        **{location: refused[key] for key, location in rows if key in refused},
-    }
+    dataset = opened.dataset
+    found = {entry.location: entry.cause for entry in opened.unreadable}
+    for row in np.flatnonzero(among(dataset.keys, np.array(list(refused), KEY_DTYPE))).tolist():
+        found[dataset.locations[row]] = refused[bytes(dataset.keys[row])]
+    return found
 
 
 def _check_readable(opened: Opened, refused: dict[bytes, str], unreadable: dict[str, str], strict: bool) -> None:

@@ -37,7 +37,7 @@ from pipeline.heads import make_head
 from pipeline.runs.describe import header, ratings, seen
 from pipeline.runs.predictions import Predictions
 from pipeline.runs.run import FinetuneRun, save_run
-from pipeline.store.records import as_extracted
+from pipeline.store.records import splits_of
 from pipeline.store.rows import Part
 from pipeline.store.table import FeatureTable, load_table, read_features
 from pipeline.util import runtime
@@ -188,7 +188,7 @@ def _open_data(begun: Start, cache: Path) -> Opened:
     """
     record, run = begun.record, begun.trained.run
     try:
-        config, known = record.config, as_extracted(cache, record)
+        config, known = record.config, splits_of(cache, record)
         opened = open_dataset(config.data, config.splits, columns=config.columns, known=known, memo=Memo(cache))
     except DataError as error:
         raise DataError(f"The images that the head {run.id} was trained on can't be opened: {error}") from error

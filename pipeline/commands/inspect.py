@@ -18,12 +18,12 @@ from pipeline.inspection import ByFeatures, Inspection, LabelError
 from pipeline.pages import Pictures, write_inspection
 from pipeline.store.records import (
     TableRecord,
-    as_extracted,
     load_dataset,
     newest_pooled,
     plain_name,
     records,
     records_of_data,
+    splits_of,
 )
 from pipeline.store.rows import Part
 from pipeline.store.shards import FeatureStore
@@ -53,7 +53,7 @@ def inspect(data: str, cache: Path, reports: Path, seed: int = 0, columns: Colum
     opened = open_dataset(data, SplitConfig(), columns=columns, memo=Memo(cache))
     record = _features_of_data(cache, opened.dataset)
     if record is not None:  # as they were split for training
-        opened = split_again(opened, record.config.splits, as_extracted(cache, record))
+        opened = split_again(opened, record.config.splits, splits_of(cache, record))
     for note in opened.notes:
         log.warning("%s", note)
     pixel_limit = ExtractConfig.pixel_limit if record is None else record.config.pixel_limit

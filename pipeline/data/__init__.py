@@ -19,9 +19,12 @@ from pipeline.data.dataset import (
     ArraySource,
     Dataset,
     FileSource,
+    ImageKeys,
     ImageSource,
+    KnownSplits,
     Listing,
     Unreadable,
+    among,
     array_key,
     check_classes,
     file_key,
@@ -46,11 +49,14 @@ __all__ = [
     "ArraySource",
     "Dataset",
     "FileSource",
+    "ImageKeys",
     "ImageSource",
+    "KnownSplits",
     "Listing",
     "MixedSource",
     "Opened",
     "Unreadable",
+    "among",
     "array_key",
     "check_classes",
     "file_key",
@@ -95,7 +101,7 @@ def open_dataset(
     config: SplitConfig,
     *,
     columns: Columns = COMMON,
-    known: Dataset | None = None,
+    known: KnownSplits | None = None,
     memo: Memo | None = None,
     rehash: bool = False,
 ) -> Opened:
@@ -105,8 +111,8 @@ def open_dataset(
         data: A folder, a manifest, an `.npz` file, a folder of arrays, or a built-in name.
         config: How missing splits are carved.
         columns: Which columns of a manifest are read.
-        known: The same data as they were before: their images keep the splits that were carved, and stay together with
-            those of their groups.
+        known: How the same data were split before: their images keep the splits that were carved, and stay together
+            with those of their groups.
         memo: Where image keys of unchanged files are remembered.
         rehash: Read every file again, whatever the memo says.
 
@@ -117,12 +123,12 @@ def open_dataset(
     dataset = opened.dataset
     if not (dataset.splits == "train").any():
         raise DataError(f"{data} has no training images: {dataset.counts()}")
-    notes = [*opened.notes, *twins(dataset.keys, dataset.labels, dataset.splits, list(dataset.locations))]
+    notes = [*opened.notes, *twins(dataset.keys, dataset.labels, dataset.splits, dataset.locations)]
     return replace(opened, notes=notes + _lacking(dataset, config))
 
 
 def split_again(
-    opened: Opened, config: SplitConfig, known: Dataset | None = None, together: Sequence[Sequence[int]] = ()
+    opened: Opened, config: SplitConfig, known: KnownSplits | None = None, together: Sequence[Sequence[int]] = ()
 ) -> Opened:
     """Carve the splits that a source doesn't have.
 
@@ -137,12 +143,10 @@ def split_again(
     """
     dataset = opened.dataset
     names = [None if dataset.groups is None else [str(group) for group in dataset.groups.tolist()]]
-    before: dict[bytes, str] = {}
+    before = np.full(len(dataset), "", "U5")
     if known is not None:
-        # An image without a label was left to training, but not drawn for it.
-        drawn = known.labels != UNLABELLED
         for split in reversed(SPLITS):  # of an image that lies in several, the first counts
-            before |= dict.fromkeys(known.keys[drawn & (known.splits == split)].tolist(), split)
+            before[among(dataset.keys, known.keys[known.splits == split])] = split
         if known.groups is not None:
             groups_before = dict(zip(known.keys.tolist(), known.groups.tolist(), strict=True))
             names.append([str(groups_before.get(key, "")) for key in dataset.keys.tolist()])
@@ -178,7 +182,7 @@ def open_labelled(data: str, *, columns: Columns = COMMON, memo: Memo | None = N
         raise DataError(f"{data} has no labels; give class folders, or a table with a column of labels")
     if unlabelled.any():
         note = f"{int(unlabelled.sum()):,} of {counted(len(unlabelled), 'image')} without a label are left out"
-        source = opened.source.take(np.flatnonzero(~unlabelled).tolist())
+        source = opened.source.take(np.flatnonzero(~unlabelled))
         dataset, given = opened.dataset.without(unlabelled), opened.given[~unlabelled]
         opened = replace(opened, dataset=dataset, source=source, given=given, notes=[*opened.notes, note])
     return opened
@@ -187,24 +191,24 @@ def open_labelled(data: str, *, columns: Columns = COMMON, memo: Memo | None = N
 def _opened(data: str, columns: Columns, memo: Memo | None, rehash: bool, least_classes: int = 2) -> Opened:
     """The images of a source that can be opened, with the splits it gives."""
     listing = list_source(data, columns, least_classes)
-    keys = listing.source.keys(memo, rehash=rehash)
-    kept = [index for index, key in enumerate(keys) if isinstance(key, bytes)]
-    unreadable = [
-        Unreadable(listing.locations[index], str(key)) for index, key in enumerate(keys) if not isinstance(key, bytes)
-    ]
-    if not kept:
-        raise DataError(f"None of the {len(keys):,} images of {data} can be opened: {unreadable[0].cause}")
-    class_names = _class_order({listing.labels[index] for index in kept} - {""})
+    found = listing.source.keys(memo, rehash=rehash)
+    keys, unreadable = found.column, []
+    if found.errors:
+        unreadable = [Unreadable(listing.locations[row], str(error)) for row, error in sorted(found.errors.items())]
+        kept = found.readable()
+        listing, keys = listing.take(kept), keys[kept]
+    if not len(keys):
+        raise DataError(f"None of the {len(unreadable):,} images of {data} can be opened: {unreadable[0].cause}")
+    class_names = _class_order(set(listing.labels) - {""})
     numbers = {"": UNLABELLED, **{name: number for number, name in enumerate(class_names)}}
-    key_column = np.array([keys[index] for index in kept], KEY_DTYPE)
-    labels = np.array([numbers[listing.labels[index]] for index in kept], np.int64)
-    locations = [listing.locations[index] for index in kept]
-    given = np.array([listing.splits[index] for index in kept], "U5")
-    groups = joined_groups(key_column, listing.groups and [listing.groups[index] for index in kept])
-    others = {name: tuple(texts[index] for index in kept) for name, texts in listing.others.items()}
-    dataset = Dataset(printable(listing.name), key_column, labels, given, tuple(locations), class_names, groups, others)
+    labels = np.array([numbers[name] for name in listing.labels], np.int64)
+    given = np.array(listing.splits, "U5")
+    groups = joined_groups(keys, listing.groups)
+    others = {name: tuple(texts) for name, texts in listing.others.items()}
+    locations = tuple(listing.locations)
+    dataset = Dataset(printable(listing.name), keys, labels, given, locations, class_names, groups, others)
     carved = tuple(split for split in SPLITS if split not in given)
-    return Opened(dataset, listing.source.take(kept), unreadable, listing.notes, given, carved)
+    return Opened(dataset, listing.source, unreadable, listing.notes, given, carved)
 
 
 def _class_order(names: set[str]) -> tuple[str, ...]:

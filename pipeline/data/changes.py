@@ -41,12 +41,11 @@ def _differences(listing: Listing, known: Dataset, carved: Sequence[str], since:
     if not isinstance(listing.source, FileSource):
         return ""
     rows = {location: row for row, location in enumerate(known.locations)}
-    stamps = {path: Stamp.of(path) for path in listing.source.paths if path.is_file()}
+    paths = [listing.source.path(index) for index in range(len(listing.source))]
+    stamps = {path: Stamp.of(path) for path in paths if Path(path).is_file()}
     unchanged = memo.recall("image", stamps)
     counts = dict.fromkeys(("new", "changed", "of another label or split"), 0)
-    for location, label, split, path in zip(
-        listing.locations, listing.labels, listing.splits, listing.source.paths, strict=True
-    ):
+    for location, label, split, path in zip(listing.locations, listing.labels, listing.splits, paths, strict=True):
         row = rows.pop(location, None)
         if row is None:
             counts["new"] += path in stamps and os.access(path, os.R_OK)
@@ -61,7 +60,7 @@ def _differences(listing: Listing, known: Dataset, carved: Sequence[str], since:
     return f"of its images {', '.join(named)}" if named else ""
 
 
-def _touched(path: Path, since: float) -> bool:
+def _touched(path: Path | str, since: float) -> bool:
     """Whether a file was written, renamed or moved after a time."""
-    stat = path.stat()
+    stat = Path(path).stat()
     return max(stat.st_mtime, stat.st_ctime) > since

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 import time
 import unicodedata
+from bisect import bisect_right
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -27,6 +30,8 @@ SPLITS = ("train", "val", "test")
 UNLABELLED = -1
 """The label of an image that has none."""
 
+ASKED = 10_000  # files at a time whose keys are asked of the memo
+
 KEY_DTYPE = np.dtype("S32")
 """An image key: 16 bytes of BLAKE2b (RFC 7693) in hexadecimal."""
 
@@ -41,6 +46,15 @@ def array_key(array: NDArray[Any]) -> bytes:
     digest = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=16, person=b"array")
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest().encode()
+
+
+def among(keys: NDArray[np.bytes_], others: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+    """Which image keys are among others, shape [n]."""
+    if not len(others):
+        return np.zeros(len(keys), np.bool_)
+    ordered = np.sort(others)
+    nearest = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
+    return np.equal(ordered[nearest], keys)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -60,6 +74,8 @@ def read_bytes(path: Path) -> bytes:
 def printable(path: Path | str) -> str:
     """A path as text that any file or terminal can hold: what is no UTF-8, or would control a terminal, is escaped."""
     text = path if isinstance(path, str) else path.as_posix()
+    if text.isprintable():
+        return text
     return "".join(
         one.encode("unicode_escape").decode() if unicodedata.category(one) in ("Cc", "Cs") else one for one in text
     )
@@ -79,95 +95,145 @@ class Unreadable:
     cause: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageKeys:
+    """The keys of a source's images.
+
+    Attributes:
+        column: Image key of each, empty of one that can't be read, shape [n].
+        errors: Why an image can't be read, by position.
+    """
+
+    column: NDArray[np.bytes_]
+    errors: dict[int, ImageError]
+
+    def readable(self) -> NDArray[np.int64]:
+        """Positions of the images that have a key."""
+        return np.setdiff1d(np.arange(len(self.column)), list(self.errors))
+
+
 class ImageSource(Protocol):
     """Where the pixels of a listing's images come from, by position in the listing."""
 
     def __len__(self) -> int: ...
 
-    def keys(self, memo: Memo | None, *, rehash: bool) -> list[bytes | ImageError]:
+    def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
         """Image key of every image, or the error that kept it from being read."""
 
     def read(self, index: int) -> bytes | NDArray[np.uint8]:
         """A file's bytes, or an array [h, w], [h, w, 1], [h, w, 3] or [h, w, 4]."""
 
-    def take(self, indices: list[int]) -> ImageSource:
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> ImageSource:
         """The same source with only these images."""
 
 
 class FileSource:
-    """Images in files."""
+    """Images in files.
 
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
+    Args:
+        names: Paths of the files. There may be millions, so that they are held as text.
+        folder: Where they begin; "" where the user stands.
+    """
+
+    def __init__(self, names: Sequence[str], folder: Path | str = "") -> None:
+        self.names = names
+        self.folder = folder
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
-    def keys(self, memo: Memo | None, *, rehash: bool) -> list[bytes | ImageError]:
+    def path(self, index: int) -> str:
+        """Where an image lies."""
+        return os.path.join(self.folder, self.names[index])  # noqa: PTH118, a Path would take ten times the memory
+
+    def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
         """Image keys; files that the memo knows unchanged are not read, unless `rehash`."""
-        stamped = time.time_ns()
-        stamps: dict[Path, Stamp] = {}
-        for path in self.paths:
-            with suppress(OSError):  # reading it gives the error, with its cause
-                stamps[path] = Stamp.of(path)
-        known = {} if memo is None or rehash else memo.recall("image", stamps)
-        unknown = [path for path in dict.fromkeys(self.paths) if path not in known]
-
-        def compute(path: Path) -> bytes | ImageError:
-            try:
-                return file_key(read_bytes(path))
-            except ImageError as error:
-                return error
-
-        computed: dict[Path, bytes | ImageError] = {}
+        keys = np.zeros(len(self), KEY_DTYPE)
+        if memo is not None and not rehash:
+            for start in range(0, len(self), ASKED):
+                paths = [self.path(index) for index in range(start, min(start + ASKED, len(self)))]
+                known = memo.recall("image", _stamps(paths))
+                keys[start : start + len(paths)] = [known.get(path, "") for path in paths]
+        unknown: dict[str, list[int]] = {}
+        for index in np.flatnonzero(keys == b"").tolist():
+            unknown.setdefault(self.path(index), []).append(index)
+        errors: dict[int, ImageError] = {}
+        waiting = list(unknown)
         with ThreadPoolExecutor(2 * cpu_count()) as pool, progress("Reading", len(unknown)) as advance:
-            for path, key in zip(unknown, pool.map(compute, unknown), strict=True):
-                computed[path] = key
-                advance(1)
-        if memo is not None:
-            keyed = {path: key.decode() for path, key in computed.items() if isinstance(key, bytes)}
-            memo.remember(
-                "image", {path: (stamps[path], key) for path, key in keyed.items() if path in stamps}, stamped
-            )
-        return [known[path].encode() if path in known else computed[path] for path in self.paths]
+            for start in range(0, len(waiting), ASKED):
+                paths = waiting[start : start + ASKED]
+                stamped, stamps = time.time_ns(), _stamps(paths)
+                fresh: dict[str, tuple[Stamp, str]] = {}
+                for path, key in zip(paths, pool.map(_key_or_error, paths), strict=True):
+                    if isinstance(key, ImageError):
+                        errors |= dict.fromkeys(unknown[path], key)
+                    else:
+                        keys[unknown[path]] = key
+                        if path in stamps:
+                            fresh[path] = (stamps[path], key.decode())
+                    advance(1)
+                if memo is not None:
+                    memo.remember("image", fresh, stamped)
+        return ImageKeys(keys, errors)
 
     def read(self, index: int) -> bytes:
         """A file's bytes."""
-        return read_bytes(self.paths[index])
+        return read_bytes(Path(self.path(index)))
 
-    def take(self, indices: list[int]) -> FileSource:
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> FileSource:
         """Only these files."""
-        return FileSource([self.paths[index] for index in indices])
+        return FileSource([self.names[index] for index in indices], self.folder)
+
+
+def _stamps(paths: Iterable[str]) -> dict[str, Stamp]:
+    """Stamps of the files that are there; reading one that isn't gives the error, with its cause."""
+    found = {}
+    for path in paths:
+        with suppress(OSError):
+            found[path] = Stamp.of(path)
+    return found
+
+
+def _key_or_error(path: str) -> bytes | ImageError:
+    try:
+        return file_key(read_bytes(Path(path)))
+    except ImageError as error:
+        return error
 
 
 class ArraySource:
     """Images in arrays, each [n, h, w] or [n, h, w, channels], which may be mapped from disk."""
 
-    def __init__(self, parts: list[tuple[NDArray[Any], float]], indices: list[int] | None = None) -> None:
+    def __init__(
+        self, parts: list[tuple[NDArray[Any], float]], indices: Sequence[int] | NDArray[np.int64] | None = None
+    ) -> None:
         """Take arrays and the factor that brings each to 0..255."""
         self.parts = parts
-        self.starts = np.cumsum([0, *(len(array) for array, _ in parts)])
-        self.indices = list(range(int(self.starts[-1]))) if indices is None else indices
+        self.starts = np.cumsum([0, *(len(array) for array, _ in parts)]).tolist()
+        self.indices = np.arange(self.starts[-1]) if indices is None else np.asarray(indices, np.int64)
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def keys(self, memo: Memo | None, *, rehash: bool) -> list[bytes | ImageError]:
+    def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
         """Image keys, always computed: arrays have no modification time of their own."""
-        return [array_key(self.read(index)) for index in range(len(self))]
+        keys = np.zeros(len(self), KEY_DTYPE)
+        for index in range(len(self)):
+            keys[index] = array_key(self.read(index))
+        return ImageKeys(keys, {})
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Pixels 0..255."""
-        position = self.indices[index]
-        part = int(np.searchsorted(self.starts, position, side="right")) - 1
+        position = int(self.indices[index])
+        part = bisect_right(self.starts, position) - 1
         array, factor = self.parts[part]
         image = array[position - self.starts[part]]
         pixels: NDArray[np.uint8] = image if image.dtype == np.uint8 else np.rint(image * factor).astype(np.uint8)
         return pixels
 
-    def take(self, indices: list[int]) -> ArraySource:
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> ArraySource:
         """Only these images."""
-        return ArraySource(self.parts, [self.indices[index] for index in indices])
+        return ArraySource(self.parts, self.indices[np.asarray(indices, np.int64)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +259,22 @@ class Listing:
     notes: list[str] = field(default_factory=list)
     groups: list[str] | None = None
     others: dict[str, list[str]] = field(default_factory=dict)
+
+    def take(self, indices: NDArray[np.int64]) -> Listing:
+        """Only these images."""
+
+        def some(column: list[str]) -> list[str]:
+            return [column[index] for index in indices]
+
+        return replace(
+            self,
+            labels=some(self.labels),
+            splits=some(self.splits),
+            locations=some(self.locations),
+            source=self.source.take(indices),
+            groups=self.groups and some(self.groups),
+            others={name: some(texts) for name, texts in self.others.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +340,21 @@ class Dataset:
         """Images per split, of those splits that have any."""
         found = Counter(self.splits.tolist())
         return {split: found[split] for split in SPLITS if found[split]}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KnownSplits:
+    """How images were split before.
+
+    Attributes:
+        keys: Image keys, shape [n].
+        splits: "train", "val" or "test", or "" of images that were not drawn, as they had no label, shape [n].
+        groups: As in `Dataset`, where these are to be kept together.
+    """
+
+    keys: NDArray[np.bytes_]
+    splits: NDArray[np.str_]
+    groups: NDArray[np.int64] | None
 
 
 def check_classes(name: str, class_names: tuple[str, ...]) -> None:

@@ -61,24 +61,24 @@ def read_folder(root: Path, least_classes: int = 2) -> Listing:
     else:
         classes = [("", folder) for folder in folders]
         _check_depth(root, folders)
-    loose = [root / entry.name for entry in _entries(root) if entry.is_file()]
+    loose = [entry.name for entry in _entries(root) if entry.is_file()]
     if not classes:
         return _flat(root, loose, skipped)
     if len({folder.name for _, folder in classes}) < least_classes:
         raise DataError(_one_class(root, classes[0][1]) + _left_aside(root, skipped))
 
-    paths: list[Path] = []
+    files: list[str] = []
     labels: list[str] = []
     splits: list[str] = []
-    aside = [file for file in loose if is_image(file)]
+    aside = [name for name in loose if is_image(name)]
     for split, folder in classes:
-        files = sorted(files_below(folder))
-        images = [file for file in files if is_image(file)]
-        aside += [file for file in files if not is_image(file)]
-        paths += images
-        labels += [folder.name] * len(images)
-        splits += [split] * len(images)
-    listing = _listing(root, paths, labels, splits, aside, skipped)
+        above = folder.relative_to(root).as_posix()
+        for below in files_below(folder):
+            (files if is_image(below) else aside).append(f"{above}/{below}")
+        n_new = len(files) - len(labels)
+        labels += [folder.name] * n_new
+        splits += [split] * n_new
+    listing = _listing(root, files, labels, splits, aside, skipped)
     listing.notes.extend(_of_folders(folder) for _, folder in classes if len(_inner(folder)) > 1)
     return listing
 
@@ -97,28 +97,29 @@ def _of_folders(folder: Path) -> str:
 
 
 def _listing(
-    root: Path, paths: list[Path], labels: list[str], splits: list[str], aside: list[Path], skipped: list[Path]
+    root: Path, names: list[str], labels: list[str], splits: list[str], aside: list[str], skipped: list[Path]
 ) -> Listing:
+    """What was found in a folder; names are paths from there."""
     notes = []
     if aside:
-        where = shortened([printable(path.relative_to(root)) for path in sorted(aside)])
+        where = shortened([printable(name) for name in sorted(aside, key=lambda name: name.split("/"))])
         notes.append(
             f"{counted(len(aside), 'file')} left aside (no image suffix, or not inside a class folder): {where}"
         )
     if skipped:
         where = shortened([printable(path.relative_to(root)) for path in sorted(skipped)])
         notes.append(f"{counted(len(skipped), 'folder')} left aside (no images, hidden, or written by tlpipe): {where}")
-    locations = [printable(path.relative_to(root)) for path in paths]
-    return Listing(root.resolve().name, labels, splits, locations, FileSource(paths), notes)
+    locations = [printable(name) for name in names]
+    return Listing(root.resolve().name, labels, splits, locations, FileSource(names, root), notes)
 
 
-def _flat(root: Path, loose: list[Path], skipped: list[Path]) -> Listing:
+def _flat(root: Path, loose: list[str], skipped: list[Path]) -> Listing:
     """The images of a folder without class folders; they have no labels.
 
     Raises:
         DataError: If there are none, with what was looked for and what was found.
     """
-    images = [file for file in loose if is_image(file)]
+    images = [name for name in loose if is_image(name)]
     if not images:
         found = f"{counted(len(loose), 'file')} without an image suffix" if loose else "no files"
         found += f", and folders without images: {shortened([path.name for path in skipped])}" if skipped else ""
@@ -126,7 +127,7 @@ def _flat(root: Path, loose: list[Path], skipped: list[Path]) -> Listing:
             f"{root} has no class folders with images; tlpipe looks for class/*.jpg, {{train,val,test}}/class/*.jpg, "
             f"or *.jpg without labels, and found {found}"
         )
-    aside = [file for file in loose if not is_image(file)]
+    aside = [name for name in loose if not is_image(name)]
     return _listing(root, images, [""] * len(images), [""] * len(images), aside, skipped)
 
 
@@ -161,12 +162,13 @@ def _check_depth(root: Path, folders: list[Path]) -> None:
 
 def _has_images(folder: Path) -> bool:
     """Whether images lie in a folder itself."""
-    return any(is_image(Path(entry.name)) and not _is_folder(entry) for entry in _entries(folder))
+    return any(is_image(entry.name) and not _is_folder(entry) for entry in _entries(folder))
 
 
-def is_image(path: Path) -> bool:
+def is_image(name: str) -> bool:
     """Whether a file is meant as an image, by its name."""
-    return not path.suffix or path.suffix.lower() in IMAGE_SUFFIXES
+    suffix = os.path.splitext(name)[1]  # noqa: PTH122, a Path takes many times as long
+    return len(suffix) < 2 or suffix.lower() in IMAGE_SUFFIXES
 
 
 def _check_split_folder(root: Path, folder: Path) -> None:
@@ -209,12 +211,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[str]:
     """All files below a folder, through links too, but not what is hidden or was written by tlpipe.
 
     Args:
         folder: Where to look.
         above: The folders on the way to it.
+
+    Returns:
+        Paths from the folder, in the order of the names of folders and files.
 
     Raises:
         DataError: If a link leads back to a folder above it.
@@ -224,6 +229,7 @@ def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
         raise DataError(f"The link {folder} leads back to {real}, a folder above it; take the link away")
     for entry in _entries(folder):
         if _is_folder(entry):
-            yield from files_below(folder / entry.name, (*above, real))
+            for below in files_below(folder / entry.name, (*above, real)):
+                yield f"{entry.name}/{below}"
         else:
-            yield folder / entry.name
+            yield entry.name

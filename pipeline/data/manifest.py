@@ -77,7 +77,7 @@ def read_manifest(path: Path, columns: Columns) -> Listing:
         labels=labels,
         splits=splits,
         locations=[names[number] for number in kept],
-        source=FileSource(list(first)),
+        source=FileSource([str(file) for file in first]),
         notes=notes,
         groups=groups if any(groups) else None,
         others={name: [table[name][number] for number in kept] for name in others},

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.dataset import ImageSource
+from pipeline.data.dataset import KEY_DTYPE, ImageKeys, ImageSource
 from pipeline.errors import ImageError
 from pipeline.util.memo import Memo
 
@@ -27,20 +27,22 @@ class MixedSource:
     def __len__(self) -> int:
         return len(self.places)
 
-    def keys(self, memo: Memo | None, *, rehash: bool) -> list[bytes | ImageError]:
+    def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
         """Image keys; each source is asked once, as it may read many at a time."""
-        wanted = [sorted({index for own, index in self.places if own == number}) for number in range(len(self.sources))]
-        found: dict[tuple[int, int], bytes | ImageError] = {}
-        for number, (source, indices) in enumerate(zip(self.sources, wanted, strict=True)):
-            keys = source.take(indices).keys(memo, rehash=rehash)
-            found |= {(number, index): key for index, key in zip(indices, keys, strict=True)}
-        return [found[place] for place in self.places]
+        keys = np.zeros(len(self), KEY_DTYPE)
+        errors: dict[int, ImageError] = {}
+        for number, source in enumerate(self.sources):
+            rows = [row for row, (own, _) in enumerate(self.places) if own == number]
+            found = source.take([self.places[row][1] for row in rows]).keys(memo, rehash=rehash)
+            keys[rows] = found.column
+            errors |= {rows[position]: error for position, error in found.errors.items()}
+        return ImageKeys(keys, errors)
 
     def read(self, index: int) -> bytes | NDArray[np.uint8]:
         """A file's bytes, or the pixels of an array."""
         number, position = self.places[index]
         return self.sources[number].read(position)
 
-    def take(self, indices: list[int]) -> MixedSource:
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> MixedSource:
         """Only these images."""
         return MixedSource(self.sources, [self.places[index] for index in indices])

@@ -19,15 +19,14 @@ What is promised:
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import SplitConfig
-from pipeline.data.dataset import UNLABELLED, shortened
+from pipeline.data.dataset import SPLITS, UNLABELLED, shortened
 from pipeline.errors import DataError
 from pipeline.util.text import counted
 
@@ -41,7 +40,7 @@ def carve(
     config: SplitConfig,
     *,
     groups: NDArray[np.int64] | None = None,
-    known: Mapping[bytes, str] | None = None,
+    known: NDArray[np.str_] | None = None,
 ) -> NDArray[np.str_]:
     """Fill in the splits a source doesn't have.
 
@@ -51,7 +50,7 @@ def carve(
         splits: "train", "val", "test", or "" where the source gives none, shape [n].
         config: Shares and seed.
         groups: As in `Dataset`.
-        known: The split that an image was given before, by its key.
+        known: The split that each image was given before, "" where nothing is known, shape [n].
 
     Returns:
         "train", "val" or "test", shape [n].
@@ -59,12 +58,11 @@ def carve(
     Raises:
         DataError: If `test_from` is "val" and there is no validation set.
     """
-    given = set(splits.tolist())
+    given = set(np.unique(splits).tolist())
     if "test" not in given and config.test_from == "val" and "val" not in given:
         raise DataError("--test-from val needs a validation set in the data, and there is none; leave it out")
     carved = np.where(splits == "", "train", splits).astype("U5")
-    units = np.unique(keys, return_inverse=True)[1] if groups is None else groups
-    carving = _Carving(keys, labels, carved, units, known or {}, config.seed)
+    carving = _Carving(keys, labels, carved, keys if groups is None else groups, known, config.seed)
     wanted = []
     if "test" not in given and config.test_fraction:
         wanted.append((config.test_from, "test", config.test_fraction))
@@ -81,11 +79,13 @@ def carve(
 class _Carving:
     """Units of images that stay together, as they are moved from one split to another.
 
+    What units have stands in columns, as there may be millions: of the rows, sorted by unit, and of the pairs of a unit
+    and a class that it has images of.
+
     Attributes:
         splits: Split of each image, changed in place.
-        rows: Of each unit.
-        sizes: How many images of each class a unit has.
-        known: The split that each unit had before; the units of which nothing is known are missing.
+        units: Number of the unit of each image.
+        known: Number in `SPLITS` of the split that each unit had before, -1 where nothing is known.
     """
 
     def __init__(
@@ -93,39 +93,48 @@ class _Carving:
         keys: NDArray[np.bytes_],
         labels: NDArray[np.int64],
         splits: NDArray[np.str_],
-        units: NDArray[np.int64],
-        known: Mapping[bytes, str],
+        units: NDArray[Any],
+        known: NDArray[np.str_] | None,
         seed: int,
     ) -> None:
-        self.keys, self.labels, self.splits, self.seed = keys.tolist(), labels.tolist(), splits, seed
-        self.rows: dict[int, list[int]] = defaultdict(list)
-        self.sizes: dict[int, dict[int, int]] = defaultdict(dict)
-        self.known: dict[int, str] = {}
-        for row, (key, unit) in enumerate(zip(self.keys, units.tolist(), strict=True)):
-            self.rows[unit].append(row)
-            if (label := self.labels[row]) != UNLABELLED:
-                self.sizes[unit][label] = self.sizes[unit].get(label, 0) + 1
-            if key in known:
-                # Images that were apart and are now found to belong together: none leaves test, or val.
-                self.known[unit] = max(known[key], self.known.get(unit, "train"), key=("train", "val", "test").index)
+        self.keys, self.splits, self.seed = keys, splits, seed
+        found, self.units = np.unique(units, return_inverse=True)
+        self.n_units = len(found)
+        self.rows = np.argsort(self.units, kind="stable")
+        self.first_row = np.searchsorted(self.units, np.arange(self.n_units + 1), sorter=self.rows)
+        labelled = labels != UNLABELLED
+        self.n_classes = int(labels.max(initial=UNLABELLED)) + 1
+        pairs, self.sizes = np.unique(self.units[labelled] * self.n_classes + labels[labelled], return_counts=True)
+        self.pair_unit, self.pair_class = np.divmod(pairs, max(self.n_classes, 1))
+        self.first_pair = np.searchsorted(self.pair_unit, np.arange(self.n_units + 1))
+        self.known = np.full(self.n_units, -1)
+        if known is not None:
+            # Images that were apart and are now found to belong together: none leaves test, or val.
+            for number, split in enumerate(SPLITS):
+                self.known[self.units[known == split]] = number
 
-    def within(self, source: str) -> list[int]:
+    def within(self, source: str) -> NDArray[np.bool_]:
         """Units that lie in one split alone: what the source has put into several stays where it is."""
-        splits = self.splits.tolist()
-        return [unit for unit, rows in self.rows.items() if all(splits[row] == source for row in rows)]
+        inside = np.ones(self.n_units, np.bool_)
+        inside[self.units[self.splits != source]] = False
+        return inside
 
-    def classes(self, source: str) -> dict[int, tuple[int, int]]:
-        """Images and units of each class in a split."""
-        images: Counter[int] = Counter()
-        units: Counter[int] = Counter()
-        for unit in self.within(source):
-            for label, n in self.sizes[unit].items():
-                images[label] += n
-                units[label] += 1
-        return {label: (images[label], units[label]) for label in images}
+    def classes(self, source: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Images and units of each class in a split, each of shape [n_classes]."""
+        inside = self.within(source)[self.pair_unit]
+        return self._images(inside), np.bincount(self.pair_class[inside], minlength=self.n_classes)
+
+    def _images(self, pairs: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Images of each class in some of the pairs, shape [n_classes]."""
+        return np.bincount(self.pair_class[pairs], self.sizes[pairs], self.n_classes).astype(np.int64)
 
     def fill(
-        self, source: str, target: str, fraction: float, classes: dict[int, tuple[int, int]], reserve: int
+        self,
+        source: str,
+        target: str,
+        fraction: float,
+        classes: tuple[NDArray[np.int64], NDArray[np.int64]],
+        reserve: int,
     ) -> None:
         """Move units to another split: those that lay there before, then new ones until all classes have enough.
 
@@ -136,44 +145,58 @@ class _Carving:
             classes: Images and units of each class that the share is one of.
             reserve: Units of each class that must stay.
         """
-        lacking = {
-            label: max(1, int(fraction * n_images + 0.5))
-            for label, (n_images, n_units) in classes.items()
-            if n_units >= LEAST
-        }
-        movable = {unit: self.sizes[unit] for unit in self.within(source)}
+        n_images, n_units = classes
+        divided = n_units >= LEAST
         # A unit of a class that is left to training alone stays there with all its images.
-        movable = {unit: sizes for unit, sizes in movable.items() if sizes and sizes.keys() <= lacking.keys()}
-        left = Counter(label for sizes in movable.values() for label in sizes)
-        untouched = set(lacking)
+        movable = self.within(source) & (self.first_pair[1:] > self.first_pair[:-1])
+        movable[self.pair_unit[~divided[self.pair_class]]] = False
+        before = movable & (self.known == SPLITS.index(target))
+        self.splits[before[self.units]] = target
+        movable &= ~before
+        moved = before[self.pair_unit]
+        wanted = np.where(divided, np.maximum(1, (fraction * n_images + 0.5).astype(np.int64)), 0)
+        lacking = (wanted - self._images(moved)).tolist()
+        left = np.bincount(self.pair_class[movable[self.pair_unit]], minlength=self.n_classes).tolist()
+        untouched = set(np.flatnonzero(divided).tolist()) - set(self.pair_class[moved].tolist())
 
-        def move(unit: int) -> None:
-            sizes = movable.pop(unit)
-            self.splits[self.rows[unit]] = target
+        def may_leave(sizes: dict[int, int]) -> bool:
+            return all(left[label] > reserve for label in sizes)
+
+        def move(unit: int, sizes: dict[int, int]) -> None:
+            self.splits[self.rows[self.first_row[unit] : self.first_row[unit + 1]]] = target
             untouched.difference_update(sizes)
             for label, n in sizes.items():
                 left[label] -= 1
                 lacking[label] -= n
 
-        for unit in [unit for unit in movable if self.known.get(unit) == target]:
-            move(unit)
-        order = self._order([unit for unit in movable if unit not in self.known], target)
-        for unit in order:
-            sizes = movable[unit]
+        staying = []
+        for unit in self._order(np.flatnonzero(movable & (self.known < 0)), target):
+            sizes = self._sizes(unit)
             nearer = sum(abs(lacking[label]) - abs(lacking[label] - n) for label, n in sizes.items()) > 0
-            if nearer and all(left[label] > reserve for label in sizes):
-                move(unit)
+            if nearer and may_leave(sizes):
+                move(unit, sizes)
+            else:
+                staying.append(unit)
         for label in sorted(untouched):  # one of its units is larger than the whole share
-            fitting = [unit for unit in order if unit in movable and label in movable[unit]]
-            fitting = [unit for unit in fitting if all(left[other] > reserve for other in movable[unit])]
+            fitting = {unit: sizes for unit in staying if label in (sizes := self._sizes(unit)) and may_leave(sizes)}
             if label in untouched and fitting:
-                move(min(fitting, key=lambda unit: sum(movable[unit].values())))
+                unit = min(fitting, key=lambda one: sum(fitting[one].values()))
+                move(unit, fitting[unit])
+                staying.remove(unit)
 
-    def _order(self, units: Sequence[int], target: str) -> list[int]:
+    def _sizes(self, unit: int) -> dict[int, int]:
+        """Images of each class that a unit has."""
+        pairs = slice(self.first_pair[unit], self.first_pair[unit + 1])
+        return dict(zip(self.pair_class[pairs].tolist(), self.sizes[pairs].tolist(), strict=True))
+
+    def _order(self, units: NDArray[np.int64], target: str) -> list[int]:
         """Units by the least hash of their images."""
         salt = hashlib.blake2b(f"{target}/{self.seed}".encode(), digest_size=16).digest()
-        numbers = {unit: min(_number(self.keys[row], salt) for row in self.rows[unit]) for unit in units}
-        return sorted(units, key=lambda unit: numbers[unit])
+        numbers = {}
+        for unit in units.tolist():
+            rows = self.rows[self.first_row[unit] : self.first_row[unit + 1]]
+            numbers[unit] = min(_number(key, salt) for key in self.keys[rows].tolist())
+        return sorted(numbers, key=numbers.__getitem__)
 
 
 def _number(key: bytes, salt: bytes) -> int:
@@ -194,6 +217,8 @@ def joined_groups(
         Numbers of groups in the order of their first rows, shape [n]; None if only byte-identical images belong
         together.
     """
+    if not together and not any(any(column) for column in names if column is not None):
+        return None
     found = list(range(len(keys)))
 
     def first_of(row: int) -> int:
@@ -221,16 +246,17 @@ def joined_groups(
 
 def twin_rows(keys: NDArray[np.bytes_]) -> list[list[int]]:
     """Rows of each image that is there more than once, in the order of their first rows."""
-    double = {key for key, count in Counter(keys.tolist()).items() if count > 1}
-    groups: dict[bytes, list[int]] = defaultdict(list)
-    for row, key in enumerate(keys.tolist()):
-        if key in double:
-            groups[key].append(row)
-    return list(groups.values())
+    order = np.argsort(keys, kind="stable")
+    same = keys[order[1:]] == keys[order[:-1]]
+    further, double = np.zeros((2, len(keys)), np.bool_)
+    further[1:] = double[1:] = same
+    double[:-1] |= same
+    groups = np.split(order[double], np.flatnonzero(~further[double])[1:])
+    return sorted(group.tolist() for group in groups if len(group))
 
 
 def twins(
-    keys: NDArray[np.bytes_], labels: NDArray[np.int64], splits: NDArray[np.str_], locations: list[str]
+    keys: NDArray[np.bytes_], labels: NDArray[np.int64], splits: NDArray[np.str_], locations: Sequence[str]
 ) -> list[str]:
     """Name byte-identical images that lie in several splits, or under several labels.
 

@@ -22,17 +22,17 @@ def list_images(names: Sequence[str], path_column: str | None = None) -> tuple[l
         DataError: If one isn't there, or holds no images.
     """
     locations: list[str] = []
-    paths: list[Path] = []
+    paths: list[str] = []
     for name in names:
         path = Path(name).expanduser()
         if not name or not path.exists():
             raise DataError(f"There is no {name!r}; give images, folders, or a {', '.join(MANIFEST_SUFFIXES)} file")
         if path.is_dir():
-            found = [file for file in sorted(files_below(path)) if is_image(file)]
+            found = [str(path / file) for file in files_below(path) if is_image(file)]
         elif path.suffix.lower() in MANIFEST_SUFFIXES:
-            found = read_paths(path, path_column)
+            found = [str(file) for file in read_paths(path, path_column)]
         else:
-            found = [path]
+            found = [str(path)]
         if not found:
             raise DataError(f"{name} holds no images; give a folder or a manifest that does")
         paths += found

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from pipeline.backbones import Pretrained, open_backbone
 from pipeline.config import ExtractConfig, FeatureSpec, ImageConfig
-from pipeline.data import KEY_DTYPE, ImageSource, Opened
+from pipeline.data import KEY_DTYPE, ImageSource, Opened, among
 from pipeline.data.augment import Augment
-from pipeline.errors import DataError, EngineError, ImageError
+from pipeline.errors import DataError, EngineError
 from pipeline.extraction import pass_
 from pipeline.extraction.engines import Engine, EngineChoice, choose, for_graph, graph_folder, open_engine
 from pipeline.extraction.pass_ import PassReport, Row
@@ -182,7 +182,7 @@ def complete(
     n_wanted = len(first) * (plan.views + 1)
     reader = pass_.reader_name(plan.images)
     known = {key: entry.cause for key, entry in store.quarantined().items() if entry.reader == reader}
-    refused = {key: known[key] for key in keys[first].tolist() if key in known}
+    refused = {key: known[key] for key in keys[among(keys, np.array(list(known), KEY_DTYPE))].tolist()}
     rows = _missing(plan, keys, first, locations, refused)
     if not rows:
         return Done(plan, PassReport(), refused, n_wanted, time.perf_counter())
@@ -214,11 +214,10 @@ def _missing(
     rows = []
     for view in range(plan.views + 1):
         view_keys = row_keys(keys[first], plan.augment, view)
-        stored = plan.store.has(view_keys).tolist()
-        for key, index, there in zip(view_keys.tolist(), first.tolist(), stored, strict=True):
-            image_key = bytes(keys[index])
-            if not there and image_key not in refused:
-                rows.append(Row(key, image_key, view, index, locations[index]))
+        for place in np.flatnonzero(~plan.store.has(view_keys)).tolist():
+            index = int(first[place])
+            if (image_key := bytes(keys[index])) not in refused:
+                rows.append(Row(bytes(view_keys[place]), image_key, view, index, locations[index]))
     return rows
 
 
@@ -256,11 +255,9 @@ def features_of(plan: Plan, source: ImageSource, locations: Sequence[str]) -> ND
         DataError: If an image can't be read.
     """
     keys = source.keys(Memo(plan.cache), rehash=False)
-    for key, location in zip(keys, locations, strict=True):
-        if isinstance(key, ImageError):
-            raise DataError(f"{location} can't be read: {key}")
-    column = np.array(keys, KEY_DTYPE)
-    return _all_of(plan, column, locations, source).features(column)
+    for position, error in sorted(keys.errors.items()):
+        raise DataError(f"{locations[position]} can't be read: {error}")
+    return _all_of(plan, keys.column, locations, source).features(keys.column)
 
 
 def complete_rows(config: ExtractConfig, cache: Path, opened: Opened, rows: NDArray[np.int64]) -> FeatureStore:
@@ -277,7 +274,7 @@ def complete_rows(config: ExtractConfig, cache: Path, opened: Opened, rows: NDAr
     """
     keys, locations = opened.dataset.keys[rows], [opened.dataset.locations[row] for row in rows.tolist()]
     plan = open_plan(config, cache)
-    return _all_of(plan, keys, locations, opened.source.take(rows.tolist())).plan.store
+    return _all_of(plan, keys, locations, opened.source.take(rows)).plan.store
 
 
 def _all_of(plan: Plan, keys: NDArray[np.bytes_], locations: Sequence[str], source: ImageSource) -> Done:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.backbones.weights import MODEL_FILE
 from pipeline.config import ExtractConfig
-from pipeline.data import KEY_DTYPE, ImageSource
-from pipeline.errors import ImageError, RunError
+from pipeline.data import ImageSource
+from pipeline.errors import RunError
 from pipeline.extraction.plan import Done, Plan, complete, open_plan, pinned
 from pipeline.heads import PROBABILITIES
 from pipeline.runs.find import find_run
@@ -109,18 +109,17 @@ class Classifier:
         """
         plans = self.plans(cache)
         found = source.keys(Memo(cache), rehash=False)
-        unreadable = {number: str(key) for number, key in enumerate(found) if isinstance(key, ImageError)}
-        opened = [number for number in range(len(found)) if number not in unreadable]
-        keys = np.array([found[number] for number in opened], KEY_DTYPE)
-        there = source.take(opened)
+        unreadable = {number: str(error) for number, error in found.errors.items()}
+        numbers = found.readable()
+        opened, keys = numbers.tolist(), found.column[numbers]
+        there = source.take(numbers)
         passes = [complete(plan, keys, [locations[number] for number in opened], there) for plan in plans]
         for number, key in zip(opened, keys.tolist(), strict=True):
             for done in passes:
                 if key in done.refused:
                     unreadable[number] = done.refused[key]
-        probabilities = np.full((len(found), len(self.class_names)), np.nan)
+        probabilities = np.full((len(source), len(self.class_names)), np.nan)
         rows = np.array([position for position, number in enumerate(opened) if number not in unreadable], np.int64)
-        numbers = np.array(opened, np.int64)
         # In the order of the shards each is read once, whatever the order of the images.
         places = plans[0].store.places(keys[rows])
         rows = rows[np.lexsort((places[:, 1], places[:, 0]))]

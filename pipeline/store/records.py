@@ -6,8 +6,9 @@ import hashlib
 import io
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,9 +17,12 @@ import numpy as np
 
 from pipeline.config import ExtractConfig, FeatureSpec
 from pipeline.data import BUILT_IN, KEY_DTYPE, Dataset
+from pipeline.data.dataset import UNLABELLED, KnownSplits
 from pipeline.errors import ConfigError, StoreError
 from pipeline.util.files import decoded, mark_folder, publish_checked, read_checked, read_json, write_json
 from pipeline.util.references import one_meant
+
+TEXTS = 10_000  # written at a time
 
 log = logging.getLogger("tlpipe")
 
@@ -74,18 +78,44 @@ def save_dataset(cache: Path, dataset: Dataset) -> None:
             ("class_name", dataset.class_names),
             ("other_name", dataset.others),
         ):
-            file.create_dataset(name, data=list(texts), dtype=h5py.string_dtype())
+            _write_texts(file, name, tuple(texts))
         for number, column in enumerate(dataset.others.values()):
-            file.create_dataset(f"other_{number}", data=list(column), dtype=h5py.string_dtype())
+            _write_texts(file, f"other_{number}", column)
         if dataset.groups is not None:
             file.create_dataset("group", data=dataset.groups)
         file.attrs["name"] = dataset.name
     mark_folder(cache)
     folder = cache / "datasets"
-    saved = publish_checked(folder, buffer.getvalue(), ".h5", f"{dataset.id}-")
+    saved = publish_checked(folder, buffer.getbuffer(), ".h5", f"{dataset.id}-")
     for path in folder.glob(f"{dataset.id}-*.h5"):
         if path != saved:
             path.unlink(missing_ok=True)
+
+
+def _write_texts(file: h5py.File, name: str, texts: Sequence[str]) -> None:
+    """Write a column of texts a part at a time, as each is held several times while it is written."""
+    column = file.create_dataset(name, (len(texts),), h5py.string_dtype())
+    for start in range(0, len(texts), TEXTS):
+        column[start : start + TEXTS] = texts[start : start + TEXTS]
+
+
+@contextmanager
+def _dataset_file(cache: Path, dataset_id: str) -> Iterator[h5py.File]:
+    """The file of a dataset, sound and open.
+
+    Raises:
+        StoreError: If it is missing, or doesn't hold what was written.
+    """
+    # An id may come from a file that anyone could have changed, and a pattern would find some other dataset.
+    known = re.fullmatch(r"[0-9a-f]{32}", dataset_id)
+    path = min((cache / "datasets").glob(f"{dataset_id}-*.h5"), default=None) if known else None
+    if path is None:
+        raise StoreError(f"The dataset {dataset_id} is not in {cache / 'datasets'}; run tlpipe extract again")
+    data = read_checked(path)
+    if data is None:
+        raise StoreError(f"{path} was changed after it was written; run tlpipe extract again")
+    with h5py.File(io.BytesIO(data), "r") as file:
+        yield file
 
 
 def load_dataset(cache: Path, dataset_id: str) -> Dataset:
@@ -94,29 +124,22 @@ def load_dataset(cache: Path, dataset_id: str) -> Dataset:
     Raises:
         StoreError: If it is missing, or doesn't hold what was written.
     """
-    # An id may come from a file that anyone could have changed, and a pattern would find some other dataset.
-    known = re.fullmatch(r"[0-9a-f]{32}", dataset_id)
-    for path in sorted((cache / "datasets").glob(f"{dataset_id}-*.h5")) if known else []:
-        data = read_checked(path)
-        if data is None:
-            raise StoreError(f"{path} was changed after it was written; run tlpipe extract again")
-        with h5py.File(io.BytesIO(data), "r") as file:
+    with _dataset_file(cache, dataset_id) as file:
 
-            def texts(name: str, file: h5py.File = file) -> tuple[str, ...]:
-                return tuple(file[name].asstr()[:].tolist())
+        def texts(name: str) -> tuple[str, ...]:
+            return tuple(file[name].asstr()[:].tolist())
 
-            others = texts("other_name") if "other_name" in file else ()
-            return Dataset(
-                name=str(file.attrs["name"]),
-                keys=file["key"][:].astype(KEY_DTYPE),
-                labels=file["label"][:].astype(np.int64),
-                splits=file["split"][:].astype("U5"),
-                locations=texts("location"),
-                class_names=texts("class_name"),
-                groups=file["group"][:].astype(np.int64) if "group" in file else None,
-                others={name: texts(f"other_{number}") for number, name in enumerate(others)},
-            )
-    raise StoreError(f"The dataset {dataset_id} is not in {cache / 'datasets'}; run tlpipe extract again")
+        others = texts("other_name") if "other_name" in file else ()
+        return Dataset(
+            name=str(file.attrs["name"]),
+            keys=file["key"][:].astype(KEY_DTYPE),
+            labels=file["label"][:].astype(np.int64),
+            splits=file["split"][:].astype("U5"),
+            locations=texts("location"),
+            class_names=texts("class_name"),
+            groups=file["group"][:].astype(np.int64) if "group" in file else None,
+            others={name: texts(f"other_{number}") for number, name in enumerate(others)},
+        )
 
 
 def save_record(cache: Path, record: TableRecord) -> None:
@@ -185,17 +208,21 @@ def place_of(data: str) -> str:
     return data if data in BUILT_IN else str(Path(data).expanduser().resolve())
 
 
-def as_extracted(cache: Path, record: TableRecord) -> Dataset | None:
-    """The dataset of a record, for data to be split again as they were then; None if it can't be read.
+def splits_of(cache: Path, record: TableRecord) -> KnownSplits | None:
+    """How the images of a record were split, for data to be split again as they were then; None if it can't be read.
 
     Groups come with it only where features told them, as those of a manifest are read anew.
     """
     try:
-        dataset = load_dataset(cache, record.dataset)
+        with _dataset_file(cache, record.dataset) as file:
+            # An image without a label was left to training, but not drawn for it.
+            splits = np.where(file["label"][:] == UNLABELLED, "", file["split"][:].astype("U5"))
+            grouped = record.config.group_duplicates and "group" in file
+            groups = file["group"][:].astype(np.int64) if grouped else None
+            return KnownSplits(file["key"][:].astype(KEY_DTYPE), splits, groups)
     except StoreError as error:
         log.warning("Splits of before can't be kept: %s", error)
         return None
-    return dataset if record.config.group_duplicates else replace(dataset, groups=None)
 
 
 def find_record(cache: Path, reference: str | None) -> TableRecord:

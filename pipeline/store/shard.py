@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,8 @@ from pipeline.config import FeatureSpec
 from pipeline.data import KEY_DTYPE
 from pipeline.util.files import decoded, read_checked
 from pipeline.util.memo import Memo, Stamp
+
+ASKED = 64  # shards at a time whose keys are asked of the memo
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,24 +107,26 @@ class SoundShards:
 
     def recall(self, paths: Iterable[Path]) -> dict[Path, Shard]:
         """Those of some shards that were verified, and whose files are still the same."""
-        stats = self.stats(paths)
-        texts = self._memo.recall(self.KIND, {path: Stamp.of(stat) for path, stat in stats.items()})
-        found = {}
-        for path, text in texts.items():
-            header, _, keys = text.partition("\n")
-            with suppress(ValueError):
-                known = decoded(_Sound, json.loads(header))
-                if (known.inode, known.changed_ns) == (stats[path].st_ino, stats[path].st_ctime_ns):
-                    column = np.frombuffer(keys.encode("latin-1"), KEY_DTYPE)
-                    found[path] = Shard(path, column, known.row_shape, known.written_by)
+        stats, found = self.stats(paths), {}
+        there = list(stats)
+        for start in range(0, len(there), ASKED):
+            stamps = {path: Stamp.of(stats[path]) for path in there[start : start + ASKED]}
+            for path, text in self._memo.recall(self.KIND, stamps).items():
+                header, _, keys = text.partition("\n")
+                with suppress(ValueError):
+                    known = decoded(_Sound, json.loads(header))
+                    if (known.inode, known.changed_ns) == (stats[path].st_ino, stats[path].st_ctime_ns):
+                        column = np.frombuffer(keys.encode("latin-1"), KEY_DTYPE)
+                        found[path] = Shard(path, column, known.row_shape, known.written_by)
         return found
 
-    def remember(self, shards: Sequence[Shard], stats: Mapping[Path, os.stat_result]) -> None:
+    def remember(self, shards: Sequence[Shard], stats: Mapping[Path, os.stat_result], stamped: int) -> None:
         """Remember shards that were verified.
 
         Args:
             shards: What they hold.
             stats: What the file system said of them before they were read.
+            stamped: When that was, nanoseconds of the wall clock.
         """
         texts = {}
         for shard in shards:
@@ -131,7 +134,7 @@ class SoundShards:
                 known = _Sound(stat.st_ino, stat.st_ctime_ns, shard.row_shape, shard.written_by)
                 text = f"{json.dumps(asdict(known))}\n{shard.keys.tobytes().decode('latin-1')}"
                 texts[shard.path] = (Stamp.of(stat), text)
-        self._memo.remember(self.KIND, texts, time.time_ns())
+        self._memo.remember(self.KIND, texts, stamped)
 
     def forget(self, paths: Iterable[Path]) -> None:
         """Have some shards verified again when they are next read."""

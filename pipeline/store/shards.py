@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -66,8 +67,6 @@ class FeatureStore:
         self.digest = spec.digest()
         self.folder = cache / "features" / self.digest
         self.shards: list[Shard] = []
-        self._keys: NDArray[np.bytes_] = np.zeros(0, KEY_DTYPE)  # of all rows, shard by shard
-        self._starts: NDArray[np.int64] = np.zeros(1, np.int64)  # where the rows of each shard begin
         self._sound = SoundShards(cache)
 
     # Reading
@@ -98,7 +97,7 @@ class FeatureStore:
         known |= self._sound.recall(path for path in paths if path not in known)
         self.shards = [known[path] for path in paths if path in known]
         unknown = [path for path in paths if path not in known]
-        stats = self._sound.stats(unknown)
+        stamped, stats = time.time_ns(), self._sound.stats(unknown)
         fresh: list[Shard] = []
         for path, found in self._verified(unknown):
             if isinstance(found, Shard):
@@ -109,9 +108,8 @@ class FeatureStore:
                     # Another process may have been faster, or the cache is one that can only be read.
                     with suppress(OSError):
                         path.replace(path.with_name(path.name + DAMAGED_SUFFIX))
-        self._sound.remember(fresh, stats)
+        self._sound.remember(fresh, stats, stamped)
         self.shards += fresh
-        self._index()
         return damaged
 
     def verify(self) -> list[Damage]:
@@ -127,32 +125,25 @@ class FeatureStore:
         with ThreadPoolExecutor(cpu_count()) as pool:
             return list(zip(paths, pool.map(lambda path: verified(path, self.digest), paths), strict=True))
 
-    def _index(self) -> None:
-        """Put the keys of all rows side by side."""
-        self._keys = np.concatenate([np.zeros(0, KEY_DTYPE), *(shard.keys for shard in self.shards)])
-        self._starts = np.cumsum([0, *(len(shard.keys) for shard in self.shards)])
-
     def __len__(self) -> int:
         """Number of distinct rows."""
-        return len(np.unique(self._keys))
+        return len(np.unique(np.concatenate([np.zeros(0, KEY_DTYPE), *(shard.keys for shard in self.shards)])))
 
-    def _find(self, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
-        """Number of each row among those of all shards, -1 where there is none, shape [n].
-
-        What is asked for is sorted, not what is stored: few rows of a large store are found in the time that it takes
-        to look at each once.
-        """
-        wanted, inverse = np.unique(keys, return_inverse=True)
-        found = np.full(len(wanted), -1)
-        if len(wanted) and len(self._keys):
-            nearest = np.minimum(np.searchsorted(wanted, self._keys), len(wanted) - 1)
-            rows = np.flatnonzero(wanted[nearest] == self._keys)[::-1]
-            found[nearest[rows]] = rows  # the first shard that has a row wins, as all copies of a row are alike
-        return found[inverse]
+    # What is asked for is sorted, not what is stored: few rows of a large store are found in the time that it takes to
+    # look at each of its keys once.
 
     def has(self, keys: NDArray[np.bytes_]) -> NDArray[np.bool_]:
         """Which row keys are stored, shape [n]."""
-        return self._find(keys) >= 0
+        order = np.argsort(keys)
+        ordered = keys[order]
+        marks = np.zeros(len(keys) + 1, np.int32)  # 1 where a run of equal keys that are stored begins, -1 at its end
+        for shard in self.shards:
+            first, end = (np.searchsorted(ordered, shard.keys, side) for side in ("left", "right"))
+            np.add.at(marks, first, 1)
+            np.add.at(marks, end, -1)
+        found = np.zeros(len(keys), np.bool_)
+        found[order] = np.cumsum(marks[:-1], out=marks[:-1]) > 0
+        return found
 
     def places(self, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
         """Where rows are stored: number of the shard and row in it, shape [n, 2].
@@ -160,11 +151,18 @@ class FeatureStore:
         Raises:
             StoreError: If a row is missing.
         """
-        rows = self._find(keys)
-        if missing := int((rows < 0).sum()):
+        wanted, inverse = np.unique(keys, return_inverse=True)
+        found = np.full((len(wanted), 2), -1)
+        # The first shard that has a row wins, as all copies of a row are alike.
+        for number, shard in reversed(list(enumerate(self.shards))) if len(wanted) else ():
+            nearest = np.minimum(np.searchsorted(wanted, shard.keys), len(wanted) - 1)
+            rows = np.flatnonzero(wanted[nearest] == shard.keys)
+            found[nearest[rows], 0] = number
+            found[nearest[rows], 1] = rows
+        places = found[inverse]
+        if missing := int((places[:, 0] < 0).sum()):
             raise StoreError(f"{missing:,} rows are not in {self.folder}; run tlpipe extract again")
-        shards = np.searchsorted(self._starts, rows, side="right") - 1
-        return np.stack([shards, rows - self._starts[shards]], axis=1)
+        return places
 
     def read(self, keys: NDArray[np.bytes_]) -> NDArray[np.floating]:
         """Features of stored rows, in the order of `keys`, shape [n, d] or [n, h, w, c], as on disk.

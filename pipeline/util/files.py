@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -160,21 +160,36 @@ def _has_field(path: Path, name: str) -> bool:
     return isinstance(value, dict) and name in value
 
 
-def digest_of(data: bytes) -> str:
+def digest_of(data: bytes | memoryview) -> str:
     """Digest by which a file's bytes are known: BLAKE2b (RFC 7693), 32 hexadecimal characters."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def publish_checked(folder: Path, data: bytes, suffix: str, prefix: str = "") -> Path:
+def _digest_of_file(path: Path) -> str:
+    """As `digest_of`, without holding the file."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while some := file.read(2**20):
+            digest.update(some)
+    return digest.hexdigest()
+
+
+def publish_checked(folder: Path, data: bytes | memoryview, suffix: str, prefix: str = "") -> Path:
     """Publish bytes under a name that ends in their digest, so that `read_checked` can tell whether they are sound.
+
+    What is there already, and sound, is left as it is.
 
     Raises:
         StoreError: If the disk is full or can't be written, or gives back other bytes.
     """
-    path = folder / f"{prefix}{digest_of(data)}{suffix}"
+    digest = digest_of(data)
+    path = folder / f"{prefix}{digest}{suffix}"
+    with suppress(OSError):
+        if _digest_of_file(path) == digest:
+            return path
     with published(path) as partial:
         partial.write_bytes(data)
-        if digest_of(partial.read_bytes()) != digest_of(data):
+        if _digest_of_file(partial) != digest:
             raise StoreError(f"{path} reads otherwise than it was written; is the disk failing?")
     return path
 

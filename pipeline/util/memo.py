@@ -10,7 +10,9 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+P = TypeVar("P", str, Path)
 
 # A file changed twice within one tick of the file system's clock looks unchanged, so young files are not remembered.
 YOUNG = 2_000_000_000  # nanoseconds
@@ -19,7 +21,7 @@ ASKED = 500  # paths in one question, of the 999 variables that any SQLite takes
 INSERT = "INSERT OR REPLACE INTO memo VALUES (?, ?, ?, ?, ?)"
 
 
-def _name(path: Path) -> str:
+def _name(path: Path | str) -> str:
     # Resolving links would be slow, and is not wanted. A name that is no UTF-8 must not stop SQLite.
     return os.path.abspath(path).encode("utf-8", "backslashreplace").decode()  # noqa: PTH100
 
@@ -36,9 +38,9 @@ class Stamp(NamedTuple):
     mtime_ns: int
 
     @classmethod
-    def of(cls, file: Path | os.stat_result) -> Stamp:
+    def of(cls, file: Path | str | os.stat_result) -> Stamp:
         """The stamp of a file as it is now, or as the file system said that it was."""
-        stat = file.stat() if isinstance(file, Path) else file
+        stat = file if isinstance(file, os.stat_result) else os.stat(file)  # noqa: PTH116
         return cls(stat.st_size, stat.st_mtime_ns)
 
 
@@ -48,7 +50,7 @@ class Memo:
     def __init__(self, cache: Path) -> None:
         self.path = cache / "memo.sqlite"
 
-    def recall(self, kind: str, files: Mapping[Path, Stamp]) -> dict[Path, str]:
+    def recall(self, kind: str, files: Mapping[P, Stamp]) -> dict[P, str]:
         """Texts of those files that have not changed since they were remembered."""
         named = {_name(path): path for path in files}
         return {
@@ -57,7 +59,7 @@ class Memo:
             if files[named[name]] == (size, mtime)
         }
 
-    def remember(self, kind: str, texts: Mapping[Path, tuple[Stamp, str]], stamped: int) -> None:
+    def remember(self, kind: str, texts: Mapping[P, tuple[Stamp, str]], stamped: int) -> None:
         """Remember a text for each file, except for files that had been changed a moment before.
 
         Args:
@@ -66,12 +68,10 @@ class Memo:
             stamped: When the stamps were taken, nanoseconds of the wall clock; that is, before the files were read.
         """
         latest = stamped - YOUNG
-        self._write(
-            INSERT,
-            [(kind, _name(path), *stamp, text) for path, (stamp, text) in texts.items() if stamp.mtime_ns < latest],
-        )
+        rows = [(kind, _name(path), stamp.size, stamp.mtime_ns, text) for path, (stamp, text) in texts.items()]
+        self._write(INSERT, [row for row in rows if row[3] < latest])
 
-    def forget(self, kind: str, files: Iterable[Path]) -> None:
+    def forget(self, kind: str, files: Iterable[P]) -> None:
         """Forget what was remembered of some files."""
         self._write("DELETE FROM memo WHERE kind = ? AND path = ?", [(kind, _name(path)) for path in files])
 
