@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import pty
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from pipeline.cli.main import app
@@ -402,6 +404,27 @@ def wait_until_it_listens(pid: int) -> None:
             return
         time.sleep(0.02)
     raise AssertionError("SIGTERM is not listened to")
+
+
+def test_version_and_help(run: Any) -> None:
+    assert run("--version").stdout == f"tlpipe {importlib.metadata.version('tlpipe')}\n"
+    assert run("-h").stdout == run("--help").stdout
+    assert run("extract", "-h").stdout == run("extract", "--help").stdout
+
+
+def test_the_cache_may_be_named_by_the_environment(run: Any, red_and_blue: Path, tmp_path: Path) -> None:
+    done = run("cache", "ls", TLPIPE_CACHE=str(tmp_path / "mine"))
+    assert f"no features in {tmp_path / 'mine'} yet" in done.stdout
+    done = run("cache", "ls", "--cache", "other", TLPIPE_CACHE=str(tmp_path / "mine"))
+    assert "no features in other yet" in done.stdout
+
+
+def test_a_seed_is_an_option_only_where_something_is_drawn() -> None:
+    group = typer.main.get_command(app)
+    commands = {**group.commands, **group.commands["cache"].commands, **group.commands["runs"].commands}  # type: ignore[attr-defined]
+    seeded = {name for name, one in commands.items() if any("--seed" in option.opts for option in one.params)}
+    drawing = {"extract", "train-head", "sweep", "learning-curve", "finetune", "inspect", "report", "demo"}
+    assert seeded == drawing
 
 
 def test_doctor(run: Any) -> None:

@@ -188,23 +188,27 @@ class TestFolder:
         assert found.dataset.locations == ("1.png", "2.png")
         assert found.dataset.labels.tolist() == [-1, -1]
         assert found.dataset.counts() == {"train": 2}
-        assert found.notes[-1] == "2 of 2 images without a label; training leaves them out"
+        aside, skipped, unlabelled = found.notes
+        assert "1 file left aside" in aside and "1 folder left aside" in skipped
+        assert unlabelled == "2 of 2 images without a label; training leaves them out"
 
     def test_folders_in_class_folders_are_told(self, tmp_path: Path, draw: Draw) -> None:
-        for name in ("flowers/daisy/1", "flowers/roses/1", "letters/1", "letters/more/2"):
+        for name in ("flowers/daisy/1", "flowers/roses/1", "letters/1", "letters/more/2", "more/own/a/1"):
             draw(tmp_path / f"{name}.png")
-        (told,) = said(opened(tmp_path))
+        told, other = said(opened(tmp_path))
+        assert other.startswith("All images of more lie in folders of their own (own)")
         assert told.startswith(
             "All images of flowers lie in folders of their own (daisy, roses), which count as one class"
         )
         assert told.endswith(f"tlpipe extract {tmp_path / 'flowers'}")
 
     def test_what_never_is_a_class_is_named_in_one_line(self, tmp_path: Path, draw: Draw) -> None:
-        for name in ("a/1.png", "b/1.png", "__MACOSX/a/1.png", ".hidden/1.png"):
+        for name in ("a/1.png", "b/1.png", "__MACOSX/a/1.png", ".hidden/1.png", "a/__MACOSX/2.png", "b/.hidden/2.png"):
             draw(tmp_path / name)
         (tmp_path / "empty/deep").mkdir(parents=True)
         found = opened(tmp_path)
         assert found.dataset.class_names == ("a", "b")
+        assert found.dataset.locations == ("a/1.png", "b/1.png")
         assert said(found) == [
             "3 folders left aside (no images, hidden, or written by tlpipe): .hidden, __MACOSX, empty"
         ]

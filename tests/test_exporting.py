@@ -291,6 +291,8 @@ def test_a_file_of_ones_own(run: Run, tmp_path: Path, cache: Path, reports: Path
     done = commands.export(run.id, None, cache, reports, tmp_path / "m.xml")
     assert (done.format, done.path) == ("openvino", tmp_path / "m.xml")
     assert {path.name for path in tmp_path.iterdir()} == {"other.txt", "m.xml", "m.bin", "m_usage.py"}
+    with pytest.raises(ConfigError, match=r"--format keras and --output .*q\.tflite, the name of a tflite file"):
+        commands.export(run.id, "keras", cache, reports, tmp_path / "q.tflite")
     with pytest.raises(ConfigError, match=r"There is .*m\.xml already"):
         commands.export(run.id, None, cache, reports, tmp_path / "m.xml")
     for taken in ("n_usage.py", "n.bin"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,9 +20,14 @@ from pipeline.errors import ConfigError, EngineError, RunError
 from pipeline.evaluation.metrics import accuracy_interval
 from pipeline.extraction import plan
 from pipeline.extraction.engines import EngineChoice
+from pipeline.heads import kind_of, make_head
 from pipeline.runs.classifier import open_classifier
 from pipeline.runs.predictions import read_predictions
 from pipeline.runs.run import HeadRun, Run
+from pipeline.selection import trials
+from pipeline.selection.curve import accuracy_of
+from pipeline.selection.folds import Round
+from pipeline.store.rows import Part, joined
 
 N_NOISE = 240
 
@@ -60,15 +67,6 @@ class TestChance:
         assert run.repeats is not None
         assert is_chance(run.repeats["accuracy"], run.n_val)
 
-    def test_an_epoch_chosen_by_the_fold_would_be_noticed(self, noise: Path, cache: Path, reports: Path) -> None:
-        """The best of many epochs on 34 images lies far above chance: that is what the folds must not show."""
-        run = commands.train_head(
-            HeadConfig("mlp16", epochs=60, schedule="none", learning_rate=0.03), cache, reports, TrainingOptions(cv=5)
-        )
-        assert run.repeats is not None
-        assert run.metrics["val"]["accuracy"] > run.repeats["accuracy"]
-        assert run.chosen_on == ["val"]
-
     def test_sweep(self, noise: Path, cache: Path, reports: Path) -> None:
         """The winner's val figure is the luckiest of many, and the table says that val chose; the mean is chance."""
         run = commands.sweep(["ridge", "knn", "linear", "centroid"], "small", HeadConfig("", epochs=20), cache, reports)
@@ -89,6 +87,70 @@ class TestChance:
         run = commands.learning_curve(HeadConfig(head), cache, reports, per_class=[5, 40], draws=4)
         for point in run.points:
             assert is_chance(point["accuracy"], run.points[-1]["n_train"] // 4), point
+
+
+class TestRatedImagesDecideNothing:
+    """With the labels of the images turned around that rate a fit, it predicts the same, so that they rate it at 1 - a.
+
+    An epoch, a penalty or a neighbour that was chosen by these labels would be another one then.
+    """
+
+    EPOCHS: ClassVar[dict[str, Any]] = {"epochs": 25, "learning_rate": 0.05, "schedule": "none"}
+    HEADS = (("linear", EPOCHS), ("mlp8", EPOCHS), ("bn-mlp8", EPOCHS), ("logreg", {}), ("ridge", {}), ("knn3", {}))
+
+    @pytest.fixture
+    def train(self) -> Part:
+        return self.drawn(90, 0)
+
+    @pytest.fixture
+    def val(self) -> Part:
+        return self.drawn(41, 1)
+
+    def drawn(self, n: int, seed: int) -> Part:
+        """Rows that know nothing of their labels."""
+        draw = np.random.default_rng(seed)
+        keys = np.array([f"{seed}{number:031d}" for number in range(n)], "S32")
+        features = draw.normal(size=(n, 6)).astype(np.float32)
+        return Part(features, draw.integers(0, 2, n), keys, np.zeros(n, np.int64))
+
+    def turned(self, part: Part) -> Part:
+        return replace(part, labels=1 - part.labels)
+
+    @pytest.mark.parametrize(("name", "options"), HEADS)
+    def test_in_folds_and_seeds(self, name: str, options: dict[str, Any], train: Part, val: Part) -> None:
+        rows = np.arange(len(train)), [np.arange(len(train), len(train) + len(val))]
+        config = make_head(HeadConfig(name, **options))[1]
+        found = [
+            trials.repeat(config, [Round(joined(train, one), *rows)], 2, 0)["accuracy"]
+            for one in (val, self.turned(val))
+        ]
+        assert sum(found) == pytest.approx(1, abs=1e-9)
+
+    @pytest.mark.parametrize(("name", "options"), HEADS)
+    def test_in_a_sweep(self, name: str, options: dict[str, Any], train: Part, val: Part) -> None:
+        config = make_head(HeadConfig(name, **options))[1]
+        fit_many = kind_of(name).fit_many
+        one, other = (
+            next(iter(fit_many([config], train, [part], 2, np.inf))).probabilities[0]
+            for part in (val, self.turned(val))
+        )
+        np.testing.assert_array_equal(one, other)
+
+    @pytest.mark.parametrize(("name", "options"), HEADS)
+    def test_in_a_learning_curve(self, name: str, options: dict[str, Any], train: Part, val: Part) -> None:
+        config = make_head(HeadConfig(name, **options))[1]
+        found = [accuracy_of(config, train, [part], 2) for part in (val, self.turned(val))]
+        assert sum(found) == pytest.approx(1, abs=1e-9)
+
+    @pytest.mark.parametrize("name", ["linear", "mlp8", "bn-mlp8", "logreg", "ridge"])
+    def test_a_choice_would_be_noticed(self, name: str, train: Part, val: Part) -> None:
+        config = make_head(HeadConfig(name, **dict(self.HEADS)[name]))[1]
+        found = []
+        for part in (val, self.turned(val)):
+            head, _ = make_head(config)
+            head.fit(train, part, 2)
+            found.append(head.predict_proba(val.array()))
+        assert np.abs(found[0] - found[1]).max() > 1e-3
 
 
 class TestWhoHasSeenWhat:

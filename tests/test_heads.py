@@ -90,6 +90,13 @@ def test_trainable_parameters(name: str, n_classes: int, expected: int) -> None:
     assert head.trainable_parameters == expected
 
 
+@pytest.mark.parametrize("name", BY_STEPS)
+def test_one_epoch_is_called_so(name: str) -> None:
+    for epochs, words in ((1, "1 epoch,"), (2, "2 epochs,")):
+        _, report = fitted(name, blobs(60, 3, 0), blobs(30, 3, 1), 3, epochs=epochs)
+        assert [note for note in report.notes if note.startswith(words)], report.notes
+
+
 def test_documented_numbers_of_parameters() -> None:
     head, _ = fitted("linear", blobs(40, 2, 0, d=1919), blobs(20, 2, 1, d=1919), 2, epochs=1)
     assert head.trainable_parameters == 1921  # two classes on DenseNet201's 1,920 features

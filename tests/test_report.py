@@ -397,6 +397,19 @@ def test_a_changed_learning_curve_is_left_aside(
     assert curve.id in caplog.text
 
 
+def test_a_page_is_drawn_anew_when_what_it_shows_has_changed(run: Run, cache: Path, reports: Path) -> None:
+    page = reports / run.id / "report.html"
+    assert commands.report([], cache, reports).n_drawn == 1
+    assert commands.report([], cache, reports).n_drawn == 0
+    change_run(reports / run.id, notes=["What was noted later"])
+    assert "noted later" not in page.read_text()
+    assert commands.report([], cache, reports).n_drawn == 1
+    assert "noted later" in page.read_text()
+    assert commands.report([], cache, reports, method="tsne").n_drawn == 1
+    page.write_text("something else")
+    assert commands.report([], cache, reports, method="tsne").n_drawn == 1
+
+
 def test_only_the_mean_of_a_learning_curve_is_joined_by_a_line() -> None:
     points = [{"n_train": n, "accuracy": n / 200, "accuracies": [0.3, n / 100]} for n in (10, 100)]
     chart = charts.learning(points, "val")

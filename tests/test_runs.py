@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -107,6 +108,25 @@ def test_listed_newest_first_with_all_that_sets_them_apart(three: list[HeadRun],
     assert [run["head"] for run in value["runs"]] == ["linear", "centroid", "logreg", "knn1"]
 
 
+def test_runs_on_other_features_are_told_apart(
+    three: list[HeadRun], pictures: Path, cache: Path, reports: Path
+) -> None:
+    """By the options of extract, in the list of runs and on the leaderboard, where a group says what it holds."""
+    splits = SplitConfig(val_fraction=0.3)
+    commands.extract(ExtractConfig(str(pictures), pooling="max", interpolation="bilinear", splits=splits), cache)
+    commands.train_head(HeadConfig("knn1"), cache, reports)
+    shown = CliRunner().invoke(app, ["runs", "--reports", str(reports)]).stdout
+    words = "--pooling max --interpolation bilinear --val-fraction 0.3"
+    assert all(word in shown for word in words.split())
+    index = commands.report([], cache, reports).index.read_text()
+    assert words in index
+    headings = re.findall(r"<section><h2>(.*?)</h2>\s*<p>(.*?)</p>", index)
+    assert len(headings) == 2
+    assert len({data for data, _ in headings}) == 1
+    assert len({images for _, images in headings}) == 2
+    assert re.fullmatch(r"\d+ train, \d+ val, \d+ test, dataset [0-9a-f]{8}", headings[0][1])
+
+
 def test_the_shell_completes_what_lies_in_the_folders_of_the_line(three: list[HeadRun], reports: Path) -> None:
     def completed(line: str) -> list[str]:
         words = {"COMP_WORDS": line, "COMP_CWORD": f"{len(line.split()) - 1}", "_TLPIPE_COMPLETE": "complete_bash"}
@@ -117,6 +137,7 @@ def test_the_shell_completes_what_lies_in_the_folders_of_the_line(three: list[He
     assert completed(f"tlpipe evaluate --reports {reports}/none go") == []
     assert completed(f"tlpipe runs rm --reports {reports} go") == ["good"]
     assert completed("tlpipe train-head --head mlp5") == ["mlp512-128"]
+    assert completed("tlpipe extract --endpoint conv") == [f"conv{number}" for number in range(1, 6)]
 
 
 def test_removed(three: list[HeadRun], reports: Path) -> None:

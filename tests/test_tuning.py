@@ -116,6 +116,7 @@ def test_the_saved_model_predicts_what_the_run_says(
             assert file[f"{split}/key"][:].tolist() == table.keys[rows].tolist()
             found = served(reports / run.id, [red_and_blue / table.locations[row] for row in rows])
             np.testing.assert_allclose(found, file[f"{split}/probability"][:], atol=1e-3)
+    assert find_record(cache, None).id == head.features, "what was extracted for it is not what the next command takes"
 
 
 def test_a_fast_engine_does_not_bend_the_figures(red_and_blue: Path, cache: Path, reports: Path) -> None:

@@ -174,6 +174,17 @@ class Model:
     cache: Path
     _classifier: commands.Classifier = field(repr=False)
 
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn asks of estimators: this one is a classifier that is fitted already."""
+        from sklearn.utils import ClassifierTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="classifier",
+            target_tags=TargetTags(required=True, single_output=True),
+            classifier_tags=ClassifierTags(),
+            requires_fit=False,
+        )
+
     @property
     def classes_(self) -> NDArray[np.str_]:
         """The class names as scikit-learn has them, shape [classes]."""

@@ -28,7 +28,7 @@ def more(n: int, shown: int) -> list[str]:
     return [f"and {n - shown:,} more: to_frame() has all"] if n > shown else []
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Markup:
+def html_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Markup:
     """A table."""
     head = Markup("").join(Markup("<th>{}</th>").format(column) for column in columns)
     body = Markup("").join(

@@ -92,8 +92,8 @@ class Extracted(ExtractResult, Result):
             ("seconds", f"{self.seconds['total']:.1f}"),
         ]
         bad = list(self.unreadable.items())[:SHOWN_ROWS]
-        parts = [notebook.heading(self.id), notebook.table(("", ""), rows)]
-        return notebook.joined(*parts, *([notebook.table(("can't be read", "why"), bad)] if bad else []))
+        parts = [notebook.heading(self.id), notebook.html_table(("", ""), rows)]
+        return notebook.joined(*parts, *([notebook.html_table(("can't be read", "why"), bad)] if bad else []))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -144,7 +144,7 @@ class Predicted(Answers):
             for image in self.images[:SHOWN_ROWS]
         ]
         more = notebook.more(len(self), SHOWN_ROWS)
-        table = notebook.table(("path", "label", "probability"), rows)
+        table = notebook.html_table(("path", "label", "probability"), rows)
         return notebook.joined(notebook.heading(f"{counted(len(self), 'answer')} of {self.run}", *more), table)
 
 
@@ -168,7 +168,7 @@ class Exported(Export):
             ("labelled as by predict", f"{percent(self.agreement)} of {counted(self.n, 'image')}"),
             ("largest difference of a probability", f"{self.difference:.1e}"),
         ]
-        return notebook.joined(notebook.heading(f"Exported as {self.format}"), notebook.table(("", ""), rows))
+        return notebook.joined(notebook.heading(f"Exported as {self.format}"), notebook.html_table(("", ""), rows))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -191,9 +191,9 @@ class Inspected(Inspection):
     def _repr_html_(self) -> str:
         splits = list(self.dataset.counts())
         rows = [(name, *(counts[split] for split in splits)) for name, counts in self.counts().items()]
-        parts = [notebook.heading(self.data, f"All of it: {self.page}"), notebook.table(("class", *splits), rows)]
+        parts = [notebook.heading(self.data, f"All of it: {self.page}"), notebook.html_table(("class", *splits), rows)]
         if bad := list(self.unreadable().items())[:SHOWN_ROWS]:
-            parts.append(notebook.table(("can't be read", "why"), bad))
+            parts.append(notebook.html_table(("can't be read", "why"), bad))
         limit = self.by_features.record.config.pixel_limit if self.by_features else ExtractConfig.pixel_limit
         pictures = Pictures(self.opened.source, self.dataset.keys, limit)
         for section in sections(self):
@@ -220,4 +220,4 @@ class Reported(Report):
 
     def _repr_html_(self) -> str:
         rows = list(self.pages.items())[:SHOWN_ROWS]
-        return notebook.joined(notebook.heading(str(self.index)), notebook.table(("run", "page"), rows))
+        return notebook.joined(notebook.heading(str(self.index)), notebook.html_table(("run", "page"), rows))

@@ -19,8 +19,8 @@ from pipeline.pages import Pictures, RunData, charts
 from pipeline.pages.gallery import choose
 from pipeline.pages.run_page import figures
 from pipeline.runs.predictions import Predictions, read_history, read_predictions
-from pipeline.runs.rows import AGAINST, CANDIDATES, SCORES, against_rows, candidate_rows, score_rows
 from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, RatedRun, Run, SweepRun, read_run
+from pipeline.runs.summary import AGAINST, CANDIDATES, SCORES, against_rows, candidate_rows, score_rows
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted, percent
 
@@ -84,12 +84,12 @@ class RunResult(_OfRun[AnyRated]):
 
     def _repr_html_(self) -> str:
         run = self.run
-        parts = [notebook.heading(run.id, *run.notes), notebook.table(SCORES, score_rows(run))]
+        parts = [notebook.heading(run.id, *run.notes), notebook.html_table(SCORES, score_rows(run))]
         if isinstance(run, SweepRun):
-            parts.append(notebook.table(CANDIDATES, candidate_rows(run, SHOWN_ROWS)))
+            parts.append(notebook.html_table(CANDIDATES, candidate_rows(run, SHOWN_ROWS)))
         if isinstance(run, EvaluateRun) and run.against is not None:
             parts.append(notebook.heading("", f"Against {run.against.run}, image by image, in points:"))
-            parts.append(notebook.table(AGAINST, against_rows(run.against)))
+            parts.append(notebook.html_table(AGAINST, against_rows(run.against)))
         try:
             data = self._data()
         except RunError as error:  # the figures above stand all the same
@@ -153,7 +153,7 @@ class CurveResult(_OfRun[CurveRun]):
         rows = [(point["per_class"], point["n_train"], percent(point["accuracy"])) for point in run.points]
         return notebook.joined(
             notebook.heading(run.id, f"{run.head}, accuracy on {run.split}", *run.notes),
-            notebook.table(("per class", "images", "accuracy"), rows),
+            notebook.html_table(("per class", "images", "accuracy"), rows),
             notebook.chart(charts.learning(run.points, run.split)),
         )
 
@@ -203,4 +203,4 @@ class Runs:
             for row in self._rows()[:SHOWN_ROWS]
         ]
         more = notebook.more(len(self), SHOWN_ROWS)
-        return notebook.joined(notebook.heading(counted(len(self), "run"), *more), notebook.table(columns, rows))
+        return notebook.joined(notebook.heading(counted(len(self), "run"), *more), notebook.html_table(columns, rows))

@@ -13,6 +13,7 @@ from pipeline.api.runs import RunResult
 from pipeline.config import Columns
 from pipeline.config.extract import NOT_OF_PREDICT
 from pipeline.config.head import TOP
+from pipeline.data import shortened
 from pipeline.errors import DataError
 from pipeline.runs.run import EvaluateRun
 
@@ -78,12 +79,24 @@ def predict(
         TlpipeError: As `tlpipe predict`, with what to do about it.
     """
     at = folders_of(cache, reports)
-    names = [str(images)] if isinstance(images, (str, Path)) else [str(name) for name in images]
+    names = [images] if isinstance(images, (str, Path)) else list(images)
     if not names:
         raise DataError("There are no images to label")
-    table = None if csv is None else Path(csv)
+    if foreign := [type(name).__name__ for name in names if not isinstance(name, (str, Path))]:
+        raise DataError(
+            f"predict takes paths, and was given {shortened(sorted(set(foreign)))}; arrays and pictures of Pillow are "
+            "for load_model(run).predict_proba(images)"
+        )
+    csv_file = None if csv is None else Path(csv)
     answers = commands.predict(
-        str(run), names, at.cache, at.reports, top=top, table=table, precision=precision, **options
+        str(run),
+        [str(name) for name in names],
+        at.cache,
+        at.reports,
+        top=top,
+        csv_file=csv_file,
+        precision=precision,
+        **options,
     )
     return with_folders(Predicted, answers, at)
 

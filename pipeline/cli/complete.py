@@ -69,6 +69,7 @@ def _newest(folder: Path, pattern: str) -> list[str]:
 COMPLETED: dict[str, Callable[..., list[str]]] = {
     "backbone": backbones,
     "blocks": blocks,
+    "endpoint": blocks,
     "features": features,
     "same_features": features,
     "head": heads,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluation.compare import Difference
-from pipeline.runs.rows import AGAINST, CANDIDATES, SCORES, against_rows, candidate_rows, score_rows
+from pipeline.runs.summary import AGAINST, CANDIDATES, SCORES, against_rows, candidate_rows, score_rows
 from pipeline.util.text import counted, interval, percent, readable_size, sides
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 FIGURES = re.compile(r"[-+\d.,% ()]*(to [-+\d.,% ()]*)?|[\d.,]+ [kMGT]?B")
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table with aligned columns; figures to the right."""
+def aligned(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Rows as text in aligned columns, figures to the right."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -63,7 +63,7 @@ def cache_text(rows: Sequence[Mapping[str, Any]]) -> str:
         cells.append([row["features_id"] + state, images + views, what, readable_size(row["bytes"]), date, data])
         for writer in row.get("written_by", ()):
             written.append(f"  {row['features_id']}: " + ", ".join(f"{name} {text}" for name, text in writer.items()))
-    lines = [table(["features", "images", "what", "size", "date (UTC)", "data"], cells)]
+    lines = [aligned(["features", "images", "what", "size", "date (UTC)", "data"], cells)]
     if not all(row["complete"] for row in rows):
         lines.append("An incomplete extract was stopped or failed; the same command again goes on from there.")
     return "\n".join([*lines, *(["Written by", *written] if written else [])])
@@ -127,7 +127,7 @@ def extract_text(result: ExtractResult) -> str:
 def runs_text(runs: Sequence[Run]) -> str:
     """Runs as a table."""
     columns = ["run", "data", "features", "head", "options", "val", "test", "seconds"]
-    return table(columns, [_run_line(run) for run in runs])
+    return aligned(columns, [_run_line(run) for run in runs])
 
 
 def _run_line(run: Run) -> list[str]:
@@ -165,7 +165,7 @@ def run_text(run: RatedRun, folder: str) -> str:
         *run.notes,
         *(_repeated(run) if isinstance(run, HeadRun) else []),
         "",
-        table(SCORES, rows) if rows else "There are no images to test on.",
+        aligned(SCORES, rows) if rows else "There are no images to test on.",
         *([USED] if any(row[SCORES.index("used to")] for row in rows) else []),
         *(_against(run) if isinstance(run, EvaluateRun) else []),
         "",
@@ -183,7 +183,12 @@ def _against(run: EvaluateRun) -> list[str]:
     """The paired difference to another run."""
     if run.against is None:
         return []
-    return ["", f"Against {run.against.run}, image by image, in points:", "", table(AGAINST, against_rows(run.against))]
+    return [
+        "",
+        f"Against {run.against.run}, image by image, in points:",
+        "",
+        aligned(AGAINST, against_rows(run.against)),
+    ]
 
 
 def _repeated(run: HeadRun) -> list[str]:
@@ -204,7 +209,7 @@ SHOWN = 20  # candidates of a sweep on the terminal; run.json has all
 def sweep_text(run: SweepRun, folder: str) -> str:
     """What a sweep gave: a table of the candidates, then the winner's run."""
     found = run.candidates
-    lines = [table(CANDIDATES, candidate_rows(run, SHOWN))]
+    lines = [aligned(CANDIDATES, candidate_rows(run, SHOWN))]
     if len(found) > SHOWN:
         lines.append(f"and {len(found) - SHOWN} more, all in {folder}/run.json")
     return "\n".join([*lines, "", run_text(run, folder)])
@@ -232,7 +237,7 @@ def curve_text(run: CurveRun, folder: str) -> str:
         [
             f"{run.head} on {run.features}, accuracy on {run.split}",
             "",
-            table(["per class", "images", "draws", "accuracy", "deviation"], rows),
+            aligned(["per class", "images", "draws", "accuracy", "deviation"], rows),
             "",
             outlook,
             f"Run        {folder} ({run.seconds['total']:.1f} s)",
@@ -268,7 +273,7 @@ def inspect_text(found: Inspection) -> str:
     dataset, by = found.dataset, found.by_features
     splits = list(dataset.counts())
     classes = [[name, *(f"{counts[split]:,}" for split in splits)] for name, counts in found.counts().items()]
-    lines = [table(["class", *splits], classes), ""]
+    lines = [aligned(["class", *splits], classes), ""]
     if found.opened.carved:
         how = "as tlpipe extract carves by default" if by is None else f"split as for the features {by.record.id}"
         lines.append(f"The data has no {' and no '.join(found.opened.carved)}: {how}")

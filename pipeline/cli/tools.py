@@ -25,7 +25,7 @@ def backbones(folders: Folders) -> Answer:
         short = names if len(names) <= 8 else [*names[:2], "...", *names[-2:]]
         here = "here" if row["weights"] else ""
         cells.append([row["name"], row["native_size"], row["least_size"], row["width"], here, " ".join(short)])
-    text = render.table(["name", "native px", "least px", "features", "weights", "blocks"], cells)
+    text = render.aligned(["name", "native px", "least px", "features", "weights", "blocks"], cells)
     return Answer(
         {"backbones": rows}, text + "\n\nA .keras file of your own will do too: tlpipe extract --backbone FILE.keras"
     )
@@ -96,7 +96,7 @@ def bench(
         for name, rate in result.matrix_rate.items()
     ]
     columns = ["engine", "precision", "batch", "images/s", "times predict", "of matrix rate", "cosine"]
-    return Answer(asdict(result), "\n".join([*lines, "", render.table(columns, cells)]))
+    return Answer(asdict(result), "\n".join([*lines, "", render.aligned(columns, cells)]))
 
 
 def demo(folders: Folders, seed: Seed = 0) -> Answer:
@@ -116,7 +116,7 @@ def demo(folders: Folders, seed: Seed = 0) -> Answer:
             "",
             f"{result.extracted.n_images:,} scans of digits, densenet121 with {result.weights} weights, {side} px",
             "",
-            render.table(["stage", "val accuracy", "test accuracy", "seconds"], cells),
+            render.aligned(["stage", "val accuracy", "test accuracy", "seconds"], cells),
             "",
             render.gain_text(result.gain),
             "",

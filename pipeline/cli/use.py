@@ -50,7 +50,7 @@ def predict(
         folders.cache,
         folders.reports,
         top=top,
-        table=csv,
+        csv_file=csv,
         precision=precision,
         path_column=columns.path_column,
     )

@@ -107,6 +107,7 @@ def export(
     form = format_named(name if name is not None else _format_of(output))
     classifier = open_classifier(reports, reference, precision)
     if output is not None:
+        _check_suffix(form, output)
         _check_free(output, *([_script_of(output)] if _is_file(form, output) else []))
     if len(classifier.configs) > 1:
         raise ConfigError(
@@ -146,6 +147,17 @@ def _format_of(output: Path | None) -> str:
             f"--format is missing; it can be {', '.join(FORMATS)}, or give an --output that ends in {legal}"
         )
     return found[0]
+
+
+def _check_suffix(form: Format, output: Path) -> None:
+    """Refuse a name that tells another format.
+
+    Raises:
+        ConfigError: If it does.
+    """
+    other = next((one for one in FORMATS.values() if one.suffix and one.suffix == output.suffix), form)
+    if other.suffix != form.suffix:
+        raise ConfigError(f"--format {form.name} and --output {output}, the name of a {other.name} file, contradict")
 
 
 def _check_free(*paths: Path) -> None:

@@ -12,14 +12,11 @@ from pipeline.commands.runs import check_name
 from pipeline.config import HeadConfig, TrainingOptions
 from pipeline.config.head import DRAWS
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluation.metrics import scores
 from pipeline.heads import make_head
 from pipeline.runs.describe import header
 from pipeline.runs.run import CurveRun, save_run
-from pipeline.selection.curve import Point, draw_subset, gain_of_doubling, sizes_for
+from pipeline.selection.curve import Point, accuracy_of, draw_subset, gain_of_doubling, sizes_for
 from pipeline.selection.features import known_to_backbones, open_table
-from pipeline.selection.trials import mean_over_views
-from pipeline.store.rows import Part, nothing
 from pipeline.util.progress import progress
 
 
@@ -67,7 +64,7 @@ def learning_curve(
             accuracies, counts = [], []
             for draw in range(draws if size < most else 1):
                 subset = draw_subset(train, size, draw, config.seed)
-                accuracies.append(_accuracy(resolved, subset, parts, len(table.class_names)))
+                accuracies.append(accuracy_of(resolved, subset, parts, len(table.class_names)))
                 counts.append(int((subset.views == 0).sum()))
             points.append(Point(size, round(np.mean(counts)), accuracies))
             advance(1)
@@ -84,9 +81,3 @@ def learning_curve(
     )
     save_run(cache, reports, run)
     return run
-
-
-def _accuracy(config: HeadConfig, subset: Part, parts: list[Part], n_classes: int) -> float:
-    head, _ = make_head(config)
-    head.fit(subset, nothing(subset), n_classes)
-    return scores(mean_over_views(head, parts), parts[0].labels)["accuracy"]

@@ -99,7 +99,7 @@ def predict(
     reports: Path,
     *,
     top: int = TOP,
-    table: Path | None = None,
+    csv_file: Path | None = None,
     precision: str | None = None,
     path_column: str | None = None,
 ) -> Answers:
@@ -111,7 +111,7 @@ def predict(
         cache: The cache folder; features that it has are not computed again.
         reports: The reports folder.
         top: Classes that are named of each image.
-        table: Where the answers are written as CSV, too; None for nowhere.
+        csv_file: Where the answers are written, too; None for nowhere.
         precision: As in `ExtractConfig`; None for that in which the run was rated.
         path_column: Column of a manifest that holds the paths; None for the common names.
 
@@ -125,8 +125,12 @@ def predict(
     """
     if top < 1:
         raise ConfigError(f"--top is {top}; give 1 or more")
-    if table is not None and table.exists() and any(table.samefile(name) for name in names if Path(name).exists()):
-        raise ConfigError(f"--csv {table} is one of the images or tables that are read; name another file")
+    if (
+        csv_file is not None
+        and csv_file.exists()
+        and any(csv_file.samefile(name) for name in names if Path(name).exists())
+    ):
+        raise ConfigError(f"--csv {csv_file} is one of the images or tables that are read; name another file")
     classifier = open_classifier(reports, reference, precision)
     locations, source = list_images(names, path_column)
     predicted = classifier.predict(source, locations, cache)
@@ -141,6 +145,6 @@ def predict(
         named = [] if cause else [(class_names[label], share) for label, share in zip(row, shares, strict=True)]
         images.append(ImageAnswer(location, named, cause))
     answers = Answers(classifier.run.id, images, predicted.n_computed, predicted.images_per_second)
-    if table is not None:
-        answers.write_csv(table)
+    if csv_file is not None:
+        answers.write_csv(csv_file)
     return answers

@@ -159,7 +159,8 @@ def _lacking(dataset: Dataset, config: SplitConfig) -> list[str]:
     """What keeps a classifier from being trained on all of the images, or from being rated."""
     notes = []
     shares = {"val": config.val_fraction, "test": config.test_fraction}
-    if missing := [split for split, share in shares.items() if share and split not in dataset.splits]:
+    labelled = (dataset.labels != UNLABELLED).any()
+    if missing := [split for split, share in shares.items() if labelled and share and split not in dataset.splits]:
         notes.append(f"No images are left for {' and '.join(missing)}: classes or groups are too small to be divided")
     if unlabelled := int((dataset.labels == UNLABELLED).sum()):
         notes.append(f"{unlabelled:,} of {counted(len(dataset), 'image')} without a label; training leaves them out")

@@ -14,6 +14,7 @@ from pipeline.util.text import counted
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
+NO_DATA = ("__MACOSX",)  # what macOS adds to zip files, with a file `._name` for each
 # A suffix only says whether a file was meant as an image: what can't be read is then quarantined, with its cause.
 # Files without any suffix count as images, all others are left aside, and counted.
 IMAGE_SUFFIXES = frozenset(
@@ -79,7 +80,7 @@ def read_folder(root: Path, least_classes: int = 2) -> Listing:
         labels += [folder.name] * n_new
         splits += [split] * n_new
     listing = _listing(root, files, labels, splits, aside, skipped)
-    listing.notes.extend(_of_folders(folder) for _, folder in classes if len(_inner(folder)) > 1)
+    listing.notes.extend(_of_folders(folder) for _, folder in classes if _inner(folder))
     return listing
 
 
@@ -189,7 +190,9 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """What is in a folder, but for what is hidden; nothing of a folder that tlpipe wrote."""
-    return [] if is_marked(folder) else [entry for entry in _scan(folder) if not entry.name.startswith(".")]
+    if is_marked(folder):
+        return []
+    return [entry for entry in _scan(folder) if not entry.name.startswith(".") and entry.name not in NO_DATA]
 
 
 def _data_folders(folder: Path, skipped: list[Path]) -> list[Path]:
@@ -198,7 +201,7 @@ def _data_folders(folder: Path, skipped: list[Path]) -> list[Path]:
     for entry in _scan(folder):
         if _is_folder(entry):
             path = folder / entry.name
-            never = entry.name.startswith(".") or entry.name == "__MACOSX" or is_marked(path)
+            never = entry.name.startswith(".") or entry.name in NO_DATA or is_marked(path)
             usable = not never and any(is_image(file) for file in files_below(path))
             (found if usable else skipped).append(path)
     return found

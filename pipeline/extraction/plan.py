@@ -23,6 +23,7 @@ from pipeline.store.shards import FeatureStore
 from pipeline.store.table import row_keys
 from pipeline.util import runtime
 from pipeline.util.memo import Memo
+from pipeline.util.text import counted
 
 NAMED_AT_MOST = 10  # unreadable images named on the terminal; the answer of --json lists all
 
@@ -187,9 +188,9 @@ def complete(
     if not rows:
         return Done(plan, PassReport(), refused, n_wanted, time.perf_counter())
     log.info(
-        "%s of %s rows to compute with %s in %s",
+        "%s of %s to compute with %s in %s",
         f"{len(rows):,}",
-        f"{n_wanted:,}",
+        counted(n_wanted, "row"),
         plan.choice.engine,
         plan.choice.precision,
     )

@@ -28,6 +28,7 @@ from pipeline.training.passes import Passes
 from pipeline.training.watch import Watch
 from pipeline.util import runtime
 from pipeline.util.progress import progress
+from pipeline.util.text import counted
 
 ROWS = 4096  # validation images that all heads look at at a time
 
@@ -140,7 +141,7 @@ class _Columns:
                     break
         self.sound = watch.best_epoch > 0
         kept = f"that of the best validation accuracy kept: {watch.best_epoch.max()}" if losses_of else "the last kept"
-        report.notes.append(f"{len(report.history)} epochs, {kept}")
+        report.notes.append(f"{counted(len(report.history), 'epoch')}, {kept}")
         return report
 
     def _rates(self) -> NDArray[np.float64]:

@@ -29,6 +29,7 @@ from pipeline.training.passes import Passes
 from pipeline.training.watch import Watch
 from pipeline.util import runtime
 from pipeline.util.progress import progress
+from pipeline.util.text import counted
 
 if TYPE_CHECKING:
     import keras
@@ -103,7 +104,7 @@ class MlpHead:
             raise diverged(config.learning_rate, config.l2)
         model.set_weights(best)
         kept = f"that of the best validation accuracy kept: {watch.best_epoch[0]}" if len(val) else "the last kept"
-        report.notes.append(f"{len(report.history)} epochs, {kept}")
+        report.notes.append(f"{counted(len(report.history), 'epoch')}, {kept}")
         return report
 
     def _optimizer(self, model: keras.Model, schedule: Any, factor: Any) -> keras.optimizers.Optimizer:

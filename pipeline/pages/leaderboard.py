@@ -54,6 +54,13 @@ class Group:
     dataset: str
     lines: list[Line]
 
+    @property
+    def images(self) -> str:
+        """How many images of each split there are, and the start of the dataset's id, which sets splits apart."""
+        run = self.lines[0].run
+        counts = (("train", run.n_train), ("val", run.n_val), ("test", run.n_test))
+        return ", ".join([f"{n:,} {split}" for split, n in counts if n] + [f"dataset {self.dataset[:8]}"])
+
 
 def groups(reports: Path, runs: Sequence[Run], page: str) -> list[Group]:
     """Trained runs by the images they were trained and rated on; the group of the newest run first.

@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypedDict
@@ -29,7 +29,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import ExtractConfig, FeatureSpec, FinetuneConfig, HeadConfig
+from pipeline.config import BACKBONE, ExtractConfig, FeatureSpec, FinetuneConfig, HeadConfig
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluation.compare import Difference
 from pipeline.heads import kind_of, make_head
@@ -172,8 +172,16 @@ class RatedRun(Run):
     n_chosen: dict[str, int] = field(default_factory=dict)
 
     def options(self) -> str:
-        """The options that are not the defaults, as on the command line."""
-        return ""
+        """The options of extract and of the run that are not the defaults, as on the command line.
+
+        The backbone is left out, as it is shown beside them.
+        """
+        extracted = [shlex.join(replace(one, backbone=BACKBONE).options()) for one in self.extracts]
+        return " ".join(word for word in (*dict.fromkeys(extracted), *self.own_options()) if word)
+
+    def own_options(self) -> list[str]:
+        """Those of the run alone."""
+        return []
 
     def used(self) -> dict[str, str]:
         """What the images of each split were used for before they rated the classifier, which flatters its figures.
@@ -212,12 +220,12 @@ class HeadRun(RatedRun):
     calibration: dict[str, Any] | None = None
     repeats: dict[str, Any] | None = None
 
-    def options(self) -> str:
-        """As `RatedRun.options`."""
+    def own_options(self) -> list[str]:
+        """As `RatedRun.own_options`."""
         words = [self.config.command(make_head(HeadConfig(self.head))[1]).removeprefix(f"--head {self.head}").strip()]
         words += [f"--test-views {self.test_views}"] if self.test_views else []
         words += ["--calibrate"] if self.calibration else []
-        return " ".join(word for word in words if word)
+        return words
 
 
 @dataclass(slots=True, kw_only=True)
@@ -279,14 +287,14 @@ class FinetuneRun(RatedRun):
         """As `RatedRun.shown`, with those of before."""
         return [("before", self.baseline), ("fine-tuned", self.metrics)]
 
-    def options(self) -> str:
-        """As `RatedRun.options`."""
+    def own_options(self) -> list[str]:
+        """As `RatedRun.own_options`."""
         words, default = [], FinetuneConfig()
         for name in options_of(FinetuneConfig):
             value = getattr(self.config, name)
             if value != getattr(default, name):
                 words.append(option_name(name) if value is True else f"{option_name(name)} {value}")
-        return " ".join(words)
+        return words
 
 
 @dataclass(slots=True, kw_only=True)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.config import HeadConfig
+from pipeline.evaluation.metrics import scores
+from pipeline.heads import make_head
 from pipeline.runs.run import PointFields
-from pipeline.store.rows import Part
+from pipeline.selection.trials import mean_over_views
+from pipeline.store.rows import Part, nothing
 
 STEPS = (1, 2, 5)
 FIT_POINTS = 4  # the law holds for the end of the curve; few images per class follow another
@@ -62,6 +67,13 @@ def draw_subset(train: Part, per_class: int, draw: int, seed: int) -> Part:
     order = images[np.random.default_rng([seed, draw]).permutation(len(images))]
     kept = [order[train.labels[order] == label][:per_class] for label in np.unique(train.labels)]
     return train.select(np.isin(train.keys, train.keys[np.concatenate(kept)]))
+
+
+def accuracy_of(config: HeadConfig, subset: Part, parts: Sequence[Part], n_classes: int) -> float:
+    """Accuracy of a head that was fitted on a subset, on images that decided nothing of it, a part for each view."""
+    head, _ = make_head(config)
+    head.fit(subset, nothing(subset), n_classes)
+    return scores(mean_over_views(head, parts), parts[0].labels)["accuracy"]
 
 
 def gain_of_doubling(points: list[Point]) -> float | None:

@@ -40,7 +40,13 @@ def open_table(cache: Path, options: TrainingOptions, views: int | None, what: s
     for record in records:
         size = sides(record.spec.image_size)
         log.info(
-            "%s on %s (%s %s, %s px, %d views)", what, record.id, record.spec.backbone, record.spec.endpoint, size, most
+            "%s on %s (%s %s, %s px, %s)",
+            what,
+            record.id,
+            record.spec.backbone,
+            record.spec.endpoint,
+            size,
+            counted(most, "view"),
         )
     # A fold takes its validation images from the training images, and the other way round.
     wanted = (most, most) if options.cv else (views, options.averaged)
