@@ -81,8 +81,7 @@ def picture(folder: Path, number: int) -> Path:
 
 
 def costs(folder: Path, n: int) -> dict[str, tuple[float, int]]:
-    """Seconds and peak bytes of each command with `n` rows in the cache; 0 for those of the head alone."""
-    cache = folder / "cache"
+    """Seconds and peak bytes of each command with `n` rows in the cache, or with none but those of a small head."""
     spent("extract", small_set(folder / "small.npz", 200), *OPTIONS, cwd=folder)
     run = spent("train-head", "--head", "ridge", cwd=folder)[2]["run"]
     found: dict[str, tuple[float, int]] = {}
@@ -98,17 +97,18 @@ def costs(folder: Path, n: int) -> dict[str, tuple[float, int]]:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             arrays = pool.submit(write_arrays, folder / "arrays", n).result()
             files = pool.submit(write_files, folder / "files", n).result()
-            for data in (arrays, files):
-                pool.submit(store_drawn, cache, data).result()
-        for data in (arrays, files):
-            answer = note(f"first extract of {data.name}", "extract", data, *OPTIONS)
+            pool.submit(store_drawn, folder / "cache of arrays", arrays).result()
+            pool.submit(store_drawn, folder / "cache", files).result()
+        for data, options in ((arrays, ("--cache", "cache of arrays")), (files, ())):
+            answer = note(f"first extract of {data.name}", "extract", data, *OPTIONS, *options)
             verdict(f"extract of {n:,} {data.name} computes nothing", answer["n_computed"] == 0)
-            note(f"extract of {data.name}", "extract", data, *OPTIONS, times=3)
+            note(f"extract of {data.name}", "extract", data, *OPTIONS, *options, times=3)
+        shutil.rmtree(folder / "cache of arrays")
         note("train-head ridge", "train-head", "--head", "ridge", "--memory", "1GB")
         note("train-head linear, 2 epochs", "train-head", "--head", "linear", "--epochs", 2, "--memory", "1GB")
         note("cache ls", "cache", "ls", times=3)
     known = picture(folder, 0)
-    note("predict, first", "predict", run, known)
+    spent("predict", run, known, cwd=folder)
     note("predict of one cached", "predict", run, known, times=3)
     news = iter(range(1, 10))
     new = min(spent("predict", run, picture(folder, next(news)), cwd=folder)[:2] for _ in range(3))
