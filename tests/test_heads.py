@@ -30,6 +30,7 @@ from pipeline.heads import (
 )
 from pipeline.heads.base import class_weights
 from pipeline.heads.linear import fit_many as fit_linear
+from pipeline.heads.logreg import PENALTIES
 from pipeline.heads.prepare import Preparation
 from pipeline.store.rows import Part, joined, nothing
 from pipeline.training.losses import accuracy_of_logits, sparse_loss
@@ -88,6 +89,15 @@ def test_trainable_parameters(name: str, n_classes: int, expected: int) -> None:
     options = {"epochs": 1} if name in BY_STEPS else {}
     head, _ = fitted(name, blobs(60, n_classes, 0), blobs(30, n_classes, 1), n_classes, **options)
     assert head.trainable_parameters == expected
+
+
+def test_a_layer_too_narrow_for_the_classes_is_told() -> None:
+    train, val = blobs(200, 5, 0), blobs(60, 5, 1)
+    for name, told in (("mlp32-9", True), ("mlp9-32", False), ("mlp32-10", False), ("bn-mlp9", True)):
+        _, report = fitted(name, train, val, 5, epochs=1)
+        notes = [note for note in report.notes if "narrow" in note]
+        assert bool(notes) is told, name
+        assert not told or notes == ["9 units in the last hidden layer are narrow for 5 classes; take 10 or more"]
 
 
 @pytest.mark.parametrize("name", BY_STEPS)
@@ -232,6 +242,47 @@ class TestLogreg:
         reference.fit(both.array(), both.labels)
         expected = reference.predict_proba(test.array())
         np.testing.assert_allclose(head.predict_proba(test.array()), expected, atol=0.01)
+
+    @pytest.mark.parametrize("spread", [0.3, 3.0, 30.0])
+    def test_the_search_finds_the_least_loss_of_all_penalties(self, spread: float) -> None:
+        """The less the classes lie apart, the stronger the best penalty is, on both sides of where the search begins."""
+        draw = np.random.default_rng(0)
+
+        def drawn(n: int) -> Part:
+            labels = draw.integers(0, 3, n)
+            noise = draw.normal(0, spread, (n, 20)).astype(np.float32)
+            return part_of(np.eye(3, 20, dtype=np.float32)[labels] * 3 + noise, labels)
+
+        train, val = drawn(90), drawn(2000)
+        head, report = fitted("logreg", train, val, 3)
+        losses = {
+            l2: log_loss(val.labels, fitted("logreg", train, EMPTY, 3, l2=l2)[0].predict_proba(val.array()))
+            for l2 in PENALTIES
+        }
+        assert head.penalty == min(losses, key=losses.__getitem__)
+        assert len(report.history) < len(PENALTIES)
+        assert [row["l2"] for row in report.history] == sorted((row["l2"] for row in report.history), reverse=True)
+
+    def test_penalties_of_a_large_problem_are_compared_on_a_share(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        train, val, test = blobs(2000, 5, 0), blobs(300, 5, 1), blobs(400, 5, 2)
+        rare = train.select(np.concatenate([np.flatnonzero(train.labels != 4), np.flatnonzero(train.labels == 4)[:1]]))
+        whole, _ = fitted("logreg", train, val, 5)
+        monkeypatch.setattr("pipeline.heads.logreg.LARGE", 100)
+        monkeypatch.setattr("pipeline.heads.logreg.SHARE", 200)
+        sizes: list[tuple[int, int]] = []
+        fit = LogisticRegression.fit
+
+        def counting(self: LogisticRegression, X: np.ndarray, y: np.ndarray) -> LogisticRegression:
+            sizes.append((len(X), len(np.unique(y))))
+            return fit(self, X, y)
+
+        monkeypatch.setattr(LogisticRegression, "fit", counting)
+        _, report = fitted("logreg", rare, val, 5)
+        assert {n_classes for _, n_classes in sizes} == {5}, "the class of one row is in the share, too"
+        assert all(200 <= n <= 250 for n, _ in sizes[:-1]) and sizes[-1][0] == len(rare)
+        assert report.notes[0] == f"Penalties were compared on {sizes[0][0]} of {len(rare):,} rows"
+        share, _ = fitted("logreg", train, val, 5)
+        assert accuracy(share, test) == pytest.approx(accuracy(whole, test), abs=0.01)
 
     def test_l2_is_one_over_images_times_c(self) -> None:
         train, val, test = blobs(300, 4, 0), blobs(100, 4, 1), blobs(200, 4, 2)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 FILE = "head.keras"
 BN_MOMENTUM = 0.9
+WIDTHS_A_CLASS = 2  # units of the last hidden layer for each class; with fewer, classes get into each other's way
 
 
 class MlpHead:
@@ -105,6 +106,12 @@ class MlpHead:
         model.set_weights(best)
         kept = f"that of the best validation accuracy kept: {watch.best_epoch[0]}" if len(val) else "the last kept"
         report.notes.append(f"{counted(len(report.history), 'epoch')}, {kept}")
+        if self.widths[-1] < WIDTHS_A_CLASS * n_classes:
+            least = WIDTHS_A_CLASS * n_classes
+            report.notes.append(
+                f"{self.widths[-1]:,} units in the last hidden layer are narrow for {n_classes:,} classes; "
+                f"take {least:,} or more"
+            )
         return report
 
     def _optimizer(self, model: keras.Model, schedule: Any, factor: Any) -> keras.optimizers.Optimizer:
