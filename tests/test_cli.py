@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -429,11 +430,18 @@ def test_a_seed_is_an_option_only_where_something_is_drawn() -> None:
 
 def test_doctor(run: Any) -> None:
     value = answer(run("doctor", "--json"))
-    assert set(value) == {"versions", "system", "processor", "gpus", "engines", "weights", "folders"}
+    names = {"versions", "system", "processor", "gpus", "engines", "verdicts", "weights", "folders"}
+    assert set(value) == names
+    judged = {(one["engine"], one["precision"]): one for one in value["verdicts"]}
+    assert all(one["holds"] and one["difference"] <= one["most"] for one in judged.values())
+    assert {("tensorflow", "float32"), ("openvino", "float32")} <= set(judged)
     assert value["versions"]["tensorflow"]
     assert value["folders"]["cache"]["writable"]
     assert value["weights"]["missing_would_come_from"].startswith("https://")
     text = run.inside("doctor").stdout
+    assert re.search(
+        r"^checked       openvino in float32: \S+ of the features' length away from TensorFlow", text, re.M
+    )
     assert "TLPIPE_WEIGHTS is not set" in text
     assert "can be written" in text
 

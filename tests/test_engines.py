@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from pipeline import commands
 from pipeline.backbones import Pretrained, open_backbone
-from pipeline.config import ImageConfig
+from pipeline.commands.doctor import examine
+from pipeline.config import ExtractConfig, ImageConfig
 from pipeline.data.images import decode, from_array, resize
 from pipeline.errors import ConfigError, EngineError
 from pipeline.extraction.engines import EngineChoice, call, choose, open_engine
+from pipeline.extraction.engines.openvino import OpenvinoEngine
 from pipeline.extraction.engines.tensorflow import TensorflowEngine
 from pipeline.util import runtime
 
@@ -149,7 +154,7 @@ def test_converted_graph_is_kept_and_found_again(pretrained: Pretrained, images:
     choice = EngineChoice("openvino", "float32")
     folder = tmp_path / "graphs" / "one"
     expected = call(open_engine(choice, pretrained.network, "block13", "avg", folder), images)
-    assert {path.name for path in folder.iterdir()} == {"checksums.json", "model.bin", "model.xml"}
+    assert {path.name for path in folder.iterdir()} == {"checksums.json", "model.bin", "model.xml", "verdicts"}
 
     def not_needed(_: str) -> object:
         raise AssertionError("the graph is there")
@@ -162,6 +167,111 @@ def test_converted_graph_is_kept_and_found_again(pretrained: Pretrained, images:
     mended = open_engine(choice, pretrained.network, "block13", "avg", folder)
     np.testing.assert_array_equal(call(mended, images), expected)
     assert (folder / "model.bin").read_bytes() != bytes(weights)
+
+
+@needs_openvino
+class TestVerdict:
+    """An engine is asked once on a machine whether it computes a graph rightly."""
+
+    CHOICE = EngineChoice("openvino", "float32")
+
+    def open(self, network: Callable[[str], Any], folder: Path, choice: EngineChoice = CHOICE) -> Any:
+        return open_engine(choice, network, "block13", "avg", folder)
+
+    @pytest.fixture
+    def folder(self, pretrained: Pretrained, tmp_path: Path) -> Path:
+        """A graph that was judged."""
+        self.open(pretrained.network, tmp_path / "g")
+        return tmp_path / "g"
+
+    @pytest.fixture
+    def asked(self, pretrained: Pretrained) -> list[str]:
+        """Each time the network itself was wanted, which only a new verdict does."""
+        return []
+
+    @pytest.fixture
+    def network(self, pretrained: Pretrained, asked: list[str]) -> Callable[[str], Any]:
+        def network(policy: str) -> Any:
+            asked.append(policy)
+            return pretrained.network(policy)
+
+        return network
+
+    def spoil(self, monkeypatch: pytest.MonkeyPatch, how: Callable[[np.ndarray], np.ndarray]) -> None:
+        stream = OpenvinoEngine.stream
+        monkeypatch.setattr(OpenvinoEngine, "stream", lambda *args: (how(part) for part in stream(*args)))
+
+    def test_is_kept(self, folder: Path, network: Callable[[str], Any], asked: list[str]) -> None:
+        (path,) = (folder / "verdicts").iterdir()
+        kept = json.loads(path.read_text())
+        assert (kept["engine"], kept["precision"], kept["device"]) == ("openvino", "float32", runtime.processor())
+        assert 0 < kept["difference"] < 1e-4
+        assert kept["versions"]["openvino"] == runtime.version("openvino")
+        self.open(network, folder)
+        assert asked == []
+
+    @pytest.mark.parametrize("change", ["a byte", "no JSON", "another machine", "another version"])
+    def test_another_is_asked_for(
+        self,
+        folder: Path,
+        network: Callable[[str], Any],
+        asked: list[str],
+        change: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        (path,) = (folder / "verdicts").iterdir()
+        if change == "a byte":
+            path.write_text(path.read_text().replace("difference", "differenze"))
+        elif change == "no JSON":
+            path.write_text("nothing")
+        elif change == "another machine":
+            monkeypatch.setattr(runtime, "processor", lambda: "another processor")
+        else:
+            version = runtime.version
+            monkeypatch.setattr(runtime, "version", lambda name: "0" if name == "keras" else version(name))
+        self.open(network, folder)
+        assert asked == ["float32"]
+
+    @pytest.mark.parametrize(
+        "how", [lambda part: 2 * part, lambda part: part * np.nan, np.zeros_like, lambda part: part[:, ::-1]]
+    )
+    def test_wrong_features_are_refused(
+        self,
+        pretrained: Pretrained,
+        tmp_path: Path,
+        how: Callable[[np.ndarray], np.ndarray],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        self.spoil(monkeypatch, how)
+        for _ in range(2):  # no verdict is kept of it
+            with pytest.raises(EngineError, match=r"^openvino in float32 computes .* wrongly .* --engine tensorflow"):
+                self.open(pretrained.network, tmp_path / "g")
+        assert not (tmp_path / "g" / "verdicts").exists()
+
+    @pytest.mark.skipif(not BFLOAT16, reason="OpenVINO or the processor has no bfloat16")
+    def test_each_precision_has_its_own(self, folder: Path, network: Callable[[str], Any], asked: list[str]) -> None:
+        self.open(network, folder, EngineChoice("openvino", "bfloat16"))
+        assert asked == ["float32"]
+        differences = sorted(json.loads(path.read_text())["difference"] for path in (folder / "verdicts").iterdir())
+        assert differences[0] < 1e-4 < differences[1] < 0.1
+
+    def test_nothing_wrong_comes_into_the_cache(
+        self, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.spoil(monkeypatch, lambda part: part + 1)
+        config = ExtractConfig(
+            str(pictures), "mobilenet025", "random", (32, 32), engine="openvino", precision="float32"
+        )
+        with pytest.raises(EngineError, match="nothing was computed"):
+            commands.extract(config, tmp_path / "cache")
+        assert list((tmp_path / "cache").glob("features/*/shards/*")) == []
+
+    def test_the_doctor_tells(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.spoil(monkeypatch, lambda part: part * 3)
+        found = examine(tmp_path, tmp_path)["verdicts"]
+        assert {one["holds"] for one in found if one["engine"] == "openvino"} == {False}
+        assert {one["holds"] for one in found if one["engine"] == "tensorflow"} == {True}
+        assert [one["difference"] for one in found if one["precision"] == "float32"] == pytest.approx([0, 2], rel=1e-3)
 
 
 class TestChoice:

@@ -18,6 +18,7 @@ from pipeline import commands
 from pipeline.config import ExtractConfig
 from pipeline.errors import EngineError
 from pipeline.extraction.engines import EngineChoice, call, choose, graph_folder, open_engine
+from pipeline.extraction.engines.pictures import crops
 from pipeline.extraction.plan import open_plan, pinned
 from pipeline.util import runtime
 
@@ -143,10 +144,10 @@ def test_layers_go_back_until_it_is_refused(
 def test_costly_layers_go_back_first(config: ExtractConfig, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = openvino.kept(graph_in_float32(config, cache))
     assert graph is not None
-    check = quantize._pictures(8, (SIDE, SIDE), seed=1, varied=False)
+    check = crops(8, (SIDE, SIDE), seed=1, varied=False)
     names = [node.get_friendly_name() for node in quantize._layers(graph)]
     reference = quantize._features(graph, check)
-    calibration = quantize._pictures(16, (SIDE, SIDE), seed=0, varied=True)
+    calibration = crops(16, (SIDE, SIDE), seed=0, varied=True)
     ranked = quantize._by_cost(quantize._quantize(graph, calibration, names[:1]), check, reference)
     assert sorted(ranked) == sorted(names[1:])
     assert ranked[0] == names[-1], "it reads all joined maps at once, for few multiply-adds"

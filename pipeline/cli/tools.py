@@ -49,6 +49,10 @@ def doctor(folders: Folders) -> Answer:
         lines.append(f"GPU           {gpu['name']}, {gpu['memory'] or 'unknown memory'}")
     lines += ["GPU           none that TensorFlow can use"] if not value["gpus"] else []
     lines += [f"engine        {name}: {text}" for name, text in value["engines"].items()]
+    for one in value["verdicts"]:
+        away = f"{one['difference']:.2g} of the features' length away from TensorFlow in float32 on the processor"
+        wrong = "" if one["holds"] else f", AND AT MOST {one['most']:g} IS RIGHT"
+        lines.append(f"checked       {one['engine']} in {one['precision']}: {away}{wrong}")
     named = weights["TLPIPE_WEIGHTS"]
     lines += ["", f"weights       TLPIPE_WEIGHTS is {named or 'not set'}"]
     if named and not Path(named).is_dir():

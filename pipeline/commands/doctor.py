@@ -7,23 +7,30 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from pipeline.backbones import BACKBONES, find_imagenet, keras_file
+from pipeline.backbones.weights import open_backbone
 from pipeline.config import BACKBONE
 from pipeline.errors import EngineError
-from pipeline.extraction.engines import choose
+from pipeline.extraction.engines import choose, judge
 from pipeline.util import runtime
 
 CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
+
+
+SMALL = "mobilenet025"  # what engines are tried with
 
 
 def examine(cache: Path, reports: Path) -> dict[str, Any]:
     """Look at this machine.
 
     Returns:
-        `versions`, `system`, `processor`, `gpus`, `engines`, `weights` and `folders`.
+        `versions`, `system`, `processor`, `gpus`, `engines`, `verdicts`, `weights` and `folders`.
     """
     return {
         "versions": runtime.versions(),
@@ -31,6 +38,7 @@ def examine(cache: Path, reports: Path) -> dict[str, Any]:
         "processor": _processor(),
         "gpus": _gpus(),
         "engines": _engines(),
+        "verdicts": _verdicts(),
         "weights": _weights(),
         "folders": {"cache": _folder(cache), "reports": _folder(reports)},
     }
@@ -82,6 +90,21 @@ def _engines() -> dict[str, Any]:
         except EngineError as error:
             engines[name] = str(error)
     return engines
+
+
+def _verdicts() -> list[dict[str, Any]]:
+    """How near each engine that there is comes to TensorFlow in float32 on the processor, in a small network."""
+    trained = find_imagenet(BACKBONES[SMALL]) is not None
+    small = open_backbone(SMALL, "imagenet" if trained else "random", 0, (96, 96))
+    # Random weights make features that half precision can't hold.
+    precisions = ("float32", "bfloat16", *(("float16",) if trained else ()))
+    found = []
+    for engine, precision in product(("tensorflow", "openvino"), precisions):
+        with suppress(EngineError), tempfile.TemporaryDirectory() as folder:
+            choice = choose(engine, precision)
+            one = judge(choice, small.network, small.default_endpoint(), "avg", Path(folder) / "graph")
+            found.append({**asdict(one), "most": one.most, "holds": one.holds})
+    return found
 
 
 def _weights() -> dict[str, Any]:

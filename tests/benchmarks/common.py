@@ -64,18 +64,18 @@ def write_jpegs(folder: Path, n: int) -> Path:
 CLOUD = 32  # directions in which drawn classes lie apart
 
 
-def best_accuracy(n_classes: int, noise: float, n: int = 20_000) -> float:
+def best_accuracy(n_classes: int, spread: float, n: int = 20_000) -> float:
     """Accuracy of who knows where the drawn classes lie: the nearest one is meant (about, by `n` draws)."""
     draw = np.random.default_rng(0)
     centres = draw.normal(0, 1.0, (n_classes, CLOUD))
     labels = draw.integers(0, n_classes, n)
-    points = centres[labels] + draw.normal(0, noise, (n, CLOUD))
+    points = centres[labels] + draw.normal(0, spread, (n, CLOUD))
     distances = (centres**2).sum(axis=1) - 2 * points @ centres.T
     return float((distances.argmin(axis=1) == labels).mean())
 
 
 def drawn_features(
-    cache: Path, n: int, width: int = 1024, n_classes: int = 10, *, n_val: int, name: str, noise: float = 2.4
+    cache: Path, n: int, width: int = 1024, n_classes: int = 10, *, n_val: int, name: str, spread: float = 2.4
 ) -> str:
     """Write a table of drawn features, in shards sorted by class as a folder of images gives; its features id.
 
@@ -96,7 +96,7 @@ def drawn_features(
     keys = np.array([f"{row:032d}" for row in range(n)], "S32")
     for start in range(0, n, SHARD_ROWS):
         rows = slice(start, min(start + SHARD_ROWS, n))
-        inner = centres[labels[rows]] + draw.normal(0, noise, (rows.stop - start, CLOUD))
+        inner = centres[labels[rows]] + draw.normal(0, spread, (rows.stop - start, CLOUD))
         inner = np.concatenate([inner, np.abs(inner)], axis=1).astype(np.float32)
         noise = draw.standard_normal((rows.stop - start, width), np.float32)
         store.append(keys[rows].tolist(), np.maximum(inner @ mixing + noise, 0))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import best_accuracy, drawn_features, tlpipe
 
-DRAWN = ((20, 20_000, 2.0), (100, 50_000, 1.4), (1_000, 50_000, 1.2))  # classes, images, noise
+DRAWN = ((20, 20_000, 2.0), (100, 50_000, 1.4), (1_000, 50_000, 1.2))  # classes, images, spread
 HEADS = (
     ("logreg",),
     ("ridge",),
@@ -30,11 +30,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         sets = {}
-        for n_classes, n, noise in DRAWN:
+        for n_classes, n, spread in DRAWN:
             name = drawn_features(
-                work / "cache", n, n_classes=n_classes, n_val=n * 3 // 20, name=f"{n_classes}", noise=noise
+                work / "cache", n, n_classes=n_classes, n_val=n * 3 // 20, name=f"{n_classes}", spread=spread
             )
-            best = best_accuracy(n_classes, noise)
+            best = best_accuracy(n_classes, spread)
             sets[f"{n_classes:,} classes, {n:,} images, best {100 * best:.1f} %"] = (work / "cache", name, "val")
         for name in sys.argv[2:]:
             sets[name] = (Path(sys.argv[1]).resolve(), name, "test")

@@ -61,9 +61,9 @@ def script(code: str, *arguments: object) -> dict[str, float]:
     return found
 
 
-def many_classes(work: Path, n: int, n_classes: int, *, noise: float, most: float) -> None:
+def many_classes(work: Path, n: int, n_classes: int, *, spread: float, most: float) -> None:
     """logreg with its penalties, and fitted again on train and val, against scikit-learn with the penalty it found."""
-    name = drawn_features(work / "cache", n, n_classes=n_classes, n_val=n * 3 // 20, name=f"{n_classes}", noise=noise)
+    name = drawn_features(work / "cache", n, n_classes=n_classes, n_val=n * 3 // 20, name=f"{n_classes}", spread=spread)
     ours = tlpipe("train-head", name, "--head", "logreg", cwd=work)
     seconds = ours["seconds"]["fit"]
     text = f"logreg of {n_classes:,} classes on {n:,} images, all penalties: {seconds:.1f} s (under {most:g})"
@@ -116,8 +116,8 @@ def main() -> None:
         verdict(f"{text}, {ratio:.2f} of it (at most 1.1)", ratio <= 1.1)
         verdict(f"and {100 * difference:.2f} points apart (at most 0.1)", difference <= 0.001)
 
-        many_classes(work, N, 100, noise=1.4, most=30)
-        many_classes(work, 100_000, 1_000, noise=1.2, most=300)
+        many_classes(work, N, 100, spread=1.4, most=30)
+        many_classes(work, 100_000, 1_000, spread=1.2, most=300)
 
         name = drawn_features(work / "cache", 5_000, n_val=750, name="small")
         for head in ("logreg", "ridge", "knn20", "centroid"):

@@ -8,15 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.backbones import Network
 from pipeline.config import ENGINES, PRECISIONS, SPEC_VERSION, FeatureSpec
+from pipeline.data.images import Pixels
 from pipeline.errors import EngineError
+from pipeline.extraction.engines import verdict
 from pipeline.extraction.engines.base import Engine, EngineChoice, call
+from pipeline.extraction.engines.pictures import crops
 from pipeline.util import runtime
 from pipeline.util.files import digest_of
 from pipeline.util.options import one_of
 
-__all__ = ["Engine", "EngineChoice", "OpenedBy", "call", "choose", "for_graph", "graph_folder", "open_engine"]
+__all__ = ["Engine", "EngineChoice", "OpenedBy", "call", "choose", "for_graph", "graph_folder", "judge", "open_engine"]
 
 if TYPE_CHECKING:
     import openvino
@@ -29,6 +35,10 @@ log = logging.getLogger("tlpipe")
 # Small networks want more than 1 or 2, as each batch costs a call.
 OPENVINO_BATCH_SIZE = 8
 GPU_BATCH_SIZE = 128
+
+
+REFERENCE = EngineChoice("tensorflow", "float32")
+"""What all engines are compared with, where it runs on the processor."""
 
 
 def graph_folder(cache: Path, spec: FeatureSpec) -> Path:
@@ -132,8 +142,36 @@ def open_engine(
         batch_size: Images in a batch; by default what did best. On the processor TensorFlow always takes the same.
 
     Raises:
-        EngineError: If the engine can't run the graph, or not in this precision.
+        EngineError: If the engine can't run the graph, or not in this precision, or gives wrong features here.
     """
+    engine = _compiled(choice, network, endpoint, pooling, graph, batch_size)
+    if choice != REFERENCE or runtime.has_nvidia_gpu():
+        verdict.prove(engine, choice, lambda: reference(network, endpoint, pooling), graph)
+    return engine
+
+
+def judge(choice: EngineChoice, network: OpenedBy, endpoint: str, pooling: str, graph: Path) -> verdict.Verdict:
+    """How near an engine comes to the reference in a graph; arguments and errors as in `open_engine`."""
+    engine = _compiled(choice, network, endpoint, pooling, graph, None)
+    return verdict.judged(engine, choice, lambda: reference(network, endpoint, pooling))
+
+
+def reference(network: OpenedBy, endpoint: str, pooling: str) -> tuple[Pixels, NDArray[np.floating]]:
+    """A few fixed pictures, and their features by TensorFlow in float32 on the processor.
+
+    Arguments as in `open_engine`.
+    """
+    tf = runtime.tensorflow()
+    model = network("float32").features(endpoint, pooling)
+    pictures = crops(verdict.N_PICTURES, model.inputs[0].shape[1:3], seed=2, varied=False)
+    with tf.device("/CPU:0"):
+        return pictures, model(pictures, training=False).numpy()
+
+
+def _compiled(
+    choice: EngineChoice, network: OpenedBy, endpoint: str, pooling: str, graph: Path, batch_size: int | None
+) -> Engine:
+    """As `open_engine`, before it is known whether the features are right."""
     if choice.engine == "openvino":
         from pipeline.extraction.engines import openvino
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import ImageConfig
-from pipeline.data.images import Pixels, from_array, resize
+from pipeline.data.images import Pixels
 from pipeline.errors import EngineError, StoppedError, StoreError
 from pipeline.extraction.engines.base import call, cosines
 from pipeline.extraction.engines.openvino import FACTS, OpenvinoEngine, keep, kept, whole
+from pipeline.extraction.engines.pictures import crops
 from pipeline.extraction.engines.turns import turns
 from pipeline.util import runtime
 from pipeline.util.files import digest_of, read_json, write_json
@@ -94,8 +94,8 @@ def quantized(
     graph = build()
     if not _layers(graph):
         raise EngineError("Nothing below this endpoint is multiplied by weights, so there is nothing to gain by int8")
-    calibration = _pictures(N_CALIBRATION, _size(graph), seed=0, varied=True)
-    check = _pictures(N_CHECK, _size(graph), seed=1, varied=False)
+    calibration = crops(N_CALIBRATION, _size(graph), seed=0, varied=True)
+    check = crops(N_CHECK, _size(graph), seed=1, varied=False)
     reference = _features(graph, check)
     log.info("Making the graph in int8, once")
     found = None
@@ -174,36 +174,6 @@ def _read_facts(folder: Path) -> Quantized | None:
     """What is known of a whole graph; None if it is of another version."""
     found = read_json(folder / FACTS)
     return Quantized(**found) if found.pop("version", None) == VERSION else None
-
-
-def _pictures(n: int, size: tuple[int, int], seed: int, *, varied: bool) -> Pixels:
-    """Crops of the two photographs that come with scikit-learn, small and large, uint8 [n, height, width, 3].
-
-    Args:
-        n: How many.
-        size: (height, width), pixels.
-        seed: Which.
-        varied: Whether contrast, brightness and the order of colours vary, too, so that ranges fit other pictures.
-    """
-    from sklearn.datasets import load_sample_images
-
-    photographs = load_sample_images().images
-    draw = np.random.default_rng(seed)
-    least = 24 if varied else 64
-    config = ImageConfig(size)
-    pictures = np.empty((n, *size, 3), np.uint8)
-    for number in range(n):
-        photograph = photographs[number % len(photographs)]
-        sides = photograph.shape[:2]
-        side = int(math.exp(draw.uniform(math.log(least), math.log(min(sides)))))
-        top, left = (int(draw.integers(0, whole - side + 1)) for whole in sides)
-        crop = photograph[top : top + side, left : left + side]
-        if varied:
-            contrast, brightness = draw.uniform(0.5, 1.6), draw.uniform(60, 200)
-            crop = np.clip((crop - 118.0) * contrast + brightness, 0, 255).astype(np.uint8)
-            crop = crop[..., draw.permutation(3)] if draw.random() < 0.5 else crop
-        pictures[number] = resize(from_array(np.ascontiguousarray(crop)), config)
-    return pictures
 
 
 def _features(graph: openvino.Model, pictures: Pixels) -> NDArray[np.floating]:
