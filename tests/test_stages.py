@@ -24,6 +24,7 @@ from pipeline.config import Columns, ExtractConfig, HeadConfig, SplitConfig
 from pipeline.data import open_dataset
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, QuarantineError, RunError, StoreError
 from pipeline.extraction.engines import graph_folder
+from pipeline.runs.classifier import open_classifier
 from pipeline.runs.find import all_runs, find_run
 from pipeline.runs.run import FinetuneRun, HeadRun
 from pipeline.selection import folds
@@ -429,6 +430,27 @@ class TestUnlabelled:
         path.write_text("\n".join(["path,label", *(f"{name},{name.split('/')[0]}" for name in names)]))
         record = commands.extract(ExtractConfig(str(path)), cache).record
         assert load_dataset(cache, record.dataset).counts() == {"train": 28, "val": 6, "test": 6}
+
+    @pytest.mark.parametrize("head", ["logreg", "ridge", "centroid", "knn3", "linear"])
+    def test_features_in_half_precision(self, red_and_blue: Path, cache: Path, reports: Path, head: str) -> None:
+        """They are rounded to 11 bits, take half the room, and serve every head."""
+        whole = commands.extract(ExtractConfig(str(red_and_blue)), cache).record
+        half = commands.extract(ExtractConfig(str(red_and_blue), dtype="float16"), cache).record
+        assert half.config.command().endswith("--dtype float16")
+        tables = [load_table(cache, [record]) for record in (whole, half)]
+        features = [table.features for table in tables]
+        assert [one.dtype for one in features] == ["float32", "float16"]  # type: ignore[union-attr]
+        np.testing.assert_allclose(features[1], features[0], rtol=2**-11)  # type: ignore[arg-type]
+        runs = [
+            commands.train_head(HeadConfig(head), cache, reports, TrainingOptions(record.id))
+            for record in (whole, half)
+        ]
+        assert runs[0].metrics["test"]["accuracy"] == runs[1].metrics["test"]["accuracy"]
+        assert open_classifier(reports, runs[1].id).run.specs[0].dtype == "float16"
+
+    def test_half_precision_of_random_weights_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="--dtype float16 can't hold the features of random weights"):
+            ExtractConfig("digits", weights="random", dtype="float16")
 
     def test_one_class_is_extracted_and_not_trained_on(self, red_and_blue: Path, cache: Path, reports: Path) -> None:
         (red_and_blue / "list.csv").write_text("path,label\nred/0.png,red\nred/1.png,red\n")

@@ -56,6 +56,7 @@ def cache_text(rows: Sequence[Mapping[str, Any]]) -> str:
         spec = row["spec"]
         side = f"{spec['image_size'][0]}x{spec['image_size'][1]}"
         what = f"{spec['backbone']} {spec['endpoint']} {side} {spec['pooling']} {spec['precision']}"
+        what += ", stored in float16" if spec["dtype"] == "float16" else ""
         images = "?" if row["images"] is None else f"{row['images']:,}"
         views = f" + {counted(row['views'], 'view')} ({row['augment']})" if row["views"] else ""
         state = "" if row["complete"] else "  INCOMPLETE"

@@ -164,7 +164,11 @@ class ExtractConfig:
     )
     engine: str = option("auto", "What computes the features.", legal=ENGINES)
     precision: str = option("auto", "Precision of the engine.", legal=PRECISIONS)
-    dtype: str | None = None
+    dtype: str | None = option(
+        None,
+        "Type of stored features. [default: float32, and float16 for activations of trained weights]",
+        legal=("float32", "float16"),
+    )
     splits: SplitConfig = field(default_factory=SplitConfig)
     seed: int = option(0, SEED_HELP, bounds=SEED)
     columns: Columns = field(default_factory=Columns)
@@ -177,6 +181,11 @@ class ExtractConfig:
         if self.views and not self.augment:
             raise ConfigError(f"--views {self.views} needs --augment, such as --augment flip,crop")
         check_views(self.views, self.augment)
+        if self.dtype == "float16" and self.weights == "random":
+            raise ConfigError(
+                "--dtype float16 can't hold the features of random weights, which shrink from layer to layer as nothing "
+                "brings them to a scale; leave it out"
+            )
 
     def columns_of(self, data: str) -> Columns:
         """Which columns are read of some data: those of this extract, if it is the same."""
@@ -188,7 +197,7 @@ class ExtractConfig:
         values = {**asdict(self), **asdict(self.splits), **asdict(self.columns), "seed": self.seed}
         defaults = {**asdict(ExtractConfig()), **asdict(SplitConfig()), **asdict(COMMON)}
         for name, value in {**values, **other}.items():
-            if name in ("data", "splits", "columns", "dtype") or value == defaults[name]:
+            if name in ("data", "splits", "columns") or value == defaults[name]:
                 continue
             text = "x".join(map(str, value)) if name == "image_size" else str(value)
             words += [option_name(name)] if value is True else [option_name(name), text]
