@@ -183,7 +183,7 @@ class ExtractConfig:
         check_views(self.views, self.augment)
         if self.dtype == "float16" and self.weights == "random":
             raise ConfigError(
-                "--dtype float16 can't hold the features of random weights, which shrink from layer to layer as nothing "
+                "--dtype float16 can't hold features of random weights, which shrink from layer to layer as nothing "
                 "brings them to a scale; leave it out"
             )
 
