@@ -266,6 +266,18 @@ class TestVerdict:
             commands.extract(config, tmp_path / "cache")
         assert list((tmp_path / "cache").glob("features/*/shards/*")) == []
 
+    def test_the_doctor_tells_what_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(*_: object) -> None:
+            raise RuntimeError("the driver is broken\nat length")
+
+        monkeypatch.setattr(OpenvinoEngine, "__init__", broken)
+        found = {(one["engine"], one["precision"]): one for one in examine(tmp_path, tmp_path)["verdicts"]}
+        assert found["openvino", "float32"]["error"] == "the driver is broken"
+        assert not found["openvino", "float32"]["holds"]
+        assert found["tensorflow", "float32"]["holds"]
+        monkeypatch.setattr("pipeline.commands.doctor.open_backbone", broken)
+        assert {one["error"] for one in examine(tmp_path, tmp_path)["verdicts"]} == {"the driver is broken"}
+
     def test_the_doctor_tells(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.spoil(monkeypatch, lambda part: part * 3)
         found = examine(tmp_path, tmp_path)["verdicts"]

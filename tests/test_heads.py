@@ -281,6 +281,7 @@ class TestLogreg:
         assert {n_classes for _, n_classes in sizes} == {5}, "the class of one row is in the share, too"
         assert all(200 <= n <= 250 for n, _ in sizes[:-1]) and sizes[-1][0] == len(rare)
         assert report.notes[0] == f"Penalties were compared on {sizes[0][0]} of {len(rare):,} rows"
+        assert all(row["C"] == pytest.approx(1 / (len(rare) * row["l2"])) for row in report.history)
         share, _ = fitted("logreg", train, val, 5)
         assert accuracy(share, test) == pytest.approx(accuracy(whole, test), abs=0.01)
 

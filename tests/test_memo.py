@@ -54,6 +54,26 @@ def test_damaged_memo_is_started_anew(tmp_path: Path, old_file: Path) -> None:
     assert memo.recall("image", {old_file: stamp}) == {old_file: "digest"}
 
 
+def test_one_file_under_two_names(tmp_path: Path, old_file: Path) -> None:
+    stamp, memo = Stamp.of(old_file), Memo(tmp_path)
+    memo.remember("image", {old_file: (stamp, "digest")}, time.time_ns())
+    names = [str(old_file), f"{tmp_path}/deep/../{old_file.name}"]
+    assert memo.recall("image", dict.fromkeys(names, stamp)) == dict.fromkeys(names, "digest")
+
+
+def test_a_damaged_memo_that_cannot_be_replaced_is_left_alone(
+    tmp_path: Path, old_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    memo, stamp = Memo(tmp_path), Stamp.of(old_file)
+    memo.path.write_bytes(b"no database" * 1000)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    memo.remember("image", {old_file: (stamp, "digest")}, time.time_ns())
+    assert memo.recall("image", {old_file: stamp}) == {}
+
+
 def test_texts_under_a_name(tmp_path: Path) -> None:
     memo = Memo(tmp_path)
     assert memo.recall_text("random weights") is None

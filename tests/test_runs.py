@@ -138,6 +138,9 @@ def test_the_shell_completes_what_lies_in_the_folders_of_the_line(three: list[He
     assert completed(f"tlpipe runs rm --reports {reports} go") == ["good"]
     assert completed("tlpipe train-head --head mlp5") == ["mlp512-128"]
     assert completed("tlpipe extract --endpoint conv") == [f"conv{number}" for number in range(1, 6)]
+    assert completed("tlpipe extract --backbone mobilenet025 --endpoint block1")[0] == "block1"
+    assert completed("tlpipe extract --endpoint a") == []
+    assert "all" in completed(f"tlpipe finetune --cache {reports.parent / 'cache'} --blocks a")
 
 
 def test_removed(three: list[HeadRun], reports: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from pipeline.runs.find import all_runs, find_run
 from pipeline.runs.run import FinetuneRun, HeadRun
 from pipeline.selection import folds
 from pipeline.store.records import find_record, load_dataset, records, splits_of
+from pipeline.store.shard import SoundShards
 from pipeline.store.shards import FeatureStore
 from pipeline.store.table import load_table
 
@@ -704,6 +706,26 @@ class TestCaretaker:
         assert fresh.exists()
         assert commands.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 0
         assert caretaker.verify(cache).damaged == []
+
+    def test_only_a_sound_shard_makes_another_needless(
+        self, extracted: commands.ExtractResult, cache: Path, reports: Path
+    ) -> None:
+        """Though the other was sound when it was read, and nothing shows that it rotted since."""
+        store = FeatureStore(cache, extracted.record.spec)
+        store.open()
+        (first,) = store.shards
+        features = store.read(first.keys)
+        second = store.append(first.keys.tolist(), features + 1)
+        long_ago = time.time() - 3 * 86_400
+        rotten, sound = sorted([first, second], key=lambda shard: shard.path)
+        content = bytearray(rotten.path.read_bytes())
+        content[-1] ^= 1
+        rotten.path.write_bytes(content)
+        for shard in (rotten, sound):
+            os.utime(shard.path, (long_ago, long_ago))
+        SoundShards(cache).remember([rotten], {rotten.path: rotten.path.stat()}, time.time_ns())
+        assert sound.path not in {item.path for item in caretaker.gc(cache, reports, delete=True).found}
+        assert sound.path.exists()
 
     def test_what_cannot_be_read_stops_the_cleaning(
         self, extracted: commands.ExtractResult, cache: Path, reports: Path

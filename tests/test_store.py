@@ -258,12 +258,43 @@ class TestVerifiedOnce:
             again.read(column(1))
         assert [damage.path for damage in again.open()] == [shard.path]
 
-    @pytest.mark.parametrize("text", ["", "{}\n", "[1]\n", "no JSON\n", "{header}\nodd"])
+    def test_whatever_a_shard_raises_is_told(
+        self, store: FeatureStore, shard: Shard, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for error in (TypeError("odd"), ValueError("odd"), RuntimeError("odd")):
+            again = self.believed(store, shard, shard.path.read_bytes())
+
+            def fail(*_: object, error: Exception = error) -> None:
+                raise error
+
+            with monkeypatch.context() as patch:
+                patch.setattr("pipeline.store.shards.h5py.File", fail)
+                with pytest.raises(StoreError, match="can't be read: odd"):
+                    again.read(column(1))
+        short = store.append(keys_of(200), np.zeros((1, 20), np.float32))
+        store.shards = [replace(short, keys=column(200, 201))]
+        with pytest.raises(StoreError, match="has no row 1"):
+            store.read(column(201))
+
+    def test_of_a_row_in_several_shards_the_same_is_read_whatever_is_remembered(self, store: FeatureStore) -> None:
+        for value in range(4):
+            path = store.append(keys_of(1), np.full((1, 20), value, np.float32)).path
+            if value % 2:
+                set_time(path, time.time_ns() - 10 * YOUNG)
+        found = []
+        for _ in range(3):
+            again = FeatureStore(store.cache, store.spec)
+            again.open()
+            found.append(float(again.read(column(1))[0, 0]))
+        assert len(set(found)) == 1
+
+    @pytest.mark.parametrize("text", ["", "{}\n", "[1]\n", "no JSON\n", "{header}\nodd", "{header}\n"])
     def test_a_memo_that_makes_no_sense_is_not_believed(
         self, store: FeatureStore, shard: Shard, text: str, read_whole: list[Path]
     ) -> None:
         stat = shard.path.stat()
         header = {"inode": stat.st_ino, "changed_ns": stat.st_ctime_ns, "row_shape": [20], "written_by": {}}
+        header["keys"] = files.digest_of(shard.keys.tobytes())
         planted = text.replace("{header}", json.dumps(header))
         Memo(store.cache).remember("shard", {shard.path: (Stamp.of(stat), planted)}, time.time_ns())
         assert FeatureStore(store.cache, store.spec).open() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,10 @@ def predict(
         TlpipeError: As `tlpipe predict`, with what to do about it.
     """
     at = folders_of(cache, reports)
-    names = [images] if isinstance(images, (str, Path)) else list(images)
+    names = [images] if isinstance(images, (str, os.PathLike)) else list(images)
     if not names:
         raise DataError("There are no images to label")
-    if foreign := [type(name).__name__ for name in names if not isinstance(name, (str, Path))]:
+    if foreign := [type(name).__name__ for name in names if not isinstance(name, (str, os.PathLike))]:
         raise DataError(
             f"predict takes paths, and was given {shortened(sorted(set(foreign)))}; arrays and pictures of Pillow are "
             "for load_model(run).predict_proba(images)"

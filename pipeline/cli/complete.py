@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from pipeline.config import Folders
+from pipeline.config import BACKBONE, Folders
 from pipeline.config.head import HEAD_FORMS
 
 
@@ -35,13 +35,23 @@ def heads(incomplete: str) -> list[str]:
     return _starting(list(dict.fromkeys([*HEAD_FORMS.values(), *HEAD_FORMS])), incomplete)
 
 
+def endpoints(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Blocks of the backbone that the line names."""
+    return _starting(_blocks_of(ctx.params.get("backbone") or BACKBONE), incomplete)
+
+
 def blocks(ctx: typer.Context, incomplete: str) -> list[str]:
     """Blocks of the backbone of the newest features."""
+    newest = _newest(_folders(ctx).cache / "tables", "*.json")
+    parts = newest[0].split("-") if newest else []
+    return _starting([*_blocks_of(parts[-2] if len(parts) > 2 else BACKBONE), "all", "none"], incomplete)
+
+
+def _blocks_of(backbone: str) -> list[str]:
     from pipeline.backbones.catalogue import BACKBONES
 
-    newest = _newest(_folders(ctx).cache / "tables", "*.json")
-    known = [name for name in BACKBONES if newest and f"-{name}-" in newest[0]] or ["densenet121"]
-    return _starting([*(block.name for block in BACKBONES[known[0]].blocks), "all", "none"], incomplete)
+    row = BACKBONES.get(backbone)
+    return [block.name for block in row.blocks] if row else []
 
 
 def features(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -69,7 +79,7 @@ def _newest(folder: Path, pattern: str) -> list[str]:
 COMPLETED: dict[str, Callable[..., list[str]]] = {
     "backbone": backbones,
     "blocks": blocks,
-    "endpoint": blocks,
+    "endpoint": endpoints,
     "features": features,
     "same_features": features,
     "head": heads,

@@ -50,9 +50,11 @@ def doctor(folders: Folders) -> Answer:
     lines += ["GPU           none that TensorFlow can use"] if not value["gpus"] else []
     lines += [f"engine        {name}: {text}" for name, text in value["engines"].items()]
     for one in value["verdicts"]:
-        away = f"{one['difference']:.2g} of the features' length away from TensorFlow in float32 on the processor"
-        wrong = "" if one["holds"] else f", AND AT MOST {one['most']:g} IS RIGHT"
-        lines.append(f"checked       {one['engine']} in {one['precision']}: {away}{wrong}")
+        text = f"FAILS: {one['error']}"
+        if not one["error"]:
+            text = f"{one['difference']:.2g} of the features' length away from TensorFlow in float32 on the processor"
+            text += "" if one["holds"] else f", AND AT MOST {one['most']:g} IS RIGHT"
+        lines.append(f"checked       {one['engine']} in {one['precision']}: {text}")
     named = weights["TLPIPE_WEIGHTS"]
     lines += ["", f"weights       TLPIPE_WEIGHTS is {named or 'not set'}"]
     if named and not Path(named).is_dir():

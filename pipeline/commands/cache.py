@@ -23,6 +23,7 @@ from pipeline.finetuning import FOLDER
 from pipeline.runs.find import all_runs
 from pipeline.runs.run import CurveRun, RatedRun
 from pipeline.store.records import TableRecord, find_record, load_dataset, records
+from pipeline.store.shard import SoundShards
 from pipeline.store.shards import DAMAGED_SUFFIX, Damage, FeatureStore, stores
 from pipeline.store.table import load_table, row_keys
 from pipeline.store.uses import uses
@@ -220,7 +221,7 @@ def gc(cache: Path, reports: Path, *, delete: bool = False) -> Cleaned:
     in_use, away = _in_use(cache, reports)
     found = _found(cache, reports, in_use)
     if delete:
-        _remove(found)
+        _remove(cache, found)
     return Cleaned(found, away, delete)
 
 
@@ -284,6 +285,7 @@ def _needless_of_store(cache: Path, store: FeatureStore, needed: list[TableRecor
         augment = Augment.parse(record.config.augment) if record.config.augment else None
         for view in range(record.config.views + 1):
             wanted.update(row_keys(keys, augment, view).tolist())
+    store.verify()  # only a shard that is sound now makes others needless
     store.open(set_aside=False)
     found = []
     for shard in store.shards:
@@ -322,9 +324,10 @@ def _needless(path: Path, cause: str) -> Needless:
     return Needless(path, cause, folder_size(path) if path.is_dir() else path.stat().st_size)
 
 
-def _remove(found: list[Needless]) -> None:
-    """Remove what was found."""
+def _remove(cache: Path, found: list[Needless]) -> None:
+    """Remove what was found, and forget the shards among it."""
     for item in found:
+        SoundShards(cache).forget([item.path, *item.path.rglob("*.h5")])
         if item.path.is_dir():
             shutil.rmtree(item.path)
         else:

@@ -126,6 +126,8 @@ def plan_for(config: ExtractConfig, cache: Path, pretrained: Pretrained) -> Plan
         pretrained: What `backbone_for` gave.
     """
     choice = choose(config.engine, config.precision)
+    if (choice.precision, config.precision, config.weights) == ("float16", "auto", "random"):
+        choice = replace(choice, precision="float32")  # half precision can't hold features of random weights
     spec = FeatureSpec(
         backbone=pretrained.name,
         weights_digest=pretrained.digest(),

@@ -50,7 +50,8 @@ class LogregHead(AffineHead):
         if self.config.l2 is None and len(val):
             report.chose_by_val = True
             share = _share(train, n_classes)
-            self.penalty, self.trained, report.history = _search(share, val, n_classes, self.config)
+            self.penalty, self.trained, tried = _search(share, val, n_classes, self.config)
+            report.history = [{"l2": l2, "C": _c(l2, train), **tried[l2]} for l2 in sorted(tried, reverse=True)]
             if len(share) < len(train):
                 report.notes.append(f"Penalties were compared on {len(share):,} of {counted(len(train), 'row')}")
                 self.trained = _Regression(train, n_classes, self.config, self.trained).fit(self.penalty)
@@ -82,11 +83,11 @@ def _share(train: Part, n_classes: int) -> Part:
 
 def _search(
     train: Part, val: Part, n_classes: int, config: HeadConfig
-) -> tuple[float, AffineMap, list[dict[str, float]]]:
-    """The penalty of the lowest log loss on the validation images, its fit, and the scores of all that were tried.
+) -> tuple[float, AffineMap, dict[float, dict[str, float]]]:
+    """The penalty of the lowest log loss on the validation images, its fit, and the scores of each that was tried.
 
-    The loss has one minimum along the penalties, so that it is walked down to from the default: to weaker ones, or, if
-    the first of these is no better, to stronger ones.
+    The loss is taken to have one minimum along the penalties, walked down to from the default: to weaker ones, or,
+    if the first of these is no better, to stronger ones.
     """
     model = _Regression(train, n_classes, config)
     rows: dict[float, dict[str, float]] = {}
@@ -98,7 +99,7 @@ def _search(
         fits[penalty] = model.fit(penalty)
         log.info("Tried l2 = %g", penalty)
         found = scores(fits[penalty].predict_proba(val.array()), val.labels)
-        rows[penalty] = {"l2": penalty, "C": _c(penalty, train)} | {f"val_{name}": one for name, one in found.items()}
+        rows[penalty] = {f"val_{name}": one for name, one in found.items()}
         return float(found["log_loss"])
 
     best = start = PENALTIES.index(DEFAULT_PENALTY)
@@ -108,7 +109,7 @@ def _search(
         if best != start:
             break
     penalty = PENALTIES[best]
-    return penalty, fits[penalty], [rows[one] for one in sorted(rows, reverse=True)]
+    return penalty, fits[penalty], rows
 
 
 def fit_many(

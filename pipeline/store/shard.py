@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import FeatureSpec
 from pipeline.data import KEY_DTYPE
-from pipeline.util.files import decoded, read_checked
+from pipeline.util.files import decoded, digest_of, read_checked
 from pipeline.util.memo import Memo, Stamp
 
 ASKED = 64  # shards at a time whose keys are asked of the memo
@@ -78,12 +78,14 @@ class _Sound:
     Attributes:
         inode: Of the file: another one of the same name, size and time has another.
         changed_ns: When the file was last changed in any way, nanoseconds; no program can set this time.
+        keys: Digest of the keys.
         row_shape: As in `Shard`.
         written_by: As in `Shard`.
     """
 
     inode: int
     changed_ns: int
+    keys: str
     row_shape: tuple[int, ...]
     written_by: dict[str, str]
 
@@ -112,12 +114,11 @@ class SoundShards:
         for start in range(0, len(there), ASKED):
             stamps = {path: Stamp.of(stats[path]) for path in there[start : start + ASKED]}
             for path, text in self._memo.recall(self.KIND, stamps).items():
-                header, _, keys = text.partition("\n")
+                header, _, rest = text.partition("\n")
                 with suppress(ValueError):
-                    known = decoded(_Sound, json.loads(header))
-                    if (known.inode, known.changed_ns) == (stats[path].st_ino, stats[path].st_ctime_ns):
-                        column = np.frombuffer(keys.encode("latin-1"), KEY_DTYPE)
-                        found[path] = Shard(path, column, known.row_shape, known.written_by)
+                    known, keys, stat = decoded(_Sound, json.loads(header)), rest.encode("latin-1"), stats[path]
+                    if (known.inode, known.changed_ns, known.keys) == (stat.st_ino, stat.st_ctime_ns, digest_of(keys)):
+                        found[path] = Shard(path, np.frombuffer(keys, KEY_DTYPE), known.row_shape, known.written_by)
         return found
 
     def remember(self, shards: Sequence[Shard], stats: Mapping[Path, os.stat_result], stamped: int) -> None:
@@ -131,8 +132,9 @@ class SoundShards:
         texts = {}
         for shard in shards:
             if stat := stats.get(shard.path):
-                known = _Sound(stat.st_ino, stat.st_ctime_ns, shard.row_shape, shard.written_by)
-                text = f"{json.dumps(asdict(known))}\n{shard.keys.tobytes().decode('latin-1')}"
+                keys = shard.keys.tobytes()
+                known = _Sound(stat.st_ino, stat.st_ctime_ns, digest_of(keys), shard.row_shape, shard.written_by)
+                text = f"{json.dumps(asdict(known))}\n{keys.decode('latin-1')}"
                 texts[shard.path] = (Stamp.of(stat), text)
         self._memo.remember(self.KIND, texts, stamped)
 

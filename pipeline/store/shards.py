@@ -109,7 +109,8 @@ class FeatureStore:
                     with suppress(OSError):
                         path.replace(path.with_name(path.name + DAMAGED_SUFFIX))
         self._sound.remember(fresh, stats, stamped)
-        self.shards += fresh
+        # In the same order whatever is remembered, so that of a row that lies in several shards the same one is read.
+        self.shards = sorted([*self.shards, *fresh], key=lambda shard: shard.path)
         return damaged
 
     def verify(self) -> list[Damage]:
@@ -202,7 +203,9 @@ class FeatureStore:
         try:
             with h5py.File(path, "r") as file:
                 features: NDArray[np.floating] = file["features"][rows]
-        except (OSError, KeyError) as error:
+            if len(features) < rows.stop - rows.start:
+                raise ValueError(f"it has no row {rows.stop - 1}")
+        except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:  # h5py raises all of them
             self._sound.forget([path])
             raise StoreError(f"{path} can't be read: {error}; run tlpipe extract again") from error
         return features

@@ -1,6 +1,6 @@
-"""Digests remembered by a file's path, size and modification time, so that unchanged files are not read again.
+"""What is known of files, remembered by path, size and modification time, so that unchanged ones are not read again.
 
-The memo only saves work: losing it costs a re-read, and it is never the only witness of what a file holds.
+The memo only saves work: losing it costs a re-read, and `--rehash` and `cache verify` don't ask it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -52,11 +52,14 @@ class Memo:
 
     def recall(self, kind: str, files: Mapping[P, Stamp]) -> dict[P, str]:
         """Texts of those files that have not changed since they were remembered."""
-        named = {_name(path): path for path in files}
+        named: dict[str, list[P]] = {}
+        for path in files:  # one file may be spelled in several ways
+            named.setdefault(_name(path), []).append(path)
         return {
-            named[name]: value
+            path: value
             for name, size, mtime, value in self._rows(kind, list(named))
-            if files[named[name]] == (size, mtime)
+            for path in named[name]
+            if files[path] == (size, mtime)
         }
 
     def remember(self, kind: str, texts: Mapping[P, tuple[Stamp, str]], stamped: int) -> None:
@@ -109,8 +112,9 @@ class Memo:
         except (OSError, sqlite3.OperationalError):  # busy, or a full disk: the digests are only computed again
             return
         except sqlite3.DatabaseError:
-            self.path.unlink(missing_ok=True)
-            self._execute(statement, rows)
+            with suppress(OSError, sqlite3.DatabaseError):  # a cache that can only be read
+                self.path.unlink(missing_ok=True)
+                self._execute(statement, rows)
 
     def _execute(self, statement: str, rows: Sequence[tuple[str | int, ...]]) -> None:
         with closing(self._open()) as database, database:
