@@ -406,14 +406,14 @@ class TestModel:
     ) -> None:
         """The second call compiles nothing, and reads no shard that the first one knows."""
         from pipeline.extraction import plan
-        from pipeline.store import shards
+        from pipeline.store import shard
 
         model = load_model(head.id, reports=reports, cache=cache)
         first, second = random.integers(0, 255, (2, 3, 32, 32, 3), np.uint8)
         model.predict(first)
         read: list[Path] = []
         monkeypatch.setattr(plan, "open_engine", lambda *_: pytest.fail("compiled again"))
-        monkeypatch.setattr(shards, "read_checked", lambda path: read.append(path) or path.read_bytes())
+        monkeypatch.setattr(shard, "read_checked", lambda path: read.append(path) or path.read_bytes())
         assert len(model.predict(second)) == 3
         assert read == []
 

@@ -451,7 +451,7 @@ class TestUnlabelled:
         assert open_classifier(reports, runs[1].id).run.specs[0].dtype == "float16"
 
     def test_half_precision_of_random_weights_is_refused(self) -> None:
-        with pytest.raises(ConfigError, match="--dtype float16 can't hold the features of random weights"):
+        with pytest.raises(ConfigError, match="--dtype float16 can't hold features of random weights"):
             ExtractConfig("digits", weights="random", dtype="float16")
 
     def test_one_class_is_extracted_and_not_trained_on(self, red_and_blue: Path, cache: Path, reports: Path) -> None:

@@ -137,13 +137,17 @@ class FeatureStore:
         """Which row keys are stored, shape [n]."""
         order = np.argsort(keys)
         ordered = keys[order]
-        marks = np.zeros(len(keys) + 1, np.int32)  # 1 where a run of equal keys that are stored begins, -1 at its end
-        for shard in self.shards:
-            first, end = (np.searchsorted(ordered, shard.keys, side) for side in ("left", "right"))
-            np.add.at(marks, first, 1)
-            np.add.at(marks, end, -1)
-        found = np.zeros(len(keys), np.bool_)
-        found[order] = np.cumsum(marks[:-1], out=marks[:-1]) > 0
+        stored = np.zeros(len(keys), np.bool_)
+        for shard in self.shards if len(keys) else ():
+            nearest = np.minimum(np.searchsorted(ordered, shard.keys), len(keys) - 1)
+            stored[nearest[ordered[nearest] == shard.keys]] = True
+        # Of equal keys the first was found, and the others are where that is.
+        again = np.zeros(len(keys), np.bool_)
+        again[1:] = ordered[1:] == ordered[:-1]
+        if again.any():
+            stored = stored[np.maximum.accumulate(np.where(again, 0, np.arange(len(keys))))]
+        found = np.empty(len(keys), np.bool_)
+        found[order] = stored
         return found
 
     def places(self, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
