@@ -120,9 +120,9 @@ class Classifier:
                     unreadable[number] = done.refused[key]
         probabilities = np.full((len(source), len(self.class_names)), np.nan)
         rows = np.array([position for position, number in enumerate(opened) if number not in unreadable], np.int64)
-        # In the order of the shards each is read once, whatever the order of the images.
-        places = plans[0].store.places(keys[rows])
-        rows = rows[np.lexsort((places[:, 1], places[:, 0]))]
+        if len(rows) > BLOCK:  # in the order of the shards each is read once, whatever the order of the images
+            places = plans[0].store.places(keys[rows])
+            rows = rows[np.lexsort((places[:, 1], places[:, 0]))]
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
             probabilities[numbers[block]] = self._probabilities(passes, keys[block], final)

@@ -19,7 +19,7 @@ from pipeline.data import KEY_DTYPE
 from pipeline.util.files import decoded, digest_of, read_checked
 from pipeline.util.memo import Memo, Stamp
 
-ASKED = 64  # shards at a time whose keys are asked of the memo
+ASKED = 256  # shards at a time whose keys are asked of the memo
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +114,9 @@ class SoundShards:
         for start in range(0, len(there), ASKED):
             stamps = {path: Stamp.of(stats[path]) for path in there[start : start + ASKED]}
             for path, text in self._memo.recall(self.KIND, stamps).items():
-                header, _, rest = text.partition("\n")
+                header, _, keys = text.encode("latin-1").partition(b"\n")
                 with suppress(ValueError):
-                    known, keys, stat = decoded(_Sound, json.loads(header)), rest.encode("latin-1"), stats[path]
+                    known, stat = decoded(_Sound, json.loads(header)), stats[path]
                     if (known.inode, known.changed_ns, known.keys) == (stat.st_ino, stat.st_ctime_ns, digest_of(keys)):
                         found[path] = Shard(path, np.frombuffer(keys, KEY_DTYPE), known.row_shape, known.written_by)
         return found
