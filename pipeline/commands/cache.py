@@ -326,8 +326,8 @@ def _needless(path: Path, cause: str) -> Needless:
 
 def _remove(cache: Path, found: list[Needless]) -> None:
     """Remove what was found, and forget the shards among it."""
+    SoundShards(cache).forget(path for item in found for path in (item.path, *item.path.rglob("*.h5")))
     for item in found:
-        SoundShards(cache).forget([item.path, *item.path.rglob("*.h5")])
         if item.path.is_dir():
             shutil.rmtree(item.path)
         else:

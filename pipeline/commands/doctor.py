@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shutil
@@ -12,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pipeline.backbones import BACKBONES, find_imagenet, first_line, keras_file
+from pipeline.backbones import BACKBONES, Pretrained, find_imagenet, first_line, keras_file
 from pipeline.backbones.weights import open_backbone
 from pipeline.config import BACKBONE
 from pipeline.errors import EngineError
@@ -94,6 +95,11 @@ def _engines() -> dict[str, Any]:
 def _verdicts() -> list[dict[str, Any]]:
     """How near each engine that there is comes to TensorFlow in float32 on the processor, in a small network."""
     trained = find_imagenet(BACKBONES[SMALL]) is not None
+
+    @functools.cache
+    def small() -> Pretrained:
+        return open_backbone(SMALL, "imagenet" if trained else "random", 0, (96, 96))
+
     # Random weights make features that half precision can't hold.
     precisions = ("float32", "bfloat16", *(("float16",) if trained else ()))
     found = []
@@ -104,9 +110,8 @@ def _verdicts() -> list[dict[str, Any]]:
             continue
         row: dict[str, Any] = {"engine": engine, "precision": precision, "difference": None, "most": None}
         try:
-            small = open_backbone(SMALL, "imagenet" if trained else "random", 0, (96, 96))
             with tempfile.TemporaryDirectory() as folder:
-                one = judge(choice, small.network, small.default_endpoint(), "avg", Path(folder) / "graph")
+                one = judge(choice, small().network, small().default_endpoint(), "avg", Path(folder) / "graph")
             row |= {**asdict(one), "most": one.most, "holds": one.holds, "error": ""}
         except Exception as error:  # whatever a broken driver or file raises is what should be told
             row |= {"holds": False, "error": first_line(error)}

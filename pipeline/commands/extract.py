@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.backbones import is_path
 from pipeline.config import ExtractConfig
 from pipeline.data import Dataset, Opened, open_dataset, shortened, split_again
-from pipeline.data.dataset import KEY_DTYPE, KnownSplits, among
+from pipeline.data.dataset import KnownSplits, among
 from pipeline.errors import ConfigError, DataError, QuarantineError
 from pipeline.extraction.engines import EngineChoice
 from pipeline.extraction.plan import Done, Plan, backbone_for, complete, plan_for, warn_unreadable
@@ -138,7 +138,7 @@ def extract(
     if config.group_duplicates and config.pooling != "none":
         dataset = _without_parted_duplicates(opened, config, _known(config, of_data, cache), done).dataset
     # Their cause may pass, so they are not quarantined, but have no features now: this time they are no rows.
-    passing = among(dataset.keys, np.array(list(done.report.passing), KEY_DTYPE))
+    passing = among(dataset.keys, done.report.passing)
     if passing.any() or dataset is not opened.dataset:
         dataset = dataset.without(passing)
         save_dataset(cache, dataset)
@@ -155,15 +155,21 @@ def extract(
         n_reused=done.n_wanted - report.n_computed - len(done.refused) * (config.views + 1),
         unreadable=unreadable,
         choice=plan.choice,
-        seconds={
-            "start": done.started - start,
-            "read": report.read,
-            "compute": report.compute,
-            "write": report.write,
-            "total": time.perf_counter() - start,
-        },
+        seconds=_seconds(done, start),
         images_per_second=report.images_per_second,
     )
+
+
+def _seconds(done: Done, start: float) -> dict[str, float]:
+    """Length of each part of an extract that began at `start`, by the performance counter."""
+    report = done.report
+    return {
+        "start": done.started - start,
+        "read": report.read,
+        "compute": report.compute,
+        "write": report.write,
+        "total": time.perf_counter() - start,
+    }
 
 
 def _as_before(config: ExtractConfig, of_data: Sequence[TableRecord], cache: Path, *, again: bool) -> ExtractConfig:
@@ -280,7 +286,7 @@ def _unreadable(opened: Opened, refused: dict[bytes, str]) -> dict[str, str]:
     """Location and cause of every image that can't be read, opened or not."""
     dataset = opened.dataset
     found = {entry.location: entry.cause for entry in opened.unreadable}
-    for row in np.flatnonzero(among(dataset.keys, np.array(list(refused), KEY_DTYPE))).tolist():
+    for row in np.flatnonzero(among(dataset.keys, refused)).tolist():
         found[dataset.locations[row]] = refused[bytes(dataset.keys[row])]
     return found
 

@@ -19,6 +19,7 @@ from pipeline.util.options import (
     option_name,
     parse_image_size,
 )
+from pipeline.util.text import sides
 
 POOLINGS = ("avg", "max", "none")
 RESIZES = ("stretch", "pad", "crop")
@@ -199,7 +200,7 @@ class ExtractConfig:
         for name, value in {**values, **other}.items():
             if name in ("data", "splits", "columns") or value == defaults[name]:
                 continue
-            text = "x".join(map(str, value)) if name == "image_size" else str(value)
+            text = sides(value) if name == "image_size" else str(value)
             words += [option_name(name)] if value is True else [option_name(name), text]
         return words
 

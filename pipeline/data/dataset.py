@@ -9,7 +9,7 @@ import time
 import unicodedata
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -48,11 +48,12 @@ def array_key(array: NDArray[Any]) -> bytes:
     return digest.hexdigest().encode()
 
 
-def among(keys: NDArray[np.bytes_], others: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+def among(keys: NDArray[np.bytes_], others: NDArray[np.bytes_] | Collection[bytes]) -> NDArray[np.bool_]:
     """Which image keys are among others, shape [n]."""
     if not len(others):
         return np.zeros(len(keys), np.bool_)
-    ordered = np.sort(others)
+    column = others if isinstance(others, np.ndarray) else np.array(list(others), KEY_DTYPE)
+    ordered: NDArray[np.bytes_] = np.sort(column)
     nearest = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
     return np.equal(ordered[nearest], keys)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.backbones import Pretrained, open_backbone
 from pipeline.config import ExtractConfig, FeatureSpec, ImageConfig
-from pipeline.data import KEY_DTYPE, ImageSource, Opened, among
+from pipeline.data import ImageSource, Opened, among
 from pipeline.data.augment import Augment
 from pipeline.errors import DataError, EngineError
 from pipeline.extraction import pass_
@@ -185,7 +185,7 @@ def complete(
     n_wanted = len(first) * (plan.views + 1)
     reader = pass_.reader_name(plan.images)
     known = {key: entry.cause for key, entry in store.quarantined().items() if entry.reader == reader}
-    refused = {key: known[key] for key in keys[among(keys, np.array(list(known), KEY_DTYPE))].tolist()}
+    refused = {key: known[key] for key in keys[among(keys, known)].tolist()}
     rows = _missing(plan, keys, first, locations, refused)
     if not rows:
         return Done(plan, PassReport(), refused, n_wanted, time.perf_counter())

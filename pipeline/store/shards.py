@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -130,17 +130,27 @@ class FeatureStore:
         """Number of distinct rows."""
         return len(np.unique(np.concatenate([np.zeros(0, KEY_DTYPE), *(shard.keys for shard in self.shards)])))
 
-    # What is asked for is sorted, not what is stored: few rows of a large store are found in the time that it takes to
-    # look at each of its keys once.
+    def _matches(self, ordered: NDArray[np.bytes_]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """Look for sorted keys in all shards, the last one first.
+
+        What is asked for is sorted, not what is stored: few rows of a large store are found in the time that it takes
+        to look at each of its keys once.
+
+        Returns:
+            Of each shard its number, positions of keys that it has, of equal ones the first, and the rows they are in.
+        """
+        for number, shard in reversed(list(enumerate(self.shards))) if len(ordered) else ():
+            nearest = np.minimum(np.searchsorted(ordered, shard.keys), len(ordered) - 1)
+            rows = np.flatnonzero(ordered[nearest] == shard.keys)
+            yield number, nearest[rows], rows
 
     def has(self, keys: NDArray[np.bytes_]) -> NDArray[np.bool_]:
         """Which row keys are stored, shape [n]."""
         order = np.argsort(keys)
         ordered = keys[order]
         stored = np.zeros(len(keys), np.bool_)
-        for shard in self.shards if len(keys) else ():
-            nearest = np.minimum(np.searchsorted(ordered, shard.keys), len(keys) - 1)
-            stored[nearest[ordered[nearest] == shard.keys]] = True
+        for _, positions, _ in self._matches(ordered):
+            stored[positions] = True
         # Of equal keys the first was found, and the others are where that is.
         again = np.zeros(len(keys), np.bool_)
         again[1:] = ordered[1:] == ordered[:-1]
@@ -158,12 +168,9 @@ class FeatureStore:
         """
         wanted, inverse = np.unique(keys, return_inverse=True)
         found = np.full((len(wanted), 2), -1)
-        # The first shard that has a row wins, as all copies of a row are alike.
-        for number, shard in reversed(list(enumerate(self.shards))) if len(wanted) else ():
-            nearest = np.minimum(np.searchsorted(wanted, shard.keys), len(wanted) - 1)
-            rows = np.flatnonzero(wanted[nearest] == shard.keys)
-            found[nearest[rows], 0] = number
-            found[nearest[rows], 1] = rows
+        for number, positions, rows in self._matches(wanted):
+            found[positions, 0] = number  # the first shard that has a row wins, as all copies of a row are alike
+            found[positions, 1] = rows
         places = found[inverse]
         if missing := int((places[:, 0] < 0).sum()):
             raise StoreError(f"{missing:,} rows are not in {self.folder}; run tlpipe extract again")
