@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -59,6 +60,16 @@ def pytest_collection_finish() -> None:
 def _folder(variable: str) -> Path | None:
     path = Path(os.environ.get(variable) or "/nowhere")
     return path if path.is_dir() else None
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """Give the log back as it was: a command under test in this process sends it to its own standard error."""
+    log = logging.getLogger("tlpipe")
+    before = log.level, log.handlers, log.propagate
+    yield
+    log.setLevel(before[0])
+    log.handlers, log.propagate = before[1:]
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -141,7 +140,7 @@ def test_signal_keeps_what_is_done(store: FeatureStore, images: np.ndarray, conf
         def stream(self, batches: object) -> Iterator[np.ndarray]:
             for count, features in enumerate(super().stream(batches)):  # type: ignore[arg-type]
                 if count == 3:
-                    os.kill(os.getpid(), number)
+                    signal.raise_signal(number)  # in this thread, so that it is handled before the next batch
                 yield features
 
     before = signal.getsignal(number)

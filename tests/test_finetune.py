@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -534,7 +533,7 @@ class TestResume:
 
         def read(rows: np.ndarray) -> np.ndarray:
             if next(reads) == 14:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
             return given.maps[rows]
 
         checkpoint = Checkpoint(tmp_path / "one")
