@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,13 +64,14 @@ def _folder(variable: str) -> Path | None:
 
 
 @pytest.fixture(autouse=True)
-def own_log() -> Iterator[None]:
-    """Give the log back as it was: a command under test in this process sends it to its own standard error."""
+def process_as_before() -> Iterator[None]:
+    """Give back the log and what SIGTERM does: a command that a test runs in this process takes both for itself."""
     log = logging.getLogger("tlpipe")
-    before = log.level, log.handlers, log.propagate
+    before, handler = (log.level, log.handlers, log.propagate), signal.getsignal(signal.SIGTERM)
     yield
     log.setLevel(before[0])
     log.handlers, log.propagate = before[1:]
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture
