@@ -373,7 +373,7 @@ def test_stopped_sweep_leaves_no_process_behind(run: Any, red_and_blue: Path, nu
     else:
         os.killpg(process.pid, number)  # as a terminal does
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors
     assert "Stopped." in errors
     gone, alive = psutil.wait_procs(workers, timeout=10)
