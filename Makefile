@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-slow docs lint setup clean
+.PHONY: demo test test-slow test-gpu docs lint setup clean
 
 demo: $(READY)
 	$(BIN)/tlpipe demo
@@ -20,6 +20,12 @@ test: $(READY)
 test-slow: $(READY)
 	@echo "Beside make test: large backbones, all exports, the demo, the whole README, promises from outside (about 7 minutes)"
 	$(PYTEST) -m slow
+
+# On a machine with a GPU that JAX can use; TensorFlow need not be there. RUN is what starts Python.
+RUN ?= $(BIN)/python
+test-gpu:
+	KERAS_BACKEND=jax $(RUN) -m pytest -p no:cacheprovider -m gpu tests/test_gpu.py
+	KERAS_BACKEND=jax $(RUN) tests/benchmarks/gpu.py
 
 docs: $(READY)
 	$(BIN)/python -m pipeline.cli.reference > docs/commands.md

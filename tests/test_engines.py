@@ -26,12 +26,18 @@ from pipeline.util import runtime
 
 needs_openvino = pytest.mark.skipif(not runtime.installed("openvino"), reason="OpenVINO is not installed")
 
-CHOICES = [
-    pytest.param(EngineChoice("tensorflow", "float32"), id="tensorflow"),
-    pytest.param(EngineChoice("openvino", "float32"), id="openvino", marks=needs_openvino),
-]
+ON_JAX = runtime.keras_backend() == "jax"  # in the process that test_jax.py starts
 
-BFLOAT16 = runtime.installed("openvino") and choose("openvino", "auto").precision == "bfloat16"
+CHOICES = (
+    [pytest.param(EngineChoice("jax", "float32"), id="jax")]
+    if ON_JAX
+    else [
+        pytest.param(EngineChoice("tensorflow", "float32"), id="tensorflow"),
+        pytest.param(EngineChoice("openvino", "float32"), id="openvino", marks=needs_openvino),
+    ]
+)
+
+BFLOAT16 = runtime.installed("openvino") and not ON_JAX and choose("openvino", "auto").precision == "bfloat16"
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +277,7 @@ class TestVerdict:
             raise RuntimeError("the driver is broken\nat length")
 
         monkeypatch.setattr(OpenvinoEngine, "__init__", broken)
+        monkeypatch.setattr("pipeline.commands.doctor._verdicts_of_jax", list)
         found = {(one["engine"], one["precision"]): one for one in examine(tmp_path, tmp_path)["verdicts"]}
         assert found["openvino", "float32"]["error"] == "the driver is broken"
         assert not found["openvino", "float32"]["holds"]
@@ -283,7 +290,12 @@ class TestVerdict:
         found = examine(tmp_path, tmp_path)["verdicts"]
         assert {one["holds"] for one in found if one["engine"] == "openvino"} == {False}
         assert {one["holds"] for one in found if one["engine"] == "tensorflow"} == {True}
-        assert [one["difference"] for one in found if one["precision"] == "float32"] == pytest.approx([0, 2], rel=1e-3)
+        exact = {one["engine"]: one["difference"] for one in found if one["precision"] == "float32"}
+        assert exact["openvino"] == pytest.approx(2, rel=1e-3)
+        assert exact["tensorflow"] == 0
+        if runtime.installed("jax"):  # in a process of its own, with KERAS_BACKEND=jax
+            assert {one["precision"] for one in found if one["engine"] == "jax"} >= {"float32", "bfloat16"}
+            assert {one["holds"] for one in found if one["engine"] == "jax"} == {True}
 
 
 class TestChoice:
@@ -312,7 +324,7 @@ class TestChoice:
         assert {EngineChoice(name, "float32").spec_precision for name in ("tensorflow", "openvino")} == {"float32"}
 
     def test_openvino_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(runtime, "installed", lambda _: False)
+        monkeypatch.setattr(runtime, "installed", lambda name: name == "tensorflow")
         monkeypatch.setattr(runtime, "has_nvidia_gpu", lambda: False)
         assert choose("auto", "auto") == EngineChoice("tensorflow", "float32")
         with pytest.raises(EngineError, match="pip install openvino"):

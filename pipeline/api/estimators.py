@@ -58,7 +58,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         pooling: "avg" or "max" over height and width.
         resize: "stretch", "pad" or "crop".
         interpolation: "bicubic", "bilinear", "nearest" or "lanczos".
-        engine: "auto", "tensorflow" or "openvino".
+        engine: "auto", "tensorflow", "openvino" or "jax".
         precision: "auto", "float32", "bfloat16", "float16" or "int8".
         cache: Folder where features are kept; "auto" for that of the commands; None to keep none.
         random_state: Seed of random weights.

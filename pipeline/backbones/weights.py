@@ -130,6 +130,8 @@ class Pretrained:
         kind, stamped = f"weights of {self.name} in keras {runtime.version('keras')}", time.time_ns()
         if isinstance(self.source, str):
             kind += f", {self.source} {self.seed}"
+            if self.source == "random" and (backend := runtime.keras_backend()) == "jax":
+                kind += f" on {backend}"  # whose generator draws other weights
             known = self.memo.recall_text(kind) if self.memo else None
         else:
             stamp = Stamp.of(self.source)

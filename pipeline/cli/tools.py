@@ -47,12 +47,12 @@ def doctor(folders: Folders) -> Answer:
     ]
     for gpu in value["gpus"]:
         lines.append(f"GPU           {gpu['name']}, {gpu['memory'] or 'unknown memory'}")
-    lines += ["GPU           none that TensorFlow can use"] if not value["gpus"] else []
+    lines += ["GPU           none that Keras can use"] if not value["gpus"] else []
     lines += [f"engine        {name}: {text}" for name, text in value["engines"].items()]
     for one in value["verdicts"]:
         text = f"FAILS: {one['error']}"
         if not one["error"]:
-            text = f"{one['difference']:.2g} of the features' length away from TensorFlow in float32 on the processor"
+            text = f"{one['difference']:.2g} of the features' length away from Keras in float32 on the processor"
             text += "" if one["holds"] else f", AND AT MOST {one['most']:g} IS RIGHT"
         lines.append(f"checked       {one['engine']} in {one['precision']}: {text}")
     named = weights["TLPIPE_WEIGHTS"]

@@ -151,6 +151,9 @@ def _cosine_of_int8(graph: Path) -> float | None:
 
 
 def _choices() -> list[tuple[EngineChoice, int | None]]:
+    if runtime.keras_backend() == "jax":
+        on_cpu = runtime.jax().default_backend() == "cpu"
+        return [(EngineChoice("jax", one), None) for one in (("float32",) if on_cpu else ("float32", "bfloat16"))]
     choices: list[tuple[EngineChoice, int | None]] = [(EngineChoice("tensorflow", "float32"), None)]
     if runtime.has_nvidia_gpu():
         choices.append((EngineChoice("tensorflow", "float16"), None))

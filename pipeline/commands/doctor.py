@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import asdict
 from itertools import product
@@ -15,7 +17,7 @@ from typing import Any
 
 from pipeline.backbones import BACKBONES, Pretrained, find_imagenet, first_line, keras_file
 from pipeline.backbones.weights import open_backbone
-from pipeline.config import BACKBONE
+from pipeline.config import BACKBONE, ENGINES
 from pipeline.errors import EngineError
 from pipeline.extraction.engines import choose, judge
 from pipeline.util import runtime
@@ -57,7 +59,17 @@ def _processor() -> dict[str, Any]:
 
 
 def _gpus() -> list[dict[str, Any]]:
-    """GPUs that TensorFlow can use, with the memory that the driver tells."""
+    """GPUs that Keras's backend can use, with the memory that the driver tells."""
+    if runtime.keras_backend() == "jax" or not runtime.installed("tensorflow"):
+        return [
+            {
+                "name": device.device_kind,
+                "compute_capability": [int(part) for part in device.compute_capability.split(".")],
+                "memory": _gpu_memory(number),
+            }
+            for number, device in enumerate(runtime.jax().devices())
+            if device.platform == "gpu"
+        ]
     tf = runtime.tensorflow()
     found = []
     for number, gpu in enumerate(tf.config.list_physical_devices("GPU")):
@@ -82,7 +94,7 @@ def _gpu_memory(number: int) -> str | None:
 
 def _engines() -> dict[str, Any]:
     engines: dict[str, Any] = {}
-    for name in ("auto", "tensorflow", "openvino"):
+    for name in ENGINES:
         try:
             choice = choose(name, "auto")
             undecided = choice.precision == "auto"
@@ -103,7 +115,7 @@ def _verdicts() -> list[dict[str, Any]]:
     # Random weights make features that half precision can't hold.
     precisions = ("float32", "bfloat16", *(("float16",) if trained else ()))
     found = []
-    for engine, precision in product(("tensorflow", "openvino"), precisions):
+    for engine, precision in product(ENGINES[1:], precisions):
         try:
             choice = choose(engine, precision)
         except EngineError:  # there is none, or not in this precision
@@ -116,7 +128,24 @@ def _verdicts() -> list[dict[str, Any]]:
         except Exception as error:  # whatever a broken driver or file raises is what should be told
             row |= {"holds": False, "error": first_line(error)}
         found.append(row)
+    if runtime.installed("jax") and runtime.keras_backend() != "jax":
+        found += _verdicts_of_jax()
     return found
+
+
+def _verdicts_of_jax() -> list[dict[str, Any]]:
+    """What the doctor says where Keras runs on JAX, in a process of its own: in this one it runs on something else."""
+    command = [sys.executable, "-m", "pipeline", "doctor", "--json", "--quiet"]
+    done = subprocess.run(
+        command, env={**os.environ, "KERAS_BACKEND": "jax"}, capture_output=True, text=True, timeout=300, check=False
+    )
+    try:
+        verdicts: list[dict[str, Any]] = json.loads(done.stdout)["verdicts"]
+    except ValueError:
+        error = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        row = {"engine": "jax", "precision": "float32", "difference": None, "most": None, "holds": False}
+        return [{**row, "error": error}]
+    return verdicts
 
 
 def _weights() -> dict[str, Any]:

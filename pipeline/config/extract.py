@@ -24,7 +24,7 @@ from pipeline.util.text import sides
 POOLINGS = ("avg", "max", "none")
 RESIZES = ("stretch", "pad", "crop")
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
-ENGINES = ("auto", "tensorflow", "openvino")
+ENGINES = ("auto", "tensorflow", "openvino", "jax")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 
 OPERATIONS = ("flip", "crop", "rotate", "zoom", "brightness", "contrast")

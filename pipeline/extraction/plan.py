@@ -97,7 +97,8 @@ def backbone_for(config: ExtractConfig, cache: Path) -> Pretrained:
     pretrained = open_backbone(config.backbone, config.weights, config.seed, config.image_size, Memo(cache))
     for name in config.endpoint.split("+") if config.endpoint else ():
         pretrained.check_name("--endpoint", name)
-    choose(config.engine, config.precision)
+    if choose(config.engine, config.precision).engine == "jax":
+        runtime.keras_on("jax")
     return pretrained
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline.errors import StoppedError
+from pipeline.errors import EngineError, StoppedError
 
 LIBRARIES = (
     "tlpipe",
@@ -26,6 +26,7 @@ LIBRARIES = (
     "keras",
     "openvino",
     "nncf",
+    "jax",
     "numpy",
     "h5py",
     "scikit-learn",
@@ -34,6 +35,8 @@ LIBRARIES = (
     "pyarrow",
     "typer",
 )
+
+NEEDS_TENSORFLOW = "This head, fine-tuning, OpenVINO's graphs and most exports need TensorFlow"
 
 log = logging.getLogger("tlpipe")
 
@@ -129,11 +132,42 @@ def quiet_stderr() -> Iterator[None]:
             os.close(saved)
 
 
+def keras_backend() -> str | None:
+    """What Keras runs on in this process: as it was imported, or as $KERAS_BACKEND says; None while that is open."""
+    if imported := sys.modules.get("keras"):
+        return str(imported.config.backend())
+    return os.environ.get("KERAS_BACKEND") or None
+
+
+def keras_on(backend: str) -> None:
+    """Settle what Keras runs on in this process; nothing can change it later.
+
+    Args:
+        backend: "tensorflow" or "jax".
+
+    Raises:
+        EngineError: If it is settled otherwise.
+    """
+    settled = keras_backend()
+    if settled not in (None, backend):
+        raise EngineError(
+            f"{NEEDS_TENSORFLOW if backend == 'tensorflow' else '--engine jax needs Keras on JAX'}, and in this "
+            f"process Keras runs on {settled}; start again with KERAS_BACKEND={backend}"
+        )
+    os.environ["KERAS_BACKEND"] = backend  # which processes that this one starts inherit
+
+
 @cache
 def tensorflow() -> ModuleType:
-    """Import TensorFlow: quietly, and without it taking all memory of each GPU at once."""
+    """Import TensorFlow: quietly, and without it taking all memory of each GPU at once.
+
+    Raises:
+        EngineError: If it isn't installed, or Keras runs on something else: what asks for it runs Keras's layers on it.
+    """
+    if not installed("tensorflow"):
+        raise EngineError(f"{NEEDS_TENSORFLOW}, and it isn't installed; install it with: pip install tensorflow")
+    keras_on("tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     # Interrupted while it is imported, TensorFlow would report that it is broken.
     with stopping() as stop, quiet_stderr():
         import tensorflow as tf
@@ -196,12 +230,34 @@ def limit_threads(n: int) -> None:
 
 
 @cache
+def jax() -> ModuleType:
+    """Import JAX, without it taking most of the memory of each GPU at once."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    with quiet_stderr():
+        import jax as found
+
+    return found  # type: ignore[no-any-return]
+
+
+@cache
 def keras() -> ModuleType:
-    """Import Keras 3 on TensorFlow."""
-    tensorflow()
+    """Import Keras 3, on JAX if that was settled or TensorFlow isn't installed, else on TensorFlow.
+
+    Raises:
+        EngineError: If $KERAS_BACKEND names another backend.
+    """
+    backend = keras_backend() or ("tensorflow" if installed("tensorflow") or not installed("jax") else "jax")
+    if backend not in KERAS_BACKENDS:
+        raise EngineError(f"KERAS_BACKEND={backend} is none that tlpipe knows; set {' or '.join(KERAS_BACKENDS)}")
+    keras_on(backend)
+    KERAS_BACKENDS[backend]()
     import keras as module
 
     return module  # type: ignore[no-any-return]
+
+
+KERAS_BACKENDS = {"tensorflow": tensorflow, "jax": jax}
+"""What Keras can run on here, and how it is imported."""
 
 
 class Stopping:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +19,7 @@ from pipeline.config import ENGINES, PRECISIONS, SPEC_VERSION, FeatureSpec
 from pipeline.data.images import Pixels
 from pipeline.errors import EngineError
 from pipeline.extraction.engines import verdict
-from pipeline.extraction.engines.base import Engine, EngineChoice, call
+from pipeline.extraction.engines.base import POLICIES, Engine, EngineChoice, call
 from pipeline.extraction.engines.pictures import crops
 from pipeline.util import runtime
 from pipeline.util.files import digest_of
@@ -37,10 +40,6 @@ OPENVINO_BATCH_SIZE = 8
 GPU_BATCH_SIZE = 128
 
 
-REFERENCE = EngineChoice("tensorflow", "float32")
-"""What all engines are compared with, where it runs on the processor."""
-
-
 def graph_folder(cache: Path, spec: FeatureSpec) -> Path:
     """Where the converted graph of some features is kept: it depends on neither the resize nor the precision."""
     graph = (SPEC_VERSION, spec.backbone, spec.weights_digest, spec.endpoint, spec.pooling, *spec.image_size)
@@ -53,19 +52,29 @@ OpenedBy = Callable[[str], Network]
 
 
 def choose(engine: str, precision: str) -> EngineChoice:
-    """Resolve `auto` for this machine, without importing TensorFlow.
+    """Resolve `auto` for this machine, on a processor without importing TensorFlow.
 
     Raises:
         ConfigError: For an unknown name.
-        EngineError: If the engine isn't installed, or doesn't have the precision here.
+        EngineError: If the engine isn't installed, doesn't have the precision here, or needs Keras on another backend
+            than it runs on in this process.
     """
     one_of("--engine", engine, ENGINES)
     one_of("--precision", precision, PRECISIONS)
     on_gpu = runtime.has_nvidia_gpu()
     in_int8 = precision == "int8"
     if engine == "auto":
-        engine = "openvino" if in_int8 or (not on_gpu and runtime.installed("openvino")) else "tensorflow"
+        engine = "openvino" if in_int8 else _for_this_machine(on_gpu=on_gpu)
+    if engine == "jax":
+        return _on_jax(precision)
+    if runtime.keras_backend() == "jax":
+        raise EngineError(
+            f"{'--precision int8' if in_int8 else f'--engine {engine}'} takes its graph from Keras on TensorFlow, and "
+            "in this process Keras runs on JAX; leave it out, or unset KERAS_BACKEND"
+        )
     if engine == "tensorflow":
+        if not runtime.installed("tensorflow"):
+            raise EngineError("--engine tensorflow needs TensorFlow; install it with: pip install tensorflow")
         if in_int8:
             raise EngineError("--engine tensorflow doesn't compute in int8; leave it out, as OpenVINO does")
         if precision == "float16" and not on_gpu:
@@ -88,6 +97,44 @@ def choose(engine: str, precision: str) -> EngineChoice:
     if not openvino.supports(precision):
         raise EngineError(f"This processor doesn't compute in {precision}; use --precision float32 or auto")
     return EngineChoice(engine, precision)
+
+
+def _for_this_machine(*, on_gpu: bool) -> str:
+    """The engine that `auto` stands for."""
+    if (settled := runtime.keras_backend()) == "jax":
+        return settled
+    if on_gpu:
+        return "jax" if settled is None and _jax_alone_sees_gpus() else "tensorflow"
+    if runtime.installed("openvino"):
+        return "openvino"
+    return "tensorflow" if runtime.installed("tensorflow") or not runtime.installed("jax") else "jax"
+
+
+def _jax_alone_sees_gpus() -> bool:
+    """Whether JAX can use a GPU here and TensorFlow can't, or isn't there."""
+    if not runtime.installed("jax") or runtime.jax().default_backend() != "gpu":
+        return False
+    return not (runtime.installed("tensorflow") and _tensorflow_sees_gpus())
+
+
+@cache
+def _tensorflow_sees_gpus() -> bool:
+    """Asked in a process of its own: TensorFlow imports Keras, which then could run on JAX no more."""
+    code = "import sys, tensorflow; sys.exit(not tensorflow.config.list_physical_devices('GPU'))"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def _on_jax(precision: str) -> EngineChoice:
+    if not runtime.installed("jax"):
+        raise EngineError(
+            "--engine jax needs JAX; install it with: pip install jax, or for a GPU: pip install jax[cuda12]"
+        )
+    if runtime.keras_backend() is not None:
+        runtime.keras_on("jax")
+    on_cpu = runtime.jax().default_backend() == "cpu"
+    if precision == "int8" or (precision == "float16" and on_cpu):
+        raise EngineError(f"--engine jax doesn't compute in {precision} here; use --precision auto")
+    return EngineChoice("jax", precision if precision != "auto" else "float32" if on_cpu else "bfloat16")
 
 
 def for_graph(choice: EngineChoice, network: OpenedBy, endpoint: str, pooling: str, graph: Path) -> EngineChoice:
@@ -145,7 +192,7 @@ def open_engine(
         EngineError: If the engine can't run the graph, or not in this precision, or gives wrong features here.
     """
     engine = _compiled(choice, network, endpoint, pooling, graph, batch_size)
-    if choice != REFERENCE or runtime.has_nvidia_gpu():
+    if not _is_reference(choice):
         verdict.prove(engine, choice, lambda: reference(network, endpoint, pooling), graph)
     return engine
 
@@ -156,14 +203,28 @@ def judge(choice: EngineChoice, network: OpenedBy, endpoint: str, pooling: str, 
     return verdict.judged(engine, choice, lambda: reference(network, endpoint, pooling))
 
 
+def _is_reference(choice: EngineChoice) -> bool:
+    """Whether this is what all engines are compared with: Keras's own backend, in float32, on the processor."""
+    if choice.precision != "float32" or choice.engine == "openvino":
+        return False
+    if choice.engine == "jax":
+        return bool(runtime.jax().default_backend() == "cpu")
+    return not runtime.has_nvidia_gpu()
+
+
 def reference(network: OpenedBy, endpoint: str, pooling: str) -> tuple[Pixels, NDArray[np.floating]]:
-    """A few fixed pictures, and their features by TensorFlow in float32 on the processor.
+    """A few fixed pictures, and their features by Keras in float32 on the processor.
 
     Arguments as in `open_engine`.
     """
-    tf = runtime.tensorflow()
     model = network("float32").features(endpoint, pooling)
     pictures = crops(verdict.N_PICTURES, model.inputs[0].shape[1:3], seed=2, varied=False)
+    if runtime.keras_backend() == "jax":
+        from pipeline.extraction.engines import jax
+
+        processor = runtime.jax().devices("cpu")[:1]
+        return pictures, call(jax.JaxEngine(model, "float32", verdict.N_PICTURES, processor), pictures)
+    tf = runtime.tensorflow()
     with tf.device("/CPU:0"):
         return pictures, model(pictures, training=False).numpy()
 
@@ -182,6 +243,11 @@ def _compiled(
         else:
             model = _in_float32(network, endpoint, pooling, graph)
         return openvino.OpenvinoEngine(model, choice.precision, batch_size or OPENVINO_BATCH_SIZE)
+    model = network(POLICIES[choice.precision]).features(endpoint, pooling)
+    if choice.engine == "jax":
+        from pipeline.extraction.engines import jax
+
+        return jax.JaxEngine(model, choice.precision, batch_size or GPU_BATCH_SIZE)
     from pipeline.extraction.engines import tensorflow
 
     if choice.precision == "float16" and not runtime.tensorflow().config.list_physical_devices("GPU"):
@@ -189,5 +255,4 @@ def _compiled(
             "float16 needs a GPU, and TensorFlow can use none here; install its libraries with "
             "pip install 'tensorflow[and-cuda]', or use --engine openvino, or --precision float32"
         )
-    model = network(tensorflow.POLICIES[choice.precision]).features(endpoint, pooling)
     return tensorflow.TensorflowEngine(model, batch_size or GPU_BATCH_SIZE)

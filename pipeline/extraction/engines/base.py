@@ -9,13 +9,18 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+"""Keras's dtype policy for each precision, where Keras's own backend computes."""
+
+CPU_BATCH_SIZE = 16  # where Keras's own backend computes on the processor
+
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
     """An engine and a precision, resolved for this machine.
 
     Attributes:
-        engine: "tensorflow" or "openvino".
+        engine: "tensorflow", "openvino" or "jax".
         precision: "float32", "bfloat16", "float16" or "int8"; "auto" where a graph must be measured to tell whether
             int8 is worth it.
         graph: Digest of the graph in int8; "" for other precisions, and where the graph isn't made yet.

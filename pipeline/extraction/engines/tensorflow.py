@@ -11,16 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import EngineError
-from pipeline.extraction.engines.base import padded
+from pipeline.extraction.engines.base import CPU_BATCH_SIZE, padded
 from pipeline.util import runtime
 
 if TYPE_CHECKING:
     import keras
-
-POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
-"""Keras dtype policy of each precision."""
-
-CPU_BATCH_SIZE = 16
 
 
 class TensorflowEngine:

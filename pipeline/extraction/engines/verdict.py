@@ -1,8 +1,8 @@
 """Verdicts: whether an engine computes a graph rightly on this machine, asked once, before the first image.
 
 A driver that is broken, a kernel that was compiled wrongly or a GPU that was never seen before would fill the cache
-with nonsense. So the features of a few fixed pictures are compared with those of TensorFlow in float32, computed on the
-processor by the Keras network itself.
+with nonsense. So the features of a few fixed pictures are compared with those of Keras itself, on the backend it
+has here, computed in float32 on the processor.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger("tlpipe")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How near the features of an engine come to those of TensorFlow in float32.
+    """How near the features of an engine come to those of Keras in float32.
 
     Attributes:
         engine: Which.
@@ -63,7 +63,7 @@ class Verdict:
 def judged(
     engine: Engine, choice: EngineChoice, reference: Callable[[], tuple[Pixels, NDArray[np.floating]]]
 ) -> Verdict:
-    """Compare an engine with TensorFlow in float32.
+    """Compare an engine with Keras in float32 on the processor.
 
     Args:
         engine: The compiled graph.
@@ -88,7 +88,7 @@ def prove(
         folder: Where the graph is kept.
 
     Raises:
-        EngineError: If the features are too far from those of TensorFlow in float32.
+        EngineError: If the features are too far from those of Keras in float32.
     """
     name = "-".join(filter(None, (choice.engine, choice.precision, choice.graph)))
     here = (choice.engine, choice.precision, _device(choice), _versions(choice))
@@ -100,7 +100,7 @@ def prove(
     if not found.holds:
         raise EngineError(
             f"{choice.engine} in {choice.precision} computes this network wrongly on {found.device}: its features are "
-            f"{found.difference:.2g} of their length away from those of TensorFlow in float32, and at most "
+            f"{found.difference:.2g} of their length away from those of Keras in float32, and at most "
             f"{found.most:g} is right; nothing was computed. Take {_advice(choice)}"
         )
     with suppress(StoreError):  # of a cache that can only be read: asked again the next time
@@ -116,6 +116,9 @@ def _read(path: Path) -> Verdict | None:
 
 
 def _device(choice: EngineChoice) -> str:
+    if choice.engine == "jax":
+        kinds = {device.device_kind for device in runtime.jax().devices() if device.platform != "cpu"}
+        return ", ".join(sorted(kinds)) or runtime.processor()
     if choice.engine == "tensorflow" and runtime.has_nvidia_gpu():
         tf = runtime.tensorflow()
         names = {
@@ -134,5 +137,5 @@ def _advice(choice: EngineChoice) -> str:
     """What to take in place of an engine."""
     if choice.precision != "float32":
         return "--precision float32, and report the versions that tlpipe doctor prints"
-    other = "openvino" if choice.engine == "tensorflow" else "tensorflow"
+    other = "tensorflow" if choice.engine == "openvino" else "openvino"
     return f"--engine {other}, and report the versions that tlpipe doctor prints"
