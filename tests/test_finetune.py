@@ -19,12 +19,16 @@ from hypothesis import strategies as st
 
 from pipeline.backbones import BACKBONES, Unfrozen, tensor_of
 from pipeline.backbones.network import Network, build_network
-from pipeline.config import FinetuneConfig, HeadConfig
+from pipeline.config import FinetuneConfig, HeadConfig, ImageConfig
+from pipeline.data import ArraySource, Dataset, array_key
+from pipeline.data.augment import Augment
 from pipeline.errors import ConfigError, DataError, RunError, StoppedError, StoreError
+from pipeline.extraction.engines.tensorflow import TensorflowEngine
 from pipeline.finetuning import Checkpoint, FinetuneModels, State, assemble, drawn_anew, fit
+from pipeline.finetuning.examples import DecodedImages, of_epoch
 from pipeline.finetuning.fit import _Training
 from pipeline.finetuning.models import with_remat
-from pipeline.finetuning.steps import Augmentation
+from pipeline.finetuning.steps import preparation, targets_of
 from pipeline.heads import Head, make_head, probabilities_of
 from pipeline.store.rows import Part, StoredFeatures
 from pipeline.training.batches import Batches, predict_logits
@@ -377,61 +381,75 @@ class TestEpochs:
 
 
 class TestEndToEnd:
-    AUGMENT = "flip,crop,rotate,zoom,brightness,contrast"
+    @staticmethod
+    def pictures(n: int, augment: str | None = "flip") -> tuple[DecodedImages, np.ndarray]:
+        """Images held in memory, no two alike, as a data set of one class gives them."""
+        images = np.random.default_rng(0).integers(0, 256, (n, 64, 64, 3), np.uint8)
+        keys = np.array([array_key(image) for image in images], "S32")
+        dataset = Dataset("drawn", keys, np.zeros(n, np.int64), np.array(["train"] * n), ("",) * n, ("a",))
+        of_augment = Augment.parse(augment) if augment else None
+        source = ArraySource([(images, 1.0)])
+        return DecodedImages(dataset, source, ImageConfig((64, 64)), np.arange(n), of_augment), images
 
-    def test_images_are_augmented_in_training_alone(self) -> None:
-        augmentation = Augmentation(FinetuneConfig(augment=self.AUGMENT), 3)
-        images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-        images[:, :, :16] //= 8
-        first, labels = augmentation(images, np.arange(4))
-        second, _ = augmentation(images, np.arange(4))
-        assert first.dtype == "uint8"
-        assert (np.asarray(first) != np.asarray(second)).any()
-        np.testing.assert_array_equal(labels, np.arange(4))
-        difference = np.abs(np.asarray(first, np.float32) - images).mean()
-        assert 5 < difference < 100
-        same, _ = Augmentation(FinetuneConfig(), 3)(images, np.arange(4))
-        assert same is images
-
-    @pytest.mark.parametrize("operation", AUGMENT.split(","))
-    def test_each_operation_does_what_it_says(self, operation: str) -> None:
-        ramp = np.tile(np.linspace(20, 230, 64, dtype=np.uint8)[None, None, :, None], (64, 64, 1, 3))
-        found = np.asarray(Augmentation(FinetuneConfig(augment=operation), 3)(ramp, np.zeros(64, int))[0], np.float32)
-        slopes = found[:, 16:48, 40].mean(axis=(1, 2)) - found[:, 16:48, 24].mean(axis=(1, 2))
-        means, usual = found.mean(axis=(1, 2, 3)), float(ramp.mean())
-        if operation == "flip":
-            assert {round(float(slope / 53.3)) for slope in slopes} == {-1, 1}
-        elif operation in ("crop", "zoom"):
-            assert slopes.max() < 56 and slopes.min() > 30 and slopes.std() > 2
-        elif operation == "brightness":
-            assert 10 < means.std() < 40 and slopes == pytest.approx(53.3, abs=4)
-        elif operation == "contrast":
-            assert slopes.max() > 60 and slopes.min() < 45 and means == pytest.approx(usual, abs=6)
-        else:
-            assert slopes.min() > 45 and np.abs(found - ramp).mean() > 1
+    def test_every_epoch_sees_another_version(self) -> None:
+        """Half of the images are mirrored in each epoch, and each of them in every second one."""
+        decoded, images = self.pictures(40)
+        part = part_of(np.zeros((40, 1)), np.zeros(40, np.int64))
+        part = replace(part, features=decoded)
+        np.testing.assert_array_equal(part.load(np.arange(40)), images)
+        mirrored = []
+        for epoch in (1, 2, 3):
+            seen = of_epoch(part, epoch).load(np.arange(40))
+            straight, turned = ((seen == other).all(axis=(1, 2, 3)) for other in (images, images[:, :, ::-1]))
+            assert (straight ^ turned).all()
+            mirrored.append(turned)
+        assert 10 <= mirrored[0].sum() <= 30
+        np.testing.assert_array_equal(mirrored[0], ~mirrored[1])
+        np.testing.assert_array_equal(mirrored[0], mirrored[2])
+        cropped = replace(decoded, augment=Augment.parse("crop"))
+        first, again, second = (cropped.of_epoch(epoch).read(np.arange(40)) for epoch in (1, 1, 2))
+        np.testing.assert_array_equal(first, again)
+        assert (first != second).any(axis=(1, 2, 3)).sum() > 35  # of small pictures two crops may be the same
 
     @pytest.mark.parametrize("n_classes", [2, 3])
     def test_mixup_mixes_labels_as_it_mixes_images(self, n_classes: int) -> None:
         """Images of one brightness a class: how bright a mixed one is says which share of its label it has."""
-        augmentation = Augmentation(FinetuneConfig(mixup=1.0), n_classes)
+        config = FinetuneConfig("all", mixup=1.0)
         labels = np.arange(60) % n_classes
         images = np.broadcast_to((100 * labels)[:, None, None, None], (60, 4, 4, 3)).astype(np.uint8)
-        mixed, shares = (np.asarray(part) for part in augmentation(images, augmentation.shares(labels)))
-        brightness = mixed.mean(axis=(1, 2, 3))
+        prepare = preparation(config, None, 1)
+        assert prepare is not None
+        joint, shares = prepare(0, images, targets_of(config, labels, n_classes))
+        assert joint.dtype == np.uint8
+        brightness = joint.mean(axis=(1, 2, 3))
         expected = shares[:, 0] if n_classes == 2 else shares @ np.arange(n_classes)
         np.testing.assert_allclose(brightness, 100 * expected, atol=0.6)
         assert ((expected > 0.1) & (expected < 0.9)).any()
+        same, other = prepare(0, images, targets_of(config, labels, n_classes)), preparation(config, None, 2)
+        np.testing.assert_array_equal(same[0], joint)
+        assert other is not None and (other(0, images, shares)[0] != joint).any()
+
+    def test_nothing_is_prepared_without_need(self) -> None:
+        assert preparation(FinetuneConfig("all"), None, 1) is None
 
     @pytest.mark.parametrize("n_classes", [2, 3])
-    def test_training_from_augmented_images(self, n_classes: int) -> None:
-        given = setting("mobilenet025", "block12", n_classes)
-        models = given.models(from_images=True)
+    def test_the_engine_changes_no_loss(self, n_classes: int) -> None:
+        """New versions in each epoch, mixed, by the engine to the cut, against the same from end to end."""
         config = FinetuneConfig(
-            "block12", epochs=2, batch_size=8, augment="flip", mixup=0.2, label_smoothing=0.1, learning_rate=1e-3
+            "block12", epochs=2, batch_size=8, augment="flip,crop", mixup=0.2, label_smoothing=0.1, learning_rate=1e-3
         )
-        tuned = fit(models, given.examples(given.images), config)
-        assert "accuracy" not in tuned.history[1]
-        assert all(math.isfinite(row["loss"]) for row in tuned.history[1:])
+        losses = []
+        for whole in (False, True):
+            given = setting("mobilenet025", "block12", n_classes)
+            models = given.models(from_images=whole)
+            part = replace(given.examples()["train"], features=self.pictures(32, "flip,crop")[0])
+            lower = keras.Model(given.features.inputs[0], tensor_of(given.features, given.unfrozen.cut))
+            engine = None if whole else TensorflowEngine(lower, 8)
+            tuned = fit(models, {"train": part}, config, engine=engine)
+            assert "accuracy" not in tuned.history[1]
+            losses.append([row["loss"] for row in tuned.history[1:]])
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        assert losses[0][0] != pytest.approx(losses[0][1], rel=1e-4)
 
     @pytest.mark.parametrize(
         ("name", "size"), [pytest.param("densenet121", 64, marks=pytest.mark.slow), ("efficientnetb0", 64)]
@@ -506,21 +524,24 @@ class TestResume:
         checkpoint.remove()
         assert not any(tmp_path.iterdir())
 
-    @pytest.mark.slow
-    def test_random_generators_of_augmentation_go_on(self, tmp_path: Path) -> None:
+    def test_versions_of_images_go_on(self, tmp_path: Path) -> None:
+        """An epoch's versions and mixtures depend on its number alone."""
         config = FinetuneConfig("block12", epochs=2, batch_size=8, augment="flip,crop", mixup=0.4, patience=9)
         losses = []
         for resumed in (False, True):
             given = setting("mobilenet025", "block12")
-            models, examples = given.models(from_images=True), given.examples(given.images)
+            features = TestEndToEnd.pictures(32, "flip,crop")[0]
             checkpoint = Checkpoint(tmp_path / str(resumed))
             if resumed:
+                models, examples = given.models(from_images=True), given.examples(given.images)
+                examples["train"] = replace(examples["train"], features=features)
                 first = _Training(models, examples, config, keep_in(checkpoint))
                 first.start()
                 first.epoch(Stopping(), lambda _: None)
                 first.save()
                 given = setting("mobilenet025", "block12")
-                models, examples = given.models(from_images=True), given.examples(given.images)
+            models, examples = given.models(from_images=True), given.examples(given.images)
+            examples["train"] = replace(examples["train"], features=features)
             tuned = fit(models, examples, config, None, checkpoint.load())
             losses.append([row["loss"] for row in tuned.history[1:]])
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -119,6 +119,20 @@ def test_the_saved_model_predicts_what_the_run_says(
     assert find_record(cache, None).id == head.features, "what was extracted for it is not what the next command takes"
 
 
+def test_new_versions_go_through_the_engine(
+    head: Run, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What every epoch sees anew is never stored; at the cut there are the images that rate, and no others."""
+    with caplog.at_level("INFO", logger="tlpipe"):
+        run = commands.finetune(FinetuneConfig("block12", augment="flip,crop", **QUICK), cache, reports)
+    assert f"{run.n_val + run.n_test} of {run.n_val + run.n_test} rows to compute" in caplog.text
+    assert (run.end_to_end, run.cut) == (False, "conv_pw_11_relu")
+    assert any(
+        note.endswith("on new versions of the images in each epoch, BatchNormalization in inference mode")
+        for note in run.notes
+    )
+
+
 def test_a_fast_engine_does_not_bend_the_figures(red_and_blue: Path, cache: Path, reports: Path) -> None:
     """Trained on activations in bfloat16, rated in float32, as the saved model runs."""
     import h5py

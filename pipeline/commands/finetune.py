@@ -19,9 +19,11 @@ from pipeline.commands.runs import check_name
 from pipeline.commands.train_head import train_head
 from pipeline.config import ExtractConfig, FinetuneConfig, FinetuneOptions, HeadConfig, ImageConfig, TrainingOptions
 from pipeline.data import Opened, open_dataset
+from pipeline.data.augment import Augment
 from pipeline.data.dataset import SPLITS
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError, StoreError
-from pipeline.extraction.plan import complete_rows
+from pipeline.extraction.engines.base import Engine
+from pipeline.extraction.plan import complete_rows, open_plan
 from pipeline.finetuning import (
     Checkpoint,
     FinetuneModels,
@@ -85,7 +87,7 @@ def _finetune(
     head_run = state.head_run if state and not options.head_run else _head_run(config, cache, reports, options)
     with strategy.scope():
         begun = begin(config, cache, reports, head_run)
-    table, examples = _read_examples(begun, cache, options.memory)
+    table, examples, engine = _read_examples(begun, cache, options.memory)
     extracted = time.perf_counter()
     logs = checkpoint.logs if options.tensorboard else None
     if logs:
@@ -98,7 +100,7 @@ def _finetune(
 
     with strategy.scope():
         models = _assemble(begun, len(table.class_names))
-        tuned = fit(models, examples, begun.config, keeping, state, logs)
+        tuned = fit(models, examples, begun.config, keeping, state, logs, engine)
     seconds = {
         "epoch": tuned.seconds_per_epoch,
         "activations": extracted - start,
@@ -129,11 +131,14 @@ def _finetune(
     return run
 
 
-def _read_examples(begun: Start, cache: Path, memory: int | None) -> tuple[FeatureTable, dict[str, Part]]:
-    """A table of the images, and what is read in training: pooled features, activations, or the images.
+def _read_examples(
+    begun: Start, cache: Path, memory: int | None
+) -> tuple[FeatureTable, dict[str, Part], Engine | None]:
+    """A table of the images, what is read in training (pooled features, activations, or images), and its engine.
 
     What is trained may stand on features of a fast engine; validation and test images are read as the saved model will
-    see them, in float32, so that its figures are right.
+    see them, in float32, so that its figures are right. Where every epoch sees new versions of the training images, the
+    engine runs them through the frozen part while the steps before are taken.
 
     Args:
         begun: What is trained.
@@ -145,32 +150,47 @@ def _read_examples(begun: Start, cache: Path, memory: int | None) -> tuple[Featu
         CacheMismatchError: If they are no longer the same.
     """
     record, config = begun.record, begun.config
-    opened = _open_data(begun, cache)
-    if begun.end_to_end:
-        table = load_table(cache, [record], 0, memory=runtime.memory_for(memory))
+    opened, limit, engine = _open_data(begun, cache), runtime.memory_for(memory), None
+    augment = Augment.parse(config.augment) if config.augment and begun.drawn_anew else None
+    wanted = replace(record.config, views=config.views, augment=config.augment if config.views else None)
+    exact = replace(wanted, precision="float32", views=0, augment=None)
+    if begun.end_to_end or augment:
+        table = load_table(cache, [record], 0, memory=limit)
         spec = record.spec
         images = ImageConfig(spec.image_size, spec.resize, spec.interpolation, record.config.pixel_limit)
-        found = {split: images_of(table, split, opened.dataset, opened.source, images) for split in SPLITS}
+        found = {
+            split: images_of(table, split, opened.dataset, opened.source, images, augment if split == "train" else None)
+            for split in SPLITS
+        }
+        if not begun.end_to_end:
+            wanted, exact = (_at_the_cut(begun, one) for one in (wanted, exact))
+            engine = open_plan(wanted, cache).engine(None)
+            found |= _exact(exact, cache, opened, table, limit)
     else:
-        wanted = replace(record.config, views=config.views, augment=config.augment if config.views else None)
         if config.blocks != "none":
             log.info("Activations are cached at %s", begun.unfrozen.cut)
-            wanted = replace(wanted, endpoint=begun.unfrozen.cut, pooling="none", dtype=None)
-        table = load_table(
-            cache, [extract(wanted, cache, made_by="finetune").record], config.views, memory=runtime.memory_for(memory)
-        )
+        wanted, exact = (_at_the_cut(begun, one) for one in (wanted, exact))
+        table = load_table(cache, [extract(wanted, cache, made_by="finetune").record], config.views, memory=limit)
         found = {split: table.examples(split) for split in SPLITS}
-        if table.specs[0].precision != "float32" and (len(found["val"]) or len(found["test"])):
-            exact = replace(wanted, precision="float32", views=0, augment=None)
-            found |= _exact(exact, cache, opened, table, runtime.memory_for(memory))
-    return table, {split: part for split, part in found.items() if len(part)}
+        if table.specs[0].precision != "float32":
+            found |= _exact(exact, cache, opened, table, limit)
+    return table, {split: part for split, part in found.items() if len(part)}, engine
+
+
+def _at_the_cut(begun: Start, config: ExtractConfig) -> ExtractConfig:
+    """Options that give what the trained part takes: activations at the cut, or pooled features for the head alone."""
+    if begun.config.blocks == "none":
+        return config
+    return replace(config, endpoint=begun.unfrozen.cut, pooling="none", dtype=None)
 
 
 def _exact(config: ExtractConfig, cache: Path, opened: Opened, table: FeatureTable, memory: int) -> dict[str, Part]:
     """Validation and test rows of a table, computed in another precision."""
-    log.info("Validation and test images are rated in float32, as the saved model will run")
     parts = {split: table.rows(split) for split in ("val", "test")}
     rows = np.concatenate(list(parts.values()))
+    if not len(rows):
+        return {}
+    log.info("Validation and test images are rated in float32, as the saved model will run")
     store = complete_rows(config, cache, opened, np.unique(indices_of(opened.dataset, table.keys[rows])))
     features = read_features([store], table.keys[rows], [table.locations[row] for row in rows], memory)
     exact = replace(
@@ -297,6 +317,7 @@ def _notes(begun: Start, tuned: Tuned) -> list[str]:
     else:
         mode = "trained" if config.train_bn else "in inference mode"
         where = "end to end" if begun.end_to_end else f"above {begun.unfrozen.cut}"
+        where += ", on new versions of the images in each epoch" if begun.drawn_anew else ""
         n = len(begun.trained_layers())
         notes.append(f"{n} {'layer' if n == 1 else 'layers'} trained {where}, BatchNormalization {mode}")
         head = "The head was drawn anew" if config.cold_head else "Started from the head as fitted on train alone"

@@ -268,7 +268,7 @@ def _views(run: RatedRun) -> tuple[Augment | None, int]:
     extract = run.extracts[0]
     text, views = extract.augment, extract.views
     if isinstance(run, FinetuneRun):
-        text, views = run.config.augment, run.config.views or DRAWN_VIEWS  # end to end new ones are drawn in each step
+        text, views = run.config.augment, run.config.views or DRAWN_VIEWS  # else new ones are drawn in each epoch
     elif isinstance(run, HeadRun) and run.config.views is not None:
         views = run.config.views
     if not text or isinstance(run, EvaluateRun):

@@ -43,7 +43,7 @@ class FinetuneConfig:
         mixup: Alpha of the beta distribution by which pairs of images are mixed (Zhang et al. 2018,
             arXiv:1710.09412); 0 for none. End to end only.
         views: Cached augmented views of each training image beside the image itself.
-        augment: Operations that make views; without views, done to the images of each step, end to end.
+        augment: Operations that make views; without views, new ones in each epoch.
         train_bn: Whether BatchNormalization is trained, and follows the batches.
         remat: Whether activations are computed again in the backward pass instead of held.
         cold_head: Whether the head's weights are drawn anew.
@@ -73,8 +73,8 @@ class FinetuneConfig:
     views: int = option(0, "Augmented versions of each image, cached at the cut beside it.", bounds=COUNT_OR_NONE)
     augment: str | None = option(
         None,
-        "How --views are made (flip,crop), several joined by commas; without --views done anew in each step, from the "
-        "images to the end: many times slower.",
+        "How --views are made (flip,crop), several joined by commas; without --views new ones are made in each epoch, "
+        "and run through the frozen part every time.",
         legal=OPERATIONS,
         several=True,
     )

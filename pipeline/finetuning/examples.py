@@ -1,14 +1,15 @@
-"""Images that are decoded when a step reads them, for training from end to end."""
+"""Images that are decoded when a step reads them, perhaps in another version in each epoch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import ImageConfig
 from pipeline.data import Dataset, ImageSource
+from pipeline.data.augment import Augment
 from pipeline.data.pixels import read_pixels
 from pipeline.errors import DataError, ImageError
 from pipeline.store.rows import Part, Rows
@@ -25,12 +26,16 @@ class DecodedImages:
         source: Its images.
         config: How files become pixels.
         indices: Positions of the images in the dataset, shape [n].
+        augment: What makes another version of each image in every epoch; None for the images themselves.
+        epoch: Number of the epoch, from 1 on; 0 for the images themselves.
     """
 
     dataset: Dataset
     source: ImageSource
     config: ImageConfig
     indices: NDArray[np.int64]
+    augment: Augment | None = None
+    epoch: int = 0
 
     @property
     def workers(self) -> int:
@@ -44,7 +49,18 @@ class DecodedImages:
 
     def take(self, rows: Rows) -> DecodedImages:
         """Some of the images."""
-        return DecodedImages(self.dataset, self.source, self.config, self.indices[rows])
+        return replace(self, indices=self.indices[rows])
+
+    def of_epoch(self, epoch: int) -> DecodedImages:
+        """The images as an epoch sees them."""
+        return replace(self, epoch=epoch)
+
+    def _view(self, image_key: bytes) -> int:
+        """Number of the view that an epoch takes of an image: of two, of which `flip` mirrors one, each in its turn.
+
+        Half of the images take the mirrored one first.
+        """
+        return 2 * self.epoch - (image_key[-1] + self.epoch) % 2 if self.augment and self.epoch else 0
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Decode some of the images.
@@ -54,8 +70,9 @@ class DecodedImages:
         """
         pixels = np.empty((len(rows), *self.config.image_size, 3), np.uint8)
         for number, index in enumerate(self.indices[rows].tolist()):
+            key = bytes(self.dataset.keys[index])
             try:
-                pixels[number] = read_pixels(self.source, index, bytes(self.dataset.keys[index]), self.config)
+                pixels[number] = read_pixels(self.source, index, key, self.config, self.augment, self._view(key))
             except ImageError as error:
                 raise DataError(
                     f"{self.dataset.locations[index]} could be read when its features were computed, and can't be "
@@ -70,7 +87,14 @@ def indices_of(dataset: Dataset, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
     return first[np.searchsorted(known, keys)]
 
 
-def images_of(table: FeatureTable, split: str, dataset: Dataset, source: ImageSource, config: ImageConfig) -> Part:
+def images_of(
+    table: FeatureTable,
+    split: str,
+    dataset: Dataset,
+    source: ImageSource,
+    config: ImageConfig,
+    augment: Augment | None = None,
+) -> Part:
     """The images of one split of a table, decoded when they are read.
 
     Args:
@@ -79,9 +103,13 @@ def images_of(table: FeatureTable, split: str, dataset: Dataset, source: ImageSo
         dataset: The dataset that the table was extracted from, as it is now.
         source: Its images.
         config: How files become pixels.
+        augment: What makes another version of each image in every epoch; None for the images themselves.
     """
     rows = table.rows(split)
-    indices = indices_of(dataset, table.keys[rows])
-    return Part(
-        DecodedImages(dataset, source, config, indices), table.labels[rows], table.keys[rows], table.views[rows]
-    )
+    images = DecodedImages(dataset, source, config, indices_of(dataset, table.keys[rows]), augment)
+    return Part(images, table.labels[rows], table.keys[rows], table.views[rows])
+
+
+def of_epoch(part: Part, epoch: int) -> Part:
+    """The rows as an epoch sees them: images may look different in each."""
+    return replace(part, features=part.features.of_epoch(epoch)) if isinstance(part.features, DecodedImages) else part

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from pipeline.config import FinetuneConfig
 from pipeline.errors import ConfigError, RunError, StoppedError, StoreError
 from pipeline.evaluation.metrics import scores
+from pipeline.extraction.engines import Engine
 from pipeline.finetuning.checkpoint import State
+from pipeline.finetuning.examples import of_epoch
 from pipeline.finetuning.models import FinetuneModels, with_remat
-from pipeline.finetuning.steps import Augmentation, optimizer_of, schedule_of, with_steps
+from pipeline.finetuning.steps import objective, optimizer_of, preparation, schedule_of, targets_of
 from pipeline.heads import probabilities_of
 from pipeline.store.rows import Part
 from pipeline.training.batches import batches, predict_logits
@@ -69,6 +71,7 @@ def fit(
     keeping: Keeping | None = None,
     state: State | None = None,
     logs: Path | None = None,
+    engine: Engine | None = None,
 ) -> Tuned:
     """Train; the weights kept are those of the epoch with the best validation accuracy, the start included.
 
@@ -79,6 +82,8 @@ def fit(
         keeping: Keeps the state after each epoch; None to keep nothing.
         state: What to go on from; None to begin.
         logs: Folder of TensorBoard's logs; None for none.
+        engine: Gives the activations at the cut of the training images, which are read as images then; None where the
+            examples are what the trained model takes.
 
     Raises:
         ConfigError: If all epochs together make no update.
@@ -86,7 +91,7 @@ def fit(
         StoppedError: After Ctrl-C or SIGTERM; the checkpoint stays.
     """
     with _enough_memory(config), _writer(logs) as written, runtime.stopping() as stop:
-        training = _Training(models, examples, config, keeping)
+        training = _Training(models, examples, config, keeping, engine)
         resumed = training.take_up(state) if state else training.start()
         left = config.epochs - resumed
         with progress("Fine-tuning", left * training.n_steps, "steps") as advance:
@@ -107,6 +112,7 @@ class _Training:
         examples: dict[str, Part],
         config: FinetuneConfig,
         keeping: Keeping | None,
+        engine: Engine | None = None,
     ) -> None:
         self.config = config
         self.keeping = keeping
@@ -117,13 +123,13 @@ class _Training:
                 f"--accumulate {config.accumulate} is more than the {config.epochs * self.n_steps} steps of all "
                 "epochs, so nothing would ever be updated; give less"
             )
-        self.augmentation = Augmentation(config, models.n_classes)
+        self.engine = engine
         self.examples = examples
-        self.targets = self.augmentation.shares(examples["train"].labels)
+        self.targets = targets_of(config, examples["train"].labels, models.n_classes)
         # Of images every layer's maps are held; of activations little lies above.
         self.n_predicted = config.batch_size if models.trained is models.whole else max(PREDICTED, config.batch_size)
-        stepped = with_remat(self.model) if config.remat else self.model
-        self.stepped = with_steps(stepped, self.augmentation)
+        same = runtime.keras().Model(self.model.inputs[0], self.model.outputs[0])
+        self.stepped = with_remat(self.model) if config.remat else same
         self.factor = runtime.keras().Variable(1.0, trainable=False, name="plateau")
         self.schedule = schedule_of(config, self.n_steps)
         self.optimizer = optimizer_of(self.stepped, self.model, models.depths, config, self.schedule, self.factor)
@@ -131,7 +137,7 @@ class _Training:
         self.diverged = DIVERGED * self.chance
         # On a processor XLA ran no faster, took half as much memory again, and 6 s more for each shape of a batch.
         jit = "auto" if runtime.tensorflow().config.list_physical_devices("GPU") else False
-        self.stepped.compile(optimizer=self.optimizer, jit_compile=jit, **self.augmentation.objective())
+        self.stepped.compile(optimizer=self.optimizer, jit_compile=jit, **objective(config, models.n_classes))
         self.watch = Watch(1, config.patience, config.schedule, stops=True)
         self.history: list[dict[str, float]] = []
         self.notes: list[str] = []
@@ -146,7 +152,7 @@ class _Training:
 
     def start(self) -> int:
         """Look at the validation images before anything has changed; 0, as no epoch is done."""
-        figures = ["loss"] if self.augmentation.mixes else ["accuracy", "loss"]
+        figures = ["loss"] if self.config.mixup else ["accuracy", "loss"]
         row = dict.fromkeys(["learning_rate", *figures], math.nan)
         self._take_in({"epoch": 0.0, **row, **self._validation(), "epoch_seconds": 0.0, "seconds": 0.0})
         return 0
@@ -175,8 +181,9 @@ class _Training:
         start = time.perf_counter()
         generator = np.random.default_rng((config.seed, number))
         sound = self.model.get_weights()
+        train, prepare = of_epoch(self.examples["train"], number), preparation(config, self.engine, number)
         # Keras would shuffle the batches again, by a generator that no checkpoint knows.
-        with batches(self.examples["train"], self.targets, config.batch_size, generator) as (data, _):
+        with batches(train, self.targets, config.batch_size, generator, prepare) as (data, _):
             callbacks = [self._callback(stop, advance)]
             fitted = self.stepped.fit(data, epochs=1, shuffle=False, verbose=0, callbacks=callbacks)
         figures = {name: float(values[-1]) for name, values in sorted(fitted.history.items())}
@@ -275,10 +282,7 @@ class _Training:
 
     def _variables(self) -> dict[str, list[keras.Variable]]:
         """All that an epoch changes: weights, the state of random generators, and what the optimizer remembers."""
-        own = [*self.model.variables, *self.augmentation.variables()]
-        metrics = {id(variable) for variable in self.stepped.metrics_variables}
-        now = {id(variable): variable for variable in own if id(variable) not in metrics}
-        return {"now": list(now.values()), "optimizer": list(self.optimizer.variables)}
+        return {"now": list(self.model.variables), "optimizer": list(self.optimizer.variables)}
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class Start:
         features: Its graph.
         unfrozen: What is trained of it.
         config: How, with the blocks named and the views resolved.
-        end_to_end: Whether the images themselves are read, not activations.
+        end_to_end: Whether all is trained, from the images on.
     """
 
     trained: TrainedHead
@@ -46,6 +46,11 @@ class Start:
     unfrozen: Unfrozen
     config: FinetuneConfig
     end_to_end: bool
+
+    @property
+    def drawn_anew(self) -> bool:
+        """Whether the training images are read in every epoch, each time in another version."""
+        return bool(self.config.augment and not self.config.views)
 
     def trained_layers(self) -> list[str]:
         """Names of the backbone's layers whose weights change."""
@@ -91,11 +96,10 @@ def begin(config: FinetuneConfig, cache: Path, reports: Path, head_run: str | No
         raise ConfigError("--layer-decay goes from block to block, and a model of your own has none that are known")
     if config.views and not config.augment:
         config = replace(config, augment=record.config.augment or VIEWS_BY)
-    end_to_end = unfrozen.from_pixels or bool(config.augment and not config.views)
-    _check_end_to_end(config, blocks, end_to_end)
+    _check_images(config, blocks, unfrozen)
     log.info("Fine-tuning %s, from the head %s", _what(blocks), from_run.id)
     config = replace(config, blocks=blocks, train_bn=config.train_bn or config.weights is not None)
-    begun = Start(trained, record, pretrained, features, unfrozen, config, end_to_end)
+    begun = Start(trained, record, pretrained, features, unfrozen, config, unfrozen.from_pixels)
     if blocks != "none" and not begun.trained_layers():
         raise ConfigError(
             f"--blocks {blocks} trains nothing of the backbone; name a block or layer further down, or none for the "
@@ -110,13 +114,13 @@ def _what(blocks: str) -> str:
     return "the whole network" if blocks == "all" else f"{blocks} and all above"
 
 
-def _check_end_to_end(config: FinetuneConfig, blocks: str, end_to_end: bool) -> None:
-    if end_to_end and config.views:
+def _check_images(config: FinetuneConfig, blocks: str, unfrozen: Unfrozen) -> None:
+    if unfrozen.from_pixels and config.views:
         raise ConfigError(
             f"--views {config.views} with --blocks {blocks}: views are cached below what is trained, and nothing lies "
-            "there; give --augment alone, for images that are augmented in each step"
+            "there; give --augment alone, for images that are augmented anew in each epoch"
         )
-    if config.mixup and not end_to_end:
+    if config.mixup and not unfrozen.from_pixels and (config.views or not config.augment):
         raise ConfigError(
             f"--mixup {config.mixup:g} mixes images, and --blocks {blocks} starts from activations; it needs "
             "--blocks all, or --augment without --views"

@@ -1,105 +1,79 @@
-"""A step of fine-tuning: what is done to its images, its loss, and the update of each layer at a rate of its own."""
+"""A step of fine-tuning: what is done with its images, its loss, and the update of each layer at a rate of its own."""
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import FinetuneConfig
-from pipeline.data.augment import MAX_ANGLE, STRENGTH, ZOOM, Augment
+from pipeline.extraction.engines import Engine, call
+from pipeline.training.batches import Prepare
 from pipeline.training.losses import accuracy_of_logits, soft_loss, sparse_loss
 from pipeline.training.optimizer import learning_rates, optimizer_with_rates
-from pipeline.util import runtime
 
 if TYPE_CHECKING:
     import keras
 
-SHIFT = 0.15  # of the picture's sides, before `crop` enlarges it
+
+def targets_of(config: FinetuneConfig, labels: NDArray[np.int64], n_classes: int) -> NDArray[Any]:
+    """What the loss compares with: class indices [n], or, where images are mixed, shares of the classes [n, logits]."""
+    if not config.mixup:
+        return labels
+    shares: NDArray[np.float32] = np.eye(n_classes, dtype=np.float32)[labels]
+    return shares[:, 1:] if n_classes == 2 else shares
 
 
-class Augmentation:
-    """What is done to the images of a step, and the loss that fits it.
+def objective(config: FinetuneConfig, n_classes: int) -> dict[str, Any]:
+    """Loss and metrics, as `compile` takes them; of mixed images an accuracy would mean little."""
+    if config.mixup:
+        return {"loss": soft_loss(n_classes, config.label_smoothing)}
+    return {"loss": sparse_loss(n_classes, config.label_smoothing), "metrics": [accuracy_of_logits(n_classes)]}
 
-    Attributes:
-        mixes: Whether images are mixed, so that labels are shares.
+
+def preparation(config: FinetuneConfig, engine: Engine | None, epoch: int) -> Prepare | None:
+    """What is done with a batch of images before the step: they are mixed, then run through the part that stays frozen.
+
+    All of it happens in the threads that decode, ahead of the step.
+
+    Args:
+        config: How.
+        engine: Gives the activations at the cut; None where inputs go into the trained model as they are.
+        epoch: Number of the epoch, on which the mixing depends.
     """
+    if engine is None and not config.mixup:
+        return None
+    turn = threading.Lock()  # one batch takes all that computes
 
-    def __init__(self, config: FinetuneConfig, n_classes: int) -> None:
-        self.config = config
-        self.n_classes = n_classes
-        self.mixes = config.mixup > 0
-        on_the_fly = config.augment if not config.views else None
-        self.layers = _layers(Augment.parse(on_the_fly), config.seed) if on_the_fly else []
-        self.mixup = runtime.keras().layers.MixUp(config.mixup, seed=config.seed) if self.mixes else None
+    def prepare(number: int, images: NDArray[Any], targets: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        if config.mixup:
+            images, targets = mixed(images, targets, config.mixup, np.random.default_rng((config.seed, epoch, number)))
+        if engine is not None:
+            with turn:
+                images = call(engine, images)
+        return images, targets
 
-    def variables(self) -> list[keras.Variable]:
-        """State of the random generators."""
-        layers = [*self.layers, self.mixup] if self.mixup else self.layers
-        return [variable for layer in layers for variable in layer.variables]
-
-    def __call__(self, images: Any, labels: Any) -> tuple[Any, Any]:
-        """Augment uint8 images [b, height, width, 3]; labels that are mixed are shares [b, logits], from `shares`."""
-        if not self.layers and not self.mixup:
-            return images, labels
-        ops = runtime.keras().ops
-        images = ops.cast(images, "float32")
-        for layer in self.layers:
-            images = layer(images, training=True)
-        if self.mixup:
-            mixed = self.mixup({"images": images, "labels": labels}, training=True)
-            images, labels = mixed["images"], mixed["labels"]
-        # The network takes bytes, in training as in serving.
-        return ops.cast(ops.round(ops.clip(images, 0, 255)), "uint8"), labels
-
-    def shares(self, labels: NDArray[np.int64]) -> NDArray[Any]:
-        """Labels as the step takes them: class indices [n], or, to be mixed, shares [n, logits]."""
-        if not self.mixes:
-            return labels
-        shares: NDArray[np.float32] = np.eye(self.n_classes, dtype=np.float32)[labels]
-        return shares[:, 1:] if self.n_classes == 2 else shares
-
-    def objective(self) -> dict[str, Any]:
-        """Loss and metrics, as `compile` takes them; of mixed images an accuracy would mean little."""
-        smoothing = self.config.label_smoothing
-        if self.mixes:
-            return {"loss": soft_loss(self.n_classes, smoothing)}
-        return {
-            "loss": sparse_loss(self.n_classes, smoothing),
-            "metrics": [accuracy_of_logits(self.n_classes)],
-        }
+    return prepare
 
 
-def _layers(augment: Augment, seed: int) -> list[keras.Layer]:
-    """Keras's layers for the operations of cached views, of about the same strength, drawn anew for each step."""
-    layers = runtime.keras().layers
-    fill: dict[str, Any] = {"fill_mode": "reflect"}
-    side = 2 * SHIFT
-    whole, low, high = (0, 255), 1 - STRENGTH[0], STRENGTH[1] - 1
-    made = {
-        "flip": lambda seed: [layers.RandomFlip("horizontal", seed=seed)],
-        "crop": lambda seed: [
-            layers.RandomTranslation(SHIFT, SHIFT, seed=seed, **fill),
-            layers.RandomZoom((-side, 0.0), (-side, 0.0), seed=seed + 1, **fill),
-        ],
-        "rotate": lambda seed: [layers.RandomRotation(MAX_ANGLE / 360, seed=seed, **fill)],
-        "zoom": lambda seed: [layers.RandomZoom((ZOOM[0] - 1, 0.0), seed=seed, **fill)],
-        "brightness": lambda seed: [layers.RandomBrightness((-low / 2, high / 2), value_range=whole, seed=seed)],
-        "contrast": lambda seed: [layers.RandomContrast((low, high), value_range=whole, seed=seed)],
-    }
-    return [layer for number, name in enumerate(augment.operations) for layer in made[name](seed + 2 * number)]
+def mixed(
+    images: NDArray[np.uint8], shares: NDArray[np.float32], alpha: float, draw: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Images and labels mixed in pairs by the same shares; Zhang et al. 2018, arXiv:1710.09412.
 
-
-def with_steps(model: keras.Model, augmentation: Augmentation) -> keras.Model:
-    """The same layers, as a model whose training step augments its batch first."""
-
-    class Stepped(runtime.keras().Model):  # type: ignore[misc]
-        def train_step(self, data: Any) -> Any:
-            images, labels = data[:2]
-            return super().train_step(augmentation(images, labels))
-
-    return Stepped(model.inputs[0], model.outputs[0])
+    Args:
+        images: uint8 [n, height, width, 3].
+        shares: Of the classes, [n, logits].
+        alpha: Of the beta distribution that the shares of a pair come from.
+        draw: The generator.
+    """
+    other = draw.permutation(len(images))
+    own = draw.beta(alpha, alpha, (len(images), 1)).astype(np.float32)
+    of_pixels = own[:, :, None, None]
+    joint = np.rint(of_pixels * images + (1 - of_pixels) * images[other]).astype(np.uint8)
+    return joint, own * shares + (1 - own) * shares[other]
 
 
 def schedule_of(config: FinetuneConfig, n_steps: int) -> Any:

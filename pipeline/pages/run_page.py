@@ -184,7 +184,13 @@ def paragraph(run: RatedRun) -> str:
     if isinstance(run, EvaluateRun):
         what = f"The run {run.of} ({run.head}) was rated on {run.data}"
     elif isinstance(run, FinetuneRun):
-        where = "end to end" if run.end_to_end else f"from activations cached at {run.cut}"
+        anew = run.config.augment and not run.config.views
+        above = (
+            f"from new views of the images in each epoch, above {run.cut}"
+            if anew
+            else f"from activations cached at {run.cut}"
+        )
+        where = "end to end" if run.end_to_end else above
         below = f"{run.specs[0].backbone} ({sides(run.specs[0].image_size)} px) below it"
         what = f"{run.head} was fine-tuned with {run.config.blocks} of {below}, {where}, on {run.data}"
     else:

@@ -264,10 +264,10 @@ class FinetuneRun(RatedRun):
     Attributes:
         config: How, with the blocks named.
         head_run: The run of the head it started from.
-        cut: Layer whose output was cached.
+        cut: Layer below which nothing was trained.
         endpoint: Where the head took the features.
         top: Name of the highest layer of the backbone.
-        end_to_end: Whether the images themselves were read.
+        end_to_end: Whether the trained part began at the images.
         baseline: Metrics before fine-tuning.
         peak_memory: Largest resident memory of the process, bytes.
         memory: Bytes of activations that were held; None for half of the machine's.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,9 @@ from pipeline.util import runtime
 
 AHEAD = 4  # batches that wait for the step
 
+Prepare = Callable[[int, NDArray[Any], NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
+"""From the number of a batch, its inputs and its targets to what the step takes; called in the threads that read."""
+
 
 class Batches:
     """One pass over rows.
@@ -25,6 +28,7 @@ class Batches:
         batch_size: Rows in a batch.
         generator: Draws the order; None to take the rows as they come.
         full: Whether the last batch is filled up with some that were there before; else it may hold fewer.
+        prepare: What is done with a batch; None for nothing.
 
     Attributes:
         order: Rows in the order in which they are read.
@@ -38,8 +42,10 @@ class Batches:
         generator: np.random.Generator | None,
         *,
         full: bool = False,
+        prepare: Prepare | None = None,
     ) -> None:
         self.part = part
+        self.prepare = prepare
         self.targets = targets
         self.batch_size = batch_size
         found = list(part.blocks(generator))
@@ -58,8 +64,11 @@ class Batches:
         start = number * self.batch_size
         rows = self.order[start : start + self.batch_size]
         inputs = self._from_blocks(start, start + len(rows)) if self.part.in_blocks else self.part.load(rows)
+        targets = self.targets[rows]
+        if self.prepare:
+            inputs, targets = self.prepare(number, inputs, targets)
         # Keras would turn a float16 array into float32 as a whole, before the first batch.
-        return inputs.astype(np.float32) if inputs.dtype == np.float16 else inputs, self.targets[rows]
+        return inputs.astype(np.float32) if inputs.dtype == np.float16 else inputs, targets
 
     def release(self) -> None:
         """Let go of the block that is held."""
@@ -82,7 +91,11 @@ class Batches:
 
 @contextmanager
 def batches(
-    part: Part, targets: NDArray[Any], batch_size: int, generator: np.random.Generator | None
+    part: Part,
+    targets: NDArray[Any],
+    batch_size: int,
+    generator: np.random.Generator | None,
+    prepare: Prepare | None = None,
 ) -> Iterator[tuple[Any, NDArray[np.int64]]]:
     """Keras's data set of one pass, read in threads ahead of the step, and the rows in its order.
 
@@ -94,12 +107,13 @@ def batches(
         targets: What the loss compares with, one for each row.
         batch_size: Rows in a batch.
         generator: Draws the order; None to take the rows as they come.
+        prepare: What is done with a batch; None for nothing.
 
     Raises:
         Exception: What went wrong while reading, which TensorFlow would hide in an error of its own.
     """
     several = runtime.tensorflow().distribute.get_strategy().num_replicas_in_sync > 1
-    one_pass = Batches(part, targets, batch_size, generator, full=several)
+    one_pass = Batches(part, targets, batch_size, generator, full=several, prepare=prepare)
     failed: list[Exception] = []
 
     class DataSet(runtime.keras().utils.PyDataset):  # type: ignore[misc]
