@@ -439,9 +439,7 @@ def test_doctor(run: Any) -> None:
     assert value["folders"]["cache"]["writable"]
     assert value["weights"]["missing_would_come_from"].startswith("https://")
     text = run.inside("doctor").stdout
-    assert re.search(
-        r"^checked       openvino in float32: \S+ of the features' length away from Keras", text, re.M
-    )
+    assert re.search(r"^checked       openvino in float32: \S+ of the features' length away from Keras", text, re.M)
     assert "TLPIPE_WEIGHTS is not set" in text
     assert "can be written" in text
 

@@ -31,7 +31,7 @@ from pipeline.finetuning.models import with_remat
 from pipeline.finetuning.steps import preparation, targets_of
 from pipeline.heads import Head, make_head, probabilities_of
 from pipeline.store.rows import Part, StoredFeatures
-from pipeline.training.batches import Batches, predict_logits
+from pipeline.training.batches import Batches, batches, predict_logits
 from pipeline.util.runtime import Stopping
 
 N = 48
@@ -598,6 +598,15 @@ class TestResume:
 
 
 class TestBatches:
+    def test_keras_reads_them_in_threads_of_its_own(self) -> None:
+        """With one thread it would read through tf.data, whose tuning may take as long to end as the pass took."""
+        part = part_of(np.arange(12, dtype=np.float32)[:, None], np.zeros(12, np.int64))
+        with batches(part, part.labels, 5, None) as (data, order):
+            assert data.workers >= 2
+            assert order.tolist() == list(range(12))
+            model = keras.Sequential([keras.Input((1,)), keras.layers.Rescaling(2.0)])
+            np.testing.assert_array_equal(model.predict(data, verbose=0)[:, 0], 2 * np.arange(12))
+
     @staticmethod
     def examples(n: int, sizes: list[int] | None, reads: list[int] | None = None) -> Part:
         values = np.arange(n, dtype=np.float16)[:, None]

@@ -12,16 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import draw_shades
+from conftest import draw_shades, part_of
 
 from pipeline import commands
 from pipeline.backbones import open_backbone
 from pipeline.commands.cache import verify
-from pipeline.config import ExtractConfig
+from pipeline.config import ExtractConfig, FinetuneConfig
 from pipeline.errors import EngineError
 from pipeline.extraction import engines
 from pipeline.extraction.engines import EngineChoice, call, choose, open_engine
 from pipeline.extraction.plan import open_plan
+from pipeline.finetuning import assemble, fit
+from pipeline.finetuning.fit import _Training
 from pipeline.util import runtime
 
 TESTS = Path(__file__).parent
@@ -93,7 +95,7 @@ def test_all_that_runs_on_jax() -> None:
     )
     assert done.returncode == 0, done.stdout
     passed = int(done.stdout.strip().splitlines()[-1].split(" passed")[0].split()[-1])
-    assert passed == 5 + 7, done.stdout  # of every engine, and below
+    assert passed == 5 + 8, done.stdout  # of every engine, and below
 
 
 @elsewhere
@@ -165,6 +167,30 @@ class TestJax:
         (kept,) = (tmp_path / "g" / "verdicts").iterdir()
         assert json.loads(kept.read_text())["versions"]["jax"] == runtime.version("jax")
 
+    def test_fine_tuning_from_the_cut(self, network: Any) -> None:
+        """Keras's own `fit`; the rates of all layers are multiplied by what the plateau leaves of them."""
+        keras = runtime.keras()
+        features = network("float32").features("block13", "avg")
+        unfrozen = network("float32").unfreeze(features, "block13")
+        head = keras.layers.Dense(3, name="logits")
+        head.build((None, 256))
+        models = assemble(features, unfrozen, [head], 3)
+        draw, labels = np.random.default_rng(0), np.arange(48) % 3
+        maps = draw.random((48, *models.trained.inputs[0].shape[1:]), np.float32) * (1 + labels[:, None, None, None])
+        config = FinetuneConfig("block13", epochs=8, batch_size=16, learning_rate=1e-2, warm_up=0, patience=9)
+        still = _Training(models, {"train": part_of(maps, labels)}, config, None)
+        before = [weight.copy() for weight in models.whole.get_weights()]
+        still.start()
+        still.optimizer.factor.assign(0.0)
+        still.epoch(runtime.Stopping(), lambda _: None)
+        for weight, same in zip(models.whole.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(weight, same)
+        tuned = fit(models, {"train": part_of(maps, labels)}, config)
+        assert tuned.history[8]["loss"] < 0.9 * tuned.history[1]["loss"]
+        pairs = zip(models.whole.weights, models.whole.get_weights(), before, strict=True)
+        changed = {weight.path.split("/")[0] for weight, now, then in pairs if (now != then).any()}
+        assert changed == {"conv_dw_13", "conv_pw_13", "logits"}
+
     def test_memory_that_ends(self, network: Any, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
         engine = self.engine(network)
 
@@ -215,7 +241,7 @@ class TestRefused:
 @pytest.mark.slow
 @elsewhere
 def test_without_tensorflow(run_on_jax: Any, tmp_path: Path) -> None:
-    """From pictures to predictions with heads in closed form; what needs TensorFlow says so."""
+    """From pictures to predictions and a fine-tuned network; what needs TensorFlow says so."""
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_TENSORFLOW)
     hidden = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{TESTS.parent}", "KERAS_BACKEND": ""}
     assert run_on_jax("extract data --backbone network.keras --image-size 64", hidden)["engine"] == "jax"
@@ -223,10 +249,10 @@ def test_without_tensorflow(run_on_jax: Any, tmp_path: Path) -> None:
     assert run["metrics"]["test"]["accuracy"] > 0.5
     (found,) = run_on_jax(f"predict {run['run']} data/dark/1.png", hidden)
     assert found["label"] in ("dark", "grey", "light")
+    tuned = run_on_jax(f"finetune --head-run {run['run']} --blocks all --epochs 1 --augment flip", hidden)
+    assert tuned["baseline"] == run["metrics"]
+    again = run_on_jax(f"predict {tuned['run']} data/dark/1.png", hidden)
+    assert sum(one["probability"] for one in again[0]["top"]) == pytest.approx(1, abs=1e-5)
     needs = "need TensorFlow, and it isn't installed; install it with: pip install tensorflow\n"
-    for words in (
-        "train-head --head linear",
-        "train-head --head mlp8",
-        f"finetune --head-run {run['run']} --blocks all",
-    ):
+    for words in ("train-head --head linear", "train-head --head mlp8"):
         assert run_on_jax(words, hidden).endswith(needs), words

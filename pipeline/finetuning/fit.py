@@ -130,13 +130,13 @@ class _Training:
         self.n_predicted = config.batch_size if models.trained is models.whole else max(PREDICTED, config.batch_size)
         same = runtime.keras().Model(self.model.inputs[0], self.model.outputs[0])
         self.stepped = with_remat(self.model) if config.remat else same
-        self.factor = runtime.keras().Variable(1.0, trainable=False, name="plateau")
         self.schedule = schedule_of(config, self.n_steps)
-        self.optimizer = optimizer_of(self.stepped, self.model, models.depths, config, self.schedule, self.factor)
+        self.optimizer = optimizer_of(self.stepped, self.model, models.depths, config, self.schedule)
         self.chance = math.log(models.n_classes)
         self.diverged = DIVERGED * self.chance
+        on_jax = runtime.keras_backend() == "jax"
         # On a processor XLA ran no faster, took half as much memory again, and 6 s more for each shape of a batch.
-        jit = "auto" if runtime.tensorflow().config.list_physical_devices("GPU") else False
+        jit = "auto" if on_jax or runtime.tensorflow().config.list_physical_devices("GPU") else False
         self.stepped.compile(optimizer=self.optimizer, jit_compile=jit, **objective(config, models.n_classes))
         self.watch = Watch(1, config.patience, config.schedule, stops=True)
         self.history: list[dict[str, float]] = []
@@ -258,7 +258,7 @@ class _Training:
         if self.watch.update(losses, accuracies)[0]:
             self.best = self.model.get_weights()
         self.finished = self.watch.finished
-        self.factor.assign(self.watch.reductions[0])
+        self.optimizer.factor.assign(self.watch.reductions[0])
 
     def _rate(self, epoch: int) -> float:
         """Learning rate of the head in the middle of an epoch."""
@@ -290,11 +290,13 @@ def _enough_memory(config: FinetuneConfig) -> Iterator[None]:
     """Say in plain words that memory is too little.
 
     Raises:
-        RunError: In place of TensorFlow's and Python's own errors.
+        RunError: In place of the errors of Python and of Keras's backend.
     """
     try:
         yield
-    except (runtime.tensorflow().errors.ResourceExhaustedError, MemoryError) as error:
+    except Exception as error:
+        if not runtime.out_of_memory(error):
+            raise
         ways = []
         if config.batch_size > 1:
             ways.append(f"--batch-size {config.batch_size // 2} --accumulate {2 * config.accumulate} (about the same)")

@@ -94,7 +94,6 @@ def optimizer_of(
     depths: dict[str, int],
     config: FinetuneConfig,
     schedule: Any,
-    factor: Any,
 ) -> keras.optimizers.Optimizer:
     """AdamW with a rate for each layer: the head's, times the scale of the backbone, times the decay of its block.
 
@@ -104,7 +103,6 @@ def optimizer_of(
         depths: Of each layer of the backbone, the number of blocks above its own.
         config: How.
         schedule: What `schedule_of` gave.
-        factor: A variable by which all rates are multiplied.
     """
     rates = {
         id(variable): config.backbone_lr_scale * config.layer_decay ** depths[layer.name]
@@ -118,7 +116,6 @@ def optimizer_of(
         schedule,
         [rates.get(id(variable), 1.0) for variable in variables],
         [config.weight_decay if len(variable.shape) > 1 else None for variable in variables],
-        factor=factor,
         gradient_accumulation_steps=config.accumulate if config.accumulate > 1 else None,
     )
     optimizer.build(variables)

@@ -75,8 +75,7 @@ class MlpHead:
         schedule = learning_rates(
             config.schedule, config.learning_rate or 0, epochs * max(1, round(len(train) / batch_size))
         )
-        factor = keras.Variable(1.0, trainable=False, name="plateau")
-        optimizer = self._optimizer(model, schedule, factor)
+        optimizer = self._optimizer(model, schedule)
         passes = Passes(self._step(model, optimizer, train, n_classes), train, batch_size, config.seed)
         watch, report = (
             Watch(1, config.patience, config.schedule),
@@ -85,7 +84,7 @@ class MlpHead:
         best = model.get_weights()
         with progress("Training", epochs, "epochs") as advance:
             for epoch in range(1, epochs + 1):
-                rate = float(optimizer.learning_rate) * float(factor)
+                rate = float(optimizer.learning_rate) * float(optimizer.factor)
                 row = {"epoch": epoch, "learning_rate": rate, "loss": float(passes.epoch()[0])}
                 if len(val):
                     found = scores(predict(self, val), val.labels)
@@ -100,7 +99,7 @@ class MlpHead:
                     best = model.get_weights()
                 if watch.finished:
                     break
-                factor.assign(watch.reductions[0])
+                optimizer.factor.assign(watch.reductions[0])
         if not watch.best_epoch[0]:
             raise diverged(config.learning_rate, config.l2)
         model.set_weights(best)
@@ -114,12 +113,12 @@ class MlpHead:
             )
         return report
 
-    def _optimizer(self, model: keras.Model, schedule: Any, factor: Any) -> keras.optimizers.Optimizer:
+    def _optimizer(self, model: keras.Model, schedule: Any) -> keras.optimizers.Optimizer:
         """The optimizer, with which kernels alone decay."""
         decay = self.config.l2 if self.config.optimizer == "adamw" else None
         variables = model.trainable_variables
         decays = [decay if variable.name == "kernel" else None for variable in variables]
-        optimizer = optimizer_with_rates(self.config.optimizer, schedule, [1.0] * len(variables), decays, factor=factor)
+        optimizer = optimizer_with_rates(self.config.optimizer, schedule, [1.0] * len(variables), decays)
         optimizer.build(variables)
         return optimizer
 

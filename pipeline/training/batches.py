@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from pipeline.store.rows import Part
 from pipeline.util import runtime
 
 AHEAD = 4  # batches that wait for the step
+WORKERS = 2  # at least: with one, Keras reads through tf.data's tuning, whose end can take as long as the whole pass
 
 Prepare = Callable[[int, NDArray[Any], NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
 """From the number of a batch, its inputs and its targets to what the step takes; called in the threads that read."""
@@ -56,6 +58,7 @@ class Batches:
         self.ends = np.cumsum([len(block) for block in self.blocks])
         self.order = np.concatenate(self.blocks)
         self._held: tuple[int, NDArray[Any]] | None = None
+        self._turn = threading.Lock()
 
     def __len__(self) -> int:
         return math.ceil(len(self.order) / self.batch_size)
@@ -63,7 +66,11 @@ class Batches:
     def __getitem__(self, number: int) -> tuple[NDArray[Any], NDArray[Any]]:
         start = number * self.batch_size
         rows = self.order[start : start + self.batch_size]
-        inputs = self._from_blocks(start, start + len(rows)) if self.part.in_blocks else self.part.load(rows)
+        if self.part.in_blocks:
+            with self._turn:
+                inputs = self._from_blocks(start, start + len(rows))
+        else:
+            inputs = self.part.load(rows)
         targets = self.targets[rows]
         if self.prepare:
             inputs, targets = self.prepare(number, inputs, targets)
@@ -112,8 +119,7 @@ def batches(
     Raises:
         Exception: What went wrong while reading, which TensorFlow would hide in an error of its own.
     """
-    several = runtime.tensorflow().distribute.get_strategy().num_replicas_in_sync > 1
-    one_pass = Batches(part, targets, batch_size, generator, full=several, prepare=prepare)
+    one_pass = Batches(part, targets, batch_size, generator, full=runtime.n_replicas() > 1, prepare=prepare)
     failed: list[Exception] = []
 
     class DataSet(runtime.keras().utils.PyDataset):  # type: ignore[misc]
@@ -128,7 +134,7 @@ def batches(
                 raise
 
     try:
-        workers = 1 if isinstance(part.features, np.ndarray) else part.features.workers
+        workers = WORKERS if isinstance(part.features, np.ndarray) else max(WORKERS, part.features.workers)
         yield DataSet(workers=workers, max_queue_size=AHEAD + workers), one_pass.order
     except Exception as error:
         if failed:

@@ -45,8 +45,6 @@ def optimizer_with_rates(
     schedule: Any,
     rates: Sequence[Any],
     decays: Sequence[Any],
-    *,
-    factor: Any = 1.0,
     **options: Any,
 ) -> keras.optimizers.Optimizer:
     """Keras's optimizer, in which each variable has a learning rate and a decoupled weight decay of its own.
@@ -56,16 +54,23 @@ def optimizer_with_rates(
         schedule: Learning rate of each step.
         rates: Factors of it, one for each variable; a number, or an array over the variable's last axis.
         decays: Weight decay of each variable, multiplied by its rate; None for none.
-        factor: A variable by which all rates are multiplied.
         options: Of Keras's optimizer.
+
+    Returns:
+        The optimizer; all rates are multiplied by its variable `factor`, which is 1.
     """
     optimizers = runtime.keras().optimizers
     base, own = (optimizers.SGD, {"momentum": MOMENTUM}) if name == "sgd" else (optimizers.Adam, {})
 
     class WithRates(base):  # type: ignore[misc, valid-type]
+        def build(self, variables: Any) -> None:
+            super().build(variables)
+            # A variable of the optimizer's own: JAX would take any other for a constant.
+            self.factor = self.add_variable((), initializer="ones", name="plateau")
+
         def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
             number = self._get_variable_index(variable)
-            rate = learning_rate * rates[number] * factor
+            rate = learning_rate * rates[number] * self.factor
             if decays[number] is not None:
                 self.assign_sub(variable, variable * decays[number] * rate)
             super().update_step(gradient, variable, rate)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -36,7 +36,7 @@ LIBRARIES = (
     "typer",
 )
 
-NEEDS_TENSORFLOW = "This head, fine-tuning, OpenVINO's graphs and most exports need TensorFlow"
+NEEDS_TENSORFLOW = "Heads of epochs, OpenVINO's graphs, most exports and TensorBoard need TensorFlow"
 
 log = logging.getLogger("tlpipe")
 
@@ -212,15 +212,41 @@ def nncf() -> ModuleType:
     return found  # type: ignore[no-any-return]
 
 
+class OneDevice:
+    """Training on one device, seen as TensorFlow's strategies are."""
+
+    num_replicas_in_sync = 1
+
+    @staticmethod
+    def scope() -> AbstractContextManager[None]:
+        """Nothing is changed inside."""
+        return nullcontext()
+
+
 def strategy(devices: Sequence[str] | None = None) -> Any:
-    """How TensorFlow spreads training: over all GPUs where there are several, each with a copy of the weights.
+    """How training is spread: by TensorFlow over all GPUs, each with a copy of the weights; on JAX it is not.
 
     Args:
         devices: Names of TensorFlow devices; None for all GPUs.
     """
+    if keras().backend.backend() == "jax":
+        return OneDevice()
     tf = tensorflow()
     names = devices or [gpu.name for gpu in tf.config.list_logical_devices("GPU")]
     return tf.distribute.MirroredStrategy(names) if len(names) > 1 else tf.distribute.get_strategy()
+
+
+def n_replicas() -> int:
+    """Devices that share a batch in the scope of a strategy."""
+    if keras_backend() == "jax":
+        return 1
+    return int(tensorflow().distribute.get_strategy().num_replicas_in_sync)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error of Python's, TensorFlow's or JAX's says that the memory is too small."""
+    kind = type(error).__name__
+    return kind in ("MemoryError", "ResourceExhaustedError") or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def limit_threads(n: int) -> None:

@@ -101,13 +101,12 @@ def choose(engine: str, precision: str) -> EngineChoice:
 
 def _for_this_machine(*, on_gpu: bool) -> str:
     """The engine that `auto` stands for."""
-    if (settled := runtime.keras_backend()) == "jax":
-        return settled
+    settled = runtime.keras_backend()
+    if settled == "jax" or (runtime.installed("jax") and not runtime.installed("tensorflow")):
+        return "jax"
     if on_gpu:
         return "jax" if settled is None and _jax_alone_sees_gpus() else "tensorflow"
-    if runtime.installed("openvino"):
-        return "openvino"
-    return "tensorflow" if runtime.installed("tensorflow") or not runtime.installed("jax") else "jax"
+    return "openvino" if runtime.installed("openvino") else "tensorflow"
 
 
 def _jax_alone_sees_gpus() -> bool:

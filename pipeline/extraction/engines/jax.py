@@ -64,8 +64,8 @@ class JaxEngine:
         """Say in plain words that memory is too little."""
         try:
             yield
-        except runtime.jax().errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+        except Exception as error:
+            if not runtime.out_of_memory(error):
                 raise
             n = self._shares.num_devices
             raise EngineError(

@@ -62,10 +62,11 @@ class TensorflowEngine:
         return run
 
     def _run(self, replica: Callable[..., NDArray[np.float32]], batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        tf = runtime.tensorflow()
         try:
             return replica(batch)
-        except tf.errors.ResourceExhaustedError as error:
+        except Exception as error:
+            if not runtime.out_of_memory(error):
+                raise
             raise EngineError(
                 f"Out of memory with {self.batch_size} images in a batch; try --batch-size {self.batch_size // 2 or 1}"
             ) from error
