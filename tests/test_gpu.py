@@ -60,7 +60,7 @@ def test_nothing_is_traced_again(pretrained: Pretrained, tmp_path: Path) -> None
 
 
 def test_batch_that_is_too_large(pretrained: Pretrained, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"Out of memory with \d+ images .*; try --batch-size \d+"):
+    with pytest.raises(EngineError, match=r"Out of memory with \d+ images .*; try a --batch-size below \d+"):
         open_engine(CHOICES[0], pretrained.network, "conv5", "avg", tmp_path, 2**17)
 
 
@@ -68,4 +68,4 @@ def test_extract(pictures: Path, cache: Path) -> None:
     """From files to rows; a second time nothing is computed."""
     config = ExtractConfig(str(pictures), backbone="mobilenet025", weights="random", image_size=(96, 96))
     first, again = commands.extract(config, cache), commands.extract(config, cache)
-    assert (first.engine, first.n_computed, again.n_computed) == ("jax", 120, 0)
+    assert (first.choice.engine, first.n_computed, again.n_computed) == ("jax", 120, 0)

@@ -175,14 +175,17 @@ class TestJax:
         head = keras.layers.Dense(3, name="logits")
         head.build((None, 256))
         models = assemble(features, unfrozen, [head], 3)
-        draw, labels = np.random.default_rng(0), np.arange(48) % 3
-        maps = draw.random((48, *models.trained.inputs[0].shape[1:]), np.float32) * (1 + labels[:, None, None, None])
+        draw, labels = np.random.default_rng(0), np.arange(160) % 3
+        maps = draw.random((160, *models.trained.inputs[0].shape[1:]), np.float32) * (1 + labels[:, None, None, None])
         config = FinetuneConfig("block13", epochs=8, batch_size=16, learning_rate=1e-2, warm_up=0, patience=9)
         still = _Training(models, {"train": part_of(maps, labels)}, config, None)
         before = [weight.copy() for weight in models.whole.get_weights()]
         still.start()
         still.optimizer.factor.assign(0.0)
-        still.epoch(runtime.Stopping(), lambda _: None)
+        for _ in range(2):
+            still.epoch(runtime.Stopping(), lambda _: None)
+        losses = [row["loss"] for row in still.history[1:]]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5), "each epoch sees each image once, the first one, too"
         for weight, same in zip(models.whole.get_weights(), before, strict=True):
             np.testing.assert_array_equal(weight, same)
         tuned = fit(models, {"train": part_of(maps, labels)}, config)
@@ -198,7 +201,9 @@ class TestJax:
             raise runtime.jax().errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
 
         monkeypatch.setattr(engine, "_run", full)
-        with pytest.raises(EngineError, match="with 16 images in a batch on each of 2 devices; try --batch-size 8"):
+        with pytest.raises(
+            EngineError, match="with 16 images in a batch on each of 2 devices; try a --batch-size below 16"
+        ):
             call(engine, images)
 
 

@@ -38,8 +38,8 @@ def examine(cache: Path, reports: Path) -> dict[str, Any]:
         "versions": runtime.versions(),
         "system": {"platform": platform.platform(), "python": platform.python_implementation()},
         "processor": _processor(),
+        "engines": _engines(),  # before anything settles what Keras runs on
         "gpus": _gpus(),
-        "engines": _engines(),
         "verdicts": _verdicts(),
         "weights": _weights(),
         "folders": {"cache": _folder(cache), "reports": _folder(reports)},
@@ -105,7 +105,7 @@ def _engines() -> dict[str, Any]:
 
 
 def _verdicts() -> list[dict[str, Any]]:
-    """How near each engine that there is comes to TensorFlow in float32 on the processor, in a small network."""
+    """How near each engine that there is comes to Keras in float32 on the processor, in a small network."""
     trained = find_imagenet(BACKBONES[SMALL]) is not None
 
     @functools.cache
@@ -136,16 +136,18 @@ def _verdicts() -> list[dict[str, Any]]:
 def _verdicts_of_jax() -> list[dict[str, Any]]:
     """What the doctor says where Keras runs on JAX, in a process of its own: in this one it runs on something else."""
     command = [sys.executable, "-m", "pipeline", "doctor", "--json", "--quiet"]
-    done = subprocess.run(
-        command, env={**os.environ, "KERAS_BACKEND": "jax"}, capture_output=True, text=True, timeout=300, check=False
-    )
+    environment = {**os.environ, "KERAS_BACKEND": "jax"}
     try:
-        verdicts: list[dict[str, Any]] = json.loads(done.stdout)["verdicts"]
-    except ValueError:
-        error = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        row = {"engine": "jax", "precision": "float32", "difference": None, "most": None, "holds": False}
-        return [{**row, "error": error}]
-    return verdicts
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        lines = done.stderr.strip().splitlines()
+        if done.returncode == 0:
+            verdicts: list[dict[str, Any]] = json.loads(done.stdout)["verdicts"]
+            return verdicts
+        error = lines[-1] if lines else f"exit code {done.returncode}"
+    except subprocess.TimeoutExpired:
+        error = "no answer within 5 minutes"
+    row = {"engine": "jax", "precision": "float32", "difference": None, "most": None, "holds": False}
+    return [{**row, "error": error}]
 
 
 def _weights() -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pipeline.data.augment import Augment
 from pipeline.data.dataset import SPLITS
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError, StoreError
 from pipeline.extraction.engines.base import Engine
-from pipeline.extraction.plan import complete_rows, open_plan
+from pipeline.extraction.plan import complete_rows, open_plan, settle_backend
 from pipeline.finetuning import (
     Checkpoint,
     FinetuneModels,
@@ -34,12 +34,12 @@ from pipeline.finetuning import (
     fit,
 )
 from pipeline.finetuning.examples import images_of, indices_of
-from pipeline.finetuning.start import Start, begin, check_blocks
+from pipeline.finetuning.start import Start, begin, check_blocks, record_of
 from pipeline.heads import make_head
 from pipeline.runs.describe import header, ratings, seen
 from pipeline.runs.predictions import Predictions
 from pipeline.runs.run import FinetuneRun, save_run
-from pipeline.store.records import splits_of
+from pipeline.store.records import find_record, splits_of
 from pipeline.store.rows import Part
 from pipeline.store.table import FeatureTable, load_table, read_features
 from pipeline.util import runtime
@@ -66,6 +66,8 @@ def finetune(
     """
     if options.tensorboard and not runtime.installed("tensorboard"):
         raise ConfigError("--tensorboard needs TensorBoard; install it with: pip install tensorboard")
+    if options.tensorboard and runtime.keras_backend() == "jax":
+        raise ConfigError("--tensorboard writes by TensorFlow, and Keras runs on JAX here; leave it out")
     check_name(options.name, reports)
     checkpoint = Checkpoint.of(reports, _request(config, options))
     with checkpoint.claimed():
@@ -79,12 +81,17 @@ def _finetune(
 ) -> FinetuneRun:
     start = time.perf_counter()
     state = _state(checkpoint, resume=options.resume)
+    head_run = state.head_run if state and not options.head_run else options.head_run
+    trains_first = options.head is not None and state is None
+    record = find_record(cache, options.features) if trains_first else record_of(cache, reports, head_run)
+    settle_backend(record.config)
     if state is None and options.head is None:
-        check_blocks(config.blocks, cache, reports, options.head_run)
+        check_blocks(config.blocks, record, cache)
     strategy = runtime.strategy()
     _check_devices(config, strategy.num_replicas_in_sync)
     runtime.keras().utils.set_random_seed(config.seed)
-    head_run = state.head_run if state and not options.head_run else _head_run(config, cache, reports, options)
+    if options.head and trains_first:
+        head_run = _trained_first(options.head, config, cache, reports, options)
     with strategy.scope():
         begun = begin(config, cache, reports, head_run)
     table, examples, engine = _read_examples(begun, cache, options.memory)
@@ -164,7 +171,10 @@ def _read_examples(
         }
         if not begun.end_to_end:
             wanted, exact = (_at_the_cut(begun, one) for one in (wanted, exact))
-            engine = open_plan(wanted, cache).engine(None)
+            plan = open_plan(wanted, cache)
+            # Where a device computes, a step's images are one batch; OpenVINO splits them.
+            size = None if plan.choice.engine == "openvino" else -(-config.batch_size // runtime.n_devices())
+            engine = plan.engine(size)
             found |= _exact(exact, cache, opened, table, limit)
     else:
         if config.blocks != "none":
@@ -272,11 +282,9 @@ def _request(config: FinetuneConfig, options: FinetuneOptions) -> dict[str, Any]
     return {**config.to_json(), **{name: asked[name] for name in ("head_run", "head", "features", "memory")}}
 
 
-def _head_run(config: FinetuneConfig, cache: Path, reports: Path, options: FinetuneOptions) -> str | None:
-    """Train the head that was asked for; else the run that was given."""
-    if options.head is None:
-        return options.head_run
-    head = HeadConfig(options.head, seed=config.seed)
+def _trained_first(name: str, config: FinetuneConfig, cache: Path, reports: Path, options: FinetuneOptions) -> str:
+    """Train the head that was asked for; its run."""
+    head = HeadConfig(name, seed=config.seed)
     with suppress(RunError):  # it isn't fitted yet; a head without layers says so
         make_head(head)[0].layers()
     run = train_head(head, cache, reports, TrainingOptions(options.features, memory=options.memory))

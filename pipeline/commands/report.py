@@ -33,7 +33,7 @@ from pipeline.util.progress import progress
 MAPS = ("pca", "tsne")
 MAP_IMAGES = 1500
 SAMPLES = 6
-DRAWN_VIEWS = 3  # shown of a run that drew new ones in each step
+DRAWN_VIEWS = 3  # shown of a run that drew new ones in each epoch
 
 log = logging.getLogger("tlpipe")
 

@@ -137,7 +137,7 @@ class ExtractConfig:
         pixel_limit: As in `ImageConfig`.
         views: Number of augmented views beside the image itself.
         augment: Operations that make a view, joined by commas; None where there are no views.
-        engine: "auto", "tensorflow" or "openvino".
+        engine: "auto", "tensorflow", "openvino" or "jax".
         precision: "auto", "float32", "bfloat16", "float16" or "int8".
         dtype: Type of stored features; None for float32, or float16 without pooling, if weights are not random.
         splits: How missing splits are carved.

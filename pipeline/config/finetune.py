@@ -41,7 +41,7 @@ class FinetuneConfig:
         weight_decay: Decoupled, of kernels (AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101).
         label_smoothing: Share of each label that is spread over all classes.
         mixup: Alpha of the beta distribution by which pairs of images are mixed (Zhang et al. 2018,
-            arXiv:1710.09412); 0 for none. End to end only.
+            arXiv:1710.09412); 0 for none. With blocks "all", or with `augment` and no views.
         views: Cached augmented views of each training image beside the image itself.
         augment: Operations that make views; without views, new ones in each epoch.
         train_bn: Whether BatchNormalization is trained, and follows the batches.
@@ -49,7 +49,7 @@ class FinetuneConfig:
         cold_head: Whether the head's weights are drawn anew.
         weights: "random" to train from scratch; None to start from the backbone of the features.
         patience: Epochs without a lower validation loss until the end; half as many until "plateau" cuts the rate.
-        seed: Of order, dropout, augmentation and all that is drawn.
+        seed: Of order, dropout, mixing and all that is drawn; versions of images are always the same.
     """
 
     blocks: str | None = option(

@@ -97,9 +97,19 @@ def backbone_for(config: ExtractConfig, cache: Path) -> Pretrained:
     pretrained = open_backbone(config.backbone, config.weights, config.seed, config.image_size, Memo(cache))
     for name in config.endpoint.split("+") if config.endpoint else ():
         pretrained.check_name("--endpoint", name)
+    settle_backend(config)
+    return pretrained
+
+
+def settle_backend(config: ExtractConfig) -> None:
+    """Let Keras run on what the engine of some options needs, if it isn't settled yet.
+
+    Raises:
+        ConfigError: For an unknown engine or precision.
+        EngineError: If the engine isn't to be had here, or Keras runs on something else already.
+    """
     if choose(config.engine, config.precision).engine == "jax":
         runtime.keras_on("jax")
-    return pretrained
 
 
 def pinned(config: ExtractConfig, spec: FeatureSpec) -> ExtractConfig:

@@ -138,6 +138,10 @@ class _Training:
         # On a processor XLA ran no faster, took half as much memory again, and 6 s more for each shape of a batch.
         jit = "auto" if on_jax or runtime.tensorflow().config.list_physical_devices("GPU") else False
         self.stepped.compile(optimizer=self.optimizer, jit_compile=jit, **objective(config, models.n_classes))
+        if on_jax:
+            # Else `fit` would build the metrics by a first batch, begin anew, and give what it had read ahead first.
+            source = self.model.inputs[0]
+            self.stepped.test_on_batch(np.zeros((1, *source.shape[1:]), source.dtype), self.targets[:1])
         self.watch = Watch(1, config.patience, config.schedule, stops=True)
         self.history: list[dict[str, float]] = []
         self.notes: list[str] = []

@@ -59,17 +59,31 @@ class Start:
         return [name for name in self.unfrozen.depths if name not in still]
 
 
-def check_blocks(blocks: str | None, cache: Path, reports: Path, head_run: str | None) -> None:
-    """Refuse names of blocks that are none, before TensorFlow is loaded, as far as that can be told.
+def record_of(cache: Path, reports: Path, head_run: str | None) -> TableRecord:
+    """The features that a head was trained on, before anything heavy is loaded.
 
     Raises:
         RunError: If there is no such run.
-        EndpointError: If there is no such block or layer.
+        CacheMismatchError: If it was trained on several sets of features.
     """
     run, _ = find_run(reports, head_run, (HeadRun,))
-    if blocks in (None, "all", "none") or "," in run.features:
+    if len(run.specs) > 1:
+        raise CacheMismatchError(
+            f"The head {run.id} was trained on {len(run.specs)} sets of features, and one backbone can be "
+            "fine-tuned below a head; train another: tlpipe train-head FEATURES"
+        )
+    return find_record(cache, run.features)
+
+
+def check_blocks(blocks: str | None, record: TableRecord, cache: Path) -> None:
+    """Refuse names of blocks that are none, before TensorFlow is loaded, as far as that can be told.
+
+    Raises:
+        EndpointError: If there is no such block or layer.
+    """
+    if blocks in (None, "all", "none"):
         return
-    config = find_record(cache, run.features).config
+    config = record.config
     pretrained = open_backbone(config.backbone, config.weights, config.seed, config.image_size, Memo(cache))
     for name in str(blocks).split(","):
         pretrained.check_name("--blocks", name.strip())
@@ -79,12 +93,7 @@ def begin(config: FinetuneConfig, cache: Path, reports: Path, head_run: str | No
     """Find out what is trained, and refuse what can't be."""
     trained, _ = open_head(reports, head_run)
     from_run = trained.run
-    if len(trained.specs) > 1:
-        raise CacheMismatchError(
-            f"The head {from_run.id} was trained on {len(trained.specs)} sets of features, and one backbone can be "
-            "fine-tuned below a head; train another: tlpipe train-head FEATURES"
-        )
-    record = find_record(cache, from_run.features)
+    record = record_of(cache, reports, from_run.id)
     trained.check([record.spec], record.id)
     trained.head.layers()
     pretrained = _from_scratch(record, config) if config.weights else _same_backbone(record, cache)

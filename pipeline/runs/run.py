@@ -264,7 +264,7 @@ class FinetuneRun(RatedRun):
     Attributes:
         config: How, with the blocks named.
         head_run: The run of the head it started from.
-        cut: Layer below which nothing was trained.
+        cut: Highest layer of the frozen part.
         endpoint: Where the head took the features.
         top: Name of the highest layer of the backbone.
         end_to_end: Whether the trained part began at the images.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import FeatureSpec
-from pipeline.errors import CacheMismatchError, DataError, RunError
+from pipeline.errors import CacheMismatchError, DataError, EngineError, RunError
 from pipeline.evaluation.calibration import tempered
 from pipeline.heads import Head, load_head
 from pipeline.runs.find import find_run
 from pipeline.runs.run import HeadRun
 from pipeline.store.rows import check_finite
+from pipeline.util import runtime
 from pipeline.util.text import counted
 
 log = logging.getLogger("tlpipe")
@@ -142,4 +144,7 @@ def trained_head(run: HeadRun, folder: Path) -> TrainedHead:
             f"{folder}/run.json is not what tlpipe wrote: its head is {run.head!r} here and {run.config.head!r} there, "
             f"at a temperature of {temperature}"
         )
+    if any(spec.precision.startswith("jax-") for spec in run.specs):
+        with suppress(EngineError):  # what computes the features then will say what it needs
+            runtime.keras_on("jax")
     return TrainedHead(run, load_head(folder, run.config), tuple(run.class_names), tuple(run.specs), temperature)

@@ -53,8 +53,8 @@ class HeldFeatures:
 
     @property
     def workers(self) -> int:
-        """One, as further threads read memory no faster."""
-        return 1
+        """Two, so that a batch is read while another is used; more read memory no faster."""
+        return 2
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -86,8 +86,8 @@ class StoredFeatures:
 
     @property
     def workers(self) -> int:
-        """One, which holds a block at a time."""
-        return 1
+        """Two, so that a batch is read while another is used; they share the block that is held."""
+        return 2
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from pipeline.store.rows import Part
 from pipeline.util import runtime
 
 AHEAD = 4  # batches that wait for the step
-WORKERS = 2  # at least: with one, Keras reads through tf.data's tuning, whose end can take as long as the whole pass
+WORKERS = 2  # with one, Keras reads through tf.data's tuning, whose end can take as long as the whole pass
 
 Prepare = Callable[[int, NDArray[Any], NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
 """From the number of a batch, its inputs and its targets to what the step takes; called in the threads that read."""
@@ -117,7 +117,7 @@ def batches(
         prepare: What is done with a batch; None for nothing.
 
     Raises:
-        Exception: What went wrong while reading, which TensorFlow would hide in an error of its own.
+        Exception: What went wrong while reading, which Keras and its backend would hide in errors of their own.
     """
     one_pass = Batches(part, targets, batch_size, generator, full=runtime.n_replicas() > 1, prepare=prepare)
     failed: list[Exception] = []
@@ -134,8 +134,11 @@ def batches(
                 raise
 
     try:
-        workers = WORKERS if isinstance(part.features, np.ndarray) else max(WORKERS, part.features.workers)
-        yield DataSet(workers=workers, max_queue_size=AHEAD + workers), one_pass.order
+        workers = WORKERS if isinstance(part.features, np.ndarray) else part.features.workers
+        if runtime.n_replicas() > 1:
+            workers = 1  # Keras reads a batch, begins anew, and would give what several threads had read ahead first
+        waiting = AHEAD if prepare else AHEAD + workers  # what is prepared may be much larger than what was read
+        yield DataSet(workers=workers, max_queue_size=waiting), one_pass.order
     except Exception as error:
         if failed:
             raise failed[0] from error

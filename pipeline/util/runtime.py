@@ -236,6 +236,13 @@ def strategy(devices: Sequence[str] | None = None) -> Any:
     return tf.distribute.MirroredStrategy(names) if len(names) > 1 else tf.distribute.get_strategy()
 
 
+def n_devices() -> int:
+    """Devices of the kind that Keras's backend prefers."""
+    if keras_backend() == "jax":
+        return len(jax().devices())
+    return max(1, len(tensorflow().config.list_physical_devices("GPU")))
+
+
 def n_replicas() -> int:
     """Devices that share a batch in the scope of a strategy."""
     if keras_backend() == "jax":
@@ -257,7 +264,13 @@ def limit_threads(n: int) -> None:
 
 @cache
 def jax() -> ModuleType:
-    """Import JAX, without it taking most of the memory of each GPU at once."""
+    """Import JAX, without it taking most of the memory of each GPU at once.
+
+    Raises:
+        EngineError: If it isn't installed.
+    """
+    if not installed("jax"):
+        raise EngineError("Keras is to run on JAX, and it isn't installed; install it with: pip install jax")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     with quiet_stderr():
         import jax as found

@@ -41,7 +41,7 @@ def rate(work: Callable[[], Any], amount: float) -> float:
 
 
 def bare_loop(model: Any, images: np.ndarray, batch_size: int) -> Callable[[], Any]:
-    """What anyone would write: the network under `jax.jit`, batch after batch."""
+    """What anyone would write: the network under `jax.jit` on one device, batch after batch."""
     jax = runtime.jax()
     weights = [[one.value for one in part] for part in (model.trainable_variables, model.non_trainable_variables)]
     forward = jax.jit(lambda weights, batch: model.stateless_call(*weights, batch, training=False)[0])
@@ -74,7 +74,8 @@ def main() -> None:
             model = pretrained.network(POLICIES[precision]).features(endpoint, "avg")
             images = np.random.default_rng(0).integers(0, 256, (8 * engine.batch_size, side, side, 3), np.uint8)
             ways = partial(call, engine, images), bare_loop(model, images, engine.batch_size)
-            found = [tuple(rate(way, len(images)) for way in ways) for _ in range(ROUNDS)]
+            with runtime.jax().default_matmul_precision("highest" if precision == "float32" else None):
+                found = [tuple(rate(way, len(images)) for way in ways) for _ in range(ROUNDS)]
             own, others = np.median(found, axis=0)
             ratio = float(np.median([mine / other for mine, other in found]))
             config = ExtractConfig(

@@ -185,7 +185,7 @@ def open_engine(
         endpoint: As in the feature spec.
         pooling: As in the feature spec.
         graph: Where a converted graph is kept, named by a digest of all it depends on.
-        batch_size: Images in a batch; by default what did best. On the processor TensorFlow always takes the same.
+        batch_size: Images in a batch; by default what did best. TensorFlow and JAX take a fixed number on processors.
 
     Raises:
         EngineError: If the engine can't run the graph, or not in this precision, or gives wrong features here.

@@ -70,7 +70,7 @@ class JaxEngine:
             n = self._shares.num_devices
             raise EngineError(
                 f"Out of memory with {self.batch_size // n} images in a batch"
-                f"{f' on each of {n} devices' if n > 1 else ''}; try --batch-size {self.batch_size // n // 2 or 1}"
+                f"{f' on each of {n} devices' if n > 1 else ''}; try a --batch-size below {self.batch_size // n}"
             ) from error
 
     def stream(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:

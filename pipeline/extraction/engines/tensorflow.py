@@ -1,4 +1,4 @@
-"""The reference engine: the Keras graph as one TensorFlow function of fixed batch shape, one replica on each GPU."""
+"""The TensorFlow engine: the Keras graph as one function of fixed batch shape, with one replica on each GPU."""
 
 from __future__ import annotations
 

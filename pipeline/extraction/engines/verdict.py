@@ -138,4 +138,5 @@ def _advice(choice: EngineChoice) -> str:
     if choice.precision != "float32":
         return "--precision float32, and report the versions that tlpipe doctor prints"
     other = "tensorflow" if choice.engine == "openvino" else "openvino"
-    return f"--engine {other}, and report the versions that tlpipe doctor prints"
+    without = "KERAS_BACKEND=tensorflow with " if choice.engine == "jax" else ""
+    return f"{without}--engine {other}, and report the versions that tlpipe doctor prints"
