@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 FILE = "head.keras"
 BN_MOMENTUM = 0.9
+PREDICTED = 1024  # rows at a time
 WIDTHS_A_CLASS = 2  # units of the last hidden layer for each class; with fewer, classes get into each other's way
 
 
@@ -175,7 +176,9 @@ class MlpHead:
         """As `Head.predict_proba`."""
         if self.model is None:
             raise not_fitted()
-        return probabilities_of(self.model.predict(features.astype(np.float32), batch_size=1024, verbose=0))
+        # `predict` would set up a data set for every call, which took a fifth of the time of training.
+        parts = np.split(features.astype(np.float32), range(PREDICTED, len(features), PREDICTED))
+        return probabilities_of(np.concatenate([np.asarray(self.model.predict_on_batch(part)) for part in parts]))
 
     def refit(self, both: Part) -> None:
         """As `Head.refit`: the best epoch can't be told on images that were trained on, so nothing is done."""
