@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from pipeline.backbones import BACKBONES, Backbone, cuts, get_backbone, open_backbone, weights_digest
+from pipeline.backbones.build import build_network, load_network, load_tuned
 from pipeline.backbones.graph import nodes
-from pipeline.backbones.network import Network, build_network, load_network, load_tuned
+from pipeline.backbones.network import Network
 from pipeline.errors import ConfigError, EndpointError, UnknownBackboneError, WeightsError
 from pipeline.util import runtime
 from pipeline.util.memo import Memo

@@ -673,7 +673,7 @@ def test_memo_saves_reading(red_and_blue: Path, tmp_path: Path, monkeypatch: pyt
     memo = Memo(tmp_path / "cache")
     first = open_dataset(str(red_and_blue), SplitConfig(), memo=memo)
     read: list[Path] = []
-    monkeypatch.setattr("pipeline.data.dataset.read_bytes", lambda path: read.append(path) or path.read_bytes())
+    monkeypatch.setattr("pipeline.data.source.read_bytes", lambda path: read.append(path) or path.read_bytes())
     again = open_dataset(str(red_and_blue), SplitConfig(), memo=memo)
     assert read == []
     np.testing.assert_array_equal(first.dataset.keys, again.dataset.keys)

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.backbones import BACKBONES, Unfrozen, tensor_of
-from pipeline.backbones.network import Network, build_network
+from pipeline.backbones.build import build_network
+from pipeline.backbones.network import Network
 from pipeline.config import FinetuneConfig, HeadConfig, ImageConfig
 from pipeline.data import ArraySource, Dataset, array_key
 from pipeline.data.augment import Augment

@@ -1,8 +1,9 @@
 """Pretrained networks: which there are, where their weights are, and how their graphs are taken apart."""
 
+from pipeline.backbones.build import first_line
 from pipeline.backbones.catalogue import BACKBONES, Backbone, Block, get_backbone
 from pipeline.backbones.graph import apply, cuts, nodes, tensor_of
-from pipeline.backbones.network import Network, Unfrozen, first_line
+from pipeline.backbones.network import Network, Unfrozen
 from pipeline.backbones.weights import Pretrained, find_imagenet, is_path, keras_file, open_backbone, weights_digest
 
 __all__ = [

@@ -17,16 +17,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.backbones.build import build_network, check_image_size, first_line, load_network, load_tuned
 from pipeline.backbones.catalogue import BACKBONES, Backbone, get_backbone
-from pipeline.backbones.network import (
-    Network,
-    build_network,
-    check_image_size,
-    first_line,
-    load_network,
-    load_tuned,
-    unknown_layer,
-)
+from pipeline.backbones.network import Network, unknown_layer
 from pipeline.config import FeatureSpec
 from pipeline.errors import ConfigError, RunError, WeightsError
 from pipeline.util import runtime

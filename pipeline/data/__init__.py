@@ -13,28 +13,30 @@ from pipeline.config import COMMON, Columns, SplitConfig
 from pipeline.data.arrays import is_array_folder, listing_of_arrays, read_array_folder, read_npz
 from pipeline.data.cifar import is_cifar_folder, read_cifar, read_cifar_folder
 from pipeline.data.dataset import (
-    KEY_DTYPE,
     SPLITS,
     UNLABELLED,
-    ArraySource,
     Dataset,
-    FileSource,
-    ImageKeys,
-    ImageSource,
     KnownSplits,
     Listing,
     Unreadable,
     among,
-    array_key,
     check_classes,
-    file_key,
     printable,
-    read_bytes,
     shortened,
 )
 from pipeline.data.folder import read_folder
 from pipeline.data.manifest import MANIFEST_SUFFIXES, read_manifest
 from pipeline.data.mixed import MixedSource
+from pipeline.data.source import (
+    KEY_DTYPE,
+    ArraySource,
+    FileSource,
+    ImageKeys,
+    ImageSource,
+    array_key,
+    file_key,
+    read_bytes,
+)
 from pipeline.data.splits import carve, joined_groups, twin_rows, twins
 from pipeline.data.unlabelled import list_images
 from pipeline.errors import DataError

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.dataset import ArraySource, Listing
+from pipeline.data.dataset import Listing
 from pipeline.data.folder import SPLIT_NAMES
+from pipeline.data.source import ArraySource
 from pipeline.errors import DataError
 
 Part = tuple[str, str, NDArray[Any], NDArray[Any] | None]

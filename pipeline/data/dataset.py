@@ -1,51 +1,24 @@
-"""What a dataset is: rows of image key, label, split and location, and where the pixels can be had."""
+"""What a dataset is: rows of image key, label, split and location."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
-import time
 import unicodedata
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import DataError, ImageError
-from pipeline.util.files import digest_of
-from pipeline.util.memo import Memo, Stamp
-from pipeline.util.progress import progress
-from pipeline.util.runtime import cpu_count
+from pipeline.data.source import KEY_DTYPE, ImageSource
+from pipeline.errors import DataError
 
 SPLITS = ("train", "val", "test")
 UNLABELLED = -1
 """The label of an image that has none."""
-
-ASKED = 10_000  # files at a time whose keys are asked of the memo
-
-KEY_DTYPE = np.dtype("S32")
-"""An image key: 16 bytes of BLAKE2b (RFC 7693) in hexadecimal."""
-
-
-def file_key(data: bytes) -> bytes:
-    """Image key of a file's bytes."""
-    return digest_of(data).encode()
-
-
-def array_key(array: NDArray[Any]) -> bytes:
-    """Image key of an array: of its bytes, shape and dtype."""
-    digest = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=16, person=b"array")
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest().encode()
 
 
 def among(keys: NDArray[np.bytes_], others: NDArray[np.bytes_] | Collection[bytes]) -> NDArray[np.bool_]:
@@ -56,20 +29,6 @@ def among(keys: NDArray[np.bytes_], others: NDArray[np.bytes_] | Collection[byte
     ordered: NDArray[np.bytes_] = np.sort(column)
     nearest = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
     return np.equal(ordered[nearest], keys)
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read a file.
-
-    Raises:
-        ImageError: If it can't be read now; not lasting, as the cause may pass.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device might never end
-            raise ImageError("not a regular file", lasting=False)
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(error.strerror or str(error), lasting=False) from error
 
 
 def printable(path: Path | str) -> str:
@@ -94,147 +53,6 @@ class Unreadable:
 
     location: str
     cause: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ImageKeys:
-    """The keys of a source's images.
-
-    Attributes:
-        column: Image key of each, empty of one that can't be read, shape [n].
-        errors: Why an image can't be read, by position.
-    """
-
-    column: NDArray[np.bytes_]
-    errors: dict[int, ImageError]
-
-    def readable(self) -> NDArray[np.int64]:
-        """Positions of the images that have a key."""
-        return np.setdiff1d(np.arange(len(self.column)), list(self.errors))
-
-
-class ImageSource(Protocol):
-    """Where the pixels of a listing's images come from, by position in the listing."""
-
-    def __len__(self) -> int: ...
-
-    def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
-        """Image key of every image, or the error that kept it from being read."""
-
-    def read(self, index: int) -> bytes | NDArray[np.uint8]:
-        """A file's bytes, or an array [h, w], [h, w, 1], [h, w, 3] or [h, w, 4]."""
-
-    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> ImageSource:
-        """The same source with only these images."""
-
-
-class FileSource:
-    """Images in files.
-
-    Args:
-        names: Paths of the files. There may be millions, so that they are held as text.
-        folder: Where they begin; "" where the user stands.
-    """
-
-    def __init__(self, names: Sequence[str], folder: Path | str = "") -> None:
-        self.names = names
-        self.folder = folder
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def path(self, index: int) -> str:
-        """Where an image lies."""
-        return os.path.join(self.folder, self.names[index])  # noqa: PTH118, a Path would take ten times the memory
-
-    def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
-        """Image keys; files that the memo knows unchanged are not read, unless `rehash`."""
-        keys = np.zeros(len(self), KEY_DTYPE)
-        if memo is not None and not rehash:
-            for start in range(0, len(self), ASKED):
-                paths = [self.path(index) for index in range(start, min(start + ASKED, len(self)))]
-                known = memo.recall("image", _stamps(paths))
-                keys[start : start + len(paths)] = [known.get(path, "") for path in paths]
-        unknown: dict[str, list[int]] = {}
-        for index in np.flatnonzero(keys == b"").tolist():
-            unknown.setdefault(self.path(index), []).append(index)
-        errors: dict[int, ImageError] = {}
-        waiting = list(unknown)
-        with ThreadPoolExecutor(2 * cpu_count()) as pool, progress("Reading", len(unknown)) as advance:
-            for start in range(0, len(waiting), ASKED):
-                paths = waiting[start : start + ASKED]
-                stamped, stamps = time.time_ns(), _stamps(paths)
-                fresh: dict[str, tuple[Stamp, str]] = {}
-                for path, key in zip(paths, pool.map(_key_or_error, paths), strict=True):
-                    if isinstance(key, ImageError):
-                        errors |= dict.fromkeys(unknown[path], key)
-                    else:
-                        keys[unknown[path]] = key
-                        if path in stamps:
-                            fresh[path] = (stamps[path], key.decode())
-                    advance(1)
-                if memo is not None:
-                    memo.remember("image", fresh, stamped)
-        return ImageKeys(keys, errors)
-
-    def read(self, index: int) -> bytes:
-        """A file's bytes."""
-        return read_bytes(Path(self.path(index)))
-
-    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> FileSource:
-        """Only these files."""
-        return FileSource([self.names[index] for index in indices], self.folder)
-
-
-def _stamps(paths: Iterable[str]) -> dict[str, Stamp]:
-    """Stamps of the files that are there; reading one that isn't gives the error, with its cause."""
-    found = {}
-    for path in paths:
-        with suppress(OSError):
-            found[path] = Stamp.of(path)
-    return found
-
-
-def _key_or_error(path: str) -> bytes | ImageError:
-    try:
-        return file_key(read_bytes(Path(path)))
-    except ImageError as error:
-        return error
-
-
-class ArraySource:
-    """Images in arrays, each [n, h, w] or [n, h, w, channels], which may be mapped from disk."""
-
-    def __init__(
-        self, parts: list[tuple[NDArray[Any], float]], indices: Sequence[int] | NDArray[np.int64] | None = None
-    ) -> None:
-        """Take arrays and the factor that brings each to 0..255."""
-        self.parts = parts
-        self.starts = np.cumsum([0, *(len(array) for array, _ in parts)]).tolist()
-        self.indices = np.arange(self.starts[-1]) if indices is None else np.asarray(indices, np.int64)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
-        """Image keys, always computed: arrays have no modification time of their own."""
-        keys = np.zeros(len(self), KEY_DTYPE)
-        for index in range(len(self)):
-            keys[index] = array_key(self.read(index))
-        return ImageKeys(keys, {})
-
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """Pixels 0..255."""
-        position = int(self.indices[index])
-        part = bisect_right(self.starts, position) - 1
-        array, factor = self.parts[part]
-        image = array[position - self.starts[part]]
-        pixels: NDArray[np.uint8] = image if image.dtype == np.uint8 else np.rint(image * factor).astype(np.uint8)
-        return pixels
-
-    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> ArraySource:
-        """Only these images."""
-        return ArraySource(self.parts, self.indices[np.asarray(indices, np.int64)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.data.dataset import FileSource, Listing, printable, shortened
+from pipeline.data.dataset import Listing, printable, shortened
+from pipeline.data.source import FileSource
 from pipeline.errors import DataError
 from pipeline.util.files import is_marked
 from pipeline.util.text import counted

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import Columns
-from pipeline.data.dataset import FileSource, Listing, shortened
+from pipeline.data.dataset import Listing, shortened
 from pipeline.data.folder import SPLIT_NAMES
+from pipeline.data.source import FileSource
 from pipeline.errors import DataError
 from pipeline.util.text import counted
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.dataset import KEY_DTYPE, ImageKeys, ImageSource
+from pipeline.data.source import KEY_DTYPE, ImageKeys, ImageSource
 from pipeline.errors import ImageError
 from pipeline.util.memo import Memo
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pipeline.config import ImageConfig
 from pipeline.data import images
 from pipeline.data.augment import Augment
-from pipeline.data.dataset import ImageSource, array_key, file_key
 from pipeline.data.images import Pixels
+from pipeline.data.source import ImageSource, array_key, file_key
 from pipeline.errors import ImageError
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.data.dataset import FileSource, printable
+from pipeline.data.dataset import printable
 from pipeline.data.folder import files_below, is_image
 from pipeline.data.manifest import MANIFEST_SUFFIXES, read_paths
+from pipeline.data.source import FileSource
 from pipeline.errors import DataError
 
 

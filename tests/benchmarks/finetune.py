@@ -16,7 +16,7 @@ from common import finish, small_images, small_set, verdict
 
 from pipeline import commands
 from pipeline.backbones import BACKBONES, tensor_of
-from pipeline.backbones.network import build_network
+from pipeline.backbones.build import build_network
 from pipeline.config import ExtractConfig, FinetuneConfig, ImageConfig
 from pipeline.data import ArraySource, Dataset, array_key
 from pipeline.data.augment import Augment

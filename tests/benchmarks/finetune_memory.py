@@ -10,7 +10,7 @@ import numpy as np
 from common import finish, measured, small_set, tlpipe, verdict
 
 from pipeline.backbones import BACKBONES
-from pipeline.backbones.network import build_network
+from pipeline.backbones.build import build_network
 from pipeline.config import ExtractConfig, FeatureSpec
 from pipeline.data import open_dataset
 from pipeline.extraction.pass_ import SHARD_BYTES
