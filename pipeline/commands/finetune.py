@@ -37,8 +37,9 @@ from pipeline.finetuning.examples import images_of, indices_of
 from pipeline.finetuning.start import Start, begin, check_blocks, record_of
 from pipeline.heads import make_head
 from pipeline.runs.describe import header, ratings, seen
+from pipeline.runs.find import find_run
 from pipeline.runs.predictions import Predictions
-from pipeline.runs.run import FinetuneRun, save_run
+from pipeline.runs.run import FinetuneRun, HeadRun, save_run
 from pipeline.store.records import find_record, splits_of
 from pipeline.store.rows import Part
 from pipeline.store.table import FeatureTable, load_table, read_features
@@ -83,7 +84,10 @@ def _finetune(
     state = _state(checkpoint, resume=options.resume)
     head_run = state.head_run if state and not options.head_run else options.head_run
     trains_first = options.head is not None and state is None
-    record = find_record(cache, options.features) if trains_first else record_of(cache, reports, head_run)
+    if trains_first:
+        record = find_record(cache, options.features)
+    else:
+        record = record_of(find_run(reports, head_run, (HeadRun,))[0], cache)
     settle_backend(record.config)
     if state is None and options.head is None:
         check_blocks(config.blocks, record, cache)
@@ -158,7 +162,7 @@ def _read_examples(
     """
     record, config = begun.record, begun.config
     opened, limit, engine = _open_data(begun, cache), runtime.memory_for(memory), None
-    augment = Augment.parse(config.augment) if config.augment and begun.drawn_anew else None
+    augment = Augment.parse(config.augment) if config.augment and config.drawn_anew else None
     wanted = replace(record.config, views=config.views, augment=config.augment if config.views else None)
     exact = replace(wanted, precision="float32", views=0, augment=None)
     if begun.end_to_end or augment:
@@ -325,7 +329,7 @@ def _notes(begun: Start, tuned: Tuned) -> list[str]:
     else:
         mode = "trained" if config.train_bn else "in inference mode"
         where = "end to end" if begun.end_to_end else f"above {begun.unfrozen.cut}"
-        where += ", on new versions of the images in each epoch" if begun.drawn_anew else ""
+        where += ", on new versions of the images in each epoch" if config.drawn_anew else ""
         n = len(begun.trained_layers())
         notes.append(f"{n} {'layer' if n == 1 else 'layers'} trained {where}, BatchNormalization {mode}")
         head = "The head was drawn anew" if config.cold_head else "Started from the head as fitted on train alone"

@@ -106,6 +106,11 @@ class FinetuneConfig:
         if self.remat and self.weights:
             raise ConfigError("--remat with --weights random: training from scratch trains BatchNormalization, too")
 
+    @property
+    def drawn_anew(self) -> bool:
+        """Whether the training images are read in every epoch, each time in another version."""
+        return bool(self.augment and not self.views)
+
     def to_json(self) -> dict[str, Any]:
         """As a dictionary that JSON can hold."""
         return asdict(self)

@@ -128,8 +128,11 @@ class _Training:
         self.targets = targets_of(config, examples["train"].labels, models.n_classes)
         # Of images every layer's maps are held; of activations little lies above.
         self.n_predicted = config.batch_size if models.trained is models.whole else max(PREDICTED, config.batch_size)
-        same = runtime.keras().Model(self.model.inputs[0], self.model.outputs[0])
-        self.stepped = with_remat(self.model) if config.remat else same
+        self.stepped = (
+            with_remat(self.model)
+            if config.remat
+            else runtime.keras().Model(self.model.inputs[0], self.model.outputs[0])
+        )
         self.schedule = schedule_of(config, self.n_steps)
         self.optimizer = optimizer_of(self.stepped, self.model, models.depths, config, self.schedule)
         self.chance = math.log(models.n_classes)

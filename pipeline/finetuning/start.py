@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from pipeline.backbones import Pretrained, Unfrozen, open_backbone
 from pipeline.config import ExtractConfig, FinetuneConfig
 from pipeline.errors import CacheMismatchError, ConfigError
-from pipeline.runs.find import find_run
 from pipeline.runs.run import HeadRun
 from pipeline.runs.trained_head import TrainedHead, open_head
 from pipeline.store.records import TableRecord, find_record
@@ -47,11 +46,6 @@ class Start:
     config: FinetuneConfig
     end_to_end: bool
 
-    @property
-    def drawn_anew(self) -> bool:
-        """Whether the training images are read in every epoch, each time in another version."""
-        return bool(self.config.augment and not self.config.views)
-
     def trained_layers(self) -> list[str]:
         """Names of the backbone's layers whose weights change."""
         norm = runtime.keras().layers.BatchNormalization
@@ -59,14 +53,12 @@ class Start:
         return [name for name in self.unfrozen.depths if name not in still]
 
 
-def record_of(cache: Path, reports: Path, head_run: str | None) -> TableRecord:
-    """The features that a head was trained on, before anything heavy is loaded.
+def record_of(run: HeadRun, cache: Path) -> TableRecord:
+    """The features that a head was trained on.
 
     Raises:
-        RunError: If there is no such run.
         CacheMismatchError: If it was trained on several sets of features.
     """
-    run, _ = find_run(reports, head_run, (HeadRun,))
     if len(run.specs) > 1:
         raise CacheMismatchError(
             f"The head {run.id} was trained on {len(run.specs)} sets of features, and one backbone can be "
@@ -93,7 +85,7 @@ def begin(config: FinetuneConfig, cache: Path, reports: Path, head_run: str | No
     """Find out what is trained, and refuse what can't be."""
     trained, _ = open_head(reports, head_run)
     from_run = trained.run
-    record = record_of(cache, reports, from_run.id)
+    record = record_of(from_run, cache)
     trained.check([record.spec], record.id)
     trained.head.layers()
     pretrained = _from_scratch(record, config) if config.weights else _same_backbone(record, cache)
@@ -129,7 +121,7 @@ def _check_images(config: FinetuneConfig, blocks: str, unfrozen: Unfrozen) -> No
             f"--views {config.views} with --blocks {blocks}: views are cached below what is trained, and nothing lies "
             "there; give --augment alone, for images that are augmented anew in each epoch"
         )
-    if config.mixup and not unfrozen.from_pixels and (config.views or not config.augment):
+    if config.mixup and not unfrozen.from_pixels and not config.drawn_anew:
         raise ConfigError(
             f"--mixup {config.mixup:g} mixes images, and --blocks {blocks} starts from activations; it needs "
             "--blocks all, or --augment without --views"

@@ -184,10 +184,9 @@ def paragraph(run: RatedRun) -> str:
     if isinstance(run, EvaluateRun):
         what = f"The run {run.of} ({run.head}) was rated on {run.data}"
     elif isinstance(run, FinetuneRun):
-        anew = run.config.augment and not run.config.views
         above = (
             f"from new views of the images in each epoch, above {run.cut}"
-            if anew
+            if run.config.drawn_anew
             else f"from activations cached at {run.cut}"
         )
         where = "end to end" if run.end_to_end else above
