@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
+from click.testing import CliRunner
 from conftest import FakeEngine, write_picture
-from typer.testing import CliRunner
 
 import pipeline
 import pipeline.commands
@@ -61,7 +60,7 @@ ELSEWHERE = {"runs": "load_runs", "runs.name": "name_run", "runs.rm": "remove_ru
 def commands() -> dict[str, Any]:
     """The commands of the command line, by their names in Python."""
     found: dict[str, Any] = {}
-    for name, one in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+    for name, one in app.commands.items():
         found |= {f"{name}.{part}": own for part, own in getattr(one, "commands", {}).items()}
         if not one.no_args_is_help:
             found[name.replace("-", "_")] = one
@@ -81,7 +80,7 @@ def test_every_command_is_a_function_with_the_same_options(name: str) -> None:
     for one in commands()[name].params:
         words = [word for word in one.opts if word.startswith("--")]
         options[words[0][2:].replace("-", "_") if words else one.name] = (
-            inspect.Parameter.empty if one.required else one.default
+            inspect.Parameter.empty if one.required else one.to_info_dict()["default"]
         )
     parameters = inspect.signature(function_of(name)).parameters
     assert set(parameters) - SHARED == set(options) - SHARED

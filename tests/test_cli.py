@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from pipeline.cli.main import app
 
@@ -263,7 +262,7 @@ FROM_OUTSIDE = (["extract", "nowhere"], ["extract", "--backbone", "resnet50"], [
         (["finetune"], 1, "tlpipe train-head"),
         (["cache", "export", "x.h5"], 1, "no features"),
         (["predict", "2020", "a.jpg"], 1, "'2020' is not among the runs"),
-        (["predict", "2020"], 2, "'images'"),
+        (["predict", "2020"], 2, "Missing argument 'IMAGES...'"),
         (["evaluate", "2020", "digits"], 1, "'2020' is not among the runs"),
         (["export", "2020"], 1, "--format is missing"),
         (["export", "2020", "--format", "pickle"], 1, "keras, savedmodel, onnx, openvino, tflite"),
@@ -421,8 +420,7 @@ def test_the_cache_may_be_named_by_the_environment(run: Any, red_and_blue: Path,
 
 
 def test_a_seed_is_an_option_only_where_something_is_drawn() -> None:
-    group = typer.main.get_command(app)
-    commands = {**group.commands, **group.commands["cache"].commands, **group.commands["runs"].commands}  # type: ignore[attr-defined]
+    commands = {**app.commands, **app.commands["cache"].commands, **app.commands["runs"].commands}  # type: ignore[attr-defined]
     seeded = {name for name, one in commands.items() if any("--seed" in option.opts for option in one.params)}
     drawing = {"extract", "train-head", "sweep", "learning-curve", "finetune", "inspect", "report", "demo"}
     assert seeded == drawing

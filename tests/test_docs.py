@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 import pipeline
 from pipeline.cli.main import app
@@ -22,9 +21,8 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 
 
 def commands() -> list[tuple[str, ...]]:
-    group = typer.main.get_command(app)
     found: list[tuple[str, ...]] = []
-    for name, item in group.commands.items():  # type: ignore[attr-defined]
+    for name, item in app.commands.items():
         inner = getattr(item, "commands", None)
         found += [(name, part) for part in inner] if inner else [(name,)]
     return found
@@ -73,11 +71,10 @@ def test_readme_has_examples() -> None:
 
 def test_every_command_of_the_readme_is_understood() -> None:
     """Its words and options are known; what they do is asked below."""
-    group = typer.main.get_command(app)
     for line in example_commands():
         words = shlex.split(line)[1:]
-        with group.make_context("tlpipe", words) as context:
-            name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
+        with app.make_context("tlpipe", words) as context:
+            name, command, rest = app.resolve_command(context, [*context._protected_args, *context.args])
             while rest and rest[0] in getattr(command, "commands", ()):
                 name, command, rest = command.resolve_command(context, rest)
             with command.make_context(name, rest, parent=context):

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from conftest import FakeEngine
-from typer.testing import CliRunner
 
 from pipeline import commands
 from pipeline.cli.main import app
@@ -129,8 +129,9 @@ def test_runs_on_other_features_are_told_apart(
 
 def test_the_shell_completes_what_lies_in_the_folders_of_the_line(three: list[HeadRun], reports: Path) -> None:
     def completed(line: str) -> list[str]:
-        words = {"COMP_WORDS": line, "COMP_CWORD": f"{len(line.split()) - 1}", "_TLPIPE_COMPLETE": "complete_bash"}
-        return CliRunner().invoke(app, [], prog_name="tlpipe", env=words).stdout.split()
+        words = {"COMP_WORDS": line, "COMP_CWORD": f"{len(line.split()) - 1}", "_TLPIPE_COMPLETE": "bash_complete"}
+        printed = CliRunner().invoke(app, [], prog_name="tlpipe", env=words).stdout
+        return [line.removeprefix("plain,") for line in printed.split()]
 
     assert completed(f"tlpipe evaluate --reports {reports} go") == ["good"]
     assert completed(f"tlpipe evaluate --reports {reports} {three[1].id[:-1]}") == [three[1].id]

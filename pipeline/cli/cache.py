@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
-from pipeline.cli.common import Answer, command
+from pipeline.cli.common import Answer, Group, command, takes
+from pipeline.cli.complete import COMPLETED
 from pipeline.config import Folders
 
-app = typer.Typer(help="List, verify, clean and export cached features.", no_args_is_help=True, rich_markup_mode=None)
 
-FeaturesArgument = Annotated[
-    str | None,
-    typer.Argument(help="Features id, or its start. [default: the newest pooled]", show_default=False),
-]
+@click.group("cache", Group)
+def cache() -> None:
+    """List, verify, clean and export cached features."""
 
 
-@command(app, "ls")
-def ls(folders: Folders, verbose: bool) -> Answer:
+@command("ls")
+@takes("folders", Folders)
+def ls(folders: Folders) -> Answer:
     """List the features in the cache: what they are, of what, how large, how old; --verbose: what computed them."""
     from pipeline.cli import render
-    from pipeline.commands import cache
+    from pipeline.commands import cache as module
 
-    rows = cache.ls(folders.cache, writers=verbose)
+    rows = module.ls(folders.cache, writers=click.get_current_context().params["verbose"])
     if not rows:
         return Answer(
             {"tables": []}, f"There are no features in {folders.cache} yet; make some with: tlpipe extract DATA"
@@ -32,42 +31,46 @@ def ls(folders: Folders, verbose: bool) -> Answer:
     return Answer({"tables": rows}, render.cache_text(rows))
 
 
-@command(app, "verify")
-def verify(
-    folders: Folders,
-    recompute: Annotated[
-        int, typer.Option(help="Images of each set of features that are computed again and compared.")
-    ] = 0,
-) -> Answer:
+@command("verify")
+@click.option("--recompute", default=0, help="Images of each set of features that are computed again and compared.")
+@takes("folders", Folders)
+def verify(recompute: int, folders: Folders) -> Answer:
     """Compare the checksums of all shards and datasets; exit with 1 if any differs."""
     from pipeline.cli.render import verified_text
-    from pipeline.commands import cache
+    from pipeline.commands import cache as module
 
-    found = cache.verify(folders.cache, recompute)
+    found = module.verify(folders.cache, recompute)
     return Answer(found.to_json(), verified_text(found), failed=bool(found.damaged))
 
 
-@command(app, "gc")
-def gc(
-    folders: Folders,
-    delete: Annotated[bool, typer.Option("--delete", help="Remove what is listed; without it, only list.")] = False,
-) -> Answer:
+@command("gc")
+@click.option("--delete", is_flag=True, default=False, help="Remove what is listed; without it, only list.")
+@takes("folders", Folders)
+def gc(delete: bool, folders: Folders) -> Answer:
     """List what no dataset and no run needs; with --delete, remove it."""
     from pipeline.cli.render import cleaned_text
-    from pipeline.commands import cache
+    from pipeline.commands import cache as module
 
-    found = cache.gc(folders.cache, folders.reports, delete=delete)
+    found = module.gc(folders.cache, folders.reports, delete=delete)
     return Answer(found.to_json(), cleaned_text(found))
 
 
-@command(app, "export")
-def export(
-    folders: Folders,
-    target: Annotated[Path, typer.Argument(help="File to write: .h5 or .npz.")],
-    features: FeaturesArgument = None,
-) -> Answer:
+@command("export")
+@click.argument("target", type=click.Path(path_type=Path), help="File to write: .h5 or .npz.")
+@click.argument(
+    "features",
+    required=False,
+    help="Features id, or its start. [default: the newest pooled]",
+    shell_complete=COMPLETED["features"],
+)
+@takes("folders", Folders)
+def export(target: Path, features: str | None, folders: Folders) -> Answer:
     """Write one plain HDF5 or NumPy file: features, labels, split, paths, class_names."""
-    from pipeline.commands import cache
+    from pipeline.commands import cache as module
 
-    record = cache.export(folders.cache, features, target)
+    record = module.export(folders.cache, features, target)
     return Answer({"features_id": record.id, "path": str(target)}, f"Wrote {record.id} to {target}")
+
+
+for one in (ls, verify, gc, export):
+    cache.add_command(one)

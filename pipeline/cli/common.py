@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import io
 import json
 import logging
@@ -12,19 +11,20 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_args
 
-import typer
+import click
 
 from pipeline.cli.complete import COMPLETED
-from pipeline.config import HEAD_DEFAULTS, Folders, HeadConfig
+from pipeline.config import HEAD_DEFAULTS, HeadConfig
 from pipeline.errors import StoppedError, TlpipeError
 from pipeline.util.options import SEED, SEED_HELP, Declared, declared, made, option_name
 
 log = logging.getLogger("tlpipe")
 
-Function = TypeVar("Function", bound=Callable[..., "Answer"])
+Function = TypeVar("Function", bound=Callable[..., Any])
+Decorator = Callable[[Function], Function]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,117 +46,57 @@ class Answer:
         return self.text if isinstance(self.text, str) else self.text()
 
 
-@dataclass(frozen=True, slots=True)
-class Without:
-    """Marks a parameter whose command doesn't have all options of its dataclass."""
-
-    names: tuple[str, ...]
-
-
-Seed = Annotated[int, typer.Option(min=0, max=int(SEED.most), help=SEED_HELP)]
-
-
-def _flag(text: str, *names: str) -> Any:
-    return Annotated[bool, typer.Option(*names, help=text)]
-
-
-_SHARED = {
-    "as_json": _flag("Print JSON, and nothing else, on standard output.", "--json"),
-    "quiet": _flag("Print warnings and the answer only.", "--quiet", "-q"),
-    "verbose": _flag("Print what happens inside, too.", "--verbose", "-v"),
-}
-
-
-_FOLDERS = tuple(one.name for one in fields(Folders))
-
-
-def command(app: typer.Typer, name: str | None) -> Callable[[Function], Function]:
-    """Register a function that gives an `Answer` as a command.
-
-    Typer reads the options of a command from a function's signature, and knows no dataclasses. So a parameter of the
-    function whose type is a dataclass of options stands for all of them: what is registered has them side by side, and
-    puts them together again.
+def takes(parameter: str, kind: type, without: tuple[str, ...] = ()) -> Decorator[Any]:
+    """Give a command all options of a dataclass; its function receives them as one argument.
 
     Args:
-        app: The program, or a group of commands.
-        name: Of the command; None for what the group does where no command of its is named.
+        parameter: The name of that argument.
+        kind: The dataclass.
+        without: Options that this command doesn't have; their defaults hold.
     """
+    shown = [one for one in declared(kind) if one.name not in without]
 
-    def register(function: Function) -> Function:
-        carried: dict[str, tuple[Any, list[str]]] = {}
-        shown: dict[str, inspect.Parameter] = {}
-        hints = get_type_hints(function, include_extras=True)
-        for parameter in inspect.signature(function).parameters.values():
-            kind, without = _carried(hints[parameter.name])
-            if kind is None:
-                shown[parameter.name] = _parameter(parameter.name, hints[parameter.name], parameter.default)
-                continue
-            found = {
-                one.name: _parameter(one.name, _annotated(one), one.default)
-                for one in declared(kind)
-                if one.name not in without
-            }
-            carried[parameter.name] = (kind, list(found))
-            shown |= found
-        own = set(shown) - {name for _, names in carried.values() for name in names}
-        shown |= {option: _parameter(option, hint, False) for option, hint in _SHARED.items()}
+    def decorate(function: Function) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def composed(**values: Any) -> Any:
+            given = {one.name: values.pop(one.name) for one in shown}
+            return function(**values, **{parameter: made(kind, given)})
 
-        if name is None:
-            shown["context"] = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        for one in reversed(shown):
+            composed = _option(one)(composed)
+        return composed
 
-        def run(**values: Any) -> None:
-            if name is None and values["context"].invoked_subcommand is not None:
-                return
-            _listen(quiet=values["quiet"], verbose=values["verbose"])
-            _answer(lambda: function(**_together(values, carried, own)), as_json=values["as_json"])
-
-        functools.update_wrapper(run, function, assigned=("__doc__", "__name__", "__module__"), updated=())
-        del run.__wrapped__  # type: ignore[attr-defined]
-        # Arguments come first, what all commands share comes last.
-        ordered = sorted(
-            shown.values(),
-            key=lambda one: (one.default is not inspect.Parameter.empty, one.name in (*_FOLDERS, *_SHARED)),
-        )
-        run.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in ordered}
-        (app.command(name) if name else app.callback(invoke_without_command=True))(run)
-        return function
-
-    return register
+    return decorate
 
 
-def _carried(hint: Any) -> tuple[Any, tuple[str, ...]]:
-    """The dataclass of options that a parameter stands for, and those it lacks here; None if it stands for itself."""
-    kind, marks = (get_args(hint)[0], get_args(hint)[1:]) if get_origin(hint) is Annotated else (hint, ())
-    without = [name for mark in marks if isinstance(mark, Without) for name in mark.names]
-    return (kind, tuple(without)) if is_dataclass(kind) else (None, ())
-
-
-def _together(values: dict[str, Any], carried: dict[str, tuple[Any, list[str]]], own: set[str]) -> dict[str, Any]:
-    """The arguments of a command's function: its dataclasses, and what stands for itself."""
-    found = {name: values[name] for name in own}
-    for parameter, (kind, names) in carried.items():
-        found[parameter] = made(kind, {name: values[name] for name in names})
-    return found
-
-
-def _annotated(one: Declared) -> Any:
-    """How Typer reads an option."""
-    known, hint, words = one.option, one.hint, one.option.help
-    if known.legal:
-        legal = f"{', '.join(known.legal[:-1])} or {known.legal[-1]}" if len(known.legal) > 1 else known.legal[0]
-        words = f"{words.rstrip('.')}: {legal}." if legal not in words else words
-    if one.owner is HeadConfig and (defaults := _head_defaults(one.name)):
-        words = f"{words} [{defaults}]"
-    if known.parse:
-        hint = str | None
-    if known.argument:
-        return Annotated[hint, typer.Argument(help=words, show_default=words[-1] != "]")]
+def _option(one: Declared) -> Decorator[Any]:
+    """Declare an option of a dataclass to Click."""
+    hint = str if one.option.parse else one.hint
+    known = {
+        "type": next(iter(get_args(hint)), hint),  # int of `int | None`
+        "default": one.default,
+        "help": _help(one),
+        "shell_complete": COMPLETED.get(one.name),
+    }
+    if one.option.argument:
+        return click.argument(one.name, **known)
     name = option_name(one.name)
-    names = [name]
-    if hint == bool | None:
-        names = [f"{name}/--no-{name[2:]}"]
-    return Annotated[hint, typer.Option(*names, help=words)]
+    names = f"{name}/--no-{name[2:]}" if hint == bool | None else name
+    return click.option(names, one.name, is_flag=known["type"] is bool, **known)
+
+
+def _help(one: Declared) -> str:
+    """What an option means, its legal values, and defaults that aren't one value."""
+    legal = one.option.legal
+    words, *default = one.option.help.split(" [")
+    if legal and any(word not in words for word in legal):
+        listed = f"{', '.join(legal[:-1])} or {legal[-1]}" if len(legal) > 1 else legal[0]
+        words = f"{words.rstrip('.')}: {listed}."
+    if one.owner is HeadConfig and (defaults := _head_defaults(one.name)):
+        default = [f"{defaults}]"]
+    if one.option.argument and one.default is not None:  # of which Click shows no default
+        default = [f"default: {one.default}]"]
+    return " [".join([words, *default])
 
 
 def _head_defaults(name: str) -> str:
@@ -170,12 +110,51 @@ def _head_defaults(name: str) -> str:
     return "; ".join(f"{', '.join(heads)}: {text}" for text, heads in found.items())
 
 
-def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
-    """A parameter as Typer reads it, completed by the shell where its name is known."""
-    for mark in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
-        if name in COMPLETED and hasattr(mark, "autocompletion"):
-            mark.autocompletion = COMPLETED[name]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+seed_option = click.option("--seed", type=click.IntRange(0, int(SEED.most)), default=0, help=SEED_HELP)
+run_argument = click.argument(
+    "run",
+    shell_complete=COMPLETED["run"],
+    help="A run of train-head, sweep or finetune: its id, a part of it, its name, latest, best, or reports/RUN.",
+)
+
+
+class Group(click.Group):
+    """Commands that are listed as they were added, not by their letters."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the commands."""
+        return list(self.commands)
+
+
+def command(name: str, cls: type[click.Command] = click.Command, **known: Any) -> Callable[[Function], Any]:
+    """Make a command of a function that gives an `Answer`: its text or JSON is printed, errors are put into words.
+
+    Args:
+        name: Of the command.
+        cls: What Click makes of it: a group, if other commands stand below it.
+        **known: More that Click is told.
+    """
+
+    def register(function: Function) -> click.Command:
+        @functools.wraps(function)
+        def run(*, as_json: bool, quiet: bool, verbose: bool, **values: Any) -> None:
+            if click.get_current_context().invoked_subcommand is None:
+                _listen(quiet=quiet, verbose=verbose)
+                _answer(lambda: function(**values), as_json=as_json)
+
+        made = click.command(name, cls, **known)(run)
+        made.params += [
+            _flag("--json", "as_json", help="Print JSON, and nothing else, on standard output."),
+            _flag("--quiet", "-q", help="Print warnings and the answer only."),
+            _flag("--verbose", "-v", help="Print what happens inside, too."),
+        ]
+        return made
+
+    return register
+
+
+def _flag(*names: str, help: str) -> click.Option:
+    return click.Option(names, is_flag=True, help=help)
 
 
 def _listen(*, quiet: bool, verbose: bool) -> None:
@@ -209,7 +188,7 @@ def _print(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):  # the reader, such as head, has had enough
             log.error("Error: The answer can't be written: %s", error.strerror)
-        raise typer.Exit(1) from None
+        raise click.exceptions.Exit(1) from None
 
 
 def _answer(function: Callable[[], Answer], *, as_json: bool) -> None:
@@ -219,14 +198,14 @@ def _answer(function: Callable[[], Answer], *, as_json: bool) -> None:
         answer = function()
     except StoppedError as error:
         log.error("%s", error)
-        raise typer.Exit(128 + error.signal) from None
+        raise click.exceptions.Exit(128 + error.signal) from None
     except KeyboardInterrupt:
         log.error(STOPPED)
-        raise typer.Exit(128 + signal.SIGINT) from None
+        raise click.exceptions.Exit(128 + signal.SIGINT) from None
     except TlpipeError as error:
         log.debug("", exc_info=True)
         log.error("Error: %s", error)
-        raise typer.Exit(1) from None
+        raise click.exceptions.Exit(1) from None
     _print(json.dumps(answer.value, indent=2, ensure_ascii=False) if as_json else answer.shown())
     if answer.failed:
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import typer
+import click
 
 from pipeline.config import BACKBONE, Folders
 from pipeline.config.head import HEAD_FORMS
 
 
-def _folders(ctx: typer.Context) -> Folders:
+def _folders(ctx: click.Context) -> Folders:
     """The folders that the line names so far."""
     named = {name: Path(ctx.params[name]) for name in ("cache", "reports") if ctx.params.get(name)}
     return Folders(**named)
@@ -23,24 +23,24 @@ def _starting(names: list[str], incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
-def backbones(incomplete: str) -> list[str]:
+def backbones(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
     """Names in the table of backbones."""
     from pipeline.backbones.catalogue import BACKBONES
 
     return _starting(list(BACKBONES), incomplete)
 
 
-def heads(incomplete: str) -> list[str]:
+def heads(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
     """Heads with the figures of their defaults."""
     return _starting(list(dict.fromkeys([*HEAD_FORMS.values(), *HEAD_FORMS])), incomplete)
 
 
-def endpoints(ctx: typer.Context, incomplete: str) -> list[str]:
+def endpoints(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Blocks of the backbone that the line names."""
     return _starting(_blocks_of(ctx.params.get("backbone") or BACKBONE), incomplete)
 
 
-def blocks(ctx: typer.Context, incomplete: str) -> list[str]:
+def blocks(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Blocks of the backbone of the newest features."""
     newest = _newest(_folders(ctx).cache / "tables", "*.json")
     parts = newest[0].split("-") if newest else []
@@ -54,12 +54,12 @@ def _blocks_of(backbone: str) -> list[str]:
     return [block.name for block in row.blocks] if row else []
 
 
-def features(ctx: typer.Context, incomplete: str) -> list[str]:
+def features(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Ids of features in the cache, the newest first."""
     return _starting(_newest(_folders(ctx).cache / "tables", "*.json"), incomplete)
 
 
-def runs(ctx: typer.Context, incomplete: str) -> list[str]:
+def runs(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Ids and names of runs in the reports folder, the newest first, and the words that stand for one."""
     found = sorted(_folders(ctx).reports.glob("[!.]*/run.json"), reverse=True)
     names: list[str] = []
@@ -76,16 +76,13 @@ def _newest(folder: Path, pattern: str) -> list[str]:
     return [path.stem for path in files]
 
 
-COMPLETED: dict[str, Callable[..., list[str]]] = {
+COMPLETED: dict[str, Callable[[click.Context, click.Parameter, str], list[str]]] = {
     "backbone": backbones,
     "blocks": blocks,
     "endpoint": endpoints,
     "features": features,
-    "same_features": features,
     "head": heads,
     "head_run": runs,
     "run": runs,
-    "runs": runs,
-    "against": runs,
 }
-"""What completes an option, by its parameter: called with the word, and with the line so far if it asks for it."""
+"""What completes an option, by its name: called with the line so far and the word."""

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Any
 
-import typer
+import click
 
-from pipeline.cli.common import Answer, Without, command
+from pipeline.cli.common import Answer, Decorator, command, takes
+from pipeline.cli.complete import COMPLETED
 from pipeline.config import Folders, HeadConfig, TrainingOptions
 from pipeline.config.head import CURVE_HEAD, DRAWS, GRID, HEAD, HEADS_HELP, NOT_OF_A_CURVE, SWEPT_HEADS
 from pipeline.errors import ConfigError
 from pipeline.util.options import parse_counts
 
-SameFeatures = Annotated[
-    str | None, typer.Option("--features", help="The same as FEATURES.", metavar="A,B", show_default=False)
-]
+same_features = click.option(
+    "--features",
+    "same_features",
+    metavar="A,B",
+    help="The same as FEATURES.",
+    shell_complete=COMPLETED["features"],
+)
+
+
+def _head(default: str, help: str) -> Decorator[Any]:
+    return click.option("--head", default=default, help=help, shell_complete=COMPLETED["head"])
 
 
 def _with_features(options: TrainingOptions, same: str | None) -> TrainingOptions:
@@ -25,74 +34,80 @@ def _with_features(options: TrainingOptions, same: str | None) -> TrainingOption
     return options if same is None else replace(options, features=same)
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands to the program."""
+@command("train-head")
+@_head(HEAD, HEADS_HELP)
+@takes("options", TrainingOptions)
+@same_features
+@takes("config", HeadConfig)
+@takes("folders", Folders)
+def train_head(
+    head: str, options: TrainingOptions, same_features: str | None, config: HeadConfig, folders: Folders
+) -> Answer:
+    """Train a head on cached features. Defaults stand in brackets; options that a head doesn't have are refused."""
+    from pipeline import commands
+    from pipeline.cli.render import run_text
 
-    @command(app, "train-head")
-    def train_head(
-        *,
-        head: Annotated[str, typer.Option(help=HEADS_HELP)] = HEAD,
-        options: TrainingOptions,
-        same_features: SameFeatures = None,
-        config: HeadConfig,
-        folders: Folders,
-    ) -> Answer:
-        """Train a head on cached features. Defaults stand in brackets; options that a head doesn't have are refused."""
-        from pipeline import commands
-        from pipeline.cli.render import run_text
+    run = commands.train_head(
+        replace(config, head=head), folders.cache, folders.reports, _with_features(options, same_features)
+    )
+    return Answer(run.to_json(), run_text(run, str(folders.reports / run.id)))
 
-        run = commands.train_head(
-            replace(config, head=head), folders.cache, folders.reports, _with_features(options, same_features)
-        )
-        return Answer(run.to_json(), run_text(run, str(folders.reports / run.id)))
 
-    @command(app, "sweep")
-    def sweep(
-        *,
-        head: Annotated[
-            str,
-            typer.Option(help="Heads joined by commas; a name without figures (mlp, knn) for those that the grid has."),
-        ] = SWEPT_HEADS,
-        grid: Annotated[str, typer.Option(help="small or full: how many settings of each head.")] = GRID,
-        budget: Annotated[float | None, typer.Option(help="Seconds after which nothing new is tried.")] = None,
-        options: TrainingOptions,
-        same_features: SameFeatures = None,
-        config: HeadConfig,
-        folders: Folders,
-    ) -> Answer:
-        """Try many heads and settings, choose on val, and train the best. Given options hold for all; others vary."""
-        from pipeline import commands
-        from pipeline.cli.render import sweep_text
+@command("sweep")
+@_head(SWEPT_HEADS, "Heads joined by commas; a name without figures (mlp, knn) for those that the grid has.")
+@click.option("--grid", default=GRID, help="small or full: how many settings of each head.")
+@click.option("--budget", type=float, help="Seconds after which nothing new is tried.")
+@takes("options", TrainingOptions)
+@same_features
+@takes("config", HeadConfig)
+@takes("folders", Folders)
+def sweep(
+    head: str,
+    grid: str,
+    budget: float | None,
+    options: TrainingOptions,
+    same_features: str | None,
+    config: HeadConfig,
+    folders: Folders,
+) -> Answer:
+    """Try many heads and settings, choose on val, and train the best. Given options hold for all; others vary."""
+    from pipeline import commands
+    from pipeline.cli.render import sweep_text
 
-        run = commands.sweep(
-            [name.strip() for name in head.split(",")],
-            grid,
-            replace(config, head=""),
-            folders.cache,
-            folders.reports,
-            _with_features(options, same_features),
-            float("inf") if budget is None else budget,
-        )
-        return Answer(run.to_json(), sweep_text(run, str(folders.reports / run.id)))
+    run = commands.sweep(
+        [name.strip() for name in head.split(",")],
+        grid,
+        replace(config, head=""),
+        folders.cache,
+        folders.reports,
+        _with_features(options, same_features),
+        float("inf") if budget is None else budget,
+    )
+    return Answer(run.to_json(), sweep_text(run, str(folders.reports / run.id)))
 
-    @command(app, "learning-curve")
-    def learning_curve(
-        *,
-        head: Annotated[str, typer.Option(help=HEADS_HELP)] = CURVE_HEAD,
-        per_class: Annotated[
-            str | None, typer.Option(help="Images of each class, joined by commas. [default: 1,2,5,10,... up to all]")
-        ] = None,
-        draws: Annotated[int, typer.Option(help="Random choices of images at each number.")] = DRAWS,
-        options: Annotated[TrainingOptions, Without(NOT_OF_A_CURVE)],
-        same_features: SameFeatures = None,
-        config: HeadConfig,
-        folders: Folders,
-    ) -> Answer:
-        """Measure accuracy against the number of labelled images, and say what more would buy."""
-        from pipeline import commands
-        from pipeline.cli.render import curve_text
 
-        sizes = None if per_class is None else parse_counts(per_class)
-        chosen = _with_features(options, same_features)
-        run = commands.learning_curve(replace(config, head=head), folders.cache, folders.reports, chosen, sizes, draws)
-        return Answer(run.to_json(), curve_text(run, str(folders.reports / run.id)))
+@command("learning-curve")
+@_head(CURVE_HEAD, HEADS_HELP)
+@click.option("--per-class", help="Images of each class, joined by commas. [default: 1,2,5,10,... up to all]")
+@click.option("--draws", default=DRAWS, help="Random choices of images at each number.")
+@takes("options", TrainingOptions, without=NOT_OF_A_CURVE)
+@same_features
+@takes("config", HeadConfig)
+@takes("folders", Folders)
+def learning_curve(
+    head: str,
+    per_class: str | None,
+    draws: int,
+    options: TrainingOptions,
+    same_features: str | None,
+    config: HeadConfig,
+    folders: Folders,
+) -> Answer:
+    """Measure accuracy against the number of labelled images, and say what more would buy."""
+    from pipeline import commands
+    from pipeline.cli.render import curve_text
+
+    sizes = None if per_class is None else parse_counts(per_class)
+    kept = _with_features(options, same_features)
+    run = commands.learning_curve(replace(config, head=head), folders.cache, folders.reports, kept, sizes, draws)
+    return Answer(run.to_json(), curve_text(run, str(folders.reports / run.id)))

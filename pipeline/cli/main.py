@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
 
-import typer
+import click
 
 from pipeline.cli import cache, finetune, heads, runs, tools, use
-from pipeline.cli.common import Answer, command
+from pipeline.cli.common import Answer, Group, command, takes
 from pipeline.config import ExtractConfig, ExtractOptions, Folders
 from pipeline.util import runtime
 
-app = typer.Typer(
-    name="tlpipe",
-    help="Transfer learning for images: extract features once, train heads in seconds, fine-tune the top blocks.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
 
-
-def _version(wanted: bool) -> None:
+def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
-        typer.echo(f"tlpipe {runtime.version('tlpipe')}")
-        raise typer.Exit
+        click.echo(f"tlpipe {runtime.version('tlpipe')}")
+        context.exit()
 
 
-@app.callback()
-def _program(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
-    ] = False,
-) -> None: ...
+@click.group("tlpipe", Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version and exit."
+)
+def app() -> None:
+    """Transfer learning for images: extract features once, train heads in seconds, fine-tune the top blocks."""
 
 
-@command(app, "extract")
+@command("extract")
+@takes("config", ExtractConfig)
+@takes("options", ExtractOptions)
+@takes("folders", Folders)
 def extract(config: ExtractConfig, options: ExtractOptions, folders: Folders) -> Answer:
     """Run a frozen backbone once over the images and cache its features."""
     from pipeline import commands
@@ -46,14 +39,27 @@ def extract(config: ExtractConfig, options: ExtractOptions, folders: Folders) ->
     return Answer(result.to_json(), extract_text(result))
 
 
-heads.add_commands(app)
-finetune.add_commands(app)
-use.add_commands(app)
-tools.add_commands(app)
-app.add_typer(runs.app, name="runs")
-app.add_typer(cache.app, name="cache")
+for one in (
+    extract,
+    heads.train_head,
+    heads.sweep,
+    heads.learning_curve,
+    finetune.finetune,
+    use.evaluate,
+    use.predict,
+    use.export,
+    use.inspect,
+    use.report,
+    tools.backbones,
+    tools.doctor,
+    tools.bench,
+    tools.demo,
+    runs.runs,
+    cache.cache,
+):
+    app.add_command(one)
 
 
 def main() -> None:
     """Entry point of the command `tlpipe`."""
-    app()
+    app(prog_name="tlpipe")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import typer
-
 from pipeline.cli.main import app
 
 SHARED = ("as_json", "quiet", "verbose", "help")
@@ -20,7 +18,7 @@ def reference() -> str:
         "Made by `make docs` of what the commands declare. Every command has `--json` (one JSON object, or a list, on",
         "standard output and nothing else there), `--quiet`, `--verbose` and `--help`.",
     ]
-    for name, command in sorted(_commands(typer.main.get_command(app), "tlpipe")):
+    for name, command in sorted(_commands(app, "tlpipe")):
         lines += ["", f"## {name}", "", " ".join((command.help or "").split()), ""]
         rows = [_row(one) for one in command.params if one.name not in SHARED]
         if rows:
@@ -42,9 +40,10 @@ def _commands(group: Any, path: str) -> list[tuple[str, Any]]:
 def _row(parameter: Any) -> str:
     text = " ".join((getattr(parameter, "help", None) or "").split())
     named = re.search(r" *\[default: (.*)\]$", text)
-    default = "" if parameter.default in (None, False) else f"`{parameter.default}`"
+    given = parameter.to_info_dict()["default"]
+    default = "" if given in (None, False) else f"`{given}`"
     if named:
-        text, default = text[: named.start()], named[1]
+        text, default = text[: named.start()], default or named[1]
     names = ", ".join(f"`{one}`" for one in (*parameter.opts, *parameter.secondary_opts))
     if not parameter.opts[0].startswith("-"):
         names = f"`{str(parameter.name).upper()}`"

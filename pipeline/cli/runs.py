@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
-
-from pipeline.cli.common import Answer, command
+from pipeline.cli.common import Answer, Group, command, takes
+from pipeline.cli.complete import COMPLETED
 from pipeline.config import Folders
 
-app = typer.Typer(help="List runs, name them, or remove them.", rich_markup_mode=None)
 
-
-@command(app, None)
+@command("runs", Group, invoke_without_command=True)
+@takes("folders", Folders)
 def runs(folders: Folders) -> Answer:
-    """List runs, name them, or remove them: newest first, with val and test accuracy and their 95 % intervals."""
+    """List runs, name them, or remove them.
+
+    The list has the newest first, with val and test accuracy and their 95 % intervals.
+    """
     from pipeline.cli.render import runs_text
     from pipeline.commands import runs as module
 
@@ -24,12 +25,11 @@ def runs(folders: Folders) -> Answer:
     return Answer({"runs": [run.to_json() for run in found]}, lambda: runs_text(found))
 
 
-@command(app, "name")
-def name(
-    folders: Folders,
-    run: Annotated[str, typer.Argument(help="Its id, a part of it, its name, latest or best.")],
-    to: Annotated[str | None, typer.Argument(help="The new name. [default: none]", show_default=False)] = None,
-) -> Answer:
+@command("name")
+@click.argument("run", help="Its id, a part of it, its name, latest or best.", shell_complete=COMPLETED["run"])
+@click.argument("to", required=False, help="The new name. [default: none]")
+@takes("folders", Folders)
+def name(run: str, to: str | None, folders: Folders) -> Answer:
     """Give a run a name that finds it again."""
     from pipeline.commands import runs as module
 
@@ -37,13 +37,22 @@ def name(
     return Answer({"run": found.id, "name": to}, f"{found.id} is {'called ' + to if to else 'called nothing'} now")
 
 
-@command(app, "rm")
-def rm(
-    folders: Folders,
-    runs: Annotated[list[str], typer.Argument(help="Ids, parts of them, or names.")],
-) -> Answer:
+@command("rm")
+@click.argument(
+    "runs",
+    nargs=-1,
+    required=True,
+    help="Ids, parts of them, or names.",
+    shell_complete=COMPLETED["run"],
+)
+@takes("folders", Folders)
+def rm(runs: tuple[str, ...], folders: Folders) -> Answer:
     """Remove runs, with their models and pages."""
     from pipeline.commands import runs as module
 
-    found = module.rm(runs, folders.reports)
+    found = module.rm(list(runs), folders.reports)
     return Answer({"removed": [run.id for run in found]}, "\n".join(f"Removed {run.id}" for run in found))
+
+
+runs.add_command(name)
+runs.add_command(rm)

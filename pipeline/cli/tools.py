@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
-from pipeline.cli.common import Answer, Seed, command
-from pipeline.config import Folders
+from pipeline.cli.common import Answer, command, seed_option, takes
+from pipeline.cli.complete import COMPLETED
+from pipeline.config import BACKBONE, Folders
 from pipeline.util.options import parse_image_size
 from pipeline.util.text import percent, readable_size, sides
 
 
+@command("backbones")
+@takes("folders", Folders)
 def backbones(folders: Folders) -> Answer:
     """List the backbones: sizes, widths, blocks, and whether their weights are here."""
     from pipeline import commands
@@ -31,6 +34,8 @@ def backbones(folders: Folders) -> Answer:
     )
 
 
+@command("doctor")
+@takes("folders", Folders)
 def doctor(folders: Folders) -> Answer:
     """Say what a bug report needs: versions, devices, engines, weights, folders."""
     from pipeline.commands.doctor import examine
@@ -70,12 +75,14 @@ def doctor(folders: Folders) -> Answer:
     return Answer(value, "\n".join(lines))
 
 
-def bench(
-    folders: Folders,
-    backbone: Annotated[str, typer.Option(help="A name from `tlpipe backbones`.")] = "densenet121",
-    image_size: Annotated[str | None, typer.Option(help="Pixels. [default: the backbone's own]")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Least seconds of each of three turns.")] = 3.0,
-) -> Answer:
+@command("bench")
+@click.option(
+    "--backbone", default=BACKBONE, help="A name from `tlpipe backbones`.", shell_complete=COMPLETED["backbone"]
+)
+@click.option("--image-size", help="Pixels. [default: the backbone's own]")
+@click.option("--seconds", type=click.FloatRange(0.1, 600), default=3.0, help="Least seconds of each of three turns.")
+@takes("folders", Folders)
+def bench(backbone: str, image_size: str | None, seconds: float, folders: Folders) -> Answer:
     """Measure this machine: Keras's own predict against the engines, in turns, with random weights."""
     from dataclasses import asdict
 
@@ -105,7 +112,10 @@ def bench(
     return Answer(asdict(result), "\n".join([*lines, "", render.aligned(columns, cells)]))
 
 
-def demo(folders: Folders, seed: Seed = 0) -> Answer:
+@command("demo")
+@seed_option
+@takes("folders", Folders)
+def demo(seed: int, folders: Folders) -> Answer:
     """Run all three stages on the built-in digits, small, in about a minute, and report on them."""
     from pipeline.cli import render
     from pipeline.commands.demo import BLOCKS, IMAGE_SIZE
@@ -141,9 +151,3 @@ def demo(folders: Folders, seed: Seed = 0) -> Answer:
         "finetune": {"run": result.tuned.id, "metrics": result.tuned.metrics, "seconds": result.tuned.seconds},
     }
     return Answer(value, text)
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add these commands to the command line."""
-    for function in (backbones, doctor, bench, demo):
-        command(app, function.__name__)(function)

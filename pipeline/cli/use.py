@@ -3,42 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
-from pipeline.cli.common import Answer, Seed, Without, command
-from pipeline.config import COMMON, Columns, Folders
+from pipeline.cli.common import Answer, command, run_argument, seed_option, takes
+from pipeline.cli.complete import COMPLETED
+from pipeline.config import Columns, Folders
 from pipeline.config.extract import NOT_OF_PREDICT
 from pipeline.config.head import TOP
 
-RunArgument = Annotated[
-    str,
-    typer.Argument(
-        help="A run of train-head, sweep or finetune: its id, a part of it, its name, latest, best, or reports/RUN."
-    ),
-]
-PrecisionOption = Annotated[
-    str | None,
-    typer.Option(
-        help="auto, float32, bfloat16, float16 or int8. "
-        "[default: that of the features, and float32 for a fine-tuned model]",
-        show_default=False,
-    ),
-]
+precision_option = click.option(
+    "--precision",
+    help="auto, float32, bfloat16, float16 or int8. [default: that of the features, and float32 for a fine-tuned "
+    "model]",
+)
 
 
+@command("predict")
+@run_argument
+@click.argument(
+    "images",
+    nargs=-1,
+    required=True,
+    help="Images, folders with all below them, or tables (.csv, .tsv, .parquet) with a path.",
+)
+@click.option("--top", type=click.IntRange(1), default=TOP, help="Classes to name of each image.")
+@click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), help="Write a table here, too.")
+@precision_option
+@takes("columns", Columns, without=NOT_OF_PREDICT)
+@takes("folders", Folders)
 def predict(
+    run: str,
+    images: tuple[str, ...],
+    top: int,
+    csv: Path | None,
+    precision: str | None,
+    columns: Columns,
     folders: Folders,
-    run: RunArgument,
-    images: Annotated[
-        list[str],
-        typer.Argument(help="Images, folders with all below them, or tables (.csv, .tsv, .parquet) with a path."),
-    ],
-    top: Annotated[int, typer.Option(min=1, help="Classes to name of each image.")] = TOP,
-    csv: Annotated[Path | None, typer.Option(help="Write a table here, too.", dir_okay=False)] = None,
-    precision: PrecisionOption = None,
-    columns: Annotated[Columns, Without(NOT_OF_PREDICT)] = COMMON,
 ) -> Answer:
     """Label images by a run; what can't be read is listed."""
     from pipeline import commands
@@ -46,7 +47,7 @@ def predict(
 
     answers = commands.predict(
         run,
-        images,
+        list(images),
         folders.cache,
         folders.reports,
         top=top,
@@ -58,18 +59,19 @@ def predict(
     return Answer(rows, lambda: predict_text(answers), failed=len(answers.unreadable) == len(rows))
 
 
+@command("evaluate")
+@run_argument
+@click.argument(
+    "data",
+    required=False,
+    help="Labelled data, as for extract; classes are matched by name. [default: the run's own]",
+)
+@click.option("--against", help="Another run, compared image by image.", shell_complete=COMPLETED["run"])
+@precision_option
+@takes("columns", Columns)
+@takes("folders", Folders)
 def evaluate(
-    folders: Folders,
-    run: RunArgument,
-    data: Annotated[
-        str | None,
-        typer.Argument(help="Labelled data, as for extract; classes are matched by name. [default: the run's own]"),
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option(help="Another run, compared image by image.", show_default=False)
-    ] = None,
-    precision: PrecisionOption = None,
-    columns: Columns = COMMON,
+    run: str, data: str | None, against: str | None, precision: str | None, columns: Columns, folders: Folders
 ) -> Answer:
     """Rate a run on labelled data, by the splits that the data gives; without any, images that are new are test."""
     from pipeline import commands
@@ -79,19 +81,19 @@ def evaluate(
     return Answer(found.to_json(), run_text(found, str(folders.reports / found.id)))
 
 
-def export(
-    folders: Folders,
-    run: RunArgument,
-    format_: Annotated[
-        str | None,
-        typer.Option("--format", help="keras, savedmodel, onnx, openvino or tflite. [default: by the name of OUTPUT]"),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="File (m.onnx) or folder to write. [default: reports/RUN/export/FORMAT]", show_default=False),
-    ] = None,
-    precision: PrecisionOption = None,
-) -> Answer:
+@command("export")
+@run_argument
+@click.option(
+    "--format", "format_", help="keras, savedmodel, onnx, openvino or tflite. [default: by the name of OUTPUT]"
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File (m.onnx) or folder to write. [default: reports/RUN/export/FORMAT]",
+)
+@precision_option
+@takes("folders", Folders)
+def export(run: str, format_: str | None, output: Path | None, precision: str | None, folders: Folders) -> Answer:
     """Write a run as a model for other programs, from uint8 images to probabilities, and compare it with predict."""
     from pipeline import commands
     from pipeline.cli.render import export_text
@@ -100,12 +102,12 @@ def export(
     return Answer(done.to_json(), export_text(done))
 
 
-def inspect(
-    folders: Folders,
-    data: Annotated[str, typer.Argument(help="As for extract; features of it are used once there are any.")],
-    seed: Seed = 0,
-    columns: Columns = COMMON,
-) -> Answer:
+@command("inspect")
+@click.argument("data", help="As for extract; features of it are used once there are any.")
+@seed_option
+@takes("columns", Columns)
+@takes("folders", Folders)
+def inspect(data: str, seed: int, columns: Columns, folders: Folders) -> Answer:
     """Look at a dataset: counts, duplicates, leaks, likely label errors, outliers; and write a page of them."""
     from pipeline import commands
     from pipeline.cli.render import inspect_text
@@ -114,25 +116,17 @@ def inspect(
     return Answer(found.to_json(), inspect_text(found))
 
 
-def report(
-    folders: Folders,
-    runs: Annotated[
-        list[str] | None, typer.Argument(help="Run ids, or reports/RUN. [default: all]", show_default=False)
-    ] = None,
-    map_by: Annotated[str, typer.Option("--map", help="How features become a map: pca or tsne.")] = "pca",
-    seed: Seed = 0,
-) -> Answer:
+@command("report")
+@click.argument("runs", nargs=-1, help="Run ids, or reports/RUN. [default: all]", shell_complete=COMPLETED["run"])
+@click.option("--map", "map_by", default="pca", help="How features become a map: pca or tsne.")
+@seed_option
+@takes("folders", Folders)
+def report(runs: tuple[str, ...], map_by: str, seed: int, folders: Folders) -> Answer:
     """Write reports/index.html, a leaderboard of all runs, and a page and figures for each run."""
     from pipeline import commands
 
-    done = commands.report(runs or [], folders.cache, folders.reports, method=map_by, seed=seed)
+    done = commands.report(list(runs), folders.cache, folders.reports, method=map_by, seed=seed)
     n = len(done.pages)
     pages = f"{n:,} {'page' if n == 1 else 'pages'}, {done.n_drawn:,} of them drawn anew, in {done.seconds:.1f} s"
     text = f"{pages}\nOpen       {done.index}"
     return Answer(done.to_json(), text)
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add these commands to the command line."""
-    for function in (evaluate, predict, export, inspect, report):
-        command(app, function.__name__)(function)

@@ -33,7 +33,7 @@ LIBRARIES = (
     "joblib",
     "pillow",
     "pyarrow",
-    "typer",
+    "click",
 )
 
 NEEDS_TENSORFLOW = "Heads of epochs, OpenVINO's graphs, most exports and TensorBoard need TensorFlow"
