@@ -96,7 +96,7 @@ class TestFolder:
         draw(tmp_path / "elsewhere/1.png")
         draw(tmp_path / "data/b/1.png")
         (tmp_path / "data/a").symlink_to(tmp_path / "elsewhere")
-        assert opened(tmp_path / "data").dataset.locations == ("a/1.png", "b/1.png")
+        assert tuple(opened(tmp_path / "data").dataset.locations) == ("a/1.png", "b/1.png")
 
     def test_link_that_loops(self, tmp_path: Path, draw: Draw) -> None:
         draw(tmp_path / "a/1.png")
@@ -123,7 +123,7 @@ class TestFolder:
         path = draw(tmp_path / "a/1.png")
         path.rename(os.fsdecode(os.fsencode(tmp_path / "a") + b"/caf\xe9.png"))
         found = open_dataset(str(tmp_path), SplitConfig(), memo=Memo(tmp_path / "cache"))
-        assert found.dataset.locations == ("a/caf\\udce9.png", "b/1.png")
+        assert tuple(found.dataset.locations) == ("a/caf\\udce9.png", "b/1.png")
 
     def test_tables_beside_class_folders(self, tmp_path: Path, draw: Draw) -> None:
         for name in ("a", "b"):
@@ -185,7 +185,7 @@ class TestFolder:
         (tmp_path / "notes.txt").write_text("x")
         (tmp_path / "cache").mkdir()
         found = opened(tmp_path)
-        assert found.dataset.locations == ("1.png", "2.png")
+        assert tuple(found.dataset.locations) == ("1.png", "2.png")
         assert found.dataset.labels.tolist() == [-1, -1]
         assert found.dataset.counts() == {"train": 2}
         aside, skipped, unlabelled = found.notes
@@ -208,7 +208,7 @@ class TestFolder:
         (tmp_path / "empty/deep").mkdir(parents=True)
         found = opened(tmp_path)
         assert found.dataset.class_names == ("a", "b")
-        assert found.dataset.locations == ("a/1.png", "b/1.png")
+        assert tuple(found.dataset.locations) == ("a/1.png", "b/1.png")
         assert said(found) == [
             "3 folders left aside (no images, hidden, or written by tlpipe): .hidden, __MACOSX, empty"
         ]
@@ -230,7 +230,7 @@ class TestFolder:
                 (tmp_path / name).write_text('{"backbone": "", "spec": {}, "stage": ""}')
         (tmp_path / "a/deep/.tlpipe").write_text("")
         found = opened(tmp_path)
-        assert found.dataset.locations == ("a/1.png", "b/1.png")
+        assert tuple(found.dataset.locations) == ("a/1.png", "b/1.png")
         assert any("1 folder left aside" in note and note.endswith(": any") for note in found.notes)
         with pytest.raises(DataError, match="was written by tlpipe"):
             opened(tmp_path / "any")
@@ -313,7 +313,8 @@ class TestManifest:
         assert said(found) == []
         assert found.dataset.others == {"age": ("7", "8"), "notes": ("", "blurred")}
         less = found.dataset.without(np.array([True, False]))
-        assert (less.locations, less.others) == (("c.png",), {"age": ("8",), "notes": ("blurred",)})
+        assert tuple(less.locations) == ("c.png",)
+        assert less.others == {"age": ("8",), "notes": ("blurred",)}
 
     def test_further_columns_do_not_change_what_a_dataset_is(self, folder: Path) -> None:
         rows = [("path", "label", "Age"), ("a.png", "x", "7"), ("c.png", "y", "8")]
@@ -356,10 +357,10 @@ class TestManifest:
     def test_pictures_to_predict_are_found_by_common_names(self, folder: Path, draw: Draw) -> None:
         """And not in what tlpipe wrote."""
         path = self.write(folder, [("id", "filename"), ("7", "a.png"), ("8", "sub/../c.png")])
-        assert list_images([str(path)])[1].names == [f"{folder}/a.png", f"{folder}/c.png"]
+        assert list(list_images([str(path)])[1].names) == [f"{folder}/a.png", f"{folder}/c.png"]
         draw(folder / "sub/reports/run/figure.png")
         (folder / "sub/reports/.tlpipe").write_text("")
-        assert list_images([str(folder / "sub")])[1].names == [f"{folder}/sub/b.png"]
+        assert list(list_images([str(folder / "sub")])[1].names) == [f"{folder}/sub/b.png"]
 
     def test_rows_without_a_label(self, folder: Path) -> None:
         found = opened(self.write(folder, [("path", "label"), ("a.png", "x"), ("c.png", " "), ("sub/b.png", "y")]))
@@ -383,7 +384,7 @@ class TestManifest:
     def test_paths_that_go_down_and_up_again(self, folder: Path) -> None:
         rows = [("path", "label"), ("sub/../a.png", "x"), ("./sub/b.png", "y"), ("a.png", "x")]
         found = opened(self.write(folder, rows))
-        assert found.source.names == [f"{folder}/a.png", f"{folder}/sub/b.png"]  # type: ignore[attr-defined]
+        assert list(found.source.names) == [f"{folder}/a.png", f"{folder}/sub/b.png"]  # type: ignore[attr-defined]
         assert said(found) == ["Of list.csv, 1 row merged with others of the same path"]
 
     @pytest.mark.parametrize(

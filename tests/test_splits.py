@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import SplitConfig
+from pipeline.data.dataset import split_names, split_numbers
 from pipeline.data.splits import carve, joined_groups, twins
 from pipeline.errors import DataError
 
@@ -18,9 +20,19 @@ def keys_of(names: list[str]) -> np.ndarray:
     return np.array([hashlib.blake2b(name.encode(), digest_size=16).hexdigest() for name in names], "S32")
 
 
-def carved(names: list[str], labels: list[int], splits: list[str] | None = None, **options: object) -> np.ndarray:
-    given = np.array(splits or [""] * len(names), "U5")
-    return carve(keys_of(names), np.array(labels), given, SplitConfig(**options))  # type: ignore[arg-type]
+def carved(
+    names: list[str],
+    labels: Sequence[int] | np.ndarray,
+    splits: list[str] | None = None,
+    *,
+    groups: np.ndarray | None = None,
+    known: np.ndarray | None = None,
+    **options: object,
+) -> np.ndarray:
+    given = split_numbers(np.array(splits or [""] * len(names)))
+    before = None if known is None else split_numbers(known)
+    config = SplitConfig(**options)  # type: ignore[arg-type]
+    return split_names(carve(keys_of(names), np.array(labels), given, config, groups=groups, known=before))
 
 
 images = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 3)), min_size=1, max_size=200)
@@ -70,16 +82,10 @@ def test_what_was_split_before_stays_and_new_images_fill_the_shares(
     names = [str(name) for name, _ in old + new]
     labels = [label for _, label in old + new]
     before = carved(names[: len(old)], labels[: len(old)], seed=seed)
-    again = carve(
-        keys_of(names[: len(old)]),
-        np.array(labels[: len(old)]),
-        np.array([""] * len(old)),
-        SplitConfig(seed=seed),
-        known=before,
-    )
+    again = carved(names[: len(old)], labels[: len(old)], known=before, seed=seed)
     np.testing.assert_array_equal(again, before)
     known = np.concatenate([before, [""] * len(new)])
-    after = carve(keys_of(names), np.array(labels), np.array([""] * len(names)), SplitConfig(seed=seed), known=known)
+    after = carved(names, labels, known=known, seed=seed)
     np.testing.assert_array_equal(after[: len(old)], before)
     for label in set(labels):
         of_class = after[np.array(labels) == label]
@@ -105,10 +111,10 @@ def test_order_of_the_files_changes_nothing() -> None:
 @given(st.lists(st.tuples(st.integers(0, 25), st.integers(0, 2)), min_size=1, max_size=150), st.integers(0, 5))
 @settings(max_examples=100, deadline=None)
 def test_groups_lie_on_one_side(rows: list[tuple[int, int]], seed: int) -> None:
-    keys = keys_of([f"{row // 2}" for row in range(len(rows))])  # twins of different groups, too
-    labels = np.array([label for _, label in rows])
+    names = [f"{row // 2}" for row in range(len(rows))]  # twins of different groups, too
+    keys, labels = keys_of(names), [label for _, label in rows]
     groups = joined_groups(keys, [str(group) for group, _ in rows])
-    splits = carve(keys, labels, np.array([""] * len(rows)), SplitConfig(seed=seed), groups=groups)
+    splits = carved(names, labels, groups=groups, seed=seed)
     for column in ([group for group, _ in rows], keys.tolist()):
         for name in set(column):
             assert len({split for split, other in zip(splits.tolist(), column, strict=True) if other == name}) == 1
@@ -117,9 +123,8 @@ def test_groups_lie_on_one_side(rows: list[tuple[int, int]], seed: int) -> None:
 def test_groups_share_as_nearly_as_they_can() -> None:
     """Twenty patients of ten pictures in two classes: 30 pictures of 200 are wanted."""
     labels, patients = np.repeat([0, 1], 100), [str(number // 10) for number in range(200)]
-    keys = keys_of([str(number) for number in range(200)])
-    groups = joined_groups(keys, patients)
-    splits = carve(keys, labels, np.array([""] * 200), SplitConfig(), groups=groups)
+    names = [str(number) for number in range(200)]
+    splits = carved(names, labels, groups=joined_groups(keys_of(names), patients))
     for label in (0, 1):
         assert [(splits[labels == label] == split).sum() for split in ("train", "val", "test")] == [80, 10, 10]
 
@@ -138,14 +143,7 @@ def test_a_group_found_later_leaves_test_for_no_other_split() -> None:
     for one, other, both in (("train", "test", "test"), ("train", "val", "val"), ("val", "test", "test")):
         pair = [int(np.flatnonzero(before == split)[0]) for split in (one, other)]
         groups = joined_groups(keys_of(names), ["near" if row in pair else "" for row in range(40)])
-        after = carve(
-            keys_of(names),
-            np.zeros(40, np.int64),
-            np.array([""] * 40),
-            SplitConfig(),
-            groups=groups,
-            known=before,
-        )
+        after = carved(names, [0] * 40, groups=groups, known=before)
         assert after[pair].tolist() == [both, both]
         assert (after == before).sum() == 39
 

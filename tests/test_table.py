@@ -13,10 +13,11 @@ from conftest import FakeEngine, part_of
 from pipeline import commands
 from pipeline.config import ExtractConfig, FeatureSpec, HeadConfig
 from pipeline.data import Dataset
+from pipeline.data.source import KEY_DTYPE
 from pipeline.errors import ConfigError, DataError, StoreError
 from pipeline.evaluation.metrics import scores
 from pipeline.heads import make_head, predict
-from pipeline.store.records import TableRecord, find_records, now, save_dataset, save_record
+from pipeline.store.records import TableRecord, find_records, load_dataset, now, save_dataset, save_record
 from pipeline.store.rows import Part, StoredFeatures, joined
 from pipeline.store.shards import FeatureStore
 from pipeline.store.table import FeatureTable, load_table
@@ -230,3 +231,26 @@ def test_up_to_view_and_select(draw: Callable[..., Path]) -> None:
     assert len(two.up_to_view(None)) == 8
     assert len(two.up_to_view(0)) == 4
     assert two.select(two.views == 1).labels.tolist() == [0, 1, 0, 1]
+
+
+def test_a_dataset_is_written_again_only_if_it_says_something_else(tmp_path: Path) -> None:
+    keys, labels = np.array([b"1" * 32, b"2" * 32], KEY_DTYPE), np.array([0, 1])
+    dataset = Dataset("drawn", keys, labels, np.array(["train", "val"]), ("a.png", "b.png"), ("a", "b"))
+
+    def file() -> Path:
+        (found,) = (tmp_path / "datasets").iterdir()
+        return found
+
+    save_dataset(tmp_path, dataset)
+    inode = file().stat().st_ino
+    save_dataset(tmp_path, dataset)
+    assert file().stat().st_ino == inode
+    for other in (replace(dataset, locations=("a.png", "c.png")), replace(dataset, others={"age": ("7", "8")})):
+        save_dataset(tmp_path, other)
+        found = load_dataset(tmp_path, dataset.id)
+        assert (list(found.locations), found.others) == (list(other.locations), other.others)
+    file().write_bytes(file().read_bytes()[:-1] + b"?")
+    with pytest.raises(StoreError, match="was changed"):
+        load_dataset(tmp_path, dataset.id)
+    save_dataset(tmp_path, other)
+    assert list(load_dataset(tmp_path, dataset.id).locations) == ["a.png", "b.png"]

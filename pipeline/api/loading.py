@@ -101,7 +101,7 @@ def load_features(
         split=table.splits,
         view=table.views,
         class_names=table.class_names,
-        paths=table.locations,
+        paths=tuple(table.locations),
         others=table.others,
         specs=table.specs,
     )

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.backbones import is_path
 from pipeline.config import ExtractConfig
 from pipeline.data import Dataset, Opened, open_dataset, shortened, split_again
-from pipeline.data.dataset import KnownSplits, among
+from pipeline.data.dataset import among
 from pipeline.errors import ConfigError, DataError, QuarantineError
 from pipeline.extraction.engines import EngineChoice
 from pipeline.extraction.plan import Done, Plan, backbone_for, complete, plan_for, warn_unreadable
@@ -119,11 +119,12 @@ def extract(
     config = _as_before(config, of_data, cache, again=again)
     # What is wrong with the options is said before the data is read.
     pretrained = backbone_for(config, cache)
+    alike = _split_alike(config, of_data)
     opened = open_dataset(
         config.data,
         config.splits,
         columns=config.columns,
-        known=_known(config, of_data, cache),
+        known=lambda: splits_of(cache, alike) if alike else None,
         memo=Memo(cache),
         rehash=rehash,
     )
@@ -136,7 +137,7 @@ def extract(
     begun = _begin_record(cache, _record(plan, opened, config, dataset, made_by))
     done = complete(plan, dataset.keys, dataset.locations, opened.source, batch_size, workers)
     if config.group_duplicates and config.pooling != "none":
-        dataset = _without_parted_duplicates(opened, config, _known(config, of_data, cache), done).dataset
+        dataset = _without_parted_duplicates(opened, config, alike, done).dataset
     # Their cause may pass, so they are not quarantined, but have no features now: this time they are no rows.
     passing = among(dataset.keys, done.report.passing)
     if passing.any() or dataset is not opened.dataset:
@@ -197,8 +198,12 @@ def _as_before(config: ExtractConfig, of_data: Sequence[TableRecord], cache: Pat
     return earlier.config
 
 
-def _known(config: ExtractConfig, of_data: Sequence[TableRecord], cache: Path) -> KnownSplits | None:
-    """How the same data were split when they were extracted last, with the same options."""
+def _split_alike(config: ExtractConfig, of_data: Sequence[TableRecord]) -> TableRecord | None:
+    """The last extract of the same data with the same options for splits.
+
+    Raises:
+        ConfigError: If near duplicates are to stay together, and there are no features to tell them by.
+    """
 
     def splitting(one: ExtractConfig) -> tuple[object, ...]:
         return one.splits, one.columns, one.group_duplicates
@@ -209,10 +214,10 @@ def _known(config: ExtractConfig, of_data: Sequence[TableRecord], cache: Path) -
             "--group-duplicates needs pooled features, by which near duplicates are found; extract such first: "
             + config.command(pooling="avg")
         )
-    return splits_of(cache, found[-1]) if found else None
+    return found[-1] if found else None
 
 
-def _without_parted_duplicates(opened: Opened, config: ExtractConfig, known: KnownSplits | None, done: Done) -> Opened:
+def _without_parted_duplicates(opened: Opened, config: ExtractConfig, alike: TableRecord | None, done: Done) -> Opened:
     """The data split again, so that no near duplicates lie in different splits that were carved."""
     from pipeline import inspection
     from pipeline.pages import Pictures
@@ -225,7 +230,8 @@ def _without_parted_duplicates(opened: Opened, config: ExtractConfig, known: Kno
     keys = dataset.keys[rows]
     neighbours = inspection.Neighbours.of(done.features(keys), keys)
     groups = inspection.same_pictures(neighbours, rows, pictures)
-    found = split_again(opened, config.splits, known, [group.rows for group in groups])
+    cache, together = done.plan.cache, [group.rows for group in groups]
+    found = split_again(opened, config.splits, lambda: splits_of(cache, alike) if alike else None, together)
     if groups:
         kept = counted(len(groups), "group")
         log.info("%s of near duplicates will not be parted by the splits that are carved", kept)

@@ -222,8 +222,14 @@ def _open_data(begun: Start, cache: Path) -> Opened:
     """
     record, run = begun.record, begun.trained.run
     try:
-        config, known = record.config, splits_of(cache, record)
-        opened = open_dataset(config.data, config.splits, columns=config.columns, known=known, memo=Memo(cache))
+        config = record.config
+        opened = open_dataset(
+            config.data,
+            config.splits,
+            columns=config.columns,
+            known=lambda: splits_of(cache, record),
+            memo=Memo(cache),
+        )
     except DataError as error:
         raise DataError(f"The images that the head {run.id} was trained on can't be opened: {error}") from error
     if opened.dataset.id != record.dataset:

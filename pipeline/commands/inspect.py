@@ -53,7 +53,7 @@ def inspect(data: str, cache: Path, reports: Path, seed: int = 0, columns: Colum
     opened = open_dataset(data, SplitConfig(), columns=columns, memo=Memo(cache))
     record = _features_of_data(cache, opened.dataset)
     if record is not None:  # as they were split for training
-        opened = split_again(opened, record.config.splits, splits_of(cache, record))
+        opened = split_again(opened, record.config.splits, lambda: splits_of(cache, record))
     for note in opened.notes:
         log.warning("%s", note)
     pixel_limit = ExtractConfig.pixel_limit if record is None else record.config.pixel_limit

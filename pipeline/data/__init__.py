@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from pipeline.data.arrays import is_array_folder, listing_of_arrays, read_array_
 from pipeline.data.cifar import is_cifar_folder, read_cifar, read_cifar_folder
 from pipeline.data.dataset import (
     SPLITS,
+    UNKNOWN,
     UNLABELLED,
     Dataset,
     KnownSplits,
@@ -21,8 +22,11 @@ from pipeline.data.dataset import (
     Unreadable,
     among,
     check_classes,
+    in_order,
     printable,
     shortened,
+    split_names,
+    split_numbers,
 )
 from pipeline.data.folder import read_folder
 from pipeline.data.manifest import MANIFEST_SUFFIXES, read_manifest
@@ -42,6 +46,7 @@ from pipeline.data.unlabelled import list_images
 from pipeline.errors import DataError
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted
+from pipeline.util.texts import Texts
 
 __all__ = [
     "BUILT_IN",
@@ -62,6 +67,7 @@ __all__ = [
     "array_key",
     "check_classes",
     "file_key",
+    "in_order",
     "is_arrays",
     "list_images",
     "list_source",
@@ -74,6 +80,7 @@ __all__ = [
     "twin_rows",
 ]
 
+KnownLater = Callable[[], KnownSplits | None]
 BUILT_IN = ("digits", "cifar10", "cifar100")
 
 
@@ -86,7 +93,7 @@ class Opened:
         source: Pixels, in the order of the rows.
         unreadable: Files that could not even be opened; they are no rows.
         notes: Sentences for people.
-        given: The splits that the source gives, "" where it gives none, shape [n].
+        given: Numbers in `SPLITS` of the splits that the source gives, `UNKNOWN` where it gives none, shape [n].
         carved: The splits that the source doesn't have.
     """
 
@@ -94,7 +101,7 @@ class Opened:
     source: ImageSource
     unreadable: list[Unreadable]
     notes: list[str]
-    given: NDArray[np.str_]
+    given: NDArray[np.int8]
     carved: tuple[str, ...]
 
 
@@ -103,7 +110,7 @@ def open_dataset(
     config: SplitConfig,
     *,
     columns: Columns = COMMON,
-    known: KnownSplits | None = None,
+    known: KnownLater | None = None,
     memo: Memo | None = None,
     rehash: bool = False,
 ) -> Opened:
@@ -113,8 +120,8 @@ def open_dataset(
         data: A folder, a manifest, an `.npz` file, a folder of arrays, or a built-in name.
         config: How missing splits are carved.
         columns: Which columns of a manifest are read.
-        known: How the same data were split before: their images keep the splits that were carved, and stay together
-            with those of their groups.
+        known: Tells how the same data were split before: their images keep the splits that were carved, and stay
+            together with those of their groups.
         memo: Where image keys of unchanged files are remembered.
         rehash: Read every file again, whatever the memo says.
 
@@ -130,7 +137,7 @@ def open_dataset(
 
 
 def split_again(
-    opened: Opened, config: SplitConfig, known: KnownSplits | None = None, together: Sequence[Sequence[int]] = ()
+    opened: Opened, config: SplitConfig, known: KnownLater | None = None, together: Sequence[Sequence[int]] = ()
 ) -> Opened:
     """Carve the splits that a source doesn't have.
 
@@ -144,17 +151,24 @@ def split_again(
         DataError: If test images can't be had as `config` says.
     """
     dataset = opened.dataset
-    names = [None if dataset.groups is None else [str(group) for group in dataset.groups.tolist()]]
-    before = np.full(len(dataset), "", "U5")
-    if known is not None:
-        for split in reversed(SPLITS):  # of an image that lies in several, the first counts
-            before[among(dataset.keys, known.keys[known.splits == split])] = split
-        if known.groups is not None:
-            groups_before = dict(zip(known.keys.tolist(), known.groups.tolist(), strict=True))
-            names.append([str(groups_before.get(key, "")) for key in dataset.keys.tolist()])
-    groups = joined_groups(dataset.keys, *names, together=together)
+    before, groups_before = _as_before(dataset.keys, known)
+    named = None if dataset.groups is None else [str(group) for group in dataset.groups.tolist()]
+    groups = joined_groups(dataset.keys, named, groups_before, together=together)
     splits = carve(dataset.keys, dataset.labels, opened.given, config, groups=groups, known=before)
-    return replace(opened, dataset=replace(dataset, splits=splits, groups=groups))
+    return replace(opened, dataset=replace(dataset, splits=split_names(splits), groups=groups))
+
+
+def _as_before(keys: NDArray[np.bytes_], load: KnownLater | None) -> tuple[NDArray[np.int8], list[str] | None]:
+    """The split and the group that each image had; what tells them is as large as the data, and held only here."""
+    before, known = np.full(len(keys), UNKNOWN, np.int8), load() if load else None
+    if known is None:
+        return before, None
+    for number in reversed(range(len(SPLITS))):  # of an image that lies in several, the first counts
+        before[among(keys, known.keys[known.splits == number])] = number
+    if known.groups is None:
+        return before, None
+    groups = dict(zip(known.keys.tolist(), known.groups.tolist(), strict=True))
+    return before, [str(groups.get(key, "")) for key in keys.tolist()]
 
 
 def _lacking(dataset: Dataset, config: SplitConfig) -> list[str]:
@@ -205,12 +219,13 @@ def _opened(data: str, columns: Columns, memo: Memo | None, rehash: bool, least_
     class_names = _class_order(set(listing.labels) - {""})
     numbers = {"": UNLABELLED, **{name: number for number, name in enumerate(class_names)}}
     labels = np.array([numbers[name] for name in listing.labels], np.int64)
-    given = np.array(listing.splits, "U5")
+    given = split_numbers(np.array(listing.splits, "S5"))
     groups = joined_groups(keys, listing.groups)
     others = {name: tuple(texts) for name, texts in listing.others.items()}
-    locations = tuple(listing.locations)
-    dataset = Dataset(printable(listing.name), keys, labels, given, locations, class_names, groups, others)
-    carved = tuple(split for split in SPLITS if split not in given)
+    locations = Texts.of(listing.locations)
+    name, splits = printable(listing.name), split_names(given)
+    dataset = Dataset(name, keys, labels, splits, locations, class_names, groups, others)
+    carved = tuple(split for number, split in enumerate(SPLITS) if number not in given)
     return Opened(dataset, listing.source, unreadable, listing.notes, given, carved)
 
 

@@ -5,20 +5,26 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.source import KEY_DTYPE, ImageSource
 from pipeline.errors import DataError
+from pipeline.util.texts import Texts
 
 SPLITS = ("train", "val", "test")
+UNKNOWN = -1
+"""Stands for the number of a split that is not known."""
 UNLABELLED = -1
 """The label of an image that has none."""
+
+AT_ONCE = 100_000  # rows whose keys are compared; side by side, all keys of a large dataset take much memory
 
 
 def among(keys: NDArray[np.bytes_], others: NDArray[np.bytes_] | Collection[bytes]) -> NDArray[np.bool_]:
@@ -27,8 +33,39 @@ def among(keys: NDArray[np.bytes_], others: NDArray[np.bytes_] | Collection[byte
         return np.zeros(len(keys), np.bool_)
     column = others if isinstance(others, np.ndarray) else np.array(list(others), KEY_DTYPE)
     ordered: NDArray[np.bytes_] = np.sort(column)
-    nearest = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
-    return np.equal(ordered[nearest], keys)
+    found = np.empty(len(keys), np.bool_)
+    for start in range(0, len(keys), AT_ONCE):
+        some = keys[start : start + AT_ONCE]
+        nearest = np.minimum(np.searchsorted(ordered, some), len(ordered) - 1)
+        found[start : start + AT_ONCE] = ordered[nearest] == some
+    return found
+
+
+def in_order(values: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Bring equal values together, as `numpy.unique` does, but without a copy of them.
+
+    Returns:
+        The rows sorted by value, of equal ones the first one first, and which of them begin another value; shape [n].
+    """
+    order = np.argsort(values, kind="stable")
+    begins = np.ones(len(values), np.bool_)
+    for start in range(1, len(values), AT_ONCE):
+        some = values[order[start - 1 : start + AT_ONCE]]
+        begins[start : start + AT_ONCE] = some[1:] != some[:-1]
+    return order, begins
+
+
+def split_numbers(splits: NDArray[Any]) -> NDArray[np.int8]:
+    """Numbers in `SPLITS` of names of splits, as text or bytes, and `UNKNOWN` of any other name."""
+    numbers = np.full(len(splits), UNKNOWN, np.int8)
+    for number, split in enumerate(SPLITS):
+        numbers[splits == (split.encode() if splits.dtype.kind == "S" else split)] = number
+    return numbers
+
+
+def split_names(numbers: NDArray[np.int8]) -> NDArray[np.str_]:
+    """Names of splits by their numbers in `SPLITS`; "" of `UNKNOWN`, which is the last."""
+    return np.array([*SPLITS, ""])[numbers]
 
 
 def printable(path: Path | str) -> str:
@@ -73,7 +110,7 @@ class Listing:
     name: str
     labels: list[str]
     splits: list[str]
-    locations: list[str]
+    locations: Sequence[str]
     source: ImageSource
     notes: list[str] = field(default_factory=list)
     groups: list[str] | None = None
@@ -82,14 +119,14 @@ class Listing:
     def take(self, indices: NDArray[np.int64]) -> Listing:
         """Only these images."""
 
-        def some(column: list[str]) -> list[str]:
+        def some(column: Sequence[str]) -> list[str]:
             return [column[index] for index in indices]
 
         return replace(
             self,
             labels=some(self.labels),
             splits=some(self.splits),
-            locations=some(self.locations),
+            locations=Texts(self.locations[index] for index in indices),
             source=self.source.take(indices),
             groups=self.groups and some(self.groups),
             others={name: some(texts) for name, texts in self.others.items()},
@@ -116,7 +153,7 @@ class Dataset:
     keys: NDArray[np.bytes_]
     labels: NDArray[np.int64]
     splits: NDArray[np.str_]
-    locations: tuple[str, ...]
+    locations: Sequence[str]
     class_names: tuple[str, ...]
     groups: NDArray[np.int64] | None = None
     others: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -131,10 +168,11 @@ class Dataset:
         Groups are part of it only where there are any, so that ids of before there were groups stay what they were.
         """
         digest = hashlib.blake2b("\0".join(self.class_names).encode(), digest_size=16)
-        for column in (self.keys.astype(KEY_DTYPE), self.labels.astype("<i8"), self.splits.astype("S5")):
-            digest.update(column.tobytes())
+        for column, kind in ((self.keys, KEY_DTYPE), (self.labels, "<i8"), (self.splits, "S5")):
+            digest.update(np.ascontiguousarray(column, kind).data)
         if self.groups is not None:
-            digest.update(b"groups" + self.groups.astype("<i8").tobytes())
+            digest.update(b"groups")
+            digest.update(np.ascontiguousarray(self.groups, "<i8").data)
         return digest.hexdigest()
 
     def label_name(self, row: int) -> str:
@@ -150,7 +188,7 @@ class Dataset:
             keys=self.keys[kept],
             labels=self.labels[kept],
             splits=self.splits[kept],
-            locations=tuple(compress(self.locations, kept)),
+            locations=Texts(compress(self.locations, kept)),
             groups=None if self.groups is None else self.groups[kept],
             others={name: tuple(compress(texts, kept)) for name, texts in self.others.items()},
         )
@@ -167,12 +205,12 @@ class KnownSplits:
 
     Attributes:
         keys: Image keys, shape [n].
-        splits: "train", "val" or "test", or "" of images that were not drawn, as they had no label, shape [n].
+        splits: Number in `SPLITS`, or `UNKNOWN` of images that were not drawn, as they had no label, shape [n].
         groups: As in `Dataset`, where these are to be kept together.
     """
 
     keys: NDArray[np.bytes_]
-    splits: NDArray[np.str_]
+    splits: NDArray[np.int8]
     groups: NDArray[np.int64] | None
 
 

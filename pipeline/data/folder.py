@@ -12,6 +12,7 @@ from pipeline.data.source import FileSource
 from pipeline.errors import DataError
 from pipeline.util.files import is_marked
 from pipeline.util.text import counted
+from pipeline.util.texts import Texts
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -111,8 +112,9 @@ def _listing(
     if skipped:
         where = shortened([printable(path.relative_to(root)) for path in sorted(skipped)])
         notes.append(f"{counted(len(skipped), 'folder')} left aside (no images, hidden, or written by tlpipe): {where}")
-    locations = [printable(name) for name in names]
-    return Listing(root.resolve().name, labels, splits, locations, FileSource(names, root), notes)
+    texts, locations = Texts(names), Texts(map(printable, names))
+    source = FileSource(locations if locations == texts else texts, root)
+    return Listing(root.resolve().name, labels, splits, locations, source, notes)
 
 
 def _flat(root: Path, loose: list[str], skipped: list[Path]) -> Listing:

@@ -22,6 +22,7 @@ from pipeline.util.files import digest_of
 from pipeline.util.memo import Memo, Stamp
 from pipeline.util.progress import progress
 from pipeline.util.runtime import cpu_count
+from pipeline.util.texts import Texts
 
 ASKED = 10_000  # files at a time whose keys are asked of the memo
 
@@ -91,12 +92,12 @@ class FileSource:
     """Images in files.
 
     Args:
-        names: Paths of the files. There may be millions, so that they are held as text.
+        names: Paths of the files.
         folder: Where they begin; "" where the user stands.
     """
 
     def __init__(self, names: Sequence[str], folder: Path | str = "") -> None:
-        self.names = names
+        self.names = Texts.of(names)
         self.folder = folder
 
     def __len__(self) -> int:
@@ -142,7 +143,7 @@ class FileSource:
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> FileSource:
         """Only these files."""
-        return FileSource([self.names[index] for index in indices], self.folder)
+        return FileSource(Texts(self.names[index] for index in indices), self.folder)
 
 
 def _stamps(paths: Iterable[str]) -> dict[str, Stamp]:

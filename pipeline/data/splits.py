@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import SplitConfig
-from pipeline.data.dataset import SPLITS, UNLABELLED, shortened
+from pipeline.data.dataset import SPLITS, UNKNOWN, UNLABELLED, in_order, shortened
 from pipeline.errors import DataError
 from pipeline.util.text import counted
 
@@ -36,32 +36,32 @@ LEAST = 3  # a class of fewer distinct images or groups is left to training alon
 def carve(
     keys: NDArray[np.bytes_],
     labels: NDArray[np.int64],
-    splits: NDArray[np.str_],
+    splits: NDArray[np.int8],
     config: SplitConfig,
     *,
     groups: NDArray[np.int64] | None = None,
-    known: NDArray[np.str_] | None = None,
-) -> NDArray[np.str_]:
+    known: NDArray[np.int8] | None = None,
+) -> NDArray[np.int8]:
     """Fill in the splits a source doesn't have.
 
     Args:
         keys: Image keys, shape [n].
         labels: Class indices, or `UNLABELLED`, shape [n].
-        splits: "train", "val", "test", or "" where the source gives none, shape [n].
+        splits: Number in `SPLITS` of each image, or `UNKNOWN` where the source gives none, shape [n].
         config: Shares and seed.
         groups: As in `Dataset`.
-        known: The split that each image was given before, "" where nothing is known, shape [n].
+        known: The same of what each image was given before, shape [n].
 
     Returns:
-        "train", "val" or "test", shape [n].
+        Number in `SPLITS` of each image, shape [n].
 
     Raises:
         DataError: If `test_from` is "val" and there is no validation set.
     """
-    given = set(np.unique(splits).tolist())
+    given = {SPLITS[number] for number in np.unique(splits).tolist() if number != UNKNOWN}
     if "test" not in given and config.test_from == "val" and "val" not in given:
         raise DataError("--test-from val needs a validation set in the data, and there is none; leave it out")
-    carved = np.where(splits == "", "train", splits).astype("U5")
+    carved = np.where(splits == UNKNOWN, SPLITS.index("train"), splits).astype(np.int8)
     carving = _Carving(keys, labels, carved, keys if groups is None else groups, known, config.seed)
     wanted = []
     if "test" not in given and config.test_fraction:
@@ -83,40 +83,47 @@ class _Carving:
     and a class that it has images of.
 
     Attributes:
-        splits: Split of each image, changed in place.
+        splits: Number in `SPLITS` of the split of each image, changed in place.
         units: Number of the unit of each image.
-        known: Number in `SPLITS` of the split that each unit had before, -1 where nothing is known.
+        known: Number in `SPLITS` of the split that each unit had before, or `UNKNOWN`.
     """
 
     def __init__(
         self,
         keys: NDArray[np.bytes_],
         labels: NDArray[np.int64],
-        splits: NDArray[np.str_],
+        splits: NDArray[np.int8],
         units: NDArray[Any],
-        known: NDArray[np.str_] | None,
+        known: NDArray[np.int8] | None,
         seed: int,
     ) -> None:
         self.keys, self.splits, self.seed = keys, splits, seed
-        found, self.units = np.unique(units, return_inverse=True)
-        self.n_units = len(found)
-        self.rows = np.argsort(self.units, kind="stable")
-        self.first_row = np.searchsorted(self.units, np.arange(self.n_units + 1), sorter=self.rows)
+        order, begins = in_order(units)
+        self.rows = order.astype(np.int32)
+        self.first_row = np.append(np.flatnonzero(begins), len(units)).astype(np.int32)
+        self.n_units = len(self.first_row) - 1
+        self.units = np.empty(len(units), np.int32)
+        self.units[self.rows] = np.cumsum(begins) - 1
         labelled = labels != UNLABELLED
         self.n_classes = int(labels.max(initial=UNLABELLED)) + 1
-        pairs, self.sizes = np.unique(self.units[labelled] * self.n_classes + labels[labelled], return_counts=True)
-        self.pair_unit, self.pair_class = np.divmod(pairs, max(self.n_classes, 1))
-        self.first_pair = np.searchsorted(self.pair_unit, np.arange(self.n_units + 1))
-        self.known = np.full(self.n_units, -1)
+        numbers = self.units[labelled].astype(np.int64)
+        numbers *= self.n_classes
+        numbers += labels[labelled]
+        pairs, sizes = np.unique(numbers, return_counts=True)
+        self.sizes = sizes.astype(np.int32)
+        unit, label = np.divmod(pairs, max(self.n_classes, 1))
+        self.pair_unit, self.pair_class = unit.astype(np.int32), label.astype(np.int32)
+        self.first_pair = np.searchsorted(self.pair_unit, np.arange(self.n_units + 1)).astype(np.int32)
+        self.known = np.full(self.n_units, UNKNOWN, np.int8)
         if known is not None:
             # Images that were apart and are now found to belong together: none leaves test, or val.
-            for number, split in enumerate(SPLITS):
-                self.known[self.units[known == split]] = number
+            for number in range(len(SPLITS)):
+                self.known[self.units[known == number]] = number
 
     def within(self, source: str) -> NDArray[np.bool_]:
         """Units that lie in one split alone: what the source has put into several stays where it is."""
         inside = np.ones(self.n_units, np.bool_)
-        inside[self.units[self.splits != source]] = False
+        inside[self.units[self.splits != SPLITS.index(source)]] = False
         return inside
 
     def classes(self, source: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -150,8 +157,9 @@ class _Carving:
         # A unit of a class that is left to training alone stays there with all its images.
         movable = self.within(source) & (self.first_pair[1:] > self.first_pair[:-1])
         movable[self.pair_unit[~divided[self.pair_class]]] = False
-        before = movable & (self.known == SPLITS.index(target))
-        self.splits[before[self.units]] = target
+        number = SPLITS.index(target)
+        before = movable & (self.known == number)
+        self.splits[before[self.units]] = number
         movable &= ~before
         moved = before[self.pair_unit]
         wanted = np.where(divided, np.maximum(1, (fraction * n_images + 0.5).astype(np.int64)), 0)
@@ -163,7 +171,7 @@ class _Carving:
             return all(left[label] > reserve for label in sizes)
 
         def move(unit: int, sizes: dict[int, int]) -> None:
-            self.splits[self.rows[self.first_row[unit] : self.first_row[unit + 1]]] = target
+            self.splits[self.rows[self.first_row[unit] : self.first_row[unit + 1]]] = number
             untouched.difference_update(sizes)
             for label, n in sizes.items():
                 left[label] -= 1
@@ -246,12 +254,10 @@ def joined_groups(
 
 def twin_rows(keys: NDArray[np.bytes_]) -> list[list[int]]:
     """Rows of each image that is there more than once, in the order of their first rows."""
-    order = np.argsort(keys, kind="stable")
-    same = keys[order[1:]] == keys[order[:-1]]
-    further, double = np.zeros((2, len(keys)), np.bool_)
-    further[1:] = double[1:] = same
-    double[:-1] |= same
-    groups = np.split(order[double], np.flatnonzero(~further[double])[1:])
+    order, begins = in_order(keys)
+    double = ~begins
+    double[:-1] |= ~begins[1:]
+    groups = np.split(order[double], np.flatnonzero(begins[double])[1:])
     return sorted(group.tolist() for group in groups if len(group))
 
 

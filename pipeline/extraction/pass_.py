@@ -24,7 +24,7 @@ from pipeline.util import runtime
 from pipeline.util.progress import progress
 from pipeline.util.text import readable_size
 
-SHARD_ROWS = 1024
+SHARD_ROWS = 2048
 SHARD_BYTES = 32 * 2**20
 SHARD_SECONDS = 30.0
 AHEAD = 2  # batches decoded ahead of the engine, beside one for each thread

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.backbones import Pretrained, open_backbone
 from pipeline.config import ExtractConfig, FeatureSpec, ImageConfig
-from pipeline.data import ImageSource, Opened, among
+from pipeline.data import ImageSource, Opened, among, in_order
 from pipeline.data.augment import Augment
 from pipeline.errors import DataError, EngineError
 from pipeline.extraction import pass_
@@ -191,8 +191,8 @@ def complete(
     store = plan.store
     for damage in store.refresh():
         log.warning("%s %s; it was set aside, and its rows are computed again", damage.path, damage.cause)
-    _, first = np.unique(keys, return_index=True)
-    first = np.sort(first)
+    order, begins = in_order(keys)
+    first = np.sort(order[begins])
     n_wanted = len(first) * (plan.views + 1)
     reader = pass_.reader_name(plan.images)
     known = {key: entry.cause for key, entry in store.quarantined().items() if entry.reader == reader}
@@ -226,8 +226,9 @@ def _missing(
 ) -> list[Row]:
     """The rows that the store lacks, view by view, of images that are not refused."""
     rows = []
+    distinct = keys if len(first) == len(keys) else keys[first]
     for view in range(plan.views + 1):
-        view_keys = row_keys(keys[first], plan.augment, view)
+        view_keys = row_keys(distinct, plan.augment, view)
         for place in np.flatnonzero(~plan.store.has(view_keys)).tolist():
             index = int(first[place])
             if (image_key := bytes(keys[index])) not in refused:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -17,12 +18,21 @@ import numpy as np
 
 from pipeline.config import ExtractConfig, FeatureSpec
 from pipeline.data import BUILT_IN, KEY_DTYPE, Dataset
-from pipeline.data.dataset import UNLABELLED, KnownSplits
+from pipeline.data.dataset import UNKNOWN, UNLABELLED, KnownSplits, split_numbers
 from pipeline.errors import ConfigError, StoreError
-from pipeline.util.files import decoded, mark_folder, publish_checked, read_checked, read_json, write_json
+from pipeline.util.files import (
+    decoded,
+    digest_of,
+    is_sound,
+    mark_folder,
+    publish_checked,
+    read_json,
+    write_json,
+)
 from pipeline.util.references import one_meant
+from pipeline.util.texts import Texts
 
-TEXTS = 10_000  # written at a time
+TEXTS = 10_000  # read or written at a time
 
 log = logging.getLogger("tlpipe")
 
@@ -68,9 +78,15 @@ def plain_name(name: str) -> str:
 
 def save_dataset(cache: Path, dataset: Dataset) -> None:
     """Publish a dataset under its id; of the locations and further columns those saved last count."""
+    digest, folder = _texts_digest(dataset), cache / "datasets"
+    before = _path_of(cache, dataset.id)
+    if before is not None and is_sound(before):
+        with h5py.File(before, "r") as file:
+            if file.attrs.get("texts") == digest:
+                return
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
-        file.create_dataset("key", data=dataset.keys.astype(KEY_DTYPE))
+        file.create_dataset("key", data=dataset.keys.astype(KEY_DTYPE, copy=False))
         file.create_dataset("label", data=dataset.labels)
         file.create_dataset("split", data=dataset.splits.astype("S5"))
         for name, texts in (
@@ -83,13 +99,23 @@ def save_dataset(cache: Path, dataset: Dataset) -> None:
             _write_texts(file, f"other_{number}", column)
         if dataset.groups is not None:
             file.create_dataset("group", data=dataset.groups)
-        file.attrs["name"] = dataset.name
+        file.attrs["name"], file.attrs["texts"] = dataset.name, digest
     mark_folder(cache)
-    folder = cache / "datasets"
     saved = publish_checked(folder, buffer.getbuffer(), ".h5", f"{dataset.id}-")
     for path in folder.glob(f"{dataset.id}-*.h5"):
         if path != saved:
             path.unlink(missing_ok=True)
+
+
+def _texts_digest(dataset: Dataset) -> str:
+    """Digest of what is saved of a dataset beside what its id is made of."""
+    others = {name: Texts(column).digest() for name, column in dataset.others.items()}
+    return digest_of(json.dumps([dataset.name, Texts.of(dataset.locations).digest(), others]).encode())
+
+
+def _path_of(cache: Path, dataset_id: str) -> Path | None:
+    """The file of a dataset."""
+    return min((cache / "datasets").glob(f"{dataset_id}-*.h5"), default=None)
 
 
 def _write_texts(file: h5py.File, name: str, texts: Sequence[str]) -> None:
@@ -108,13 +134,12 @@ def _dataset_file(cache: Path, dataset_id: str) -> Iterator[h5py.File]:
     """
     # An id may come from a file that anyone could have changed, and a pattern would find some other dataset.
     known = re.fullmatch(r"[0-9a-f]{32}", dataset_id)
-    path = min((cache / "datasets").glob(f"{dataset_id}-*.h5"), default=None) if known else None
+    path = _path_of(cache, dataset_id) if known else None
     if path is None:
         raise StoreError(f"The dataset {dataset_id} is not in {cache / 'datasets'}; run tlpipe extract again")
-    data = read_checked(path)
-    if data is None:
+    if not is_sound(path):
         raise StoreError(f"{path} was changed after it was written; run tlpipe extract again")
-    with h5py.File(io.BytesIO(data), "r") as file:
+    with h5py.File(path, "r") as file:
         yield file
 
 
@@ -126,8 +151,9 @@ def load_dataset(cache: Path, dataset_id: str) -> Dataset:
     """
     with _dataset_file(cache, dataset_id) as file:
 
-        def texts(name: str) -> tuple[str, ...]:
-            return tuple(file[name].asstr()[:].tolist())
+        def texts(name: str) -> Texts:
+            column = file[name].asstr()
+            return Texts(text for start in range(0, len(column), TEXTS) for text in column[start : start + TEXTS])
 
         others = texts("other_name") if "other_name" in file else ()
         return Dataset(
@@ -136,9 +162,9 @@ def load_dataset(cache: Path, dataset_id: str) -> Dataset:
             labels=file["label"][:].astype(np.int64),
             splits=file["split"][:].astype("U5"),
             locations=texts("location"),
-            class_names=texts("class_name"),
+            class_names=tuple(texts("class_name")),
             groups=file["group"][:].astype(np.int64) if "group" in file else None,
-            others={name: texts(f"other_{number}") for number, name in enumerate(others)},
+            others={name: tuple(texts(f"other_{number}")) for number, name in enumerate(others)},
         )
 
 
@@ -216,7 +242,7 @@ def splits_of(cache: Path, record: TableRecord) -> KnownSplits | None:
     try:
         with _dataset_file(cache, record.dataset) as file:
             # An image without a label was left to training, but not drawn for it.
-            splits = np.where(file["label"][:] == UNLABELLED, "", file["split"][:].astype("U5"))
+            splits = np.where(file["label"][:] == UNLABELLED, UNKNOWN, split_numbers(file["split"][:]))
             grouped = record.config.group_duplicates and "group" in file
             groups = file["group"][:].astype(np.int64) if grouped else None
             return KnownSplits(file["key"][:].astype(KEY_DTYPE), splits, groups)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import FeatureSpec
-from pipeline.data import KEY_DTYPE
+from pipeline.data import KEY_DTYPE, in_order
 from pipeline.errors import ConfigError, StoreError
 from pipeline.store.shard import Shard, SoundShards, shard_bytes, verified
 from pipeline.util.files import decoded, mark_folder, publish_checked, published, read_json, write_json
@@ -146,16 +146,13 @@ class FeatureStore:
 
     def has(self, keys: NDArray[np.bytes_]) -> NDArray[np.bool_]:
         """Which row keys are stored, shape [n]."""
-        order = np.argsort(keys)
-        ordered = keys[order]
+        order, begins = in_order(keys)
         stored = np.zeros(len(keys), np.bool_)
-        for _, positions, _ in self._matches(ordered):
+        for _, positions, _ in self._matches(keys[order]):
             stored[positions] = True
         # Of equal keys the first was found, and the others are where that is.
-        again = np.zeros(len(keys), np.bool_)
-        again[1:] = ordered[1:] == ordered[:-1]
-        if again.any():
-            stored = stored[np.maximum.accumulate(np.where(again, 0, np.arange(len(keys))))]
+        if not begins.all():
+            stored = stored[np.maximum.accumulate(np.where(begins, np.arange(len(keys)), 0))]
         found = np.empty(len(keys), np.bool_)
         found[order] = stored
         return found

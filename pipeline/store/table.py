@@ -18,6 +18,7 @@ from pipeline.store.records import TableRecord, load_dataset
 from pipeline.store.rows import HeldFeatures, Part, StoredFeatures, check_finite
 from pipeline.store.shards import FeatureStore
 from pipeline.util.text import counted, readable_size
+from pipeline.util.texts import Texts
 
 log = logging.getLogger("tlpipe")
 
@@ -55,7 +56,7 @@ class FeatureTable:
     splits: NDArray[np.str_]
     views: NDArray[np.int64]
     keys: NDArray[np.bytes_]
-    locations: tuple[str, ...]
+    locations: Sequence[str]
     missing: int
     groups: NDArray[np.int64] | None = None
     others: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -164,7 +165,7 @@ def load_table(
     class_names = tuple(dataset.class_names[label] for label in present)
     if labelled:
         check_classes(dataset.name, class_names)
-    locations = tuple(dataset.locations[row] for row in rows)
+    locations = Texts(dataset.locations[row] for row in rows)
     return FeatureTable(
         records=tuple(records),
         class_names=class_names,

@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -184,14 +184,21 @@ def publish_checked(folder: Path, data: bytes | memoryview, suffix: str, prefix:
     """
     digest = digest_of(data)
     path = folder / f"{prefix}{digest}{suffix}"
-    with suppress(OSError):
-        if _digest_of_file(path) == digest:
-            return path
+    if is_sound(path):
+        return path
     with published(path) as partial:
         partial.write_bytes(data)
         if _digest_of_file(partial) != digest:
             raise StoreError(f"{path} reads otherwise than it was written; is the disk failing?")
     return path
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a file is there and holds what `publish_checked` wrote."""
+    try:
+        return path.stem.endswith(_digest_of_file(path))
+    except OSError:
+        return False
 
 
 def read_checked(path: Path) -> bytes | None:
