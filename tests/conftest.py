@@ -27,7 +27,7 @@ from pipeline.extraction import pass_
 from pipeline.extraction.pass_ import Row
 from pipeline.store.rows import Part
 from pipeline.store.shards import FeatureStore
-from pipeline.util import runtime
+from pipeline.util import machine
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = {
         "data": None if _folder("TLPIPE_TEST_DATA") else "no folder of real images in $TLPIPE_TEST_DATA",
         "weights": None if _folder("TLPIPE_WEIGHTS") else "no folder of real weights in $TLPIPE_WEIGHTS",
-        "gpu": None if runtime.has_nvidia_gpu() else "no GPU",
+        "gpu": None if machine.has_nvidia_gpu() else "no GPU",
         "browser": None if any(map(shutil.which, BROWSERS)) else f"none of {', '.join(BROWSERS)} is installed",
     }
     for item in items:

@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError, EngineError
 from pipeline.extraction.engines import EngineChoice, call, choose, open_engine
 from pipeline.extraction.engines.openvino import OpenvinoEngine
 from pipeline.extraction.engines.tensorflow import TensorflowEngine
-from pipeline.util import runtime
+from pipeline.util import machine, runtime
 
 needs_openvino = pytest.mark.skipif(not runtime.installed("openvino"), reason="OpenVINO is not installed")
 
@@ -121,7 +121,7 @@ def test_several_devices_share_the_work() -> None:
 
     code = """
 import numpy as np
-from pipeline.util import runtime
+from pipeline.util import machine, runtime
 tf = runtime.tensorflow()
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -210,7 +210,7 @@ class TestVerdict:
     def test_is_kept(self, folder: Path, network: Callable[[str], Any], asked: list[str]) -> None:
         (path,) = (folder / "verdicts").iterdir()
         kept = json.loads(path.read_text())
-        assert (kept["engine"], kept["precision"], kept["device"]) == ("openvino", "float32", runtime.processor())
+        assert (kept["engine"], kept["precision"], kept["device"]) == ("openvino", "float32", machine.processor())
         assert 0 < kept["difference"] < 1e-4
         assert kept["versions"]["openvino"] == runtime.version("openvino")
         self.open(network, folder)
@@ -231,7 +231,7 @@ class TestVerdict:
         elif change == "no JSON":
             path.write_text("nothing")
         elif change == "another machine":
-            monkeypatch.setattr(runtime, "processor", lambda: "another processor")
+            monkeypatch.setattr(machine, "processor", lambda: "another processor")
         else:
             version = runtime.version
             monkeypatch.setattr(runtime, "version", lambda name: "0" if name == "keras" else version(name))
@@ -300,17 +300,17 @@ class TestVerdict:
 
 class TestChoice:
     def test_processor(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(runtime, "has_nvidia_gpu", lambda: False)
+        monkeypatch.setattr(machine, "has_nvidia_gpu", lambda: False)
         assert choose("tensorflow", "auto") == EngineChoice("tensorflow", "float32")
         assert choose("auto", "float32").engine == ("openvino" if runtime.installed("openvino") else "tensorflow")
 
     def test_half_precision_needs_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(runtime, "has_nvidia_gpu", lambda: False)
+        monkeypatch.setattr(machine, "has_nvidia_gpu", lambda: False)
         with pytest.raises(EngineError, match="in float16 on a GPU, and there is none here"):
             choose("tensorflow", "float16")
 
     def test_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(runtime, "has_nvidia_gpu", lambda: True)
+        monkeypatch.setattr(machine, "has_nvidia_gpu", lambda: True)
         assert choose("auto", "auto") == EngineChoice("tensorflow", "float16")
         assert choose("auto", "auto").spec_precision == "tensorflow-float16"
 
@@ -325,7 +325,7 @@ class TestChoice:
 
     def test_openvino_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(runtime, "installed", lambda name: name == "tensorflow")
-        monkeypatch.setattr(runtime, "has_nvidia_gpu", lambda: False)
+        monkeypatch.setattr(machine, "has_nvidia_gpu", lambda: False)
         assert choose("auto", "auto") == EngineChoice("tensorflow", "float32")
         with pytest.raises(EngineError, match="pip install openvino"):
             choose("openvino", "auto")

@@ -33,7 +33,7 @@ from pipeline.finetuning.steps import preparation, targets_of
 from pipeline.heads import Head, make_head, probabilities_of
 from pipeline.store.rows import Part, StoredFeatures
 from pipeline.training.batches import Batches, batches, predict_logits
-from pipeline.util.runtime import Stopping
+from pipeline.util.stopping import Stopping
 
 N = 48
 

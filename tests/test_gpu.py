@@ -13,7 +13,7 @@ from pipeline.backbones import Pretrained, open_backbone
 from pipeline.config import ExtractConfig
 from pipeline.errors import EngineError
 from pipeline.extraction.engines import EngineChoice, call, choose, judge, open_engine, reference
-from pipeline.util import runtime
+from pipeline.util import machine, runtime
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,7 +42,7 @@ def test_verdict_holds(choice: EngineChoice, pretrained: Pretrained, tmp_path: P
     """Against the processor: 1e-4 of the features' length in float32."""
     found = judge(choice, pretrained.network, "conv5", "avg", tmp_path)
     assert found.holds, found
-    assert found.device != runtime.processor()
+    assert found.device != machine.processor()
 
 
 def test_activations_at_the_cut(pretrained: Pretrained, tmp_path: Path) -> None:

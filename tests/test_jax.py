@@ -24,7 +24,8 @@ from pipeline.extraction.engines import EngineChoice, call, choose, open_engine
 from pipeline.extraction.plan import open_plan
 from pipeline.finetuning import assemble, fit
 from pipeline.finetuning.fit import _Training
-from pipeline.util import runtime
+from pipeline.util import machine, runtime
+from pipeline.util.stopping import Stopping
 
 pytest.importorskip("jax")
 
@@ -186,7 +187,7 @@ class TestJax:
         still.start()
         for _ in range(2):
             still.optimizer.factor.assign(0.0)
-            still.epoch(runtime.Stopping(), lambda _: None)
+            still.epoch(Stopping(), lambda _: None)
         losses = [row["loss"] for row in still.history[1:]]
         assert losses[0] == pytest.approx(losses[1], rel=1e-5), "each epoch sees each image once, the first one, too"
         for weight, same in zip(models.whole.get_weights(), before, strict=True):
@@ -233,7 +234,7 @@ class TestRefused:
     @elsewhere
     def test_gpu_that_jax_alone_sees(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """`auto` takes JAX there, and else TensorFlow, as ever."""
-        monkeypatch.setattr(runtime, "has_nvidia_gpu", lambda: True)
+        monkeypatch.setattr(machine, "has_nvidia_gpu", lambda: True)
         monkeypatch.setattr(runtime, "keras_backend", lambda: None)
         jax = runtime.jax()
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -20,7 +20,7 @@ from pipeline.errors import EngineError
 from pipeline.extraction.engines import EngineChoice, call, choose, graph_folder, open_engine
 from pipeline.extraction.engines.pictures import crops
 from pipeline.extraction.plan import open_plan, pinned
-from pipeline.util import runtime
+from pipeline.util import machine, runtime
 
 if not (runtime.installed("openvino") and runtime.installed("nncf")):
     pytest.skip("OpenVINO or NNCF is not installed", allow_module_level=True)
@@ -171,7 +171,7 @@ class TestAuto:
     @pytest.fixture(autouse=True)
     def without_bfloat16(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(openvino, "supports", lambda precision: precision in ("float32", "int8"))
-        monkeypatch.setattr(runtime, "has_nvidia_gpu", lambda: False)
+        monkeypatch.setattr(machine, "has_nvidia_gpu", lambda: False)
         monkeypatch.setattr(quantize, "TURN", 0.01)
 
     @pytest.mark.parametrize(("least", "precision"), [(0.0, "int8"), (1e9, "float32")])
@@ -206,7 +206,7 @@ class TestAuto:
         path.write_text("{}")
         open_plan(auto, cache)
         assert len(measured) == 4
-        monkeypatch.setattr(runtime, "processor", lambda: "another")
+        monkeypatch.setattr(machine, "processor", lambda: "another")
         open_plan(auto, cache)
         assert len(measured) == 6
 
@@ -238,7 +238,7 @@ class TestChoice:
     def test_a_slow_processor_is_told(
         self, config: ExtractConfig, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr(runtime, "processor_flags", lambda: {"avx2"})
+        monkeypatch.setattr(machine, "processor_flags", lambda: {"avx2"})
         open_plan(config, cache).engine(None)
         assert "no instructions for int8 (VNNI)" in caplog.text
 

@@ -17,8 +17,9 @@ from pipeline import commands, load_model
 from pipeline.commands import ExtractResult, TrainingOptions
 from pipeline.config import ExtractConfig, FinetuneConfig, HeadConfig, SplitConfig
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError
+from pipeline.runs.folder import read_run
 from pipeline.runs.predictions import read_predictions
-from pipeline.runs.run import Run, read_run
+from pipeline.runs.run import Run
 from pipeline.store.records import load_dataset
 
 SMALL = {"backbone": "mobilenet025", "image_size": (32, 32), "weights": "random", "precision": "float32"}

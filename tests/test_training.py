@@ -16,7 +16,7 @@ from pipeline import commands, load_features, load_head
 from pipeline.commands import TrainingOptions, open_head
 from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError
-from pipeline.runs.run import HEADER
+from pipeline.runs.folder import HEADER
 from pipeline.store.table import load_table
 
 

@@ -23,7 +23,8 @@ from pipeline.config import ExtractConfig, FinetuneConfig, HeadConfig, SplitConf
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError, StoreError, WeightsError
 from pipeline.finetuning import Checkpoint, State
 from pipeline.runs.find import all_runs
-from pipeline.runs.run import Run, read_run
+from pipeline.runs.folder import read_run
+from pipeline.runs.run import Run
 from pipeline.store.records import find_record
 from pipeline.store.shards import FeatureStore
 from pipeline.store.table import load_table

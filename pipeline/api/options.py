@@ -17,7 +17,8 @@ import numpy as np
 from pipeline.api.results import Extracted, Result
 from pipeline.api.runs import RunResult
 from pipeline.config import Folders, user_cache
-from pipeline.runs.run import RatedRun, called
+from pipeline.runs.folder import called
+from pipeline.runs.run import RatedRun
 from pipeline.util.options import Declared, declared, option_name
 
 P = ParamSpec("P")

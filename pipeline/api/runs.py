@@ -18,8 +18,9 @@ from pipeline.errors import DataError, RunError
 from pipeline.pages import Pictures, RunData, charts
 from pipeline.pages.gallery import choose
 from pipeline.pages.run_page import figures
+from pipeline.runs.folder import read_run
 from pipeline.runs.predictions import Predictions, read_history, read_predictions
-from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, RatedRun, Run, SweepRun, read_run
+from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, RatedRun, Run, SweepRun
 from pipeline.runs.summary import AGAINST, CANDIDATES, SCORES, against_rows, candidate_rows, score_rows
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted, percent

@@ -17,7 +17,7 @@ from pipeline.backbones import open_backbone
 from pipeline.errors import EngineError
 from pipeline.extraction.engines import EngineChoice, call, open_engine
 from pipeline.extraction.engines.turns import turns
-from pipeline.util import runtime
+from pipeline.util import machine, runtime
 
 if TYPE_CHECKING:
     import keras
@@ -153,7 +153,7 @@ def _batches(images: NDArray[np.uint8], size: int) -> keras.utils.PyDataset:
 
 def _share(operations: float, matrix_rate: float | None) -> float | None:
     # The matrix product runs on the processor, with which a GPU can't be compared.
-    return None if matrix_rate is None or runtime.has_nvidia_gpu() else operations / matrix_rate
+    return None if matrix_rate is None or machine.has_nvidia_gpu() else operations / matrix_rate
 
 
 def _cosine_of_int8(graph: Path) -> float | None:
@@ -169,7 +169,7 @@ def _choices() -> list[tuple[EngineChoice, int | None]]:
         on_cpu = runtime.jax().default_backend() == "cpu"
         return [(EngineChoice("jax", one), None) for one in (("float32",) if on_cpu else ("float32", "bfloat16"))]
     choices: list[tuple[EngineChoice, int | None]] = [(EngineChoice("tensorflow", "float32"), None)]
-    if runtime.has_nvidia_gpu():
+    if machine.has_nvidia_gpu():
         choices.append((EngineChoice("tensorflow", "float16"), None))
     if runtime.installed("openvino"):
         from pipeline.extraction.engines.openvino import supports

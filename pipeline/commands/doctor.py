@@ -20,7 +20,7 @@ from pipeline.backbones.weights import open_backbone
 from pipeline.config import BACKBONE, ENGINES
 from pipeline.errors import EngineError
 from pipeline.extraction.engines import choose, judge
-from pipeline.util import runtime
+from pipeline.util import machine, runtime
 
 CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
 
@@ -51,10 +51,10 @@ def _processor() -> dict[str, Any]:
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
-        "name": runtime.processor(),
-        "usable": runtime.cpu_count(),
+        "name": machine.processor(),
+        "usable": machine.cpu_count(),
         "memory_bytes": memory,
-        "features": [feature for feature in CPU_FEATURES if feature in runtime.processor_flags()],
+        "features": [feature for feature in CPU_FEATURES if feature in machine.processor_flags()],
     }
 
 

@@ -18,8 +18,9 @@ from pipeline.evaluation.compare import paired_difference
 from pipeline.evaluation.metrics import evaluate as metrics_of
 from pipeline.extraction.plan import warn_unreadable
 from pipeline.runs.classifier import Classifier, open_classifier
+from pipeline.runs.folder import command_line, new_id, save_run
 from pipeline.runs.predictions import Predictions, both_right, read_seen
-from pipeline.runs.run import Against, EvaluateRun, command_line, new_id, save_run, uses_of
+from pipeline.runs.run import Against, EvaluateRun, uses_of
 from pipeline.store.records import load_dataset, now, place_of
 from pipeline.util import runtime
 from pipeline.util.memo import Memo

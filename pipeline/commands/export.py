@@ -30,6 +30,7 @@ from pipeline.util import runtime
 from pipeline.util.files import PARTIAL_SUFFIX, flush_to_disk, published_folder, writing
 from pipeline.util.memo import Memo
 from pipeline.util.progress import progress
+from pipeline.util.stopping import stopping
 
 if TYPE_CHECKING:
     import keras
@@ -257,7 +258,7 @@ def _written_and_run(
     """
     try:
         # A KeyboardInterrupt inside TensorFlow would come out as an error of its own.
-        with runtime.stopping() as stop:
+        with stopping() as stop:
             form.write(model, path, metadata)
             load = None if stop.signal else form.load(path)
             found = np.empty((0, 0)) if load is None or stop.signal else _run(load, pixels)

@@ -38,12 +38,13 @@ from pipeline.finetuning.start import Start, begin, check_blocks, record_of
 from pipeline.heads import make_head
 from pipeline.runs.describe import header, ratings, seen
 from pipeline.runs.find import find_run
+from pipeline.runs.folder import save_run
 from pipeline.runs.predictions import Predictions
-from pipeline.runs.run import FinetuneRun, HeadRun, save_run
+from pipeline.runs.run import FinetuneRun, HeadRun
 from pipeline.store.records import find_record, splits_of
 from pipeline.store.rows import Part
 from pipeline.store.table import FeatureTable, load_table, read_features
-from pipeline.util import runtime
+from pipeline.util import machine, runtime
 from pipeline.util.memo import Memo
 
 log = logging.getLogger("tlpipe")
@@ -161,7 +162,7 @@ def _read_examples(
         CacheMismatchError: If they are no longer the same.
     """
     record, config = begun.record, begun.config
-    opened, limit, engine = _open_data(begun, cache), runtime.memory_for(memory), None
+    opened, limit, engine = _open_data(begun, cache), machine.memory_for(memory), None
     augment = Augment.parse(config.augment) if config.augment and config.drawn_anew else None
     wanted = replace(record.config, views=config.views, augment=config.augment if config.views else None)
     exact = replace(wanted, precision="float32", views=0, augment=None)
@@ -278,7 +279,7 @@ def _described(
         top=begun.pretrained.network().top(endpoint),
         end_to_end=begun.end_to_end,
         baseline=from_run.metrics,
-        peak_memory=runtime.peak_memory(),
+        peak_memory=machine.peak_memory(),
         memory=options.memory,
         notes=_notes(begun, tuned),
         name=options.name,

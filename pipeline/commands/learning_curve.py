@@ -14,7 +14,8 @@ from pipeline.config.head import DRAWS
 from pipeline.errors import ConfigError, DataError
 from pipeline.heads import make_head
 from pipeline.runs.describe import header
-from pipeline.runs.run import CurveRun, save_run
+from pipeline.runs.folder import save_run
+from pipeline.runs.run import CurveRun
 from pipeline.selection.curve import Point, accuracy_of, draw_subset, gain_of_doubling, sizes_for
 from pipeline.selection.features import known_to_backbones, open_table
 from pipeline.util.progress import progress

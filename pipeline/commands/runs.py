@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.runs.find import BEST, LATEST, all_runs, find_run
-from pipeline.runs.run import FinetuneRun, RatedRun, Run, rename_run
+from pipeline.runs.folder import rename_run
+from pipeline.runs.run import FinetuneRun, RatedRun, Run
 
 NAME = r"[\w][\w.-]{0,59}"
 

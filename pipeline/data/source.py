@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ImageError
 from pipeline.util.files import digest_of
+from pipeline.util.machine import cpu_count
 from pipeline.util.memo import Memo, Stamp
 from pipeline.util.progress import progress
-from pipeline.util.runtime import cpu_count
 from pipeline.util.texts import Texts
 
 ASKED = 10_000  # files at a time whose keys are asked of the memo

@@ -20,8 +20,9 @@ from pipeline.data.pixels import read_pixels
 from pipeline.errors import ImageError, StoppedError, StoreError
 from pipeline.extraction.engines import Engine
 from pipeline.store.shards import FeatureStore, Quarantined
-from pipeline.util import runtime
+from pipeline.util import machine
 from pipeline.util.progress import progress
+from pipeline.util.stopping import Stopping, stopping
 from pipeline.util.text import readable_size
 
 SHARD_ROWS = 2048
@@ -130,8 +131,8 @@ def compute(
     shard = _ShardWriter(store, engine, len(rows), written_by or {})
     shard.check_space()
     order: deque[list[Row]] = deque()
-    with runtime.stopping() as stop, progress("Extracting", len(rows)) as advance:
-        decoded = _decoded(source, rows, config, augment, engine.batch_size, workers or runtime.cpu_count())
+    with stopping() as stop, progress("Extracting", len(rows)) as advance:
+        decoded = _decoded(source, rows, config, augment, engine.batch_size, workers or machine.cpu_count())
         batches = _fed(decoded, order, report, stop)
         start = time.perf_counter()
         for features in engine.stream(batches):
@@ -211,7 +212,7 @@ def _fed(
     decoded: Iterator[_Batch],
     order: deque[list[Row]],
     report: PassReport,
-    stop: runtime.Stopping,
+    stop: Stopping,
 ) -> Iterator[Pixels]:
     """Hand decoded batches to the engine, note what could not be read, and end early if asked to."""
     while stop.signal is None:

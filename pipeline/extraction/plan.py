@@ -21,7 +21,7 @@ from pipeline.extraction.engines import Engine, EngineChoice, choose, for_graph,
 from pipeline.extraction.pass_ import PassReport, Row
 from pipeline.store.shards import FeatureStore
 from pipeline.store.table import row_keys
-from pipeline.util import runtime
+from pipeline.util import machine, runtime
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted
 
@@ -52,7 +52,7 @@ class Plan:
             **{name: versions[name] for name in names if name in versions},
             "engine": self.choice.engine,
             "precision": self.choice.precision,
-            "processor": runtime.processor(),
+            "processor": machine.processor(),
         }
 
     def engine(self, batch_size: int | None) -> Engine:

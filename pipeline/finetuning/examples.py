@@ -14,7 +14,7 @@ from pipeline.data.pixels import read_pixels
 from pipeline.errors import DataError, ImageError
 from pipeline.store.rows import Part, Rows
 from pipeline.store.table import FeatureTable
-from pipeline.util import runtime
+from pipeline.util import machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class DecodedImages:
     @property
     def workers(self) -> int:
         """Decoding threads."""
-        return runtime.cpu_count()
+        return machine.cpu_count()
 
     @property
     def shape(self) -> tuple[int, ...]:

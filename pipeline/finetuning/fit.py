@@ -28,6 +28,7 @@ from pipeline.training.batches import batches, predict_logits
 from pipeline.training.watch import Watch
 from pipeline.util import runtime
 from pipeline.util.progress import Advance, progress
+from pipeline.util.stopping import Stopping, stopping
 
 if TYPE_CHECKING:
     import keras
@@ -90,7 +91,7 @@ def fit(
         RunError: If the loss diverges in the first epoch, memory is too little, or the state is of another network.
         StoppedError: After Ctrl-C or SIGTERM; the checkpoint stays.
     """
-    with _enough_memory(config), _writer(logs) as written, runtime.stopping() as stop:
+    with _enough_memory(config), _writer(logs) as written, stopping() as stop:
         training = _Training(models, examples, config, keeping, engine)
         resumed = training.take_up(state) if state else training.start()
         left = config.epochs - resumed
@@ -182,7 +183,7 @@ class _Training:
         log.info("Going on after epoch %d of %d", self._n_kept, self.config.epochs)
         return self._n_kept
 
-    def epoch(self, stop: runtime.Stopping, advance: Advance) -> None:
+    def epoch(self, stop: Stopping, advance: Advance) -> None:
         """One pass over the training images, then one look at the validation images."""
         config, number = self.config, len(self.history)
         start = time.perf_counter()
@@ -235,7 +236,7 @@ class _Training:
         self.model.set_weights(self.best)
         return {split: self._probabilities(part) for split, part in self.examples.items() if split != "train"}
 
-    def _callback(self, stop: runtime.Stopping, advance: Advance) -> keras.callbacks.Callback:
+    def _callback(self, stop: Stopping, advance: Advance) -> keras.callbacks.Callback:
         """What happens after each step."""
         done, epochs = self._n_kept, self.config.epochs
 

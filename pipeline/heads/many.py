@@ -13,7 +13,8 @@ from pipeline.config import HeadConfig
 from pipeline.errors import RunError
 from pipeline.heads.base import Head, predict
 from pipeline.store.rows import Part, nothing
-from pipeline.util import runtime
+from pipeline.util import machine, runtime
+from pipeline.util.stopping import deaf_children
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +86,20 @@ def in_processes(make: Callable[[HeadConfig], Head]) -> FitMany:
     def fit_many(
         configs: Sequence[HeadConfig], train: Part, vals: Sequence[Part], n_classes: int, seconds: float
     ) -> Iterator[Trial]:
-        n_jobs = min(runtime.cpu_count(), len(configs))
-        if n_jobs == 1 or runtime.has_nvidia_gpu():
+        n_jobs = min(machine.cpu_count(), len(configs))
+        if n_jobs == 1 or machine.has_nvidia_gpu():
             yield from alone(configs, train, vals, n_classes, seconds)
             return
         from joblib import Parallel, delayed
 
         end = time.monotonic() + seconds
-        threads = runtime.cpu_count() // n_jobs
+        threads = machine.cpu_count() // n_jobs
         with Parallel(n_jobs=n_jobs, return_as="generator") as parallel:
             for start in range(0, len(configs), n_jobs):
                 if start and time.monotonic() >= end:
                     return
                 batch = range(start, min(start + n_jobs, len(configs)))
-                with runtime.deaf_children():
+                with deaf_children():
                     found = parallel(
                         delayed(_fit_one)(make, configs[number], number, train, vals, n_classes, threads)
                         for number in batch

@@ -15,8 +15,8 @@ from pipeline.data.images import Pixels
 from pipeline.errors import ImageError
 from pipeline.inspection.doubts import Neighbours
 from pipeline.pages import Pictures
+from pipeline.util.machine import cpu_count
 from pipeline.util.progress import progress
-from pipeline.util.runtime import cpu_count
 
 LEAST_COSINE = 0.9  # of features, for a pair to be looked at
 LEAST_CORRELATION = 0.95  # of their pictures

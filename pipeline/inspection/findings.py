@@ -16,7 +16,7 @@ from pipeline.data.images import Facts
 from pipeline.errors import ImageError
 from pipeline.inspection.duplicates import Group
 from pipeline.store.records import TableRecord
-from pipeline.util import runtime
+from pipeline.util import machine
 from pipeline.util.progress import progress
 
 NO_LABEL = "(no label)"
@@ -201,7 +201,7 @@ def facts_of(source: ImageSource, pixel_limit: int) -> list[Facts | ImageError]:
             return error
 
     found = []
-    with ThreadPoolExecutor(runtime.cpu_count()) as pool, progress("Reading", len(source)) as advance:
+    with ThreadPoolExecutor(machine.cpu_count()) as pool, progress("Reading", len(source)) as advance:
         for facts in pool.map(describe, range(len(source))):
             found.append(facts)
             advance(1)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from pipeline.backbones import is_path
 from pipeline.data import SPLITS
 from pipeline.evaluation.metrics import evaluate
+from pipeline.runs.folder import RUN, command_line, new_id, read_run
 from pipeline.runs.predictions import Predictions, read_seen
-from pipeline.runs.run import RUN, RatedRun, command_line, new_id, read_run
+from pipeline.runs.run import RatedRun
 from pipeline.store.records import now
 from pipeline.store.table import FeatureTable
 from pipeline.util import runtime

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import RunError
-from pipeline.runs.run import TYPES, RatedRun, Run, read_run
+from pipeline.runs.folder import read_run
+from pipeline.runs.run import TYPES, RatedRun, Run
 from pipeline.util.references import one_meant
 
 LATEST, BEST = "latest", "best"

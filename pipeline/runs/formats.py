@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 from pipeline.heads import PROBABILITIES
-from pipeline.util import runtime
+from pipeline.util import machine, runtime
 from pipeline.util.options import one_of
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _load_tflite(path: Path) -> Runtime:
     from ai_edge_litert.interpreter import Interpreter
 
     with runtime.quiet_stderr():  # it says there that it is about to be fast
-        interpreter = Interpreter(model_path=str(path), num_threads=runtime.cpu_count())
+        interpreter = Interpreter(model_path=str(path), num_threads=machine.cpu_count())
         interpreter.allocate_tensors()
     serve = interpreter.get_signature_runner()
     (name,) = serve.get_input_details()

@@ -18,7 +18,7 @@ from pipeline.runs.describe import of_backbones
 from pipeline.selection import Round, folds
 from pipeline.store.records import TableRecord, find_records, load_dataset
 from pipeline.store.table import FeatureTable, load_table
-from pipeline.util import runtime
+from pipeline.util import machine
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted, sides
 
@@ -50,7 +50,7 @@ def open_table(cache: Path, options: TrainingOptions, views: int | None, what: s
         )
     # A fold takes its validation images from the training images, and the other way round.
     wanted = (most, most) if options.cv else (views, options.averaged)
-    table = load_table(cache, records, wanted[0], test_views=wanted[1], memory=runtime.memory_for(options.memory))
+    table = load_table(cache, records, wanted[0], test_views=wanted[1], memory=machine.memory_for(options.memory))
     if table.missing:
         log.warning("Left out, as unreadable: %s of %s", counted(table.missing, "image"), records[0].name)
     _check_trainable(table)

@@ -17,8 +17,9 @@ from pipeline.evaluation.metrics import calibration_error
 from pipeline.heads import make_head
 from pipeline.heads.base import FitReport, Head
 from pipeline.runs.describe import ratings, seen
+from pipeline.runs.folder import save_run
 from pipeline.runs.predictions import Predictions
-from pipeline.runs.run import HeadRun, save_run
+from pipeline.runs.run import HeadRun
 from pipeline.selection.features import is_carved
 from pipeline.selection.trials import mean_over_views
 from pipeline.store.rows import Part, joined

@@ -26,7 +26,7 @@ from pipeline.data import KEY_DTYPE, in_order
 from pipeline.errors import ConfigError, StoreError
 from pipeline.store.shard import Shard, SoundShards, shard_bytes, verified
 from pipeline.util.files import decoded, mark_folder, publish_checked, published, read_json, write_json
-from pipeline.util.runtime import cpu_count
+from pipeline.util.machine import cpu_count
 
 DAMAGED_SUFFIX = ".damaged"
 

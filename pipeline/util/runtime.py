@@ -1,4 +1,4 @@
-"""The machine: processors, GPUs, libraries. Heavy libraries are imported here, quietly, and only when asked for."""
+"""Libraries: what is installed, and the heavy ones, which are imported here, quietly, and only when asked for."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
-import platform
-import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
@@ -19,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from pipeline.errors import EngineError, StoppedError
+from pipeline.util.stopping import stopping
 
 LIBRARIES = (
     "tlpipe",
@@ -41,35 +39,6 @@ NEEDS_TENSORFLOW = "Heads of epochs, OpenVINO's graphs, most exports and TensorB
 log = logging.getLogger("tlpipe")
 
 
-@cache
-def cpu_count() -> int:
-    """Processors this process may use: in a container its quota, as joblib counts them."""
-    from joblib import cpu_count as count
-
-    return int(count())
-
-
-def memory_limit() -> int:
-    """Bytes of memory this process may use, which in a container are fewer than the machine has."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        with suppress(OSError, ValueError):  # ValueError: "max"
-            limits.append(int(path.read_text()))
-    return min(limits)
-
-
-def memory_for(given: int | None) -> int:
-    """Bytes of features that may be held: as given, else half of the machine's memory."""
-    return memory_limit() // 2 if given is None else given
-
-
-def has_nvidia_gpu() -> bool:
-    """Whether the driver shows a GPU, found without importing TensorFlow; CUDA_VISIBLE_DEVICES may hide it."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return False
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
-
-
 def installed(module: str) -> bool:
     """Whether a module could be imported, without importing it."""
     return module in sys.modules or importlib.util.find_spec(module) is not None
@@ -81,27 +50,6 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-@cache
-def _cpuinfo() -> dict[str, str]:
-    """What Linux tells of the first processor; nothing elsewhere."""
-    fields: dict[str, str] = {}
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            fields.setdefault(name.strip(), value.strip())
-    return fields
-
-
-def processor() -> str:
-    """Name of the processor, as the system tells it."""
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
-
-
-def processor_flags() -> set[str]:
-    """Names of the processor's instruction sets, as Linux spells them; none elsewhere."""
-    return set((_cpuinfo().get("flags") or _cpuinfo().get("Features") or "").split())
 
 
 def versions() -> dict[str, str]:
@@ -299,64 +247,6 @@ KERAS_BACKENDS = {"tensorflow": tensorflow, "jax": jax}
 """What Keras can run on here, and how it is imported."""
 
 
-class Stopping:
-    """Whether Ctrl-C or SIGTERM has asked for an end.
-
-    Attributes:
-        signal: Number of the signal, None while there was none.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-
-@contextmanager
-def stopping() -> Iterator[Stopping]:
-    """Turn the first Ctrl-C or SIGTERM into a wish that the block can look at; a second one acts as ever.
-
-    Outside the main thread, where Python lets no signal be handled, the wish is never made.
-    """
-    wish = Stopping()
-    if threading.current_thread() is not threading.main_thread():
-        yield wish
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def handle(number: int, _: object) -> None:
-        wish.signal = number
-        restore()
-        log.info("Stopping ...")
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield wish
-    finally:
-        restore()
-
-
-@contextmanager
-def deaf_children() -> Iterator[None]:
-    """Let processes that the block starts not hear Ctrl-C: this one hears it, and ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def keras_home() -> Path:
     """The folder where Keras keeps what it downloads."""
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
-
-
-def peak_memory() -> int:
-    """Largest resident memory of this process so far, bytes."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

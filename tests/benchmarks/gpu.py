@@ -23,7 +23,7 @@ from pipeline.commands.bench import multiply_adds
 from pipeline.config import ExtractConfig
 from pipeline.extraction.engines import EngineChoice, call, choose, open_engine
 from pipeline.extraction.engines.base import POLICIES
-from pipeline.util import runtime
+from pipeline.util import machine, runtime
 
 ROUNDS = 3
 SECONDS = 5.0
@@ -64,7 +64,7 @@ def main() -> None:
     pretrained = open_backbone(backbone, "random", 0, (side, side))
     endpoint = pretrained.default_endpoint()
     on_cpu = choose("auto", "auto").precision == "float32"
-    device = runtime.processor() if on_cpu else runtime.jax().devices()[0].device_kind
+    device = machine.processor() if on_cpu else runtime.jax().devices()[0].device_kind
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -89,7 +89,7 @@ def main() -> None:
             verdict(f"{precision}: {ratio:.2f} of a bare jitted loop (median of {ROUNDS}; at least 0.9)", ratio >= 0.9)
             with_jpegs = decoded / own
             verdict(f"{precision}: {with_jpegs:.2f} of its own rate from JPEGs (at least 0.75)", with_jpegs >= 0.75)
-    print(f"\n{device}, {runtime.cpu_count()} processors, {backbone}, {side} px, JAX {runtime.version('jax')}\n")
+    print(f"\n{device}, {machine.cpu_count()} processors, {backbone}, {side} px, JAX {runtime.version('jax')}\n")
     print("| precision | batch | bare loop, images/s | engine | extract of JPEGs | share of the matrix rate |")
     print("| --- | --- | --- | --- | --- | --- |", *rows, sep="\n")
     finish()

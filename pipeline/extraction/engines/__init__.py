@@ -21,7 +21,7 @@ from pipeline.errors import EngineError
 from pipeline.extraction.engines import verdict
 from pipeline.extraction.engines.base import POLICIES, Engine, EngineChoice, call
 from pipeline.extraction.engines.pictures import crops
-from pipeline.util import runtime
+from pipeline.util import machine, runtime
 from pipeline.util.files import digest_of
 from pipeline.util.options import one_of
 
@@ -61,7 +61,7 @@ def choose(engine: str, precision: str) -> EngineChoice:
     """
     one_of("--engine", engine, ENGINES)
     one_of("--precision", precision, PRECISIONS)
-    on_gpu = runtime.has_nvidia_gpu()
+    on_gpu = machine.has_nvidia_gpu()
     in_int8 = precision == "int8"
     if engine == "auto":
         engine = "openvino" if in_int8 else _for_this_machine(on_gpu=on_gpu)
@@ -208,7 +208,7 @@ def _is_reference(choice: EngineChoice) -> bool:
         return False
     if choice.engine == "jax":
         return bool(runtime.jax().default_backend() == "cpu")
-    return not runtime.has_nvidia_gpu()
+    return not machine.has_nvidia_gpu()
 
 
 def reference(network: OpenedBy, endpoint: str, pooling: str) -> tuple[Pixels, NDArray[np.floating]]:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import EngineError, StoppedError, StoreError
 from pipeline.extraction.engines.base import padded
-from pipeline.util import runtime
+from pipeline.util import machine, runtime
 from pipeline.util.files import digest_of, published_folder, read_json, write_json
+from pipeline.util.stopping import stopping
 
 if TYPE_CHECKING:
     import keras
@@ -41,7 +42,7 @@ def _core() -> Any:
 
 def supports(precision: str) -> bool:
     """Whether the processor computes in this precision."""
-    if precision == "int8" and not runtime.processor_flags() & INT8_FLAGS:
+    if precision == "int8" and not machine.processor_flags() & INT8_FLAGS:
         return False
     name = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16", "int8": "INT8"}[precision]
     return name in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -63,7 +64,7 @@ def converted(build: Callable[[], keras.Model], folder: Path) -> openvino.Model:
     tf = runtime.tensorflow()
     try:
         # OpenVINO would report an interrupt as a graph that it can't convert.
-        with runtime.stopping() as stop, runtime.quiet_stderr():
+        with stopping() as stop, runtime.quiet_stderr():
             shape = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.uint8)
             function = tf.function(lambda images: model(images, training=False), autograph=False)
             graph = runtime.openvino().convert_model(function.get_concrete_function(shape))
@@ -130,7 +131,7 @@ class OpenvinoEngine:
         graph.reshape([batch_size, *list(graph.inputs[0].partial_shape)[1:]])
         # One stream a core, each with its own batch: faster than several cores on one batch, and less bound to the
         # batch size (see tlpipe bench).
-        threads = runtime.cpu_count()
+        threads = machine.cpu_count()
         settings = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "PERFORMANCE_HINT": "THROUGHPUT",
@@ -180,7 +181,7 @@ def matrix_product(side: int, precision: str) -> Callable[[], Any]:
     left = op.parameter([side, side], np.float32)
     right = op.constant(np.random.default_rng(0).standard_normal((side, side), np.float32))
     model = openvino.Model([op.matmul(left, right, transpose_a=False, transpose_b=False)], [left])
-    threads = runtime.cpu_count()
+    threads = machine.cpu_count()
     settings = {"INFERENCE_PRECISION_HINT": HINTS[precision], "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
     compiled = _core().compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()

@@ -20,8 +20,9 @@ from pipeline.extraction.engines.base import call, cosines
 from pipeline.extraction.engines.openvino import FACTS, OpenvinoEngine, keep, kept, whole
 from pipeline.extraction.engines.pictures import crops
 from pipeline.extraction.engines.turns import turns
-from pipeline.util import runtime
+from pipeline.util import machine, runtime
 from pipeline.util.files import digest_of, read_json, write_json
+from pipeline.util.stopping import stopping
 
 if TYPE_CHECKING:
     import openvino
@@ -99,7 +100,7 @@ def quantized(
     reference = _features(graph, check)
     log.info("Making the graph in int8, once")
     found = None
-    with runtime.stopping() as stop:
+    with stopping() as stop:
         for in_float32, made in _attempts(graph, check, reference, calibration, quick=quick):
             if stop.signal is not None:
                 raise StoppedError("Stopped before the first image. The same command starts anew.", signal=stop.signal)
@@ -126,10 +127,10 @@ def is_worth_it(build: Callable[[], openvino.Model], folder: Path) -> bool:
         StoppedError: After Ctrl-C or SIGTERM.
     """
     path = folder / "gain" / "gain.json"
-    machine = [runtime.processor(), runtime.cpu_count(), runtime.version("openvino"), VERSION]
+    here = [machine.processor(), machine.cpu_count(), runtime.version("openvino"), VERSION]
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what can't be read is measured again
         known = read_json(path)
-        if known["machine"] == machine:
+        if known["machine"] == here:
             return bool(float(known["gain"]) >= LEAST_GAIN)
     graph = build()
     try:
@@ -139,7 +140,7 @@ def is_worth_it(build: Callable[[], openvino.Model], folder: Path) -> bool:
         gain = 0.0
     else:
         images = np.random.default_rng(0).integers(
-            0, 256, (BATCH_SIZE * runtime.cpu_count(), *_size(graph), 3), np.uint8
+            0, 256, (BATCH_SIZE * machine.cpu_count(), *_size(graph), 3), np.uint8
         )
         rates = turns({"int8": _caller(made, images), "float32": _caller(graph, images)}, TURN, len(images))
         gain = rates["int8"] / rates["float32"]
@@ -150,7 +151,7 @@ def is_worth_it(build: Callable[[], openvino.Model], folder: Path) -> bool:
     elif gain:
         log.info("int8 runs at only %.1f times the rate of float32 here, so float32 is taken", gain)
     with contextlib.suppress(StoreError):
-        write_json(path, {"machine": machine, "gain": gain})
+        write_json(path, {"machine": here, "gain": gain})
     return gain >= LEAST_GAIN
 
 

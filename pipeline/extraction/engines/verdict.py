@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.data.images import Pixels
 from pipeline.errors import EngineError, StoreError
 from pipeline.extraction.engines.base import Engine, EngineChoice, call
-from pipeline.util import runtime
+from pipeline.util import machine, runtime
 from pipeline.util.files import decoded, publish_checked, read_checked
 
 N_PICTURES = 4
@@ -118,15 +118,15 @@ def _read(path: Path) -> Verdict | None:
 def _device(choice: EngineChoice) -> str:
     if choice.engine == "jax":
         kinds = {device.device_kind for device in runtime.jax().devices() if device.platform != "cpu"}
-        return ", ".join(sorted(kinds)) or runtime.processor()
-    if choice.engine == "tensorflow" and runtime.has_nvidia_gpu():
+        return ", ".join(sorted(kinds)) or machine.processor()
+    if choice.engine == "tensorflow" and machine.has_nvidia_gpu():
         tf = runtime.tensorflow()
         names = {
             tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
             for gpu in tf.config.list_physical_devices("GPU")
         }
-        return ", ".join(sorted(names)) or runtime.processor()
-    return runtime.processor()
+        return ", ".join(sorted(names)) or machine.processor()
+    return machine.processor()
 
 
 def _versions(choice: EngineChoice) -> dict[str, str]:

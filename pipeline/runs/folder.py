@@ -1,0 +1,177 @@
+"""Run folders: how they are named, written and read."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError, RunError
+from pipeline.heads import kind_of
+from pipeline.runs import legacy
+from pipeline.runs.predictions import (
+    HISTORY,
+    PREDICTIONS,
+    SEEN,
+    Predictions,
+    write_history,
+    write_predictions,
+    write_seen,
+)
+from pipeline.runs.run import TYPES, CurveRun, FinetuneRun, RatedRun, Run
+from pipeline.store.uses import remember_use
+from pipeline.util.files import decoded, digest_of, mark_folder, published_folder, read_json, write_json
+
+RUN = "run.json"
+HEADER = tuple(one.name for one in fields(Run))
+
+
+def new_id(stage: str, head: str) -> str:
+    """A run id that sorts by time and is taken by no other run."""
+    # Two runs may end in the same second.
+    return f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{stage}-{head}-{uuid.uuid4().hex[:4]}"
+
+
+_called: ContextVar[str | None] = ContextVar("the command that a call from Python stands for", default=None)
+
+
+@contextmanager
+def called(command: str) -> Iterator[None]:
+    """Let runs that are made in this block name a command line, which is not that of the Python process."""
+    token = _called.set(command)
+    try:
+        yield
+    finally:
+        _called.reset(token)
+
+
+def command_line() -> str:
+    """The command that runs now, as a user would type it."""
+    if (command := _called.get()) is not None:
+        return command
+    words = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return words.encode("utf-8", "backslashreplace").decode()  # a path may be no UTF-8
+
+
+def save_run(
+    cache: Path,
+    reports: Path,
+    run: Run,
+    *,
+    history: Sequence[dict[str, float]] = (),
+    predictions: Sequence[Predictions] = (),
+    seen: Mapping[str, NDArray[np.bytes_]] | None = None,
+    save_models: Callable[[Path], None] | None = None,
+) -> Path:
+    """Publish a run folder, whole or not at all.
+
+    Args:
+        cache: The cache folder, which remembers that its features were used.
+        reports: The reports folder.
+        run: What run.json will hold.
+        history: A row for each epoch, or for each setting that was tried.
+        predictions: Probabilities of held-out images.
+        seen: Image keys of each split of the data that the run was trained with.
+        save_models: Writes the model files into a folder.
+
+    Raises:
+        StoreError: If the folder can't be written.
+    """
+    mark_folder(reports)
+    folder = reports / run.id
+    if isinstance(run, (RatedRun, CurveRun)):
+        remember_use(cache, reports, run.features.split(","))
+    with published_folder(folder) as partial:
+        write_history(partial, history)
+        if isinstance(run, RatedRun):
+            write_predictions(partial, run.class_names, predictions)
+        if seen is not None:
+            write_seen(partial, seen)
+        if save_models is not None:
+            save_models(partial)
+        checked = [name for name in (HISTORY, PREDICTIONS, SEEN) if (partial / name).is_file()]
+        run.files = {name: digest_of((partial / name).read_bytes()) for name in checked}
+        _write(partial / RUN, run)
+    return folder
+
+
+def rename_run(folder: Path, run: Run, name: str | None) -> None:
+    """Give a run another name, or none.
+
+    Raises:
+        StoreError: If the folder can't be written.
+    """
+    run.name = name
+    _write(folder / RUN, run)
+
+
+def _write(path: Path, run: Run) -> None:
+    value = asdict(run)
+    header = {name: value.pop(name) for name in HEADER}
+    json.dumps(value, allow_nan=False)  # NaN is no JSON
+    write_json(path, {**header, "payload": value})
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder's run.json.
+
+    Raises:
+        RunError: If it is missing or not what `save_run` wrote.
+    """
+    path = folder / RUN
+    try:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} is no run that can be read: {error}") from error
+    try:
+        flat = {**value, **value.pop("payload")} if "payload" in value else legacy.upgraded(value)
+        flat.pop("payload", None)
+        run = decoded(TYPES[flat["stage"]], flat)
+        _check(run)
+    except (ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
+        raise RunError(f"{path} is not what tlpipe wrote: {error}") from error
+    if run.id != folder.name:
+        raise RunError(f"{path} belongs to the run {run.id!r}; was the folder renamed?")
+    return run
+
+
+def _check(run: Run) -> None:
+    """Refuse what its types alone don't tell.
+
+    Raises:
+        ValueError: Saying which field is wrong.
+    """
+    if "total" not in run.seconds:
+        raise ValueError("seconds lacks the total")
+    if isinstance(run, RatedRun):
+        kind_of(run.head)
+        rated = [run.metrics, run.baseline] if isinstance(run, FinetuneRun) else [run.metrics]
+        if not all(map(_is_rated, rated)):
+            raise ValueError("metrics are of the wrong kind")
+        if not run.specs or len(run.specs) != len(run.extracts):
+            raise ValueError(f"it has {len(run.specs)} specs and {len(run.extracts)} extracts")
+
+
+def _is_rated(metrics: dict[str, Any]) -> bool:
+    """Whether metrics hold what is shown of every split."""
+    numbers = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")
+    for found in metrics.values():
+        if not isinstance(found, dict) or not isinstance(found.get("n"), int):
+            return False
+        interval = found.get("accuracy_95")
+        pair = interval if isinstance(interval, list) and len(interval) == 2 else [None]
+        values = [*(found.get(name) for name in numbers), *pair]
+        if found["n"] and not all(isinstance(value, (int, float)) and abs(value) < 1e9 for value in values):
+            return False
+    return True

@@ -1,0 +1,68 @@
+"""The machine: its processors, GPUs and memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def cpu_count() -> int:
+    """Processors this process may use: in a container its quota, as joblib counts them."""
+    from joblib import cpu_count as count
+
+    return int(count())
+
+
+def memory_limit() -> int:
+    """Bytes of memory this process may use, which in a container are fewer than the machine has."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        with suppress(OSError, ValueError):  # ValueError: "max"
+            limits.append(int(path.read_text()))
+    return min(limits)
+
+
+def memory_for(given: int | None) -> int:
+    """Bytes of features that may be held: as given, else half of the machine's memory."""
+    return memory_limit() // 2 if given is None else given
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether the driver shows a GPU, found without importing TensorFlow; CUDA_VISIBLE_DEVICES may hide it."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+
+
+@cache
+def _cpuinfo() -> dict[str, str]:
+    """What Linux tells of the first processor; nothing elsewhere."""
+    fields: dict[str, str] = {}
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def processor() -> str:
+    """Name of the processor, as the system tells it."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def processor_flags() -> set[str]:
+    """Names of the processor's instruction sets, as Linux spells them; none elsewhere."""
+    return set((_cpuinfo().get("flags") or _cpuinfo().get("Features") or "").split())
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
