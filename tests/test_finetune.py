@@ -408,7 +408,7 @@ class TestEndToEnd:
         np.testing.assert_array_equal(mirrored[0], ~mirrored[1])
         np.testing.assert_array_equal(mirrored[0], mirrored[2])
         cropped = replace(decoded, augment=Augment.parse("crop"))
-        first, again, second = (cropped.of_epoch(epoch).read(np.arange(40)) for epoch in (1, 1, 2))
+        first, again, second = (replace(cropped, epoch=epoch).read(np.arange(40)) for epoch in (1, 1, 2))
         np.testing.assert_array_equal(first, again)
         assert (first != second).any(axis=(1, 2, 3)).sum() > 35  # of small pictures two crops may be the same
 

@@ -33,7 +33,7 @@ from pipeline.heads.linear import fit_many as fit_linear
 from pipeline.heads.logreg import PENALTIES
 from pipeline.heads.prepare import Preparation
 from pipeline.store.rows import Part, joined, nothing
-from pipeline.training.losses import accuracy_of_logits, sparse_loss
+from pipeline.training.optimizer import accuracy_of_logits, sparse_loss
 
 EVERY = ("logreg", "ridge", "centroid", "knn7", "linear", "mlp32-16", "bn-mlp24")
 CLOSED = ("logreg", "ridge", "centroid", "knn7")

@@ -17,8 +17,7 @@ from PIL import Image
 
 from pipeline.config import ImageConfig
 from pipeline.data import FileSource, file_key
-from pipeline.data.images import decode, describe, from_array, resize
-from pipeline.data.pixels import read_pixels
+from pipeline.data.images import decode, describe, from_array, read_pixels, resize
 from pipeline.errors import ImageError
 
 FULL = ImageConfig((4096, 4096))  # so large that no JPEG is shrunk while it is decoded

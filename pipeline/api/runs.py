@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,12 @@ from pipeline.runs.folder import read_run
 from pipeline.runs.predictions import Predictions, read_history, read_predictions
 from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, RatedRun, Run, SweepRun
 from pipeline.runs.summary import AGAINST, CANDIDATES, SCORES, against_rows, candidate_rows, score_rows
+from pipeline.util import log
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted, percent
 
 AnyRun = TypeVar("AnyRun", bound=Run, covariant=True)
 AnyRated = TypeVar("AnyRated", bound=RatedRun, covariant=True)
-
-log = logging.getLogger("tlpipe")
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -56,11 +56,7 @@ def build_network(row: Backbone, image_size: tuple[int, int], policy: str = "flo
         row: The backbone.
         image_size: (height, width), pixels.
         policy: Keras dtype policy: "float32", "mixed_float16" or "mixed_bfloat16".
-
-    Raises:
-        ConfigError: If the image is smaller than the backbone takes.
     """
-    check_image_size(row, image_size)
     keras = runtime.keras()
     with fresh_names(), _dtype_policy(policy):
         pixels = keras.Input((*image_size, 3), dtype="uint8", name="pixels")

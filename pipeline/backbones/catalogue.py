@@ -5,6 +5,7 @@ Nothing here imports Keras. A contract test builds every row and compares it wit
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -77,52 +78,52 @@ class Backbone:
         return self.blocks[-1].name
 
 
-def _densenet_blocks() -> tuple[Block, ...]:
-    stem = Block("conv1", "conv1_conv$", output="conv1_relu$")
+def _efficientnet_blocks(n_blocks: int) -> tuple[Block, ...]:
+    middle = [Block(f"block{i}", rf"block{i}a_") for i in range(1, n_blocks + 1)]
+    return (Block("stem", "stem_conv"), *middle, Block("top", "top_conv$"))
+
+
+def _rows() -> Iterator[Backbone]:
+    last = Block("conv5", "conv5_block1_")
     middle = [Block(f"conv{i}", rf"conv{i}_block1_", output=f"pool{i}_relu$") for i in (2, 3, 4)]
-    return (stem, *middle, Block("conv5", "conv5_block1_"))
-
-
-def _vgg_blocks() -> tuple[Block, ...]:
-    return tuple(Block(f"block{i}", rf"block{i}_conv1$") for i in range(1, 6))
-
-
-def _resnet_blocks() -> tuple[Block, ...]:
-    return (Block("conv1", "conv1_conv$"), *(Block(f"conv{i}", rf"conv{i}_block1_") for i in (2, 3, 4, 5)))
-
-
-def _resnet_v2_blocks() -> tuple[Block, ...]:
-    stem = Block("conv1", "conv1_conv$", output="conv2_block1_preact_relu$")
+    blocks = (Block("conv1", "conv1_conv$", output="conv1_relu$"), *middle, last)
+    for depth, width in ((121, 1024), (169, 1664), (201, 1920)):
+        file = f"densenet/densenet{depth}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+        yield _row(f"DenseNet{depth}", 224, 32, "torch", width, blocks, file)
+    blocks = tuple(Block(f"block{i}", rf"block{i}_conv1$") for i in range(1, 6))
+    for depth in (16, 19):
+        file = f"vgg{depth}/vgg{depth}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+        yield _row(f"VGG{depth}", 224, 32, "caffe", 512, blocks, file)
+    blocks = (Block("conv1", "conv1_conv$"), *(Block(f"conv{i}", rf"conv{i}_block1_") for i in (2, 3, 4)), last)
     middle = [Block(f"conv{i}", rf"conv{i}_block1_", output=f"conv{i + 1}_block1_preact_relu$") for i in (2, 3, 4)]
-    return (stem, *middle, Block("conv5", "conv5_block1_"))
-
-
-def _mobilenet_blocks() -> tuple[Block, ...]:
-    return (Block("conv1", "conv1$"), *(Block(f"block{i}", rf"conv_(pad|dw)_{i}$") for i in range(1, 14)))
-
-
-def _mobilenet_v2_blocks() -> tuple[Block, ...]:
+    blocks_v2 = (Block("conv1", "conv1_conv$", output="conv2_block1_preact_relu$"), *middle, last)
+    for depth in (50, 101, 152):
+        file = f"resnet/resnet{depth}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+        yield _row(f"ResNet{depth}", 224, 32, "caffe", 2048, blocks, file)
+        file = f"resnet/resnet{depth}v2_weights_tf_dim_ordering_tf_kernels_notop.h5"
+        yield _row(f"ResNet{depth}V2", 224, 32, "tf", 2048, blocks_v2, file)
+    blocks = (Block("conv1", "conv1$"), *(Block(f"block{i}", rf"conv_(pad|dw)_{i}$") for i in range(1, 14)))
+    for digits, alpha, label in (("", 1.0, "1_0"), ("025", 0.25, "2_5"), ("050", 0.5, "5_0"), ("075", 0.75, "7_5")):
+        file = f"mobilenet/mobilenet_{label}_224_tf_no_top.h5"
+        yield _row("MobileNet", 224, 32, "tf", int(1024 * alpha), blocks, file, digits=digits, alpha=alpha)
     middle = [Block(f"block{i}", rf"block_{i}_") for i in range(1, 17)]
-    return (Block("conv1", "Conv1$"), Block("block0", "expanded_conv_"), *middle, Block("top", "Conv_1$"))
-
-
-def _mobilenet_v3_blocks(n_blocks: int) -> tuple[Block, ...]:
-    first = Block("block0", r"expanded_conv_(?!\d)")
-    middle = [Block(f"block{i}", rf"expanded_conv_{i}_") for i in range(1, n_blocks)]
-    return (Block("conv", "conv$"), first, *middle, Block("top", "conv_1$"))
-
-
-def _xception_blocks() -> tuple[Block, ...]:
-    return tuple(Block(f"block{i}", rf"block{i}_") for i in range(1, 15))
-
-
-def _inception_v3_blocks() -> tuple[Block, ...]:
-    first = Block("mixed0", output="mixed0$")
-    return (first, *(Block(f"mixed{i}", after=f"mixed{i - 1}$", output=f"mixed{i}$") for i in range(1, 11)))
-
-
-def _inception_resnet_v2_blocks() -> tuple[Block, ...]:
-    return (
+    blocks = (Block("conv1", "Conv1$"), Block("block0", "expanded_conv_"), *middle, Block("top", "Conv_1$"))
+    for digits, alpha in (("", 1.0), ("035", 0.35), ("050", 0.5), ("075", 0.75), ("130", 1.3), ("140", 1.4)):
+        file = f"mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_224_no_top.h5"
+        width = max(1280, int(1280 * alpha))
+        yield _row("MobileNetV2", 224, 32, "tf", width, blocks, file, digits=digits, alpha=alpha)
+    for size, width, n_blocks in (("Small", 576, 11), ("Large", 960, 15)):
+        middle = [Block(f"block{i}", rf"expanded_conv_{i}_") for i in range(1, n_blocks)]
+        blocks = (Block("conv", "conv$"), Block("block0", r"expanded_conv_(?!\d)"), *middle, Block("top", "conv_1$"))
+        file = f"mobilenet_v3/weights_mobilenet_v3_{size.lower()}_224_1.0_float_no_top_v2.h5"
+        yield _row(f"MobileNetV3{size}", 224, 32, "inside", width, blocks, file)
+    blocks = tuple(Block(f"block{i}", rf"block{i}_") for i in range(1, 15))
+    file = "xception/xception_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    yield _row("Xception", 299, 71, "tf", 2048, blocks, file)
+    middle = [Block(f"mixed{i}", after=f"mixed{i - 1}$", output=f"mixed{i}$") for i in range(1, 11)]
+    file = "inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    yield _row("InceptionV3", 299, 75, "tf", 2048, (Block("mixed0", output="mixed0$"), *middle), file)
+    blocks = (
         Block("mixed_5b", output="mixed_5b$"),
         Block("block35", after="mixed_5b$", output="block35_10_ac$"),
         Block("mixed_6a", after="block35_10_ac$", output="mixed_6a$"),
@@ -131,67 +132,23 @@ def _inception_resnet_v2_blocks() -> tuple[Block, ...]:
         Block("block8", after="mixed_7a$"),
         Block("conv_7b", "conv_7b$"),
     )
-
-
-def _nasnet_blocks(n_cells: int) -> tuple[Block, ...]:
-    return (
-        Block("stem", "stem_conv1$", output="reduction_concat_stem_2$"),
-        Block("stage1", after="reduction_concat_stem_2$", output=f"normal_concat_{n_cells - 1}$"),
-        Block("stage2", after=f"normal_concat_{n_cells - 1}$", output=f"normal_concat_{2 * n_cells}$"),
-        Block("stage3", after=f"normal_concat_{2 * n_cells}$"),
-    )
-
-
-def _efficientnet_blocks(n_blocks: int) -> tuple[Block, ...]:
-    middle = [Block(f"block{i}", rf"block{i}a_") for i in range(1, n_blocks + 1)]
-    return (Block("stem", "stem_conv"), *middle, Block("top", "top_conv$"))
-
-
-def _convnext_blocks(name: str) -> tuple[Block, ...]:
-    return tuple(Block(f"stage{i}", rf"{name}_(downsampling_block_{i - 1}|stage_{i}_)") for i in range(4))
-
-
-def _rows() -> list[Backbone]:
-    rows = []
-    for depth, width in ((121, 1024), (169, 1664), (201, 1920)):
-        file = f"densenet{depth}_weights_tf_dim_ordering_tf_kernels_notop.h5"
-        rows.append(_row(f"DenseNet{depth}", 224, 32, "torch", width, _densenet_blocks(), "densenet/" + file))
-    for depth in (16, 19):
-        file = f"vgg{depth}_weights_tf_dim_ordering_tf_kernels_notop.h5"
-        rows.append(_row(f"VGG{depth}", 224, 32, "caffe", 512, _vgg_blocks(), f"vgg{depth}/{file}"))
-    for depth in (50, 101, 152):
-        file = f"resnet{depth}_weights_tf_dim_ordering_tf_kernels_notop.h5"
-        rows.append(_row(f"ResNet{depth}", 224, 32, "caffe", 2048, _resnet_blocks(), "resnet/" + file))
-        file = f"resnet{depth}v2_weights_tf_dim_ordering_tf_kernels_notop.h5"
-        rows.append(_row(f"ResNet{depth}V2", 224, 32, "tf", 2048, _resnet_v2_blocks(), "resnet/" + file))
-    for digits, alpha, label in (("", 1.0, "1_0"), ("025", 0.25, "2_5"), ("050", 0.5, "5_0"), ("075", 0.75, "7_5")):
-        file = f"mobilenet/mobilenet_{label}_224_tf_no_top.h5"
-        width = int(1024 * alpha)
-        rows.append(_row("MobileNet", 224, 32, "tf", width, _mobilenet_blocks(), file, digits=digits, alpha=alpha))
-    for digits, alpha in (("", 1.0), ("035", 0.35), ("050", 0.5), ("075", 0.75), ("130", 1.3), ("140", 1.4)):
-        file = f"mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_224_no_top.h5"
-        width = max(1280, int(1280 * alpha))
-        rows.append(_row("MobileNetV2", 224, 32, "tf", width, _mobilenet_v2_blocks(), file, digits=digits, alpha=alpha))
-    for size, width, n_blocks in (("Small", 576, 11), ("Large", 960, 15)):
-        file = f"mobilenet_v3/weights_mobilenet_v3_{size.lower()}_224_1.0_float_no_top_v2.h5"
-        rows.append(_row(f"MobileNetV3{size}", 224, 32, "inside", width, _mobilenet_v3_blocks(n_blocks), file))
-    file = "xception/xception_weights_tf_dim_ordering_tf_kernels_notop.h5"
-    rows.append(_row("Xception", 299, 71, "tf", 2048, _xception_blocks(), file))
-    file = "inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5"
-    rows.append(_row("InceptionV3", 299, 75, "tf", 2048, _inception_v3_blocks(), file))
     file = "inception_resnet_v2/inception_resnet_v2_weights_tf_dim_ordering_tf_kernels_notop.h5"
-    rows.append(_row("InceptionResNetV2", 299, 75, "tf", 1536, _inception_resnet_v2_blocks(), file))
+    yield _row("InceptionResNetV2", 299, 75, "tf", 1536, blocks, file)
     for size, native, width, n_cells in (("Mobile", 224, 1056, 4), ("Large", 331, 4032, 6)):
-        file = f"nasnet/NASNet-{size.lower()}-no-top.h5"
-        row = _row(f"NASNet{size}", native, 32, "tf", width, _nasnet_blocks(n_cells), file)
+        blocks = (
+            Block("stem", "stem_conv1$", output="reduction_concat_stem_2$"),
+            Block("stage1", after="reduction_concat_stem_2$", output=f"normal_concat_{n_cells - 1}$"),
+            Block("stage2", after=f"normal_concat_{n_cells - 1}$", output=f"normal_concat_{2 * n_cells}$"),
+            Block("stage3", after=f"normal_concat_{2 * n_cells}$"),
+        )
+        row = _row(f"NASNet{size}", native, 32, "tf", width, blocks, f"nasnet/NASNet-{size.lower()}-no-top.h5")
         # Keras keeps these files under another name than it fetches them by.
-        rows.append(replace(row, weights_file=f"nasnet_{size.lower()}_no_top.h5"))
+        yield replace(row, weights_file=f"nasnet_{size.lower()}_no_top.h5")
     natives = (224, 240, 260, 300, 380, 456, 528, 600)
     widths = (1280, 1280, 1408, 1536, 1792, 2048, 2304, 2560)
     for number, (native, width) in enumerate(zip(natives, widths, strict=True)):
         file = f"https://storage.googleapis.com/keras-applications/efficientnetb{number}_notop.h5"
-        row = _row(f"EfficientNetB{number}", native, 32, "efficientnet", width, _efficientnet_blocks(7), file)
-        rows.append(row)
+        yield _row(f"EfficientNetB{number}", native, 32, "efficientnet", width, _efficientnet_blocks(7), file)
     for size, native, width, n_blocks in (
         ("B0", 224, 1280, 6),
         ("B1", 240, 1280, 6),
@@ -202,13 +159,11 @@ def _rows() -> list[Backbone]:
         ("L", 480, 1280, 7),
     ):
         file = f"efficientnet_v2/efficientnetv2-{size.lower()}_notop.h5"
-        rows.append(_row(f"EfficientNetV2{size}", native, 32, "inside", width, _efficientnet_blocks(n_blocks), file))
+        yield _row(f"EfficientNetV2{size}", native, 32, "inside", width, _efficientnet_blocks(n_blocks), file)
     for size, width in (("Tiny", 768), ("Small", 768), ("Base", 1024), ("Large", 1536), ("XLarge", 2048)):
         name = f"convnext_{size.lower()}"
-        rows.append(
-            _row(f"ConvNeXt{size}", 224, 32, "inside", width, _convnext_blocks(name), f"convnext/{name}_notop.h5")
-        )
-    return rows
+        blocks = tuple(Block(f"stage{i}", rf"{name}_(downsampling_block_{i - 1}|stage_{i}_)") for i in range(4))
+        yield _row(f"ConvNeXt{size}", 224, 32, "inside", width, blocks, f"convnext/{name}_notop.h5")
 
 
 def _row(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.util import runtime
+
 if TYPE_CHECKING:
     import keras
 
@@ -28,26 +30,12 @@ class Node:
 
 def apply(model: keras.Model, tensor: Any) -> Any:
     """The first output of a model with one input, on another tensor: its layers one by one, not as one nested layer."""
-    model = getattr(model, "_functional", None) or model
-    known = {id(model.inputs[0]): tensor}
-    for use in _uses(model):
-        if not use.is_input:
-            arguments, keywords = use.arguments.fill_in(known)
-            results = use.operation(*arguments, **keywords)
-            results = results if isinstance(results, (list, tuple)) else [results]
-            known.update({id(old): new for old, new in zip(use.output_tensors, results, strict=True)})
-    return known[id(model.outputs[0])]
+    return runtime.keras().Function(model.inputs[0], model.outputs[0]).call(tensor)
 
 
 def tensor_of(model: keras.Model, name: str) -> Any:
     """Output of a layer in a model; `layer.output` can't tell which where other models use the layer as well."""
     return next(node.outputs[0] for node in nodes(model) if node.name == name)
-
-
-def _uses(model: Any) -> list[Any]:
-    """Keras's own record of the uses of layers in a functional model, each after those that it reads."""
-    by_depth = model._nodes_by_depth
-    return [use for depth in sorted(by_depth, reverse=True) for use in by_depth[depth]]
 
 
 def nodes(model: keras.Model) -> list[Node]:
@@ -58,7 +46,8 @@ def nodes(model: keras.Model) -> list[Node]:
     model = getattr(model, "_functional", None) or model  # what a sequential model holds inside
     known: dict[int, int] = {}
     found: list[Node] = []
-    for use in _uses(model):
+    by_depth = model._nodes_by_depth
+    for use in (use for depth in sorted(by_depth, reverse=True) for use in by_depth[depth]):
         parents = tuple(sorted({known[id(tensor)] for tensor in use.input_tensors}))
         known.update(dict.fromkeys(map(id, use.output_tensors), len(found)))
         found.append(Node(use.operation.name, use.operation, tuple(use.output_tensors), parents))

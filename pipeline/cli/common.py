@@ -19,9 +19,8 @@ import click
 from pipeline.cli.complete import COMPLETED
 from pipeline.config import HEAD_DEFAULTS, HeadConfig
 from pipeline.errors import StoppedError, TlpipeError
+from pipeline.util import log
 from pipeline.util.options import SEED, SEED_HELP, Declared, declared, made, option_name
-
-log = logging.getLogger("tlpipe")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Function], Function]

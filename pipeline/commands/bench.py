@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import tempfile
 from collections.abc import Callable
@@ -17,15 +16,13 @@ from pipeline.backbones import open_backbone
 from pipeline.errors import EngineError
 from pipeline.extraction.engines import EngineChoice, call, open_engine
 from pipeline.extraction.engines.turns import turns
-from pipeline.util import machine, runtime
+from pipeline.util import log, machine, runtime
 
 if TYPE_CHECKING:
     import keras
 
 OPENVINO_BATCHES = (1, 2, 4, 8)
 MATRIX_SIDE = 2048
-
-log = logging.getLogger("tlpipe")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,12 @@ from pipeline.store.shard import SoundShards
 from pipeline.store.shards import DAMAGED_SUFFIX, Damage, FeatureStore, stores
 from pipeline.store.table import load_table, row_keys
 from pipeline.store.uses import uses
+from pipeline.util import log
 from pipeline.util.files import PARTIAL_SUFFIX, folder_size, is_marked, published
 from pipeline.util.memo import Memo
 
 ABANDONED = 24 * 3600  # seconds after which a file that was never finished is no one's any more
 LEFT = 7 * ABANDONED
-
-log = logging.getLogger("tlpipe")
 
 
 def ls(cache: Path, *, writers: bool = False) -> list[dict[str, Any]]:
@@ -99,7 +97,7 @@ class Verified:
         return {
             "n_files": self.n_files,
             "damaged": [{"path": str(item.path), "cause": item.cause} for item in self.damaged],
-            "recomputed": [item.to_json() for item in self.recomputed],
+            "recomputed": [asdict(item) for item in self.recomputed],
         }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,11 +12,10 @@ from pipeline.errors import WeightsError
 from pipeline.evaluation.compare import Difference, paired_difference
 from pipeline.runs.predictions import both_right, read_predictions
 from pipeline.runs.run import FinetuneRun, HeadRun
+from pipeline.util import log
 
 IMAGE_SIZE = (64, 64)
 BLOCKS, EPOCHS, LEARNING_RATE = "conv4,conv5", 3, 3e-4
-
-log = logging.getLogger("tlpipe")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -22,11 +21,9 @@ from pipeline.runs.folder import command_line, new_id, save_run
 from pipeline.runs.predictions import Predictions, both_right, read_seen
 from pipeline.runs.run import Against, EvaluateRun, uses_of
 from pipeline.store.records import load_dataset, now, place_of
-from pipeline.util import runtime
+from pipeline.util import log, runtime
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted
-
-log = logging.getLogger("tlpipe")
 
 Seen = dict[bytes, set[str]]
 """The splits that each image had when a run was trained, by image key; several of one that is there several times."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import time
 from collections.abc import Iterator
@@ -39,8 +38,6 @@ LEAST_AGREEMENT = 0.99
 MOST_APART = 0.1  # of probabilities, where there are too few images to count labels by: bfloat16 stays below
 MOST_MISSED = 0.01  # by which the probabilities of an image may miss a sum of 1
 CHECKED = 200  # images of the run that an export is checked on
-
-log = logging.getLogger("tlpipe")
 
 
 @dataclass(frozen=True, slots=True)

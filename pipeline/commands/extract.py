@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 import time
 from collections.abc import Sequence
@@ -32,10 +31,9 @@ from pipeline.store.records import (
     splits_of,
     table_id,
 )
+from pipeline.util import log
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted
-
-log = logging.getLogger("tlpipe")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import time
 from contextlib import suppress
@@ -44,10 +43,8 @@ from pipeline.runs.run import FinetuneRun, HeadRun
 from pipeline.store.records import find_record, splits_of
 from pipeline.store.rows import Part
 from pipeline.store.table import FeatureTable, load_table, read_features
-from pipeline.util import machine, runtime
+from pipeline.util import log, machine, runtime
 from pipeline.util.memo import Memo
-
-log = logging.getLogger("tlpipe")
 
 
 def finetune(
@@ -171,8 +168,7 @@ def _read_examples(
         spec = record.spec
         images = ImageConfig(spec.image_size, spec.resize, spec.interpolation, record.config.pixel_limit)
         found = {
-            split: images_of(table, split, opened.dataset, opened.source, images, augment if split == "train" else None)
-            for split in SPLITS
+            split: images_of(table, split, opened, images, augment if split == "train" else None) for split in SPLITS
         }
         if not begun.end_to_end:
             wanted, exact = (_at_the_cut(begun, one) for one in (wanted, exact))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from pathlib import Path
@@ -27,10 +26,9 @@ from pipeline.store.records import (
 )
 from pipeline.store.rows import Part
 from pipeline.store.shards import FeatureStore
+from pipeline.util import log
 from pipeline.util.files import digest_of
 from pipeline.util.memo import Memo
-
-log = logging.getLogger("tlpipe")
 
 
 def inspect(data: str, cache: Path, reports: Path, seed: int = 0, columns: Columns = COMMON) -> Inspection:

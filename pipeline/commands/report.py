@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from pipeline.runs.predictions import read_history, read_predictions
 from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, HeadRun, RatedRun, Run
 from pipeline.store.records import find_records, load_dataset
 from pipeline.store.shards import FeatureStore
-from pipeline.util import runtime
+from pipeline.util import log, runtime
 from pipeline.util.files import digest_of
 from pipeline.util.memo import Memo
 from pipeline.util.options import one_of
@@ -34,8 +33,6 @@ MAPS = ("pca", "tsne")
 MAP_IMAGES = 1500
 SAMPLES = 6
 DRAWN_VIEWS = 3  # shown of a run that drew new ones in each epoch
-
-log = logging.getLogger("tlpipe")
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,21 +28,10 @@ from pipeline.data.dataset import (
     split_names,
     split_numbers,
 )
-from pipeline.data.folder import read_folder
-from pipeline.data.manifest import MANIFEST_SUFFIXES, read_manifest
-from pipeline.data.mixed import MixedSource
-from pipeline.data.source import (
-    KEY_DTYPE,
-    ArraySource,
-    FileSource,
-    ImageKeys,
-    ImageSource,
-    array_key,
-    file_key,
-    read_bytes,
-)
+from pipeline.data.folder import files_below, is_image, read_folder
+from pipeline.data.manifest import MANIFEST_SUFFIXES, read_manifest, read_paths
+from pipeline.data.source import KEY_DTYPE, ArraySource, FileSource, ImageSource, MixedSource, array_key, file_key
 from pipeline.data.splits import carve, joined_groups, twin_rows, twins
-from pipeline.data.unlabelled import list_images
 from pipeline.errors import DataError
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted
@@ -56,13 +45,10 @@ __all__ = [
     "ArraySource",
     "Dataset",
     "FileSource",
-    "ImageKeys",
     "ImageSource",
-    "KnownSplits",
     "Listing",
     "MixedSource",
     "Opened",
-    "Unreadable",
     "among",
     "array_key",
     "check_classes",
@@ -74,7 +60,6 @@ __all__ = [
     "open_dataset",
     "open_labelled",
     "printable",
-    "read_bytes",
     "shortened",
     "split_again",
     "twin_rows",
@@ -283,6 +268,35 @@ def list_source(data: str, columns: Columns, least_classes: int = 2) -> Listing:
     raise DataError(
         f"{data} is no kind of data that can be read; give a folder, a {', '.join(MANIFEST_SUFFIXES)} or an .npz file"
     )
+
+
+def list_images(names: Sequence[str], path_column: str | None = None) -> tuple[list[str], FileSource]:
+    """The images that a user names, and where each lies, as a path from where the user stands.
+
+    Args:
+        names: Files, folders (with all that lies below them), and manifests.
+        path_column: Column of a manifest that holds the paths; None for the common names.
+
+    Raises:
+        DataError: If one isn't there, or holds no images.
+    """
+    locations: list[str] = []
+    paths: list[str] = []
+    for name in names:
+        path = Path(name).expanduser()
+        if not name or not path.exists():
+            raise DataError(f"There is no {name!r}; give images, folders, or a {', '.join(MANIFEST_SUFFIXES)} file")
+        if path.is_dir():
+            found = [str(path / file) for file in files_below(path) if is_image(file)]
+        elif path.suffix.lower() in MANIFEST_SUFFIXES:
+            found = [str(file) for file in read_paths(path, path_column)]
+        else:
+            found = [str(path)]
+        if not found:
+            raise DataError(f"{name} holds no images; give a folder or a manifest that does")
+        paths += found
+        locations += [printable(file) for file in found]
+    return locations, FileSource(paths)
 
 
 def _digits() -> Listing:

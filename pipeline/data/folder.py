@@ -82,21 +82,21 @@ def read_folder(root: Path, least_classes: int = 2) -> Listing:
         labels += [folder.name] * n_new
         splits += [split] * n_new
     listing = _listing(root, files, labels, splits, aside, skipped)
-    listing.notes.extend(_of_folders(folder) for _, folder in classes if _inner(folder))
+    listing.notes.extend(
+        f"All images of {folder.name} lie in folders of their own ({shortened(inner)}), which count as one class; "
+        f"if they are the classes: tlpipe extract {folder}"
+        for _, folder in classes
+        if (inner := _inner(folder))
+    )
     return listing
 
 
 def _inner(folder: Path) -> list[str]:
     """The folders in a class folder that holds all its images in such."""
-    return [] if _has_images(folder) else [entry.name for entry in _entries(folder) if _is_folder(entry)]
-
-
-def _of_folders(folder: Path) -> str:
-    """Say of a class folder that its folders are not read as classes."""
-    return (
-        f"All images of {folder.name} lie in folders of their own ({shortened(_inner(folder))}), which count as one "
-        f"class; if they are the classes: tlpipe extract {folder}"
-    )
+    entries = _entries(folder)
+    if any(is_image(entry.name) and not _is_folder(entry) for entry in entries):
+        return []
+    return [entry.name for entry in entries if _is_folder(entry)]
 
 
 def _listing(
@@ -162,11 +162,6 @@ def _check_depth(root: Path, folders: list[Path]) -> None:
             "themselves. Looked for class/*.jpg and {train,val,test}/class/*.jpg; give one of them: "
             f"tlpipe extract {root / sets[0]}"
         )
-
-
-def _has_images(folder: Path) -> bool:
-    """Whether images lie in a folder itself."""
-    return any(is_image(entry.name) and not _is_folder(entry) for entry in _entries(folder))
 
 
 def is_image(name: str) -> bool:

@@ -22,16 +22,11 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from pipeline.config import ImageConfig
+from pipeline.data.augment import Augment
+from pipeline.data.source import ImageSource, array_key, file_key
 from pipeline.errors import ImageError
 
 Pixels = NDArray[np.uint8]
-
-RESAMPLING = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "nearest": Image.Resampling.NEAREST,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
@@ -43,9 +38,9 @@ def _formats() -> list[str]:
     return [name for name in Image.OPEN if name not in ("EPS", "WMF", "BUFR", "GRIB", "HDF5")]
 
 
-def reader_version() -> str:
-    """What decides whether a file can be read; another version may read what this one can't."""
-    return f"pillow {PIL.__version__}"
+def reader_name(config: ImageConfig) -> str:
+    """What decides whether a file can be read: another version or limit may read what this one can't."""
+    return f"pillow {PIL.__version__}, {config.pixel_limit} pixels"
 
 
 _limit: ContextVar[int | None] = ContextVar("pixel limit of the decoding at hand", default=None)
@@ -192,7 +187,7 @@ def resize(image: Image.Image, config: ImageConfig) -> Pixels:
         Shape [height, width, 3].
     """
     height, width = config.image_size
-    method = RESAMPLING[config.interpolation]
+    method = Image.Resampling[config.interpolation.upper()]
     if config.resize == "pad":
         image = ImageOps.pad(image, (width, height), method, color="white")
     elif config.resize == "crop":
@@ -200,6 +195,40 @@ def resize(image: Image.Image, config: ImageConfig) -> Pixels:
     elif image.size != (width, height):
         image = image.resize((width, height), method)
     return np.asarray(image)
+
+
+def read_pixels(
+    source: ImageSource,
+    index: int,
+    image_key: bytes,
+    config: ImageConfig,
+    augment: Augment | None = None,
+    view: int = 0,
+) -> Pixels:
+    """Read one view of one image and bring it to the size wanted.
+
+    Args:
+        source: Where the image comes from.
+        index: Its position in the source.
+        image_key: Its image key, which its bytes must still have.
+        config: How a file becomes pixels.
+        augment: How views are made; None for the image itself.
+        view: Number of the view.
+
+    Returns:
+        Shape [height, width, 3].
+
+    Raises:
+        ImageError: If it can't be read, or is no longer what its key says.
+    """
+    content = source.read(index)
+    key = file_key(content) if isinstance(content, bytes) else array_key(content)
+    if key != image_key:
+        raise ImageError("changed since its key was computed; run again, with --rehash", lasting=False)
+    image = decode(content, config, enlarge=2 if view else 1) if isinstance(content, bytes) else from_array(content)
+    if augment is not None:
+        image = augment(image, image_key, view)
+    return resize(image, config)
 
 
 def _draft(image: Image.Image, config: ImageConfig, enlarge: int) -> None:

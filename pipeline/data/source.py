@@ -9,7 +9,6 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ImageError
 from pipeline.util.files import digest_of
 from pipeline.util.machine import cpu_count
-from pipeline.util.memo import Memo, Stamp
+from pipeline.util.memo import Memo, Stamp, stats
 from pipeline.util.progress import progress
 from pipeline.util.texts import Texts
 
@@ -148,11 +147,7 @@ class FileSource:
 
 def _stamps(paths: Iterable[str]) -> dict[str, Stamp]:
     """Stamps of the files that are there; reading one that isn't gives the error, with its cause."""
-    found = {}
-    for path in paths:
-        with suppress(OSError):
-            found[path] = Stamp.of(path)
-    return found
+    return {path: Stamp.of(stat) for path, stat in stats(paths).items()}
 
 
 def _key_or_error(path: str) -> bytes | ImageError:
@@ -195,3 +190,39 @@ class ArraySource:
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> ArraySource:
         """Only these images."""
         return ArraySource(self.parts, self.indices[np.asarray(indices, np.int64)])
+
+
+class MixedSource:
+    """Images that lie in several sources.
+
+    Args:
+        sources: Where they lie.
+        places: Of each image: which source, and the position in it.
+    """
+
+    def __init__(self, sources: Sequence[ImageSource], places: Sequence[tuple[int, int]]) -> None:
+        self.sources = sources
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
+        """Image keys; each source is asked once, as it may read many at a time."""
+        keys = np.zeros(len(self), KEY_DTYPE)
+        errors: dict[int, ImageError] = {}
+        for number, source in enumerate(self.sources):
+            rows = [row for row, (own, _) in enumerate(self.places) if own == number]
+            found = source.take([self.places[row][1] for row in rows]).keys(memo, rehash=rehash)
+            keys[rows] = found.column
+            errors |= {rows[position]: error for position, error in found.errors.items()}
+        return ImageKeys(keys, errors)
+
+    def read(self, index: int) -> bytes | NDArray[np.uint8]:
+        """A file's bytes, or the pixels of an array."""
+        number, position = self.places[index]
+        return self.sources[number].read(position)
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> MixedSource:
+        """Only these images."""
+        return MixedSource(self.sources, [self.places[index] for index in indices])

@@ -227,28 +227,17 @@ def joined_groups(
     """
     if not together and not any(any(column) for column in names if column is not None):
         return None
-    found = list(range(len(keys)))
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def first_of(row: int) -> int:
-        while found[row] != row:
-            found[row] = found[found[row]]
-            row = found[row]
-        return row
-
-    def join(row: int, other: int) -> None:
-        first, second = sorted((first_of(row), first_of(other)))
-        found[second] = first
-
+    edges = [np.array([(rows[0], row) for row in rows], np.int32) for rows in together]
     for column in (keys.tolist(), *names):
         seen: dict[Any, int] = {}
-        for row, name in enumerate(column or ()):
-            if name:
-                join(row, seen.setdefault(name, row))
-    for rows in together:
-        for row in rows:
-            join(rows[0], row)
-    firsts = np.array([first_of(row) for row in range(len(found))], np.int64)
-    numbers = np.unique(firsts, return_inverse=True)[1].astype(np.int64)
+        firsts = [seen.setdefault(name, row) if name else row for row, name in enumerate(column or ())]
+        edges.append(np.column_stack([firsts, np.arange(len(firsts))]).astype(np.int32))
+    ends = np.concatenate(edges)
+    graph = coo_array((np.ones(len(ends), np.bool_), (ends[:, 0], ends[:, 1])), (len(keys), len(keys)))
+    numbers = connected_components(graph, directed=False)[1].astype(np.int64)
     return numbers if len(np.unique(numbers)) < len(np.unique(keys)) else None
 
 

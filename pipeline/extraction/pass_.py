@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +14,11 @@ from numpy.typing import NDArray
 from pipeline.config import ImageConfig
 from pipeline.data import ImageSource, images
 from pipeline.data.augment import Augment
-from pipeline.data.images import Pixels
-from pipeline.data.pixels import read_pixels
+from pipeline.data.images import Pixels, read_pixels
 from pipeline.errors import ImageError, StoppedError, StoreError
 from pipeline.extraction.engines import Engine
 from pipeline.store.shards import FeatureStore, Quarantined
-from pipeline.util import machine
+from pipeline.util import log, machine
 from pipeline.util.progress import progress
 from pipeline.util.stopping import Stopping, stopping
 from pipeline.util.text import readable_size
@@ -29,8 +27,6 @@ SHARD_ROWS = 2048
 SHARD_BYTES = 32 * 2**20
 SHARD_SECONDS = 30.0
 AHEAD = 2  # batches decoded ahead of the engine, beside one for each thread
-
-log = logging.getLogger("tlpipe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +89,6 @@ class _Batch:
     failed: list[tuple[Row, ImageError]]
 
 
-def reader_name(config: ImageConfig) -> str:
-    """What decides whether an image can be read."""
-    return f"{images.reader_version()}, {config.pixel_limit} pixels"
-
-
 def compute(
     store: FeatureStore,
     source: ImageSource,
@@ -143,7 +134,7 @@ def compute(
             advance(len(done))
         before = time.perf_counter()
         shard.publish()
-        reader = reader_name(config)
+        reader = images.reader_name(config)
         store.quarantine(
             Quarantined(key.decode(), location, str(error), reader)
             for key, (location, error) in report.unreadable.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,19 +14,18 @@ from pipeline.backbones import Pretrained, open_backbone
 from pipeline.config import ExtractConfig, FeatureSpec, ImageConfig
 from pipeline.data import ImageSource, Opened, among, in_order
 from pipeline.data.augment import Augment
+from pipeline.data.images import reader_name
 from pipeline.errors import DataError, EngineError
 from pipeline.extraction import pass_
 from pipeline.extraction.engines import Engine, EngineChoice, choose, for_graph, graph_folder, open_engine
 from pipeline.extraction.pass_ import PassReport, Row
 from pipeline.store.shards import FeatureStore
 from pipeline.store.table import row_keys
-from pipeline.util import machine, runtime
+from pipeline.util import log, machine, runtime
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted
 
 NAMED_AT_MOST = 10  # unreadable images named on the terminal; the answer of --json lists all
-
-log = logging.getLogger("tlpipe")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -194,19 +192,14 @@ def complete(
     order, begins = in_order(keys)
     first = np.sort(order[begins])
     n_wanted = len(first) * (plan.views + 1)
-    reader = pass_.reader_name(plan.images)
+    reader = reader_name(plan.images)
     known = {key: entry.cause for key, entry in store.quarantined().items() if entry.reader == reader}
     refused = {key: known[key] for key in keys[among(keys, known)].tolist()}
     rows = _missing(plan, keys, first, locations, refused)
     if not rows:
         return Done(plan, PassReport(), refused, n_wanted, time.perf_counter())
-    log.info(
-        "%s of %s to compute with %s in %s",
-        f"{len(rows):,}",
-        counted(n_wanted, "row"),
-        plan.choice.engine,
-        plan.choice.precision,
-    )
+    by = f"{plan.choice.engine} in {plan.choice.precision}"
+    log.info("%s of %s to compute with %s", f"{len(rows):,}", counted(n_wanted, "row"), by)
     engine = plan.engine(batch_size)
     started = time.perf_counter()
     report = pass_.compute(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.data import Opened
-from pipeline.data.images import Pixels
-from pipeline.data.pixels import read_pixels
+from pipeline.data.images import Pixels, read_pixels
 from pipeline.errors import ImageError
 from pipeline.extraction.engines import call
 from pipeline.extraction.engines.base import cosines
-from pipeline.extraction.plan import backbone_for, pinned, plan_for
+from pipeline.extraction.plan import open_plan, pinned
 from pipeline.store.records import TableRecord
 
 LEAST_SCALE = 1e-12
@@ -40,10 +38,6 @@ class Recomputed:
     cosine: float
     engine: str
 
-    def to_json(self) -> dict[str, Any]:
-        """As a dictionary that JSON can hold."""
-        return asdict(self)
-
 
 def recompute(record: TableRecord, opened: Opened, cache: Path, n: int) -> Recomputed | None:
     """Compute some rows of features again; nothing is stored.
@@ -61,7 +55,7 @@ def recompute(record: TableRecord, opened: Opened, cache: Path, n: int) -> Recom
         TlpipeError: If the backbone can't be had any more.
     """
     config = pinned(record.config, record.spec)
-    plan = plan_for(config, cache, backbone_for(config, cache))
+    plan = open_plan(config, cache)
     plan.store.open(set_aside=False)
     keys, first = np.unique(opened.dataset.keys, return_index=True)
     there = plan.store.has(keys)

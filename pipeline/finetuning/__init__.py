@@ -5,7 +5,6 @@ same in every epoch, and are computed once.
 """
 
 from pipeline.finetuning.checkpoint import FOLDER, Checkpoint, State
-from pipeline.finetuning.examples import images_of, indices_of
 from pipeline.finetuning.fit import Tuned, fit
 from pipeline.finetuning.models import FinetuneModels, assemble, drawn_anew
 
@@ -18,6 +17,4 @@ __all__ = [
     "assemble",
     "drawn_anew",
     "fit",
-    "images_of",
-    "indices_of",
 ]

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import ImageConfig
-from pipeline.data import Dataset, ImageSource
+from pipeline.data import Dataset, ImageSource, Opened
 from pipeline.data.augment import Augment
-from pipeline.data.pixels import read_pixels
+from pipeline.data.images import read_pixels
 from pipeline.errors import DataError, ImageError
 from pipeline.store.rows import Part, Rows
 from pipeline.store.table import FeatureTable
@@ -51,10 +51,6 @@ class DecodedImages:
         """Some of the images."""
         return replace(self, indices=self.indices[rows])
 
-    def of_epoch(self, epoch: int) -> DecodedImages:
-        """The images as an epoch sees them."""
-        return replace(self, epoch=epoch)
-
     def _view(self, image_key: bytes) -> int:
         """Number of the view that an epoch takes of an image: of two, of which `flip` mirrors one, each in its turn.
 
@@ -88,28 +84,23 @@ def indices_of(dataset: Dataset, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
 
 
 def images_of(
-    table: FeatureTable,
-    split: str,
-    dataset: Dataset,
-    source: ImageSource,
-    config: ImageConfig,
-    augment: Augment | None = None,
+    table: FeatureTable, split: str, opened: Opened, config: ImageConfig, augment: Augment | None = None
 ) -> Part:
     """The images of one split of a table, decoded when they are read.
 
     Args:
         table: The table, of the images themselves, without views.
         split: The split.
-        dataset: The dataset that the table was extracted from, as it is now.
-        source: Its images.
+        opened: What the table was extracted from, as it is now.
         config: How files become pixels.
-        augment: What makes another version of each image in every epoch; None for the images themselves.
+        augment: As in `DecodedImages`.
     """
-    rows = table.rows(split)
-    images = DecodedImages(dataset, source, config, indices_of(dataset, table.keys[rows]), augment)
+    rows, dataset = table.rows(split), opened.dataset
+    images = DecodedImages(dataset, opened.source, config, indices_of(dataset, table.keys[rows]), augment)
     return Part(images, table.labels[rows], table.keys[rows], table.views[rows])
 
 
 def of_epoch(part: Part, epoch: int) -> Part:
     """The rows as an epoch sees them: images may look different in each."""
-    return replace(part, features=part.features.of_epoch(epoch)) if isinstance(part.features, DecodedImages) else part
+    images = part.features
+    return replace(part, features=replace(images, epoch=epoch)) if isinstance(images, DecodedImages) else part

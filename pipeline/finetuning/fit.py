@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ from pipeline.heads import probabilities_of
 from pipeline.store.rows import Part
 from pipeline.training.batches import batches, predict_logits
 from pipeline.training.watch import Watch
-from pipeline.util import runtime
+from pipeline.util import log, runtime
 from pipeline.util.progress import Advance, progress
 from pipeline.util.stopping import Stopping, stopping
 
@@ -37,8 +36,6 @@ PREDICTED = 64  # images whose activations are run at a time where nothing is ke
 DIVERGED = 30.0  # times the loss of a guess: no network that learns is so sure of what is wrong
 
 Keeping = Callable[[dict[str, list[NDArray[Any]]], list[dict[str, float]]], None]
-
-log = logging.getLogger("tlpipe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,19 +201,15 @@ class _Training:
             if number == 1:
                 raise RunError(f"{what}; lower --learning-rate {config.learning_rate:g}")
             self.notes.append(f"{what}; training ended there, a lower --learning-rate may do better")
-            row |= dict.fromkeys(self._validated, math.nan)
+            row |= {name: math.nan for name in self.history[0] if name.startswith("val_")}
         else:
             row |= self._validation()
         row["epoch_seconds"] = seconds
         self._take_in({**row, "seconds": self.history[-1]["seconds"] + time.perf_counter() - start})
-        shown = {name: row[name] for name in ("loss", "val_accuracy", "val_loss") if name in row}
-        log.info(
-            "Epoch %d of %d: %s; %.0f s",
-            number,
-            config.epochs,
-            ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in shown.items()),
-            self.history[-1]["seconds"] - self.history[-2]["seconds"],
-        )
+        named = [name for name in ("loss", "val_accuracy", "val_loss") if name in row]
+        shown = ", ".join(f"{name.replace('_', ' ')} {row[name]:.4f}" for name in named)
+        took = self.history[-1]["seconds"] - self.history[-2]["seconds"]
+        log.info("Epoch %d of %d: %s; %.0f s", number, config.epochs, shown, took)
 
     def save(self) -> None:
         """Write the checkpoint; what can't be written ends nothing."""
@@ -273,17 +266,12 @@ class _Training:
         middle = self.schedule(int((epoch - 0.5) * self.n_steps))
         return float(middle) * float(self.watch.reductions[0])
 
-    @property
-    def _validated(self) -> list[str]:
-        """Columns of the history that come from the validation images."""
-        return ["val_loss", "val_accuracy"] if "val" in self.examples else []
-
     def _validation(self) -> dict[str, float]:
-        if not self._validated:
+        if "val" not in self.examples:
             return {}
         val = self.examples["val"]
         found = scores(self._probabilities(val), val.labels)
-        return dict(zip(self._validated, (found["log_loss"], found["accuracy"]), strict=True))
+        return {"val_loss": found["log_loss"], "val_accuracy": found["accuracy"]}
 
     def _probabilities(self, part: Part) -> NDArray[np.float64]:
         return probabilities_of(predict_logits(self.model, part, self.n_predicted))
@@ -293,26 +281,14 @@ class _Training:
         return {"now": list(self.model.variables), "optimizer": list(self.optimizer.variables)}
 
 
-@contextmanager
-def _enough_memory(config: FinetuneConfig) -> Iterator[None]:
-    """Say in plain words that memory is too little.
-
-    Raises:
-        RunError: In place of the errors of Python and of Keras's backend.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not runtime.out_of_memory(error):
-            raise
-        ways = []
-        if config.batch_size > 1:
-            ways.append(f"--batch-size {config.batch_size // 2} --accumulate {2 * config.accumulate} (about the same)")
-        if not config.remat and not config.train_bn:
-            ways.append("--remat")
-        raise RunError(
-            f"Out of memory with {config.batch_size} images in a step; try {', '.join([*ways, 'or fewer --blocks'])}"
-        ) from error
+def _enough_memory(config: FinetuneConfig) -> AbstractContextManager[None]:
+    ways = []
+    if config.batch_size > 1:
+        ways.append(f"--batch-size {config.batch_size // 2} --accumulate {2 * config.accumulate} (about the same)")
+    if not config.remat and not config.train_bn:
+        ways.append("--remat")
+    what = f"{config.batch_size} images in a step"
+    return runtime.enough_memory(RunError, what, ", ".join([*ways, "or fewer --blocks"]))
 
 
 @contextmanager

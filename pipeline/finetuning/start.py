@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,15 +12,13 @@ from pipeline.errors import CacheMismatchError, ConfigError
 from pipeline.runs.run import HeadRun
 from pipeline.runs.trained_head import TrainedHead, open_head
 from pipeline.store.records import TableRecord, find_record
-from pipeline.util import runtime
+from pipeline.util import log, runtime
 from pipeline.util.memo import Memo
 
 if TYPE_CHECKING:
     import keras
 
 VIEWS_BY = "flip,crop"
-
-log = logging.getLogger("tlpipe")
 
 
 @dataclass(frozen=True, slots=True)

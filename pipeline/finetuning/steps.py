@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from pipeline.config import FinetuneConfig
 from pipeline.extraction.engines import Engine, call
 from pipeline.training.batches import Prepare
-from pipeline.training.losses import accuracy_of_logits, soft_loss, sparse_loss
-from pipeline.training.optimizer import learning_rates, optimizer_with_rates
+from pipeline.training.optimizer import accuracy_of_logits, learning_rates, optimizer_with_rates, soft_loss, sparse_loss
 
 if TYPE_CHECKING:
     import keras

@@ -13,31 +13,20 @@ from pipeline.config import HEAD_DEFAULTS, HeadConfig
 from pipeline.config.head import HEAD_FORMS
 from pipeline.errors import ConfigError, RunError
 from pipeline.heads import knn, linear, logreg, ridge
-from pipeline.heads.base import (
-    PROBABILITIES,
-    FitReport,
-    Head,
-    n_logits,
-    predict,
-    probabilities_of,
-    probability_layer,
-)
+from pipeline.heads.base import PROBABILITIES, Head, n_logits, predict, probabilities_of, probability_layer
 from pipeline.heads.centroid import CentroidHead
 from pipeline.heads.knn import KnnHead
 from pipeline.heads.linear import LinearHead
 from pipeline.heads.logreg import LogregHead
-from pipeline.heads.many import FitMany, Trial, in_processes, one_by_one
+from pipeline.heads.many import FitMany, in_processes, one_by_one
 from pipeline.heads.mlp import MlpHead
 from pipeline.heads.ridge import RidgeHead
 
 __all__ = [
-    "FORMS",
     "KINDS",
     "PROBABILITIES",
-    "FitReport",
     "Head",
     "Kind",
-    "Trial",
     "kind_of",
     "load_head",
     "make_head",
@@ -144,11 +133,7 @@ KINDS = (
         fit_many=in_processes(MlpHead),
         varies=_ALL_BUT_VIEWS,
         small={"head": ["mlp512-128"], "label_smoothing": [0.0, 0.1]},
-        full={
-            "head": ["mlp256", "mlp512-128", "mlp1024-256"],
-            "label_smoothing": [0.0, 0.1],
-            "l2": [0.3, 1.0, 3.0],
-        },
+        full={"head": ["mlp256", "mlp512-128", "mlp1024-256"], "label_smoothing": [0.0, 0.1], "l2": [0.3, 1.0, 3.0]},
     ),
     Kind(
         name="bn-mlp",

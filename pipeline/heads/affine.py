@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import HeadConfig
-from pipeline.heads.base import FitReport, check_array, damaged, not_fitted, probabilities_of
+from pipeline.heads.base import check_array, damaged, not_fitted, probabilities_of
 from pipeline.heads.prepare import Preparation
-from pipeline.store.rows import Part
 from pipeline.util import runtime
 
 if TYPE_CHECKING:
@@ -55,7 +53,7 @@ class AffineMap:
         return {**self.prepare.arrays(), "weights": self.weights, "bias": self.bias}
 
 
-class AffineHead(ABC):
+class AffineHead:
     """A head of one affine map; that of the training images is kept beside that which saw the validation images too.
 
     Attributes:
@@ -70,14 +68,6 @@ class AffineHead(ABC):
         self.config = config
         self.trained: AffineMap | None = None
         self.final: AffineMap | None = None
-
-    @abstractmethod
-    def fit(self, train: Part, val: Part, n_classes: int) -> FitReport:
-        """As `Head.fit`."""
-
-    @abstractmethod
-    def refit(self, both: Part) -> None:
-        """As `Head.refit`."""
 
     @property
     def trainable_parameters(self) -> int:

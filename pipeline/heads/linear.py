@@ -121,10 +121,8 @@ class _Columns:
         rates = [runtime.tensorflow().Variable(self._wide(group, self._rates())) for group in self.groups]
         passes = Passes(self._step(rates), self.train, batch_size, self.config.seed, len(self.configs))
         losses_of = self._losses(val) if len(val) else None
-        watch, report = (
-            Watch(len(self.configs), self.config.patience, self.config.schedule),
-            FitReport(chosen={"batch_size": batch_size}, chose_by_val=len(val) > 0),
-        )
+        watch = Watch(len(self.configs), self.config.patience, self.config.schedule)
+        report = FitReport(chosen={"batch_size": batch_size}, chose_by_val=len(val) > 0)
         with progress("Training", self.config.epochs or 1, "epochs") as advance:
             for epoch in range(1, (self.config.epochs or 1) + 1):
                 of_train = passes.epoch()
@@ -233,7 +231,8 @@ class _Columns:
                 logits = tf.concat([tf.zeros_like(logits), logits], axis=2)
             log_p = tf.nn.log_softmax(logits)
             right = tf.argmax(log_p, axis=2) == labels[:, None]
-            return tf.reduce_sum(_pick(tf, log_p, labels), axis=0), tf.reduce_sum(tf.cast(right, tf.float32), axis=0)
+            own = tf.reduce_sum(log_p * tf.one_hot(labels, log_p.shape[2])[:, None, :], axis=2)
+            return tf.reduce_sum(own, axis=0), tf.reduce_sum(tf.cast(right, tf.float32), axis=0)
 
         def losses() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             loss, right = np.zeros(len(self.configs)), np.zeros(len(self.configs))
@@ -268,8 +267,3 @@ class _Columns:
                 for number, own in zip(group.heads, np.split(logits, len(group.heads), axis=1), strict=True):
                     found[number][rows] = probabilities_of(own)
         return list(found)
-
-
-def _pick(tf: Any, log_p: Any, labels: Any) -> Any:
-    """The entry of each image's own class, [b, heads] of [b, heads, classes]."""
-    return tf.reduce_sum(log_p * tf.one_hot(labels, log_p.shape[2])[:, None, :], axis=2)

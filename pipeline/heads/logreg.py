@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,9 +18,8 @@ from pipeline.heads.base import FitReport
 from pipeline.heads.many import Trial
 from pipeline.heads.prepare import Preparation
 from pipeline.store.rows import Part
+from pipeline.util import log
 from pipeline.util.text import counted
-
-log = logging.getLogger("tlpipe")
 
 # As l2 beside the mean loss the best ones differ little between sets of a thousand and of fifty thousand images;
 # scikit-learn's C is 1 / (images * l2).

@@ -12,19 +12,10 @@ from numpy.typing import NDArray
 
 from pipeline.config import HeadConfig
 from pipeline.evaluation.metrics import scores
-from pipeline.heads.base import (
-    FitReport,
-    class_weights,
-    damaged,
-    n_logits,
-    not_fitted,
-    predict,
-    probabilities_of,
-)
+from pipeline.heads.base import FitReport, class_weights, damaged, n_logits, not_fitted, predict, probabilities_of
 from pipeline.heads.prepare import Preparation
 from pipeline.store.rows import Part
-from pipeline.training.losses import sparse_loss
-from pipeline.training.optimizer import default_batch_size, diverged, learning_rates, optimizer_with_rates
+from pipeline.training.optimizer import default_batch_size, diverged, learning_rates, optimizer_with_rates, sparse_loss
 from pipeline.training.passes import Passes
 from pipeline.training.watch import Watch
 from pipeline.util import runtime
@@ -78,10 +69,8 @@ class MlpHead:
         )
         optimizer = self._optimizer(model, schedule)
         passes = Passes(self._step(model, optimizer, train, n_classes), train, batch_size, config.seed)
-        watch, report = (
-            Watch(1, config.patience, config.schedule),
-            FitReport(chosen={"batch_size": batch_size}, chose_by_val=len(val) > 0),
-        )
+        watch = Watch(1, config.patience, config.schedule)
+        report = FitReport(chosen={"batch_size": batch_size}, chose_by_val=len(val) > 0)
         best = model.get_weights()
         with progress("Training", epochs, "epochs") as advance:
             for epoch in range(1, epochs + 1):
@@ -106,8 +95,7 @@ class MlpHead:
         model.set_weights(best)
         kept = f"that of the best validation accuracy kept: {watch.best_epoch[0]}" if len(val) else "the last kept"
         report.notes.append(f"{counted(len(report.history), 'epoch')}, {kept}")
-        if self.widths[-1] < WIDTHS_A_CLASS * n_classes:
-            least = WIDTHS_A_CLASS * n_classes
+        if self.widths[-1] < (least := WIDTHS_A_CLASS * n_classes):
             report.notes.append(
                 f"{self.widths[-1]:,} units in the last hidden layer are narrow for {n_classes:,} classes; "
                 f"take {least:,} or more"

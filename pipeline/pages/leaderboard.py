@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,8 @@ from pipeline.errors import RunError
 from pipeline.evaluation.compare import Difference, paired_difference
 from pipeline.runs.predictions import Predictions, both_right, read_predictions
 from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, HeadRun, RatedRun, Run
+from pipeline.util import log
 from pipeline.util.text import sides
-
-log = logging.getLogger("tlpipe")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,7 @@ from PIL import Image
 from pipeline.config import ImageConfig
 from pipeline.data import ImageSource
 from pipeline.data.augment import Augment
-from pipeline.data.images import Pixels
-from pipeline.data.pixels import read_pixels
+from pipeline.data.images import Pixels, read_pixels
 from pipeline.errors import ImageError
 
 QUALITY = 70

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,11 +19,10 @@ from pipeline.heads import PROBABILITIES
 from pipeline.runs.find import find_run
 from pipeline.runs.run import FinetuneRun, HeadRun
 from pipeline.runs.trained_head import TrainedHead, trained_head
+from pipeline.util import log
 from pipeline.util.memo import Memo
 
 BLOCK = 4096  # images whose features are held at a time
-
-log = logging.getLogger("tlpipe")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any, TypeVar
 from pipeline.errors import RunError
 from pipeline.runs.folder import read_run
 from pipeline.runs.run import TYPES, RatedRun, Run
+from pipeline.util import log
 from pipeline.util.references import one_meant
 
 LATEST, BEST = "latest", "best"
 
 R = TypeVar("R", bound=Run)
-
-log = logging.getLogger("tlpipe")
 
 
 def all_runs(reports: Path, *, strict: bool = False) -> list[Run]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,10 +18,8 @@ from pipeline.heads import Head, load_head
 from pipeline.runs.find import find_run
 from pipeline.runs.run import HeadRun
 from pipeline.store.rows import check_finite
-from pipeline.util import runtime
+from pipeline.util import log, runtime
 from pipeline.util.text import counted
-
-log = logging.getLogger("tlpipe")
 
 
 @dataclass(frozen=True, slots=True)

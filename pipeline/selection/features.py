@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -18,11 +17,9 @@ from pipeline.runs.describe import of_backbones
 from pipeline.selection import Round, folds
 from pipeline.store.records import TableRecord, find_records, load_dataset
 from pipeline.store.table import FeatureTable, load_table
-from pipeline.util import machine
+from pipeline.util import log, machine
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted, sides
-
-log = logging.getLogger("tlpipe")
 
 
 def open_table(cache: Path, options: TrainingOptions, views: int | None, what: str) -> FeatureTable:

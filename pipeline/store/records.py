@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from pipeline.config import ExtractConfig, FeatureSpec
 from pipeline.data import BUILT_IN, KEY_DTYPE, Dataset
 from pipeline.data.dataset import UNKNOWN, UNLABELLED, KnownSplits, split_numbers
 from pipeline.errors import ConfigError, StoreError
+from pipeline.util import log
 from pipeline.util.files import (
     decoded,
     digest_of,
@@ -33,8 +33,6 @@ from pipeline.util.references import one_meant
 from pipeline.util.texts import Texts
 
 TEXTS = 10_000  # read or written at a time
-
-log = logging.getLogger("tlpipe")
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,16 +176,6 @@ class Part:
         """What must stay together: the group of each row, else its image key, which it shares with its twins."""
         return self.keys if self.groups is None else self.groups
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether the features are an array."""
-        return isinstance(self.features, np.ndarray)
-
-    @property
-    def in_blocks(self) -> bool:
-        """Whether rows are read fastest in the blocks that `blocks` gives, and not one by one."""
-        return isinstance(self.features, StoredFeatures)
-
     def array(self) -> NDArray[np.floating]:
         """The features as an array.
 

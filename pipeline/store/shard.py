@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.config import FeatureSpec
 from pipeline.data import KEY_DTYPE
 from pipeline.util.files import decoded, digest_of, read_checked
-from pipeline.util.memo import Memo, Stamp
+from pipeline.util.memo import Memo, Stamp, stats
 
 ASKED = 256  # shards at a time whose keys are asked of the memo
 
@@ -98,40 +98,31 @@ class SoundShards:
     def __init__(self, cache: Path) -> None:
         self._memo = Memo(cache)
 
-    @staticmethod
-    def stats(paths: Iterable[Path]) -> dict[Path, os.stat_result]:
-        """What the file system says of some files; of those that are gone, nothing."""
-        found = {}
-        for path in paths:
-            with suppress(OSError):
-                found[path] = path.stat()
-        return found
-
     def recall(self, paths: Iterable[Path]) -> dict[Path, Shard]:
         """Those of some shards that were verified, and whose files are still the same."""
-        stats, found = self.stats(paths), {}
-        there = list(stats)
+        now, found = stats(paths), {}
+        there = list(now)
         for start in range(0, len(there), ASKED):
-            stamps = {path: Stamp.of(stats[path]) for path in there[start : start + ASKED]}
+            stamps = {path: Stamp.of(now[path]) for path in there[start : start + ASKED]}
             for path, text in self._memo.recall(self.KIND, stamps).items():
                 header, _, keys = text.encode("latin-1").partition(b"\n")
                 with suppress(ValueError):
-                    known, stat = decoded(_Sound, json.loads(header)), stats[path]
+                    known, stat = decoded(_Sound, json.loads(header)), now[path]
                     if (known.inode, known.changed_ns, known.keys) == (stat.st_ino, stat.st_ctime_ns, digest_of(keys)):
                         found[path] = Shard(path, np.frombuffer(keys, KEY_DTYPE), known.row_shape, known.written_by)
         return found
 
-    def remember(self, shards: Sequence[Shard], stats: Mapping[Path, os.stat_result], stamped: int) -> None:
+    def remember(self, shards: Sequence[Shard], before: Mapping[Path, os.stat_result], stamped: int) -> None:
         """Remember shards that were verified.
 
         Args:
             shards: What they hold.
-            stats: What the file system said of them before they were read.
+            before: What the file system said of them before they were read.
             stamped: When that was, nanoseconds of the wall clock.
         """
         texts = {}
         for shard in shards:
-            if stat := stats.get(shard.path):
+            if stat := before.get(shard.path):
                 keys = shard.keys.tobytes()
                 known = _Sound(stat.st_ino, stat.st_ctime_ns, digest_of(keys), shard.row_shape, shard.written_by)
                 text = f"{json.dumps(asdict(known))}\n{keys.decode('latin-1')}"

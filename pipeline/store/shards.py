@@ -8,7 +8,6 @@ never writes to the disk here; and a shard that has its name is never opened for
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,12 +24,12 @@ from pipeline.config import FeatureSpec
 from pipeline.data import KEY_DTYPE, in_order
 from pipeline.errors import ConfigError, StoreError
 from pipeline.store.shard import Shard, SoundShards, shard_bytes, verified
+from pipeline.util import log
 from pipeline.util.files import decoded, mark_folder, publish_checked, published, read_json, write_json
 from pipeline.util.machine import cpu_count
+from pipeline.util.memo import stats
 
 DAMAGED_SUFFIX = ".damaged"
-
-log = logging.getLogger("tlpipe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ class FeatureStore:
         known |= self._sound.recall(path for path in paths if path not in known)
         self.shards = [known[path] for path in paths if path in known]
         unknown = [path for path in paths if path not in known]
-        stamped, stats = time.time_ns(), self._sound.stats(unknown)
+        stamped, before = time.time_ns(), stats(unknown)
         fresh: list[Shard] = []
         for path, found in self._verified(unknown):
             if isinstance(found, Shard):
@@ -108,7 +107,7 @@ class FeatureStore:
                     # Another process may have been faster, or the cache is one that can only be read.
                     with suppress(OSError):
                         path.replace(path.with_name(path.name + DAMAGED_SUFFIX))
-        self._sound.remember(fresh, stats, stamped)
+        self._sound.remember(fresh, before, stamped)
         # In the same order whatever is remembered, so that of a row that lies in several shards the same one is read.
         self.shards = sorted([*self.shards, *fresh], key=lambda shard: shard.path)
         return damaged

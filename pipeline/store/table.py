@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +16,9 @@ from pipeline.errors import ConfigError, DataError, StoreError
 from pipeline.store.records import TableRecord, load_dataset
 from pipeline.store.rows import HeldFeatures, Part, StoredFeatures, check_finite
 from pipeline.store.shards import FeatureStore
+from pipeline.util import log
 from pipeline.util.text import counted, readable_size
 from pipeline.util.texts import Texts
-
-log = logging.getLogger("tlpipe")
 
 # Features that are held in memory are held about four times: as a table, as training rows, prepared, and in a step.
 COPIES = 4
@@ -194,12 +192,8 @@ def _labelled(dataset: Dataset, images: NDArray[np.int64]) -> NDArray[np.bool_]:
             "and label, then run tlpipe extract again: no feature is computed twice"
         )
     if not found.all():
-        log.warning(
-            "Left out, as without a label: %s of %s of %s",
-            f"{int((~found).sum()):,}",
-            counted(len(found), "image"),
-            dataset.name,
-        )
+        left_out = f"{int((~found).sum()):,} of {counted(len(found), 'image')}"
+        log.warning("Left out, as without a label: %s of %s", left_out, dataset.name)
     return found
 
 

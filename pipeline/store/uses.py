@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,8 +10,6 @@ from pipeline.errors import StoreError
 from pipeline.util.files import decoded, digest_of, read_json, write_json
 
 FOLDER = "uses"
-
-log = logging.getLogger("tlpipe")
 
 
 @dataclass(frozen=True, slots=True)

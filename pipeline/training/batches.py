@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.store.rows import Part
+from pipeline.store.rows import Part, StoredFeatures
 from pipeline.util import runtime
 
 AHEAD = 4  # batches that wait for the step
@@ -66,7 +66,7 @@ class Batches:
     def __getitem__(self, number: int) -> tuple[NDArray[Any], NDArray[Any]]:
         start = number * self.batch_size
         rows = self.order[start : start + self.batch_size]
-        if self.part.in_blocks:
+        if isinstance(self.part.features, StoredFeatures):  # read fastest in blocks
             with self._turn:
                 inputs = self._from_blocks(start, start + len(rows))
         else:
@@ -107,14 +107,7 @@ def batches(
     """Keras's data set of one pass, read in threads ahead of the step, and the rows in its order.
 
     Where several devices share a batch, all are full: Keras can give a device no empty part, and takes the mean of each
-    part for itself, however large.
-
-    Args:
-        part: The rows.
-        targets: What the loss compares with, one for each row.
-        batch_size: Rows in a batch.
-        generator: Draws the order; None to take the rows as they come.
-        prepare: What is done with a batch; None for nothing.
+    part for itself, however large. Arguments as in `Batches`.
 
     Raises:
         Exception: What went wrong while reading, which Keras and its backend would hide in errors of their own.

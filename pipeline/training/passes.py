@@ -34,7 +34,7 @@ class Passes:
         self.part = part
         self.batch_size = batch_size
         self.generator = np.random.default_rng(seed)
-        self._held = self._tensors(np.arange(len(part))) if part.in_memory else None
+        self._held = self._tensors(np.arange(len(part))) if isinstance(part.features, np.ndarray) else None
 
         @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
         def run(features: Any, labels: Any, views: Any, order: Any, n_steps: Any) -> Any:

@@ -44,6 +44,15 @@ class Stamp(NamedTuple):
         return cls(stat.st_size, stat.st_mtime_ns)
 
 
+def stats(paths: Iterable[P]) -> dict[P, os.stat_result]:
+    """What the file system says of some files; of those that are gone, nothing."""
+    found = {}
+    for path in paths:
+        with suppress(OSError):
+            found[path] = os.stat(path)  # noqa: PTH116
+    return found
+
+
 class Memo:
     """Remembers a text for (kind, file) in an SQLite file, which several processes may use at once."""
 

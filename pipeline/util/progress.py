@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
 
-LINE_EVERY = 15.0  # seconds between two lines where there is no terminal
+from pipeline.util import log
 
-log = logging.getLogger("tlpipe")
+LINE_EVERY = 15.0  # seconds between two lines where there is no terminal
 
 _shown: ContextVar[bool] = ContextVar("shown", default=False)
 
@@ -83,14 +83,7 @@ def _lines(what: str, total: int, unit: str) -> Advance:
         if now - last >= LINE_EVERY and done < total:
             last = now
             rate = done / (now - start)
-            log.info(
-                "%s: %s of %s %s, %.3g/s, about %.0f s left",
-                what,
-                f"{done:,}",
-                f"{total:,}",
-                unit,
-                rate,
-                (total - done) / rate,
-            )
+            come, left = f"{done:,} of {total:,} {unit}", (total - done) / rate
+            log.info("%s: %s, %.3g/s, about %.0f s left", what, come, rate, left)
 
     return advance

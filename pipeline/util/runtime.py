@@ -9,13 +9,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from pipeline.errors import EngineError, StoppedError
+from pipeline.errors import EngineError, StoppedError, TlpipeError
+from pipeline.util import log
 from pipeline.util.stopping import stopping
 
 LIBRARIES = (
@@ -35,8 +36,6 @@ LIBRARIES = (
 )
 
 NEEDS_TENSORFLOW = "Heads of epochs, OpenVINO's graphs, most exports and TensorBoard need TensorFlow"
-
-log = logging.getLogger("tlpipe")
 
 
 def installed(module: str) -> bool:
@@ -160,17 +159,6 @@ def nncf() -> ModuleType:
     return found  # type: ignore[no-any-return]
 
 
-class OneDevice:
-    """Training on one device, seen as TensorFlow's strategies are."""
-
-    num_replicas_in_sync = 1
-
-    @staticmethod
-    def scope() -> AbstractContextManager[None]:
-        """Nothing is changed inside."""
-        return nullcontext()
-
-
 def strategy(devices: Sequence[str] | None = None) -> Any:
     """How training is spread: by TensorFlow over all GPUs, each with a copy of the weights; on JAX it is not.
 
@@ -178,7 +166,7 @@ def strategy(devices: Sequence[str] | None = None) -> Any:
         devices: Names of TensorFlow devices; None for all GPUs.
     """
     if keras().backend.backend() == "jax":
-        return OneDevice()
+        return SimpleNamespace(num_replicas_in_sync=1, scope=nullcontext)  # as much as is asked of a strategy
     tf = tensorflow()
     names = devices or [gpu.name for gpu in tf.config.list_logical_devices("GPU")]
     return tf.distribute.MirroredStrategy(names) if len(names) > 1 else tf.distribute.get_strategy()
@@ -198,10 +186,15 @@ def n_replicas() -> int:
     return int(tensorflow().distribute.get_strategy().num_replicas_in_sync)
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error of Python's, TensorFlow's or JAX's says that the memory is too small."""
-    kind = type(error).__name__
-    return kind in ("MemoryError", "ResourceExhaustedError") or "RESOURCE_EXHAUSTED" in str(error)
+@contextmanager
+def enough_memory(kind: type[TlpipeError], what: str, ways: str) -> Iterator[None]:
+    """Say what memory is too little for, and what to try, in place of the errors of Python, TensorFlow and JAX."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ in ("MemoryError", "ResourceExhaustedError") or "RESOURCE_EXHAUSTED" in str(error):
+            raise kind(f"Out of memory with {what}; try {ways}") from error
+        raise
 
 
 def limit_threads(n: int) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-log = logging.getLogger("tlpipe")
+from pipeline.util import log
 
 
 class Stopping:

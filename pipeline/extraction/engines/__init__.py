@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from pipeline.errors import EngineError
 from pipeline.extraction.engines import verdict
 from pipeline.extraction.engines.base import POLICIES, Engine, EngineChoice, call
 from pipeline.extraction.engines.pictures import crops
-from pipeline.util import machine, runtime
+from pipeline.util import log, machine, runtime
 from pipeline.util.files import digest_of
 from pipeline.util.options import one_of
 
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     import openvino
 
     from pipeline.extraction.engines import quantize
-
-log = logging.getLogger("tlpipe")
 
 # Measured on two cores with AMX, DenseNet121 at 224 px, bfloat16: 205 to 228 images per second for 1 to 16 in a batch.
 # Small networks want more than 1 or 2, as each batch costs a call.

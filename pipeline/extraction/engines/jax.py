@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,19 +59,10 @@ class JaxEngine:
             lowered = jax.jit(forward, out_shardings=self._shares).lower(self._weights, images)
             self._run = lowered.compile()  # which refuses another shape, so that nothing is ever traced again
 
-    @contextmanager
-    def _enough_memory(self) -> Iterator[None]:
-        """Say in plain words that memory is too little."""
-        try:
-            yield
-        except Exception as error:
-            if not runtime.out_of_memory(error):
-                raise
-            n = self._shares.num_devices
-            raise EngineError(
-                f"Out of memory with {self.batch_size // n} images in a batch"
-                f"{f' on each of {n} devices' if n > 1 else ''}; try a --batch-size below {self.batch_size // n}"
-            ) from error
+    def _enough_memory(self) -> AbstractContextManager[None]:
+        n = self._shares.num_devices
+        size, each = self.batch_size // n, f" on each of {n} devices" if n > 1 else ""
+        return runtime.enough_memory(EngineError, f"{size} images in a batch{each}", f"a --batch-size below {size}")
 
     def stream(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
         """As `Engine.stream`; JAX works on what it was given while the next batch is decoded."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import EngineError, StoppedError, StoreError
 from pipeline.extraction.engines.base import padded
-from pipeline.util import machine, runtime
+from pipeline.util import log, machine, runtime
 from pipeline.util.files import digest_of, published_folder, read_json, write_json
 from pipeline.util.stopping import stopping
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 CHECKSUMS = "checksums.json"
 FACTS = "facts.json"
-
-log = logging.getLogger("tlpipe")
 
 HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "f32"}  # of what is not in int8
 

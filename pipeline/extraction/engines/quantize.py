@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from pipeline.extraction.engines.base import call, cosines
 from pipeline.extraction.engines.openvino import FACTS, OpenvinoEngine, keep, kept, whole
 from pipeline.extraction.engines.pictures import crops
 from pipeline.extraction.engines.turns import turns
-from pipeline.util import machine, runtime
+from pipeline.util import log, machine, runtime
 from pipeline.util.files import digest_of, read_json, write_json
 from pipeline.util.stopping import stopping
 
@@ -40,8 +39,6 @@ STEPS = 16  # of a doubling, to which ranges are rounded: fine enough to cost no
 SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the layers, put back into float32 one after the other
 LEAST_GAIN = 1.5  # times the rate of float32, for int8 to be taken where nobody asked for it
 TURN = 1.0  # seconds of each of the turns that measure it
-
-log = logging.getLogger("tlpipe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,18 +231,8 @@ def _quantize(graph: openvino.Model, calibration: Pixels, in_float32: list[str])
         EngineError: If NNCF can't.
     """
     nncf = runtime.nncf()
-    from nncf.quantization.range_estimator import (
-        AggregatorType,
-        RangeEstimatorParameters,
-        StatisticsCollectorParameters,
-        StatisticsType,
-    )
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-    mean = AggregatorType.MEAN
-    ranges = RangeEstimatorParameters(
-        min=StatisticsCollectorParameters(statistics_type=StatisticsType.MIN, aggregator_type=mean),
-        max=StatisticsCollectorParameters(statistics_type=StatisticsType.MAX, aggregator_type=mean),
-    )
     one = graph.clone()
     one.reshape([1, *list(graph.inputs[0].partial_shape)[1:]])
     left = sorted({node.get_type_name() for node in one.get_ops()} - set(MULTIPLYING))
@@ -258,7 +245,8 @@ def _quantize(graph: openvino.Model, calibration: Pixels, in_float32: list[str])
                 subset_size=len(calibration),
                 ignored_scope=nncf.IgnoredScope(types=left, names=in_float32, validate=False),
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
-                    disable_bias_correction=True, activations_range_estimator_params=ranges
+                    disable_bias_correction=True,
+                    activations_range_estimator_params=RangeEstimatorParametersSet.MEAN_MINMAX,
                 ),
             )
     except Exception as error:  # NNCF raises many kinds

@@ -62,14 +62,9 @@ class TensorflowEngine:
         return run
 
     def _run(self, replica: Callable[..., NDArray[np.float32]], batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        try:
+        size = self.batch_size
+        with runtime.enough_memory(EngineError, f"{size} images in a batch", f"--batch-size {size // 2 or 1}"):
             return replica(batch)
-        except Exception as error:
-            if not runtime.out_of_memory(error):
-                raise
-            raise EngineError(
-                f"Out of memory with {self.batch_size} images in a batch; try --batch-size {self.batch_size // 2 or 1}"
-            ) from error
 
     def stream(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
         """As `Engine.stream`; each replica works on every n-th batch, with one batch waiting."""

@@ -8,7 +8,6 @@ has here, computed in float32 on the processor.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -20,15 +19,13 @@ from numpy.typing import NDArray
 from pipeline.data.images import Pixels
 from pipeline.errors import EngineError, StoreError
 from pipeline.extraction.engines.base import Engine, EngineChoice, call
-from pipeline.util import machine, runtime
+from pipeline.util import log, machine, runtime
 from pipeline.util.files import decoded, publish_checked, read_checked
 
 N_PICTURES = 4
 MOST = {"float32": 1e-4, "bfloat16": 0.3, "float16": 0.3, "int8": 0.3}
 """The largest relative difference of the features in each precision. Fourteen networks of the table reached 0.000003 in
 float32 and 0.1 in bfloat16; int8 has a bound of its own on cosines, which lets 0.25 pass."""
-
-log = logging.getLogger("tlpipe")
 
 
 @dataclass(frozen=True, slots=True)
