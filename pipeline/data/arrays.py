@@ -13,6 +13,7 @@ from pipeline.data.dataset import Listing
 from pipeline.data.folder import SPLIT_NAMES
 from pipeline.data.source import ArraySource
 from pipeline.errors import DataError
+from pipeline.util.texts import Texts
 
 Part = tuple[str, str, NDArray[Any], NDArray[Any] | None]
 """(split or "", name of the images, images, labels, or None where there are none)"""
@@ -102,7 +103,6 @@ def listing_of_arrays(name: str, parts: Sequence[Part], class_names: NDArray[Any
     """
     labels: list[str] = []
     splits: list[str] = []
-    locations: list[str] = []
     source = []
     for split, title, images, numbers in parts:
         if numbers is not None and len(images) != len(numbers):
@@ -112,9 +112,9 @@ def listing_of_arrays(name: str, parts: Sequence[Part], class_names: NDArray[Any
         source.append((images, _factor(name, title, images)))
         labels += [""] * len(images) if numbers is None else _label_texts(name, title, numbers, class_names)
         splits += [split] * len(images)
-        locations += [f"{title}[{row}]" for row in range(len(images))]
     if not labels:
         raise DataError(f"{name} has no images")
+    locations = Texts(f"{title}[{row}]" for _, title, images, _ in parts for row in range(len(images)))
     return Listing(name, labels, splits, locations, ArraySource(source))
 
 
@@ -146,7 +146,8 @@ def _label_texts(name: str, title: str, labels: NDArray[Any], class_names: NDArr
     if labels.dtype.kind not in "iub":
         raise DataError(f"{name}: the labels of {title} are of the type {labels.dtype}; needed are integers or texts")
     if class_names is None:
-        return [str(int(label)) for label in labels]
+        texts = {label: str(int(label)) for label in np.unique(labels).tolist()}  # one text for all of its images
+        return [texts[label] for label in labels.tolist()]
     names = [text.decode() if isinstance(text, bytes) else str(text) for text in np.asarray(class_names).tolist()]
     if len(set(names)) != len(names):
         raise DataError(f"{name}: class_names repeats a name")

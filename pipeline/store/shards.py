@@ -30,6 +30,7 @@ from pipeline.util.machine import cpu_count
 from pipeline.util.memo import stats
 
 DAMAGED_SUFFIX = ".damaged"
+FEW = 8  # keys that are sooner compared with each stored one than each stored one is looked up among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +137,14 @@ class FeatureStore:
         to look at each of its keys once.
 
         Returns:
-            Of each shard its number, positions of keys that it has, of equal ones the first, and the rows they are in.
+            Of each shard its number, positions of keys that it has, of equal ones at least the first, and the rows they
+            are in.
         """
         for number, shard in reversed(list(enumerate(self.shards))) if len(ordered) else ():
+            if len(ordered) <= FEW:
+                found = [np.flatnonzero(shard.keys == key) for key in ordered]
+                yield number, np.repeat(np.arange(len(ordered)), list(map(len, found))), np.concatenate(found)
+                continue
             nearest = np.minimum(np.searchsorted(ordered, shard.keys), len(ordered) - 1)
             rows = np.flatnonzero(ordered[nearest] == shard.keys)
             yield number, nearest[rows], rows
