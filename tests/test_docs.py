@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import pkgutil
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,14 @@ def test_every_command_of_the_readme_runs(whole: bool, tmp_path: Path, data: Pat
     shutil.copytree(tmp_path / "pictures", tmp_path / "alien-predator")
     rows = [f"{path.relative_to(tmp_path)},{path.parent.name},{path.name}" for path in tmp_path.glob("pictures/*/*/*")]
     (tmp_path / "list.csv").write_text("\n".join(["path,species,camera", *sorted(rows)]))
+    (tmp_path / "tars").mkdir()
+    for number, name in enumerate(("alien", "predator")):
+        with tarfile.open(tmp_path / "tars" / f"train-{number:06d}.tar", "w") as tar:
+            for path in sorted((tmp_path / "pictures" / "train" / name).iterdir()):
+                tar.add(path, path.name)
+                label = tarfile.TarInfo(f"{path.stem}.cls")
+                label.size = len(name)
+                tar.addfile(label, io.BytesIO(name.encode()))
     lines = [shlex.split(line)[1:] for line in example_commands()]
     commands = [made_small(arguments) for arguments in lines if arguments[0] != "demo"]  # which has a test of its own
     if not whole:

@@ -71,7 +71,7 @@ def predict(
         precision: As for `evaluate`.
         cache: The cache folder.
         reports: Where the run lies.
-        options: The column of paths of a manifest.
+        options: Columns of paths, or of the pictures themselves.
 
     Returns:
         An answer for each image, in their order; what can't be read has its cause in place of a label.
@@ -97,7 +97,7 @@ def predict(
         top=top,
         csv_file=csv_file,
         precision=precision,
-        **options,
+        columns=Columns(**options),
     )
     return with_folders(Predicted, answers, at)
 

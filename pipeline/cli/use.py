@@ -53,7 +53,7 @@ def predict(
         top=top,
         csv_file=csv,
         precision=precision,
-        path_column=columns.path_column,
+        columns=columns,
     )
     rows = [image.to_json() for image in answers.images]
     return Answer(rows, lambda: predict_text(answers), failed=len(answers.unreadable) == len(rows))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.config.extract import COMMON, Columns
 from pipeline.config.head import TOP
 from pipeline.data import list_images
 from pipeline.errors import ConfigError
@@ -101,7 +102,7 @@ def predict(
     top: int = TOP,
     csv_file: Path | None = None,
     precision: str | None = None,
-    path_column: str | None = None,
+    columns: Columns = COMMON,
 ) -> Answers:
     """Label images by a run.
 
@@ -113,7 +114,7 @@ def predict(
         top: Classes that are named of each image.
         csv_file: Where the answers are written, too; None for nowhere.
         precision: As in `ExtractConfig`; None for that in which the run was rated.
-        path_column: Column of a manifest that holds the paths; None for the common names.
+        columns: Columns of paths, or of the pictures themselves.
 
     Raises:
         ConfigError: For illegal options.
@@ -132,7 +133,7 @@ def predict(
     ):
         raise ConfigError(f"--csv {csv_file} is one of the images or tables that are read; name another file")
     classifier = open_classifier(reports, reference, precision)
-    locations, source = list_images(names, path_column)
+    locations, source = list_images(names, columns)
     predicted = classifier.predict(source, locations, cache)
     bad = predicted.unreadable
     warn_unreadable({locations[number]: bad[number] for number in sorted(bad)}, len(locations))

@@ -34,8 +34,9 @@ BACKBONE = "densenet121"
 
 DATA_HELP = (
     "A folder class/*.jpg, {train,val,test}/class/*.jpg, or *.jpg without labels; a .csv, .tsv or .parquet with the "
-    "columns path and perhaps label, split and group; an .npz; a folder of train_images.npy, train_labels.npy, ...; "
-    "digits, cifar10 or cifar100."
+    "columns path and perhaps label, split and group; Parquet files with the pictures inside, or tars of .jpg and .cls "
+    "(a folder, a list a.tar,b.tar, or a pattern shard-{000..009}.tar); an .npz; a folder of train_images.npy, "
+    "train_labels.npy, ...; digits, cifar10 or cifar100."
 )
 PIXELS = Bounds(1, 10**12, "a number of pixels above 0")
 
@@ -69,15 +70,19 @@ class Columns:
         label_column: Its class.
         split_column: Its split.
         group_column: What it must not be parted from.
+        image_column: The pictures themselves, in Parquet files that hold them.
+        label_key: Key of the label in members of tars that are JSON.
     """
 
     path_column: str | None = option(None, "Column of a manifest that holds the paths.")
     label_column: str | None = option(None, "Column that holds the labels.")
     split_column: str | None = option(None, "Column that holds the splits.")
     group_column: str | None = option(None, "Column of what must stay on one side of a split: patient, camera, scene.")
+    image_column: str | None = option(None, "Column of Parquet files that holds the pictures themselves.")
+    label_key: str | None = option(None, "Key of the label in the .json members of tars.")
 
 
-NOT_OF_PREDICT = ("label_column", "split_column", "group_column")
+NOT_OF_PREDICT = ("label_column", "split_column", "group_column", "label_key")
 """Columns that mean nothing where pictures are only labelled."""
 
 COMMON = Columns()

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import COMMON, Columns, SplitConfig
+from pipeline.data import parquet, tar
 from pipeline.data.arrays import is_array_folder, listing_of_arrays, read_array_folder, read_npz
 from pipeline.data.cifar import is_cifar_folder, read_cifar, read_cifar_folder
 from pipeline.data.dataset import (
@@ -30,6 +31,7 @@ from pipeline.data.dataset import (
 )
 from pipeline.data.folder import files_below, is_image, read_folder
 from pipeline.data.manifest import MANIFEST_SUFFIXES, read_manifest, read_paths
+from pipeline.data.packed import files_in, files_meant, is_pattern
 from pipeline.data.source import KEY_DTYPE, ArraySource, FileSource, ImageSource, MixedSource, array_key, file_key
 from pipeline.data.splits import carve, joined_groups, twin_rows, twins
 from pipeline.errors import DataError
@@ -192,7 +194,7 @@ def open_labelled(data: str, *, columns: Columns = COMMON, memo: Memo | None = N
 
 def _opened(data: str, columns: Columns, memo: Memo | None, rehash: bool, least_classes: int = 2) -> Opened:
     """The images of a source that can be opened, with the splits it gives."""
-    listing = list_source(data, columns, least_classes)
+    listing = list_source(data, columns, least_classes, memo)
     found = listing.source.keys(memo, rehash=rehash)
     keys, unreadable = found.column, []
     if found.errors:
@@ -226,13 +228,14 @@ def is_arrays(path: Path) -> bool:
     return is_array_folder(path) or is_cifar_folder(path) if path.is_dir() else path.suffix.lower() == ".npz"
 
 
-def list_source(data: str, columns: Columns, least_classes: int = 2) -> Listing:
+def list_source(data: str, columns: Columns, least_classes: int = 2, memo: Memo | None = None) -> Listing:
     """What a user names as DATA, before any of its images is read.
 
     Args:
         data: As the user names it.
         columns: Of a manifest.
         least_classes: Class folders that a folder must have, if it has any.
+        memo: Where the contents of unchanged tars are remembered.
 
     Raises:
         DataError: If it isn't there, or can't be listed.
@@ -246,8 +249,10 @@ def list_source(data: str, columns: Columns, least_classes: int = 2) -> Listing:
             next(path.iterdir(), None)
     except OSError as error:
         raise DataError(f"{data[:100]} can't be read: {error.strerror}; check its name and permissions") from error
+    if listing := _packed(data, path, columns, memo):
+        return listing
     if columns != COMMON and path.suffix.lower() not in MANIFEST_SUFFIXES:
-        raise DataError(f"{data} has no columns to choose; those are of a {', '.join(MANIFEST_SUFFIXES)} file")
+        raise DataError(f"{data} has no columns to choose; those are of a {', '.join(MANIFEST_SUFFIXES)} file or a tar")
     if data == "digits":
         return _digits()
     if data in BUILT_IN:  # a folder of this name is ./NAME
@@ -258,7 +263,7 @@ def list_source(data: str, columns: Columns, least_classes: int = 2) -> Listing:
         return read_cifar_folder(path) if is_cifar_folder(path) else read_folder(path, least_classes)
     if not there:
         raise DataError(
-            f"There is no {data!r}; DATA is a folder, a {', '.join(MANIFEST_SUFFIXES)} or .npz file, "
+            f"There is no {data!r}; DATA is a folder, a {', '.join(MANIFEST_SUFFIXES)}, .tar or .npz file, "
             f"or one of {', '.join(BUILT_IN)}"
         )
     if path.suffix.lower() in MANIFEST_SUFFIXES:
@@ -266,37 +271,64 @@ def list_source(data: str, columns: Columns, least_classes: int = 2) -> Listing:
     if path.suffix.lower() == ".npz":
         return read_npz(path)
     raise DataError(
-        f"{data} is no kind of data that can be read; give a folder, a {', '.join(MANIFEST_SUFFIXES)} or an .npz file"
+        f"{data} is no kind of data that can be read; give a folder, or a {', '.join(MANIFEST_SUFFIXES)}, .tar or .npz "
+        "file"
     )
 
 
-def list_images(names: Sequence[str], path_column: str | None = None) -> tuple[list[str], FileSource]:
+def _packed(data: str, path: Path, columns: Columns, memo: Memo | None) -> Listing | None:
+    """The pictures in the Parquet files or tars that a user means; None if these are not what is meant."""
+    if path.is_dir():
+        files = files_in(path, parquet.SUFFIX) or files_in(path, tar.SUFFIX)
+    elif path.exists():
+        files = [path]
+    else:
+        files = files_meant(data) if is_pattern(data) else []
+    suffix = files[0].suffix.lower() if files else ""
+    name = path.resolve().name if path.is_dir() else files[0].stem if files else ""
+    if suffix == tar.SUFFIX:
+        return tar.read_tars(files, name, columns, memo)
+    if suffix == parquet.SUFFIX and (len(files) > 1 or parquet.picture_column(files[0], columns)):
+        return parquet.read_parquet(files, name, columns)
+    return None
+
+
+def list_images(names: Sequence[str], columns: Columns = COMMON) -> tuple[list[str], ImageSource]:
     """The images that a user names, and where each lies, as a path from where the user stands.
 
     Args:
-        names: Files, folders (with all that lies below them), and manifests.
-        path_column: Column of a manifest that holds the paths; None for the common names.
+        names: Files, folders (with all that lies below them), manifests, Parquet files and tars with pictures inside.
+        columns: Columns of paths, or of the pictures themselves.
 
     Raises:
         DataError: If one isn't there, or holds no images.
     """
     locations: list[str] = []
     paths: list[str] = []
+    packed: list[ImageSource] = []
+    places: list[tuple[int, int]] = []
     for name in names:
         path = Path(name).expanduser()
+        if name and (listing := _packed(name, path, columns, None)):
+            packed.append(listing.source)
+            places += [(len(packed), index) for index in range(len(listing.source))]
+            locations += listing.locations
+            continue
         if not name or not path.exists():
             raise DataError(f"There is no {name!r}; give images, folders, or a {', '.join(MANIFEST_SUFFIXES)} file")
         if path.is_dir():
             found = [str(path / file) for file in files_below(path) if is_image(file)]
         elif path.suffix.lower() in MANIFEST_SUFFIXES:
-            found = [str(file) for file in read_paths(path, path_column)]
+            found = [str(file) for file in read_paths(path, columns.path_column)]
         else:
             found = [str(path)]
         if not found:
             raise DataError(f"{name} holds no images; give a folder or a manifest that does")
+        places += [(0, len(paths) + index) for index in range(len(found))]
         paths += found
         locations += [printable(file) for file in found]
-    return locations, FileSource(paths)
+    files = FileSource(paths)
+    return locations, MixedSource([files, *packed], places) if packed else files
 
 
 def _digits() -> Listing:

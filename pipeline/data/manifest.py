@@ -8,8 +8,9 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import Columns
 from pipeline.data.dataset import Listing, shortened
@@ -54,24 +55,21 @@ def read_manifest(path: Path, columns: Columns) -> Listing:
             path has two labels, splits or groups.
     """
     table = _read_columns(path)
-    chosen = {kind: _column(path, table, kind, getattr(columns, f"{kind}_column")) for kind in COMMON_NAMES}
+    chosen = {kind: column_of(path, table, kind, getattr(columns, f"{kind}_column")) for kind in COMMON_NAMES}
     names = _paths(path, table, chosen["path"])
     empty = [""] * len(names)
     found = [chosen[kind] for kind in ROW]
     labels, splits, groups = (empty if one is None else [text.strip() for text in table[one]] for one in found)
-    splits = [_split(path, row, text) for row, text in enumerate(splits)]
+    splits = [named_split(path, row, text) for row, text in enumerate(splits)]
     rows = list(zip(labels, splits, groups, strict=True))
     first = _first_rows(path, names, rows)
     kept = list(first.values())
     doubles = len(names) - len(kept)
     notes = [f"Of {path.name}, {counted(doubles, 'row')} merged with others of the same path"] if doubles else []
     if chosen["label"] is None:
-        notes.append(
-            f"{path.name} has no column of labels ({', '.join(COMMON_NAMES['label'])}); it has {', '.join(table)}. "
-            "If one of them holds the labels, name it: --label-column NAME"
-        )
+        notes.append(no_labels(path, list(table)))
     labels, splits, groups = ([rows[number][column] for number in kept] for column in range(len(ROW)))
-    notes += _questioned(path, chosen["label"], [text for text in labels if text])
+    notes += questioned(path, chosen["label"], [text for text in labels if text])
     others = [name for name in table if name and name not in chosen.values()]
     return Listing(
         name=path.stem,
@@ -122,10 +120,10 @@ def read_paths(path: Path, column: str | None = None) -> list[Path]:
         DataError: If there is no column of paths, or a path leaves the folder.
     """
     table = _read_columns(path)
-    return [_inside(path, name) for name in _paths(path, table, _column(path, table, "path", column))]
+    return [_inside(path, name) for name in _paths(path, table, column_of(path, table, "path", column))]
 
 
-def _column(path: Path, table: dict[str, list[str]], kind: str, given: str | None) -> str | None:
+def column_of(path: Path, table: Mapping[str, Any], kind: str, given: str | None) -> str | None:
     """The name of a column of a manifest; None if there is none and it may be missing.
 
     Raises:
@@ -149,6 +147,14 @@ def _column(path: Path, table: dict[str, list[str]], kind: str, given: str | Non
     return found[0] if found else None
 
 
+def no_labels(path: Path, columns: list[str]) -> str:
+    """Say that there is no column of labels, and which there are."""
+    return (
+        f"{path.name} has no column of labels ({', '.join(COMMON_NAMES['label'])}); it has {', '.join(columns)}. "
+        "If one of them holds the labels, name it: --label-column NAME"
+    )
+
+
 def _paths(path: Path, table: dict[str, list[str]], column: str | None) -> list[str]:
     names = [name.strip() for name in table[column or "path"]]
     if not names:
@@ -158,7 +164,7 @@ def _paths(path: Path, table: dict[str, list[str]], column: str | None) -> list[
     return names
 
 
-def _questioned(path: Path, column: str | None, labels: list[str]) -> list[str]:
+def questioned(path: Path, column: str | None, labels: list[str]) -> list[str]:
     """Doubt whether a column of many different numbers holds classes."""
     different = sorted(set(labels))
     try:
@@ -176,7 +182,8 @@ def _questioned(path: Path, column: str | None, labels: list[str]) -> list[str]:
     ]
 
 
-def _split(path: Path, row: int, text: str) -> str:
+def named_split(path: Path, row: int, text: str) -> str:
+    """The split that a row names; "" for none."""
     name = text.strip().lower()
     if name and name not in SPLIT_NAMES:
         raise DataError(f"{path}, row {row + 1}: the split is {text!r}; it can be {', '.join(SPLIT_NAMES)} or empty")
@@ -220,7 +227,7 @@ def _read_columns(path: Path) -> dict[str, list[str]]:
     if not rows:
         raise DataError(f"{path} is empty; its first line names the columns: path, and perhaps label, split and group")
     header = [name.strip() for name in rows[0]]
-    _check_header(path, header)
+    check_header(path, header)
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
             raise DataError(
@@ -230,7 +237,7 @@ def _read_columns(path: Path) -> dict[str, list[str]]:
     return {name: [row[column] for row in rows[1:]] for column, name in enumerate(header)}
 
 
-def _check_header(path: Path, header: list[str]) -> None:
+def check_header(path: Path, header: list[str]) -> None:
     """Refuse two columns of one name, in capitals or not."""
     twice = [name for name, count in Counter(name.lower() for name in header).items() if name and count > 1]
     if twice:
@@ -252,6 +259,6 @@ def _read_parquet(path: Path) -> dict[str, list[str]]:
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path} can't be read as Parquet: {error}") from error
     header = [name.strip() for name in table.column_names]
-    _check_header(path, header)
+    check_header(path, header)
     texts = [["" if value is None else str(value) for value in column.to_pylist()] for column in table.columns]
     return dict(zip(header, texts, strict=True))

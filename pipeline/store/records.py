@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.config import ExtractConfig, FeatureSpec
 from pipeline.data import BUILT_IN, KEY_DTYPE, Dataset
 from pipeline.data.dataset import UNKNOWN, UNLABELLED, KnownSplits, split_numbers
+from pipeline.data.packed import parts_of
 from pipeline.errors import ConfigError, StoreError
 from pipeline.util import log
 from pipeline.util.files import (
@@ -229,7 +230,10 @@ def newest_pooled(found: Sequence[TableRecord]) -> TableRecord | None:
 
 def place_of(data: str) -> str:
     """What a record holds of DATA: a built-in name, or the whole path, so that a later stage finds it from anywhere."""
-    return data if data in BUILT_IN else str(Path(data).expanduser().resolve())
+    if data in BUILT_IN:
+        return data
+    parts = [data] if Path(data).exists() else parts_of(data)
+    return ",".join(str(Path(part).expanduser().resolve()) for part in parts)
 
 
 def splits_of(cache: Path, record: TableRecord) -> KnownSplits | None:

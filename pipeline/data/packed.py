@@ -1,0 +1,170 @@
+"""Pictures packed in larger files, many in each: rows of Parquet files, members of tars."""
+
+from __future__ import annotations
+
+import re
+import time
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from braceexpand import braceexpand
+from numpy.typing import NDArray
+
+from pipeline.data.folder import SPLIT_NAMES
+from pipeline.data.source import KEY_DTYPE, ImageKeys, file_key
+from pipeline.errors import DataError, ImageError
+from pipeline.util.machine import cpu_count
+from pipeline.util.memo import Memo, Stamp, stats
+from pipeline.util.progress import Advance, progress
+
+KEY_BYTES = KEY_DTYPE.itemsize
+
+
+class Pack(Protocol):
+    """One file that holds many pictures.
+
+    Attributes:
+        path: The file.
+        kind: What is read of it; the keys of another kind are others.
+    """
+
+    path: Path
+    kind: str
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+
+    def read(self, place: int) -> bytes:
+        """A picture's bytes, as a file of it would have them.
+
+        Raises:
+            ImageError: If there are none, or they can't be read.
+        """
+
+
+class PackedSource:
+    """Images in packs.
+
+    Args:
+        packs: The files.
+        indices: Which of their pictures are meant, counted through all packs; None for all.
+    """
+
+    def __init__(self, packs: Sequence[Pack], indices: Sequence[int] | NDArray[np.int64] | None = None) -> None:
+        self.packs = packs
+        self.starts = np.cumsum([0, *map(len, packs)]).tolist()
+        self.indices = np.arange(self.starts[-1]) if indices is None else np.asarray(indices, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
+        """Image keys: the same as of files with the same bytes. Packs that the memo knows unchanged are not read."""
+        asked = np.unique(np.searchsorted(self.starts, self.indices, side="right") - 1).tolist()
+        packs = [self.packs[number] for number in asked]
+        stamped, seen = time.time_ns(), stats([pack.path for pack in packs])
+        stamps = {path: Stamp.of(stat) for path, stat in seen.items()}
+        columns = {} if memo is None or rehash else _remembered(memo, packs, stamps)
+        unknown = [pack for pack in packs if pack.path not in columns]
+        with ThreadPoolExecutor(cpu_count()) as pool, progress("Reading", sum(map(len, unknown))) as advance:
+            for pack, column in zip(unknown, pool.map(lambda pack: _keys_of(pack, advance), unknown), strict=True):
+                columns[pack.path] = column
+                if memo is not None and pack.path in stamps:
+                    text = "".join(key.decode().ljust(KEY_BYTES) for key in column.tolist())
+                    memo.remember(f"pack {pack.kind}", {pack.path: (stamps[pack.path], text)}, stamped)
+        found = np.zeros(self.starts[-1], KEY_DTYPE)
+        for number in asked:
+            found[self.starts[number] : self.starts[number + 1]] = columns[self.packs[number].path]
+        keys, errors = found[self.indices], {}
+        for position in np.flatnonzero(keys == b"").tolist():
+            try:
+                keys[position] = file_key(self.read(position))
+            except ImageError as error:
+                errors[position] = error
+        return ImageKeys(keys, errors)
+
+    def read(self, index: int) -> bytes:
+        """A picture's bytes."""
+        position = int(self.indices[index])
+        number = bisect_right(self.starts, position) - 1
+        return self.packs[number].read(position - self.starts[number])
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> PackedSource:
+        """Only these images."""
+        return PackedSource(self.packs, self.indices[np.asarray(indices, np.int64)])
+
+
+def _remembered(memo: Memo, packs: Sequence[Pack], stamps: dict[Path, Stamp]) -> dict[Path, NDArray[np.bytes_]]:
+    """Image keys of the packs that have not changed since they were read; empty of what could not be read then."""
+    found = {}
+    for pack in packs:
+        if pack.path in stamps:
+            text = memo.recall(f"pack {pack.kind}", {pack.path: stamps[pack.path]}).get(pack.path, "")
+            if len(text) == KEY_BYTES * len(pack) and text.isascii():
+                found[pack.path] = np.char.strip(np.frombuffer(text.encode(), KEY_DTYPE)).astype(KEY_DTYPE)
+    return found
+
+
+def _keys_of(pack: Pack, advance: Advance) -> NDArray[np.bytes_]:
+    """Image keys of a whole pack, empty of what can't be read."""
+    keys = np.zeros(len(pack), KEY_DTYPE)
+    for place in range(len(pack)):
+        with suppress(ImageError):  # asked again when all keys are there, for its cause
+            keys[place] = file_key(pack.read(place))
+        advance(1)
+    return keys
+
+
+def split_of_file(path: Path) -> str:
+    """The split that a file's name tells, such as `val` of `validation-00000-of-00005.parquet`; else ""."""
+    words = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", path.stem.lower()) if word in SPLIT_NAMES}
+    return words.pop() if len(words) == 1 else ""
+
+
+def parts_of(data: str) -> list[str]:
+    """The parts of a list that is joined by commas; commas in braces join nothing."""
+    return [part for part in re.split(r",(?![^{]*\})", data) if part]
+
+
+def is_pattern(data: str) -> bool:
+    """Whether a list or a pattern of files is meant."""
+    return bool(re.search(r"[,{*?\[]", data))
+
+
+def files_meant(data: str) -> list[Path]:
+    """The files that a list or a pattern means, such as `a.tar,b.tar`, `shard-{000..009}.tar` or `data/*.parquet`.
+
+    Raises:
+        DataError: If one of them isn't there, or they are of several kinds.
+    """
+    try:
+        named = [Path(one).expanduser() for part in parts_of(data) for one in braceexpand(part)]
+    except ValueError as error:
+        raise DataError(f"{data}: {error}; braces stand around what varies: shard-{{000..009}}.tar") from error
+    files = [file for path in named for file in _matching(path)]
+    if absent := [str(file) for file in files if not file.is_file()]:
+        raise DataError(f"{data} names {absent[0]!r}, which isn't there ({len(absent):,} of {len(files):,} files)")
+    if len(kinds := {file.suffix.lower() for file in files}) > 1:
+        raise DataError(f"{data} names files of several kinds: {', '.join(sorted(kinds))}; give those of one")
+    return files
+
+
+def _matching(path: Path) -> Iterator[Path]:
+    if not re.search(r"[*?\[]", path.name):
+        yield path
+        return
+    found = sorted(path.parent.glob(path.name))
+    if not found:
+        raise DataError(f"No file is called like {path}")
+    yield from found
+
+
+def files_in(folder: Path, suffix: str) -> list[Path]:
+    """The files with a suffix in a folder that has no folders, or else in its folder `data`, by their names."""
+    has_folders = any(path.is_dir() for path in folder.glob("[!.]*"))
+    return sorted((folder / "data" if has_folders else folder).glob(f"[!.]*{suffix}"))

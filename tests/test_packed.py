@@ -1,0 +1,358 @@
+"""Pictures inside Parquet files and tars, as the libraries write them that gave these layouts their names."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pytest
+from conftest import FakeEngine, write_picture
+from PIL import Image
+from pyarrow import parquet
+
+from pipeline import commands
+from pipeline.config import Columns, ExtractConfig, HeadConfig, SplitConfig
+from pipeline.data import Opened, open_dataset
+from pipeline.data.packed import files_meant, parts_of, split_of_file
+from pipeline.errors import DataError
+from pipeline.util.memo import Memo
+
+N = 24
+CLASSES = ("blue", "red")
+
+
+def opened(data: Path | str, memo: Memo | None = None, **columns: str) -> Opened:
+    return open_dataset(str(data), SplitConfig(), columns=Columns(**columns), memo=memo)
+
+
+def labels_of(found: Opened) -> list[str]:
+    return [found.dataset.label_name(row) for row in range(len(found.dataset))]
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders with 24 pictures: what everything else here is packed from."""
+    folder = tmp_path_factory.mktemp("packed") / "colours"
+    draw = np.random.default_rng(0)
+    for row in range(N):
+        red = row % 2
+        suffix = "jpg" if row % 3 else "png"
+        write_picture(
+            draw, folder / CLASSES[red] / f"{row:02d}.{suffix}", colour=(200, 60, 60) if red else (60, 60, 200)
+        )
+    return folder
+
+
+def files_of(colours: Path) -> list[Path]:
+    return sorted((path for path in colours.rglob("*.*")), key=lambda path: path.name)
+
+
+@pytest.fixture(scope="module")
+def written(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same pictures as `datasets` and `webdataset` write them."""
+    folder = tmp_path_factory.mktemp("written")
+    script = """
+        import sys
+        from pathlib import Path
+        import webdataset
+        from datasets import ClassLabel, Dataset, Features, Image, Value
+
+        folder, files = Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]]
+        names = ["blue", "red"]
+        kinds = Features({"image": Image(), "label": ClassLabel(names=names), "number": Value("int64")})
+        parts = {
+            "train-00000-of-00002": files[:8], "train-00001-of-00002": files[8:16], "test-00000-of-00001": files[16:]
+        }
+        (folder / "hub" / "data").mkdir(parents=True)
+        for name, some in parts.items():
+            rows = {
+                "image": [{"bytes": path.read_bytes(), "path": path.name} for path in some],
+                "label": [names.index(path.parent.name) for path in some],
+                "number": list(range(len(some))),
+            }
+            Dataset.from_dict(rows, features=kinds).to_parquet(folder / "hub" / "data" / f"{name}.parquet", batch_size=3)
+        (folder / "tars").mkdir()
+        with webdataset.ShardWriter(str(folder / "tars" / "shard-%06d.tar"), maxcount=10, verbose=0) as writer:
+            for path in files:
+                label = names.index(path.parent.name)
+                writer.write({
+                    "__key__": path.stem, path.suffix[1:]: path.read_bytes(), "cls": label, "json": {"colour": names[label]}
+                })
+    """
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script), str(folder), *map(str, files_of(colours))]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    return folder
+
+
+class TestKeys:
+    """A picture has the key of its bytes wherever it lies."""
+
+    @pytest.mark.parametrize("data", ["hub", "tars"])
+    def test_are_those_of_files(self, data: str, colours: Path, written: Path, tmp_path: Path) -> None:
+        there = opened(colours)
+        by_key = dict(zip(there.dataset.keys.tolist(), labels_of(there), strict=True))
+        found = opened(written / data, Memo(tmp_path), **({"label_key": "colour"} if data == "tars" else {}))
+        assert dict(zip(found.dataset.keys.tolist(), labels_of(found), strict=True)) == by_key
+        for row, path in enumerate(files_of(colours)):
+            if data == "tars":
+                assert found.source.read(row) == path.read_bytes()
+
+    @pytest.mark.parametrize("data", ["hub", "tars"])
+    def test_are_remembered(self, data: str, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder = shutil.copytree(written / data, tmp_path / data)
+        for path in folder.rglob("*.*"):
+            os.utime(path, (10**9, 10**9))
+        first = opened(folder, Memo(tmp_path))
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.data.parquet.ParquetPack.read", None)
+            patch.setattr("pipeline.data.tar.TarPack.read", None)
+            again = opened(folder, Memo(tmp_path))
+        assert again.dataset.id == first.dataset.id
+        changed = next(folder.rglob("*-000*.*"))
+        os.utime(changed, (10**9 + 1, 10**9 + 1))
+        assert opened(folder, Memo(tmp_path)).dataset.id == first.dataset.id
+
+    def test_nothing_is_computed_again_when_data_move_into_packs(
+        self, colours: Path, written: Path, cache: Path, fake_engine: FakeEngine
+    ) -> None:
+        assert commands.extract(ExtractConfig(str(colours)), cache).n_computed == N
+        for data in ("hub", "tars", "tars/shard-{000000..000002}.tar", "tars/*.tar"):
+            found = commands.extract(ExtractConfig(str(written / data)), cache)
+            assert (found.n_images, found.n_computed) == (N, 0), data
+        assert fake_engine.n_computed == N
+
+
+class TestParquet:
+    def test_splits_labels_and_further_columns(self, written: Path) -> None:
+        found = opened(written / "hub")
+        assert found.dataset.class_names == CLASSES
+        assert found.carved == ("val",)
+        assert found.dataset.counts()["test"] == 8
+        assert found.dataset.locations[0] == "test-00000-of-00001.parquet[0]"
+        assert found.dataset.others["number"][:3] == ("0", "1", "2")
+        assert found.dataset.name == "hub"
+
+    @pytest.mark.parametrize(
+        "pattern", ["train-*.parquet", "train-00000-of-00002.parquet,{data}train-00001-of-00002.parquet"]
+    )
+    def test_lists_and_patterns(self, pattern: str, written: Path) -> None:
+        data = f"{written / 'hub' / 'data'}/"
+        found = opened(data + pattern.replace("{data}", data))
+        assert len(found.dataset) == 16
+
+    def test_row_groups_are_read_one_by_one(self, written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = written / "hub" / "data" / "train-00000-of-00002.parquet"
+        assert parquet.ParquetFile(path).num_row_groups > 1
+        monkeypatch.setattr(parquet.ParquetFile, "read_row_groups", None)
+        found = opened(path)
+        assert len({bytes(found.source.read(row)) for row in range(8)}) == 8
+
+    def test_plain_bytes_text_labels_and_rows_without_a_picture(self, colours: Path, tmp_path: Path) -> None:
+        files = files_of(colours)[:6]
+        pictures = [path.read_bytes() for path in files]
+        table = {
+            "photo": [*pictures, None, b"no picture"],
+            "thumb": [None] * 8,
+            "kind": [path.parent.name for path in files] + ["red", ""],
+            "part": ["train"] * 6 + ["val", "test"],
+        }
+        schema = pyarrow.schema(
+            {"photo": pyarrow.binary(), "thumb": pyarrow.binary(), "kind": pyarrow.string(), "part": pyarrow.string()}
+        )
+        parquet.write_table(pyarrow.table(table, schema), tmp_path / "photos.parquet")
+        with pytest.raises(DataError, match=r"several columns of pictures: photo, thumb; name it: --image-column"):
+            opened(tmp_path / "photos.parquet")
+        with pytest.raises(DataError, match=r"no column of pictures 'phot' \(--image-column\); it has photo, thumb"):
+            opened(tmp_path / "photos.parquet", image_column="phot")
+        columns = {"image_column": "photo", "label_column": "kind", "split_column": "part"}
+        found = opened(tmp_path / "photos.parquet", **columns)
+        assert [(one.location, one.cause) for one in found.unreadable] == [
+            ("photos.parquet[6]", "row 6 of photos.parquet holds no picture")
+        ]
+        assert labels_of(found) == [*table["kind"][:6], ""]
+        assert found.given.tolist() == [0] * 6 + [2]
+
+    def test_what_cannot_be_decoded_is_quarantined_with_its_row(
+        self, colours: Path, tmp_path: Path, cache: Path, fake_engine: FakeEngine
+    ) -> None:
+        files = files_of(colours)
+        table = {
+            "image": [*(path.read_bytes() for path in files), b"no picture"],
+            "label": [*(path.parent.name for path in files), "red"],
+        }
+        parquet.write_table(pyarrow.table(table), tmp_path / "all.parquet")
+        found = commands.extract(ExtractConfig(str(tmp_path / "all.parquet")), cache)
+        assert list(found.unreadable) == [f"all.parquet[{N}]"]
+        assert fake_engine.n_computed == N
+
+    def test_labels_of_images_without_any(self, colours: Path, tmp_path: Path) -> None:
+        """As hidden test sets are published: -1 where numbers stand for names."""
+        about = {"info": {"features": {"label": {"names": list(CLASSES), "_type": "ClassLabel"}}}}
+        files = files_of(colours)[:4]
+        table = pyarrow.table({"image": [path.read_bytes() for path in files], "label": [0, 1, -1, None]})
+        table = table.replace_schema_metadata({"huggingface": json.dumps(about)})
+        parquet.write_table(table, tmp_path / "some.parquet")
+        assert labels_of(opened(tmp_path / "some.parquet")) == ["blue", "red", "", ""]
+
+    def test_damaged_metadata_is_no_error(self, colours: Path, tmp_path: Path) -> None:
+        table = pyarrow.table({"image": [path.read_bytes() for path in files_of(colours)[:2]], "label": [3, 4]})
+        for about in (b"no JSON", b"[]", b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": 7}}}}'):
+            parquet.write_table(table.replace_schema_metadata({"huggingface": about}), tmp_path / "some.parquet")
+            assert labels_of(opened(tmp_path / "some.parquet")) == ["3", "4"]
+
+    def test_files_of_different_kinds(self, colours: Path, tmp_path: Path) -> None:
+        picture = files_of(colours)[0].read_bytes()
+        parquet.write_table(pyarrow.table({"image": [picture], "label": ["a"]}), tmp_path / "train.parquet")
+        parquet.write_table(pyarrow.table({"image": [picture], "class": ["a"]}), tmp_path / "test.parquet")
+        with pytest.raises(DataError, match=r"train.parquet and .*test.parquet differ in the column 'class'"):
+            opened(tmp_path)
+        parquet.write_table(pyarrow.table({"picture": [picture], "label": ["a"]}), tmp_path / "test.parquet")
+        with pytest.raises(DataError, match="no column of pictures like that of"):
+            opened(tmp_path)
+        (tmp_path / "test.parquet").write_bytes(b"PAR1 no more")
+        with pytest.raises(DataError, match=r"test.parquet can't be read as Parquet"):
+            opened(tmp_path)
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class TestTar:
+    def test_labels_of_each_kind(self, tmp_path: Path) -> None:
+        with tarfile.open(tmp_path / "train.tar", "w") as tar:
+            add(tar, "a/1.png", picture())
+            add(tar, "a/1.cls", b"cat\n")
+            add(tar, "b/1.PNG", picture() + b"2")
+            add(tar, "b/1.txt", b"dog")
+            add(tar, "c.d/1.jpg", picture() + b"3")
+            add(tar, "c.d/1.json", b'{"label": "cow", "age": 3}')
+            add(tar, "e.jpeg", picture() + b"4")
+            add(tar, "f.json", b"{}")
+        found = opened(tmp_path / "train.tar")
+        assert list(found.dataset.locations) == [f"train.tar/{name}" for name in ("a/1", "b/1", "c.d/1", "e")]
+        assert labels_of(found) == ["cat", "dog", "cow", ""]
+        assert found.dataset.name == "train"
+        assert "1 sample without a picture left aside: train.tar/f" in found.notes
+        with pytest.raises(DataError, match=r"c.d/1.json has no label .*'kind'.*--label-key"):
+            opened(tmp_path / "train.tar", label_key="kind")
+        with tarfile.open(tmp_path / "one.tar", "w") as tar:
+            add(tar, "1.jpg", picture())
+            add(tar, "1.json", b'{"age": 3.5}')
+        with pytest.raises(DataError, match="3.5 is no text or whole number"):
+            opened(tmp_path / "one.tar", label_key="age")
+        found = opened(tmp_path / "one.tar")
+        assert labels_of(found) == [""]
+        assert any("have no labels" in note and "--label-key" in note for note in found.notes)
+
+    @pytest.mark.parametrize("beyond", [-700, -512, -300, 20])
+    def test_a_torn_one_gives_what_lies_before_the_tear(self, beyond: int, written: Path, tmp_path: Path) -> None:
+        whole = written / "tars" / "shard-000000.tar"
+        with tarfile.open(whole) as tar:
+            places = [member.offset_data for member in tar if member.name.endswith((".png", ".jpg"))]
+        (tmp_path / "torn.tar").write_bytes(whole.read_bytes()[: places[6] + beyond])
+        found = opened(tmp_path / "torn.tar", Memo(tmp_path))
+        assert len(found.dataset) == 6
+        assert any("is torn" in note and "6 pictures before that" in note for note in found.notes)
+
+    @pytest.mark.parametrize("name", ["some.tar", "empty.tar"])
+    def test_what_is_no_tar(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_bytes(b"no tar at all" * 100 if name == "some.tar" else b"")
+        with pytest.raises(DataError, match="can't be read as a tar|no pictures"):
+            opened(tmp_path / name)
+
+
+class TestNames:
+    def test_lists_and_patterns(self, tmp_path: Path) -> None:
+        assert parts_of("a-{0,1}.tar,b.tar") == ["a-{0,1}.tar", "b.tar"]
+        for number in range(12):
+            (tmp_path / f"s-{number:03d}.tar").touch()
+        assert len(files_meant(f"{tmp_path}/s-{{000..009}}.tar")) == 10
+        assert len(files_meant(f"{tmp_path}/s-*.tar")) == 12
+        assert [path.name for path in files_meant(f"{tmp_path}/s-003.tar,{tmp_path}/s-001.tar")] == [
+            "s-003.tar",
+            "s-001.tar",
+        ]
+        with pytest.raises(DataError, match=r"s-012.tar', which isn't there \(1 of 13 files\)"):
+            files_meant(f"{tmp_path}/s-{{000..012}}.tar")
+        with pytest.raises(DataError, match="No file is called like"):
+            files_meant(f"{tmp_path}/t-*.tar")
+        with pytest.raises(DataError, match="braces stand around what varies"):
+            files_meant(f"{tmp_path}/s-{{000..")
+
+    @pytest.mark.parametrize(
+        ("name", "split"),
+        [
+            ("train-00000-of-00002", "train"),
+            ("validation", "val"),
+            ("imagenet-test-0001", "test"),
+            ("0001", ""),
+            ("train_test", ""),
+            ("trainers-01", ""),
+        ],
+    )
+    def test_splits(self, name: str, split: str) -> None:
+        assert split_of_file(Path(f"{name}.tar")) == split
+
+
+class TestStages:
+    def test_predict_labels_what_lies_in_packs(
+        self, colours: Path, written: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        commands.extract(ExtractConfig(str(written / "hub")), cache)
+        run = commands.train_head(HeadConfig("ridge"), cache, reports)
+        files = [*map(str, files_of(colours)[:2]), str(written / "tars"), str(written / "hub")]
+        found = commands.predict(run.id, files, cache, reports)
+        assert len(found.images) == 2 + 2 * N
+        assert found.n_computed == 0
+        by_place = {image.path: image.top[0][0] for image in found.images}
+        for row, path in enumerate(files_of(colours)):
+            assert by_place[f"shard-{row // 10:06d}.tar/{path.stem}"] == path.parent.name
+        assert found.images[0].top[0][0] == files_of(colours)[0].parent.name
+        rated = commands.evaluate(run.id, f"{written}/hub/data/test-*.parquet", cache, reports)
+        assert rated.metrics["test"]["n"] == 8
+
+    def test_a_list_is_found_from_anywhere(
+        self, written: Path, cache: Path, reports: Path, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(written / "tars")
+        commands.extract(ExtractConfig("shard-000000.tar,shard-00000{1..2}.tar"), cache.absolute())
+        monkeypatch.chdir(written)
+        run = commands.train_head(HeadConfig("ridge"), cache.absolute(), reports.absolute())
+        assert commands.evaluate(run.id, None, cache.absolute(), reports.absolute()).metrics["test"]["n"]
+
+    def test_training_says_where_packs_were_written_again(
+        self, written: Path, tmp_path: Path, cache: Path, reports: Path, fake_engine: FakeEngine, caplog: Any
+    ) -> None:
+        folder = shutil.copytree(written / "tars", tmp_path / "tars")
+        commands.extract(ExtractConfig(str(folder)), cache)
+        time.sleep(0.05)
+        shutil.copy(written / "tars" / "shard-000000.tar", folder / "shard-000000.tar")
+        commands.train_head(HeadConfig("ridge"), cache, reports)
+        assert "its files were written again" in caplog.text
+
+    def test_tars_beside_class_folders_are_no_data(self, colours: Path, written: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(colours, tmp_path / "colours")
+        shutil.copy(written / "tars" / "shard-000000.tar", folder)
+        found = opened(folder)
+        assert (len(found.dataset), found.dataset.class_names) == (N, CLASSES)
