@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
@@ -62,7 +62,7 @@ def test_tampered_spec_is_refused(spec: FeatureSpec, change: dict[str, Any]) -> 
 
 def test_extract_config_round_trip() -> None:
     config = ExtractConfig("here", image_size=(3, 4), views=2, augment="crop", splits=SplitConfig(0.1, 0.2, "val", 3))
-    assert decoded(ExtractConfig, config.to_json()) == config
+    assert decoded(ExtractConfig, asdict(config)) == config
 
 
 def test_image_size() -> None:

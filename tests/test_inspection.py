@@ -11,11 +11,12 @@ import pytest
 from conftest import FakeEngine
 from PIL import Image
 
-from pipeline import commands, inspection
+from pipeline import commands
 from pipeline.config import ExtractConfig, SplitConfig
 from pipeline.data.images import Facts, describe
 from pipeline.errors import DataError, ImageError
-from pipeline.inspection import Group, Neighbours
+from pipeline.inspection.doubts import Neighbours, outliers
+from pipeline.inspection.duplicates import Group, near_duplicates
 
 
 def named(found: Any, groups: list[Group]) -> set[frozenset[str]]:
@@ -146,25 +147,25 @@ class TestParts:
         assert describe(np.zeros((5, 7, 4), np.uint8), 10) == Facts("array", "RGBA", 7, 5)
 
     def test_a_picture_of_one_colour_is_like_no_other(self) -> None:
-        neighbours = Neighbours.of(np.ones((4, 3), np.float32), np.array([b"a", b"b", b"c", b"d"], "S32"))
+        neighbours = Neighbours.of(np.ones((4, 3), np.float32), np.array([b"a", b"b", b"c", b"d"], "S32"), np.arange(4))
         flat = np.full((16, 16, 3), 90, np.uint8)
-        assert inspection.near_duplicates(neighbours, lambda _: flat) == []
+        assert near_duplicates(neighbours, lambda _: flat) == []
 
     def test_pictures_that_are_gone_are_no_pairs(self) -> None:
         def gone(_: int) -> Any:
             raise ImageError("gone")
 
-        neighbours = Neighbours.of(np.ones((4, 3), np.float32), np.array([b"a", b"b", b"c", b"d"], "S32"))
-        assert inspection.near_duplicates(neighbours, gone) == []
+        neighbours = Neighbours.of(np.ones((4, 3), np.float32), np.array([b"a", b"b", b"c", b"d"], "S32"), np.arange(4))
+        assert near_duplicates(neighbours, gone) == []
 
     def test_neighbours(self) -> None:
         """Of byte-identical images one counts, and lengths don't."""
         features = np.array([[1, 0], [1, 0], [3, 0.1], [0, 2]], np.float32)
-        found = Neighbours.of(features, np.array([b"a", b"a", b"b", b"c"], "S32"))
+        found = Neighbours.of(features, np.array([b"a", b"a", b"b", b"c"], "S32"), np.arange(4))
         assert found.rows.tolist() == [0, 2, 3]
         assert found.nearest[:, 0].tolist() == [1, 0, 1]
         assert found.distances[0, 0] == pytest.approx(1 / 30, rel=0.01)
-        assert inspection.outliers(Neighbours.of(features[:1], np.array([b"a"], "S32"))) == []
+        assert outliers(Neighbours.of(features[:1], np.array([b"a"], "S32"), np.arange(1))) == []
 
     def test_a_picture_over_pillows_own_limit(
         self, red_and_blue: Path, cache: Path, reports: Path, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch

@@ -12,18 +12,10 @@ from pipeline.config import HeadConfig
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluation.metrics import scores
 from pipeline.heads import KINDS, make_head, predict
-from pipeline.selection import (
-    Candidate,
-    Point,
-    Round,
-    candidates,
-    draw_subset,
-    folds,
-    gain_of_doubling,
-    mean_over_views,
-    rate,
-    sizes_for,
-)
+from pipeline.selection.curve import draw_subset, gain_of_doubling, point, sizes_for
+from pipeline.selection.folds import Round, folds
+from pipeline.selection.grid import candidates
+from pipeline.selection.trials import Candidate, mean_over_views, rate
 from pipeline.store.rows import Part, joined, nothing
 
 NAMES = ["logreg", "ridge", "centroid", "knn", "linear", "mlp", "bn-mlp"]
@@ -211,13 +203,13 @@ class TestCurve:
         assert set(draw_subset(part, 3, 1, 0).keys.tolist()) != set(small.keys.tolist())
 
     def test_gain_is_that_of_the_power_law(self) -> None:
-        points = [Point(n, n, [1 - 0.8 * n**-0.5]) for n in (10, 20, 50, 100)]
+        points = [point(n, n, [1 - 0.8 * n**-0.5]) for n in (10, 20, 50, 100)]
         expected = 0.8 * 100**-0.5 - 0.8 * 200**-0.5
         assert gain_of_doubling(points) == pytest.approx(expected)
 
     @pytest.mark.parametrize("accuracies", [[0.5, 0.6], [0.9, 1.0, 1.0], [0.9, 0.8, 0.7]])
     def test_no_law_no_gain(self, accuracies: list[float]) -> None:
-        assert gain_of_doubling([Point(n, 10.0**n, [value]) for n, value in enumerate(accuracies, 1)]) is None
+        assert gain_of_doubling([point(n, 10.0**n, [value]) for n, value in enumerate(accuracies, 1)]) is None
 
 
 def test_every_kind_can_be_swept() -> None:

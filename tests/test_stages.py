@@ -21,14 +21,14 @@ from pipeline.cli.render import inspect_text
 from pipeline.commands import TrainingOptions
 from pipeline.commands import cache as caretaker
 from pipeline.commands.extract import ExtractResult
-from pipeline.config import Columns, ExtractConfig, HeadConfig, SplitConfig
+from pipeline.config import Columns, ExtractConfig, ExtractOptions, HeadConfig, SplitConfig
 from pipeline.data import open_dataset
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, QuarantineError, RunError, StoreError
 from pipeline.extraction.engines import graph_folder
 from pipeline.runs.classifier import open_classifier
 from pipeline.runs.find import all_runs, find_run
 from pipeline.runs.run import FinetuneRun, HeadRun
-from pipeline.selection import folds
+from pipeline.selection.folds import folds
 from pipeline.store.records import find_record, load_dataset, records, splits_of
 from pipeline.store.shard import SoundShards
 from pipeline.store.shards import FeatureStore
@@ -154,7 +154,7 @@ class TestQuarantine:
 
     def test_strict_fails_after_saving(self, with_bad_files: Path, cache: Path, fake_engine: FakeEngine) -> None:
         with pytest.raises(QuarantineError, match="2 of 42 images"):
-            commands.extract(ExtractConfig(str(with_bad_files)), cache, strict=True)
+            commands.extract(ExtractConfig(str(with_bad_files)), cache, ExtractOptions(strict=True))
         assert commands.extract(ExtractConfig(str(with_bad_files)), cache).n_computed == 0
 
     def test_class_without_a_readable_image(self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine) -> None:
@@ -477,18 +477,18 @@ class TestAgain:
         config = ExtractConfig(str(red_and_blue), resize="pad", endpoint="conv4", group_duplicates=True, splits=splits)
         first = commands.extract(config, cache)
         assert "--again" not in caplog.text
-        again = commands.extract(ExtractConfig(str(red_and_blue)), cache, again=True)
+        again = commands.extract(ExtractConfig(str(red_and_blue)), cache, ExtractOptions(again=True))
         assert (again.record.id, again.n_computed) == (first.record.id, 0)
         caplog.clear()
         commands.extract(ExtractConfig(str(red_and_blue)), cache)
         options = "--endpoint conv4 --resize pad --group-duplicates --val-fraction 0.2 --test-fraction 0.1"
         assert f"{red_and_blue} was extracted before with {options}; --again repeats that" in caplog.text
         with pytest.raises(ConfigError, match="leave out --resize crop, or --again"):
-            commands.extract(ExtractConfig(str(red_and_blue), resize="crop"), cache, again=True)
+            commands.extract(ExtractConfig(str(red_and_blue), resize="crop"), cache, ExtractOptions(again=True))
 
     def test_nothing_to_repeat(self, red_and_blue: Path, cache: Path) -> None:
         with pytest.raises(ConfigError, match="was not extracted into .* yet"):
-            commands.extract(ExtractConfig(str(red_and_blue)), cache, again=True)
+            commands.extract(ExtractConfig(str(red_and_blue)), cache, ExtractOptions(again=True))
 
 
 @pytest.mark.usefixtures("fake_engine")

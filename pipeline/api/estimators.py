@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class _Opened:
             return features_of(replace(self.plan, store=store), source, locations)
 
 
+@dataclass(eq=False, repr=False)  # whose __init__ only stores, as scikit-learn wants it
 class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """A scikit-learn transformer from images to features of a frozen backbone, cached by content.
 
@@ -67,32 +68,18 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         n_features_out_: Features per image.
     """
 
-    def __init__(
-        self,
-        backbone: str = ExtractConfig.backbone,
-        *,
-        weights: str = ExtractConfig.weights,
-        image_size: int | tuple[int, int] | None = None,
-        endpoint: str | None = None,
-        pooling: str = ExtractConfig.pooling,
-        resize: str = ExtractConfig.resize,
-        interpolation: str = ExtractConfig.interpolation,
-        engine: str = ExtractConfig.engine,
-        precision: str = ExtractConfig.precision,
-        cache: str | Path | None = USUAL,
-        random_state: int = 0,
-    ) -> None:
-        self.backbone = backbone
-        self.weights = weights
-        self.image_size = image_size
-        self.endpoint = endpoint
-        self.pooling = pooling
-        self.resize = resize
-        self.interpolation = interpolation
-        self.engine = engine
-        self.precision = precision
-        self.cache = cache
-        self.random_state = random_state
+    backbone: str = ExtractConfig.backbone
+    _: KW_ONLY
+    weights: str = ExtractConfig.weights
+    image_size: int | tuple[int, int] | None = None
+    endpoint: str | None = None
+    pooling: str = ExtractConfig.pooling
+    resize: str = ExtractConfig.resize
+    interpolation: str = ExtractConfig.interpolation
+    engine: str = ExtractConfig.engine
+    precision: str = ExtractConfig.precision
+    cache: str | Path | None = USUAL
+    random_state: int = 0
 
     def fit(self, X: Images, y: object = None) -> FeatureExtractor:
         """Find the backbone and learn its number of features; the images decide nothing.
@@ -123,18 +110,10 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return self._compute(*source_of(X))
 
     def _compute(self, source: ImageSource, locations: list[str]) -> NDArray[Any]:
-        config = ExtractConfig(
-            backbone=str(self.backbone),
-            weights=str(self.weights),
-            **checked({"image_size": self.image_size}, ExtractConfig),
-            endpoint=self.endpoint,
-            pooling=self.pooling,
-            resize=self.resize,
-            interpolation=self.interpolation,
-            engine=self.engine,
-            precision=self.precision,
-            seed=self.random_state,
-        )
+        options = self.get_params(deep=False)
+        del options["cache"]
+        options |= {"backbone": str(self.backbone), "weights": str(self.weights), "seed": options.pop("random_state")}
+        config = ExtractConfig(**checked(options, ExtractConfig))
         opened: _Opened | None = getattr(self, "_opened", None)
         if opened is None or (opened.config, opened.cache) != (config, self.cache):
             opened = self._opened = self._open(config)
@@ -161,6 +140,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return tags
 
 
+@dataclass(eq=False, repr=False)
 class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Any head as a scikit-learn classifier of features [n, d].
 
@@ -190,38 +170,21 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         config_: The head's settings, as resolved.
     """
 
-    def __init__(
-        self,
-        head: str = "logreg",
-        *,
-        epochs: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float | None = None,
-        optimizer: str | None = None,
-        schedule: str | None = None,
-        patience: int | None = None,
-        dropout: float | None = None,
-        label_smoothing: float | None = None,
-        l2: float | None = None,
-        class_weight: str | None = None,
-        standardize: bool | None = None,
-        l2_normalize: bool | None = None,
-        random_state: int | np.random.RandomState | None = 0,
-    ) -> None:
-        self.head = head
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.optimizer = optimizer
-        self.schedule = schedule
-        self.patience = patience
-        self.dropout = dropout
-        self.label_smoothing = label_smoothing
-        self.l2 = l2
-        self.class_weight = class_weight
-        self.standardize = standardize
-        self.l2_normalize = l2_normalize
-        self.random_state = random_state
+    head: str = "logreg"
+    _: KW_ONLY
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    optimizer: str | None = None
+    schedule: str | None = None
+    patience: int | None = None
+    dropout: float | None = None
+    label_smoothing: float | None = None
+    l2: float | None = None
+    class_weight: str | None = None
+    standardize: bool | None = None
+    l2_normalize: bool | None = None
+    random_state: int | np.random.RandomState | None = 0
 
     def fit(self, X: Any, y: Any) -> HeadClassifier:
         """Fit the head.

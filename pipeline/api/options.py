@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
@@ -19,7 +19,7 @@ from pipeline.api.runs import RunResult
 from pipeline.config import Folders, user_cache
 from pipeline.runs.folder import called
 from pipeline.runs.run import RatedRun
-from pipeline.util.options import Declared, declared, option_name
+from pipeline.util.options import Declared, declared, words_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,7 +34,12 @@ FeaturesLike = str | Extracted | Sequence[str | Extracted] | None
 RunLike = str | Path | RunResult[RatedRun]
 """What another function returned, a run's id or a part of it, its name, its folder, "latest" or "best"."""
 
-POSITIONAL = ("data", "features", "run", "runs", "images")  # on the command line they stand without a name
+POSITIONAL = ("run", "data", "features", "runs", "images")  # on the command line they stand without a name
+
+ERRORS = """    Raises:
+        TlpipeError: As `tlpipe {}`, with what to do about it.
+        TypeError: For an unknown option, or a value of another type.
+"""
 
 
 def folders_of(cache: str | Path | None, reports: str | Path | None, *given: Any) -> Folders:
@@ -68,7 +73,7 @@ def command(*kinds: type, without: tuple[str, ...] = ()) -> Callable[[Callable[P
     """Make a function a command: its `**options` are those that some dataclasses declare.
 
     The function is called with what was given, as the command line would have it: folders as paths, results as what
-    names them, options checked for their names and types. Its signature and docstring name all options.
+    names them, options checked for their names and types. Its signature and docstring name all options and errors.
 
     Args:
         kinds: The dataclasses.
@@ -102,8 +107,10 @@ def command(*kinds: type, without: tuple[str, ...] = ()) -> Callable[[Callable[P
 
         run.__signature__ = signature  # type: ignore[attr-defined]
         lines = [f"        {name}: {one.option.help}" for name, one in known.items()]
-        if lines and run.__doc__:
-            run.__doc__ = run.__doc__.rstrip() + "\n\n    Options:\n" + "\n".join(lines) + "\n"
+        options = ["    Options:", *lines, ""] if lines else []
+        run.__doc__ = "\n".join(
+            [f"{(run.__doc__ or '').rstrip()}\n", *options, ERRORS.format(function.__name__.replace("_", "-"))]
+        )
         return run
 
     return decorate
@@ -135,11 +142,7 @@ def _check_names(function: str, given: dict[str, Any], signature: inspect.Signat
 
 
 def _check_kind(name: str, value: Any, hint: Any) -> None:
-    """Refuse a value of another type than a parameter's.
-
-    Raises:
-        TypeError: With the types that are taken.
-    """
+    """Refuse a value of another type than a parameter's, with the types that are taken."""
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     plain = tuple(get_origin(kind) or kind for kind in kinds)
     taken = (*plain, int) if float in plain else plain
@@ -173,26 +176,15 @@ def _named(value: Any) -> Any:
     return [reference_to(one) for one in value] if isinstance(value, (list, tuple)) else reference_to(value)
 
 
-def _flat(values: tuple[Any, ...]) -> Iterator[Any]:
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
     for value in values:
         yield from value if isinstance(value, (list, tuple)) else [value]
 
 
 def _line(function: str, values: dict[str, Any], signature: inspect.Signature) -> str:
     """The command line that a call stands for."""
-    words = ["tlpipe", function.replace("_", "-")]
-    usual: dict[str, Any] = {"cache": Folders().cache, "reports": Folders().reports}
-    named = []
-    for name, value in values.items():
-        default = usual.get(name, signature.parameters[name].default)
-        if value is None or value == default:
-            continue
-        if name in POSITIONAL:
-            words += [str(one) for one in value] if isinstance(value, (list, tuple)) else [str(value)]
-        elif isinstance(value, bool):
-            named.append(option_name(name) if value else option_name(f"no_{name}"))
-        else:
-            joint = "x" if name == "image_size" else ","
-            text = joint.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            named += [option_name(name), text]
-    return shlex.join([*words, *named])
+    usual: dict[str, Any] = {name: one.default for name, one in signature.parameters.items()}
+    usual |= {"cache": Folders().cache, "reports": Folders().reports}
+    given = {name: value for name, value in values.items() if value is not None and value != usual[name]}
+    words = [str(one) for one in _flat(given.pop(name) for name in POSITIONAL if name in given)]
+    return shlex.join(["tlpipe", function.replace("_", "-"), *words, *words_of(given, {})])

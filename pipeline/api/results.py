@@ -11,8 +11,9 @@ from pipeline.api import notebook
 from pipeline.commands import Answers, Export, ExtractResult, ImageAnswer, Report
 from pipeline.config import ExtractConfig, Folders
 from pipeline.errors import ConfigError
-from pipeline.inspection import Inspection, sections
-from pipeline.pages import Pictures
+from pipeline.inspection.findings import Inspection
+from pipeline.inspection.page import sections
+from pipeline.pages.pictures import Pictures
 from pipeline.util import runtime
 from pipeline.util.text import counted, percent, sides
 
@@ -57,15 +58,20 @@ def with_folders(kind: Callable[..., T], found: Any, folders: Folders) -> T:
     return kind(**values, folders=folders)
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Extracted(ExtractResult, Result):
-    """What `extract` gave; further commands take it as their features.
+@dataclass(frozen=True)
+class Placed:
+    """What knows its folders.
 
     Attributes:
-        folders: Where the features lie.
+        folders: Where it lies, and what it is of.
     """
 
     folders: Folders
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Extracted(ExtractResult, Placed, Result):
+    """What `extract` gave; further commands take it as their features."""
 
     @property
     def id(self) -> str:
@@ -97,14 +103,8 @@ class Extracted(ExtractResult, Result):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Predicted(Answers):
-    """What `predict` gave: a sequence of answers, in the order in which the images were named.
-
-    Attributes:
-        folders: Where the run lies.
-    """
-
-    folders: Folders
+class Predicted(Answers, Placed):
+    """What `predict` gave: a sequence of answers, in the order in which the images were named."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -149,14 +149,8 @@ class Predicted(Answers):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Exported(Export):
-    """What `export` gave.
-
-    Attributes:
-        folders: Where the run lies.
-    """
-
-    folders: Folders
+class Exported(Export, Placed):
+    """What `export` gave."""
 
     def __repr__(self) -> str:
         return f"<{self.path}: {percent(self.agreement)} of {counted(self.n, 'image')} labelled as by predict>"
@@ -172,14 +166,8 @@ class Exported(Export):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Inspected(Inspection):
-    """What `inspect` found.
-
-    Attributes:
-        folders: Where the page lies.
-    """
-
-    folders: Folders
+class Inspected(Inspection, Placed):
+    """What `inspect` found."""
 
     def __repr__(self) -> str:
         return f"<{self.data}: {counted(len(self.dataset), 'image')}, {self.page}>"
@@ -206,14 +194,8 @@ class Inspected(Inspection):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Reported(Report):
-    """What `report` wrote.
-
-    Attributes:
-        folders: Where the pages lie.
-    """
-
-    folders: Folders
+class Reported(Report, Placed):
+    """What `report` wrote."""
 
     def __repr__(self) -> str:
         return f"<{self.index}: {counted(len(self.pages), 'page')}>"

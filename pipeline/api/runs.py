@@ -14,9 +14,10 @@ from pipeline.api.results import SHOWN_PICTURES, SHOWN_ROWS, Result, frame
 from pipeline.config import Folders
 from pipeline.data import open_labelled
 from pipeline.errors import DataError, RunError
-from pipeline.pages import Pictures, RunData, charts
+from pipeline.pages import charts
 from pipeline.pages.gallery import choose
-from pipeline.pages.run_page import figures
+from pipeline.pages.pictures import Pictures
+from pipeline.pages.run_page import RunData, figures
 from pipeline.runs.folder import read_run
 from pipeline.runs.predictions import Predictions, read_history, read_predictions
 from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, RatedRun, Run, SweepRun

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,10 @@ def extract(data: str | Path = "digits", *, cache: Place = None, **options: Any)
 
     Returns:
         Counts, seconds, and the features id.
-
-    Raises:
-        TlpipeError: As `tlpipe extract`, with what to do about it.
-        TypeError: For an unknown option, or a value of another type.
     """
     at = folders_of(cache, None)
-    how = made(ExtractOptions, options)
     config = made(ExtractConfig, {**options, "data": str(data)})
-    return with_folders(Extracted, commands.extract(config, at.cache, **asdict(how)), at)
+    return with_folders(Extracted, commands.extract(config, at.cache, made(ExtractOptions, options)), at)
 
 
 @command(HeadConfig, TrainingOptions)
@@ -70,10 +65,6 @@ def train_head(
         cache: The cache folder.
         reports: Where the run goes.
         **options: As listed below; those that a head doesn't have are refused.
-
-    Raises:
-        TlpipeError: As `tlpipe train-head`, with what to do about it.
-        TypeError: For an unknown option, or a value of another type.
     """
     at = folders_of(cache, reports)
     training = made(TrainingOptions, {**options, "features": joined(features)})
@@ -103,10 +94,6 @@ def sweep(
         cache: The cache folder.
         reports: Where the run goes.
         **options: As listed below. Given ones hold for all heads; others vary.
-
-    Raises:
-        TlpipeError: As `tlpipe sweep`, with what to do about it.
-        TypeError: For an unknown option, or a value of another type.
     """
     at = folders_of(cache, reports)
     heads = [name.strip() for name in (head.split(",") if isinstance(head, str) else head)]
@@ -137,10 +124,6 @@ def learning_curve(
         cache: The cache folder.
         reports: Where the run goes.
         **options: As listed below.
-
-    Raises:
-        TlpipeError: As `tlpipe learning-curve`, with what to do about it.
-        TypeError: For an unknown option, or a value of another type.
     """
     at = folders_of(cache, reports)
     training = made(TrainingOptions, {**options, "features": joined(features)})
@@ -161,10 +144,6 @@ def finetune(
         cache: The cache folder.
         reports: Where the head's run lies, and where this run goes.
         **options: As listed below. `head_run` may be what `train_head` or `sweep` returned.
-
-    Raises:
-        TlpipeError: As `tlpipe finetune`, with what to do about it.
-        TypeError: For an unknown option, or a value of another type.
     """
     at = folders_of(cache, reports)
     config = made(FinetuneConfig, {**options, "blocks": joined(blocks)})

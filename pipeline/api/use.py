@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import commands
-from pipeline.api.options import Place, RunLike, command, folders_of
+from pipeline.api.options import Place, RunLike, command, folders_of, joined
 from pipeline.api.results import Exported, Inspected, Predicted, Reported, with_folders
 from pipeline.api.runs import RunResult
 from pipeline.config import Columns
@@ -40,13 +40,11 @@ def evaluate(
         cache: The cache folder.
         reports: Where the run lies, and where the evaluation goes.
         options: Columns of a manifest.
-
-    Raises:
-        TlpipeError: As `tlpipe evaluate`, with what to do about it.
     """
     at = folders_of(cache, reports)
-    place, other = _text(data), _text(against)
-    return RunResult(commands.evaluate(str(run), place, at.cache, at.reports, precision, other, Columns(**options)), at)
+    columns = Columns(**options)
+    found = commands.evaluate(str(run), joined(data), at.cache, at.reports, precision, joined(against), columns)
+    return RunResult(found, at)
 
 
 @command(Columns, without=NOT_OF_PREDICT)
@@ -75,9 +73,6 @@ def predict(
 
     Returns:
         An answer for each image, in their order; what can't be read has its cause in place of a label.
-
-    Raises:
-        TlpipeError: As `tlpipe predict`, with what to do about it.
     """
     at = folders_of(cache, reports)
     names = [images] if isinstance(images, (str, os.PathLike)) else list(images)
@@ -121,9 +116,6 @@ def export(
         precision: Of the predictions that it is compared with, as for `evaluate`.
         cache: The cache folder.
         reports: Where the run lies.
-
-    Raises:
-        TlpipeError: As `tlpipe export`, with what to do about it.
     """
     at = folders_of(cache, reports)
     target = None if output is None else Path(output)
@@ -142,9 +134,6 @@ def inspect(
         cache: The cache folder.
         reports: Where the page goes.
         options: Columns of a manifest.
-
-    Raises:
-        TlpipeError: As `tlpipe inspect`, with what to do about it.
     """
     at = folders_of(cache, reports)
     return with_folders(Inspected, commands.inspect(str(data), at.cache, at.reports, seed, Columns(**options)), at)
@@ -167,15 +156,8 @@ def report(
         seed: Of t-SNE.
         cache: The cache folder.
         reports: Where the runs lie, and where the pages go.
-
-    Raises:
-        TlpipeError: As `tlpipe report`, with what to do about it.
     """
     at = folders_of(cache, reports)
     names = runs if isinstance(runs, (list, tuple)) else [] if runs is None else [runs]
     done = commands.report([str(name) for name in names], at.cache, at.reports, method=map, seed=seed)
     return with_folders(Reported, done, at)
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli import render
 from pipeline.cli.common import Answer, Group, command, takes
 from pipeline.cli.complete import COMPLETED
 from pipeline.config import Folders
@@ -20,7 +21,6 @@ def cache() -> None:
 @takes("folders", Folders)
 def ls(folders: Folders) -> Answer:
     """List the features in the cache: what they are, of what, how large, how old; --verbose: what computed them."""
-    from pipeline.cli import render
     from pipeline.commands import cache as module
 
     rows = module.ls(folders.cache, writers=click.get_current_context().params["verbose"])
@@ -36,11 +36,10 @@ def ls(folders: Folders) -> Answer:
 @takes("folders", Folders)
 def verify(recompute: int, folders: Folders) -> Answer:
     """Compare the checksums of all shards and datasets; exit with 1 if any differs."""
-    from pipeline.cli.render import verified_text
     from pipeline.commands import cache as module
 
     found = module.verify(folders.cache, recompute)
-    return Answer(found.to_json(), verified_text(found), failed=bool(found.damaged))
+    return Answer(found.to_json(), render.verified_text(found), failed=bool(found.damaged))
 
 
 @command("gc")
@@ -48,11 +47,10 @@ def verify(recompute: int, folders: Folders) -> Answer:
 @takes("folders", Folders)
 def gc(delete: bool, folders: Folders) -> Answer:
     """List what no dataset and no run needs; with --delete, remove it."""
-    from pipeline.cli.render import cleaned_text
     from pipeline.commands import cache as module
 
     found = module.gc(folders.cache, folders.reports, delete=delete)
-    return Answer(found.to_json(), cleaned_text(found))
+    return Answer(found.to_json(), render.cleaned_text(found))
 
 
 @command("export")

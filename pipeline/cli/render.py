@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.evaluation.compare import Difference
 from pipeline.runs.summary import AGAINST, CANDIDATES, SCORES, against_rows, candidate_rows, score_rows
 from pipeline.util.text import counted, interval, percent, readable_size, sides
 
 if TYPE_CHECKING:
     from pipeline.commands import Answers, Export, ExtractResult
     from pipeline.commands.cache import Cleaned, Verified
-    from pipeline.inspection import Group, Inspection
+    from pipeline.evaluation.compare import Difference
+    from pipeline.inspection.duplicates import Group
+    from pipeline.inspection.findings import Inspection
     from pipeline.runs.run import CurveRun, EvaluateRun, HeadRun, RatedRun, Run, SweepRun
 
 FIGURES = re.compile(r"[-+\d.,% ()]*(to [-+\d.,% ()]*)?|[\d.,]+ [kMGT]?B")
@@ -41,9 +42,7 @@ def aligned(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def gain_text(gain: Difference) -> str:
     """What fine-tuning brought over the head, and whether the test images can tell."""
-    points = (
-        f"{100 * gain.difference:+.1f} points on test (95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
-    )
+    points = f"{100 * gain.difference:+.1f} points on test (95 % interval {interval(gain.low, gain.high, '+')})"
     if gain.low <= 0 <= gain.high:
         return f"Fine-tuning: {points}: on {counted(gain.n, 'image')} the two can't be told apart."
     return f"Fine-tuning: {points}, image by image."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from pipeline.cli import render
 from pipeline.cli.common import Answer, Group, command, takes
 from pipeline.cli.complete import COMPLETED
 from pipeline.config import Folders
@@ -16,13 +17,12 @@ def runs(folders: Folders) -> Answer:
 
     The list has the newest first, with val and test accuracy and their 95 % intervals.
     """
-    from pipeline.cli.render import runs_text
     from pipeline.commands import runs as module
 
     found = module.ls(folders.reports)
     if not found:
         return Answer({"runs": []}, f"There are no runs in {folders.reports} yet; make one with: tlpipe train-head")
-    return Answer({"runs": [run.to_json() for run in found]}, lambda: runs_text(found))
+    return Answer({"runs": [run.to_json() for run in found]}, lambda: render.runs_text(found))
 
 
 @command("name")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from pipeline.cli import render
 from pipeline.cli.common import Answer, command, seed_option, takes
 from pipeline.cli.complete import COMPLETED
 from pipeline.config import BACKBONE, Folders
@@ -19,7 +21,6 @@ from pipeline.util.text import percent, readable_size, sides
 def backbones(folders: Folders) -> Answer:
     """List the backbones: sizes, widths, blocks, and whether their weights are here."""
     from pipeline import commands
-    from pipeline.cli import render
 
     rows = commands.backbones()
     cells: list[list[Any]] = []
@@ -84,9 +85,6 @@ def doctor(folders: Folders) -> Answer:
 @takes("folders", Folders)
 def bench(backbone: str, image_size: str | None, seconds: float, folders: Folders) -> Answer:
     """Measure this machine: Keras's own predict against the engines, in turns, with random weights."""
-    from dataclasses import asdict
-
-    from pipeline.cli import render
     from pipeline.commands import bench as module
 
     result = module.bench(backbone, parse_image_size(image_size) if image_size else None, seconds)
@@ -117,7 +115,6 @@ def bench(backbone: str, image_size: str | None, seconds: float, folders: Folder
 @takes("folders", Folders)
 def demo(seed: int, folders: Folders) -> Answer:
     """Run all three stages on the built-in digits, small, in about a minute, and report on them."""
-    from pipeline.cli import render
     from pipeline.commands.demo import BLOCKS, IMAGE_SIZE
     from pipeline.commands.demo import demo as run_demo
 
@@ -147,7 +144,7 @@ def demo(seed: int, folders: Folders) -> Answer:
         "extract": result.extracted.to_json(),
         "head": {"run": result.head.id, "metrics": result.head.metrics, "seconds": result.head.seconds},
         "report": result.report.to_json(),
-        "gain": result.gain.to_json(),
+        "gain": asdict(result.gain),
         "finetune": {"run": result.tuned.id, "metrics": result.tuned.metrics, "seconds": result.tuned.seconds},
     }
     return Answer(value, text)

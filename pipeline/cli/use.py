@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli import render
 from pipeline.cli.common import Answer, command, run_argument, seed_option, takes
 from pipeline.cli.complete import COMPLETED
 from pipeline.config import Columns, Folders
 from pipeline.config.extract import NOT_OF_PREDICT
 from pipeline.config.head import TOP
+from pipeline.util.text import counted
 
 precision_option = click.option(
     "--precision",
@@ -43,7 +45,6 @@ def predict(
 ) -> Answer:
     """Label images by a run; what can't be read is listed."""
     from pipeline import commands
-    from pipeline.cli.render import predict_text
 
     answers = commands.predict(
         run,
@@ -56,7 +57,7 @@ def predict(
         columns=columns,
     )
     rows = [image.to_json() for image in answers.images]
-    return Answer(rows, lambda: predict_text(answers), failed=len(answers.unreadable) == len(rows))
+    return Answer(rows, lambda: render.predict_text(answers), failed=len(answers.unreadable) == len(rows))
 
 
 @command("evaluate")
@@ -75,10 +76,9 @@ def evaluate(
 ) -> Answer:
     """Rate a run on labelled data, by the splits that the data gives; without any, images that are new are test."""
     from pipeline import commands
-    from pipeline.cli.render import run_text
 
     found = commands.evaluate(run, data, folders.cache, folders.reports, precision, against, columns)
-    return Answer(found.to_json(), run_text(found, str(folders.reports / found.id)))
+    return Answer(found.to_json(), render.run_text(found, str(folders.reports / found.id)))
 
 
 @command("export")
@@ -96,10 +96,9 @@ def evaluate(
 def export(run: str, format_: str | None, output: Path | None, precision: str | None, folders: Folders) -> Answer:
     """Write a run as a model for other programs, from uint8 images to probabilities, and compare it with predict."""
     from pipeline import commands
-    from pipeline.cli.render import export_text
 
     done = commands.export(run, format_, folders.cache, folders.reports, output, precision)
-    return Answer(done.to_json(), export_text(done))
+    return Answer(done.to_json(), render.export_text(done))
 
 
 @command("inspect")
@@ -110,10 +109,9 @@ def export(run: str, format_: str | None, output: Path | None, precision: str | 
 def inspect(data: str, seed: int, columns: Columns, folders: Folders) -> Answer:
     """Look at a dataset: counts, duplicates, leaks, likely label errors, outliers; and write a page of them."""
     from pipeline import commands
-    from pipeline.cli.render import inspect_text
 
     found = commands.inspect(data, folders.cache, folders.reports, seed, columns)
-    return Answer(found.to_json(), inspect_text(found))
+    return Answer(found.to_json(), render.inspect_text(found))
 
 
 @command("report")
@@ -126,7 +124,6 @@ def report(runs: tuple[str, ...], map_by: str, seed: int, folders: Folders) -> A
     from pipeline import commands
 
     done = commands.report(list(runs), folders.cache, folders.reports, method=map_by, seed=seed)
-    n = len(done.pages)
-    pages = f"{n:,} {'page' if n == 1 else 'pages'}, {done.n_drawn:,} of them drawn anew, in {done.seconds:.1f} s"
+    pages = f"{counted(len(done.pages), 'page')}, {done.n_drawn:,} of them drawn anew, in {done.seconds:.1f} s"
     text = f"{pages}\nOpen       {done.index}"
     return Answer(done.to_json(), text)

@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.backbones import open_backbone
 from pipeline.errors import EngineError
-from pipeline.extraction.engines import EngineChoice, call, open_engine
+from pipeline.extraction.engines import EngineChoice, call, open_engine, quantize
 from pipeline.extraction.engines.turns import turns
 from pipeline.util import log, machine, runtime
 
@@ -109,8 +110,8 @@ def bench(backbone: str, image_size: tuple[int, int] | None, seconds: float) -> 
                     raise
                 log.warning("%s", error)
                 break  # int8 comes last
-            ways[choice.engine, choice.precision, engine.batch_size] = _caller(engine, images)
-        cosine = _cosine_of_int8(graph)
+            ways[choice.engine, choice.precision, engine.batch_size] = partial(call, engine, images)
+        quantized = quantize.facts(graph / "int8")
         for precision in sorted({precision for _, precision, _ in ways} - {"int8"}):
             if runtime.installed("openvino"):
                 from pipeline.extraction.engines.openvino import matrix_product
@@ -122,15 +123,13 @@ def bench(backbone: str, image_size: tuple[int, int] | None, seconds: float) -> 
     predict = rates["keras predict", "float32", 32]
     measured = [
         Measured(
-            name,
-            precision,
-            batch_size,
-            rates[name, precision, batch_size],
-            rates[name, precision, batch_size] / predict,
-            _share(rates[name, precision, batch_size] * operations, matrix_rate.get(precision)),
-            cosine if precision == "int8" else None,
+            *way,
+            rates[way],
+            rates[way] / predict,
+            _share(rates[way] * operations, matrix_rate.get(way[1])),
+            quantized.mean_cosine if quantized and way[1] == "int8" else None,
         )
-        for name, precision, batch_size in ways
+        for way in ways
     ]
     return BenchResult(row.name if row else backbone, pretrained.image_size, operations // 2, matrix_rate, measured)
 
@@ -153,14 +152,6 @@ def _share(operations: float, matrix_rate: float | None) -> float | None:
     return None if matrix_rate is None or machine.has_nvidia_gpu() else operations / matrix_rate
 
 
-def _cosine_of_int8(graph: Path) -> float | None:
-    """Of the graph in int8 that lies in a folder; None if there is none."""
-    from pipeline.extraction.engines import quantize
-
-    found = quantize.facts(graph / "int8")
-    return None if found is None else found.mean_cosine
-
-
 def _choices() -> list[tuple[EngineChoice, int | None]]:
     if runtime.keras_backend() == "jax":
         on_cpu = runtime.jax().default_backend() == "cpu"
@@ -176,7 +167,3 @@ def _choices() -> list[tuple[EngineChoice, int | None]]:
             if supports(precision):
                 choices += [(EngineChoice("openvino", precision), size) for size in OPENVINO_BATCHES]
     return choices
-
-
-def _caller(engine: Any, images: Any) -> Callable[[], Any]:
-    return lambda: call(engine, images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -260,7 +261,11 @@ def _found(cache: Path, reports: Path, in_use: set[str]) -> list[Needless]:
     for path in sorted((cache / "graphs").glob("[!.]*")):
         if path not in graphs:
             found.append(_needless(path, "no features that are needed were computed with it"))
-    return [item for item in found if not _young(item.path)] + _abandoned(cache) + _left(reports)
+    found = [item for item in found if not _young(item.path)]
+    found += [_needless(path, "was never finished") for path in _older(ABANDONED, cache.rglob(f".*{PARTIAL_SUFFIX}"))]
+    found += [_needless(path, "is damaged, and was set aside") for path in sorted(cache.rglob(f"*{DAMAGED_SUFFIX}"))]
+    why = "a fine-tuning that was interrupted over a week ago could be resumed from it"
+    return found + [_needless(path, why) for path in _older(LEFT, (reports / FOLDER).glob("*"))]
 
 
 def _young(path: Path) -> bool:
@@ -296,26 +301,8 @@ def _needless_of_store(cache: Path, store: FeatureStore, needed: list[TableRecor
     return found
 
 
-def _left(reports: Path) -> list[Needless]:
-    """Checkpoints of fine-tuning that nobody went on with."""
-    latest = time.time() - LEFT
-    return [
-        _needless(path, "a fine-tuning that was interrupted over a week ago could be resumed from it")
-        for path in sorted((reports / FOLDER).glob("*"))
-        if path.stat().st_mtime < latest
-    ]
-
-
-def _abandoned(cache: Path) -> list[Needless]:
-    latest = time.time() - ABANDONED
-    found = [
-        _needless(path, "was never finished")
-        for path in sorted(cache.rglob(f".*{PARTIAL_SUFFIX}"))
-        if path.stat().st_mtime < latest
-    ]
-    return found + [
-        _needless(path, "is damaged, and was set aside") for path in sorted(cache.rglob(f"*{DAMAGED_SUFFIX}"))
-    ]
+def _older(seconds: float, paths: Iterable[Path]) -> list[Path]:
+    return [path for path in sorted(paths) if path.stat().st_mtime < time.time() - seconds]
 
 
 def _needless(path: Path, cause: str) -> Needless:

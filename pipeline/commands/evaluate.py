@@ -17,11 +17,12 @@ from pipeline.evaluation.compare import paired_difference
 from pipeline.evaluation.metrics import evaluate as metrics_of
 from pipeline.extraction.plan import warn_unreadable
 from pipeline.runs.classifier import Classifier, open_classifier
-from pipeline.runs.folder import command_line, new_id, save_run
+from pipeline.runs.describe import made_now
+from pipeline.runs.folder import save_run
 from pipeline.runs.predictions import Predictions, both_right, read_seen
 from pipeline.runs.run import Against, EvaluateRun, uses_of
-from pipeline.store.records import load_dataset, now, place_of
-from pipeline.util import log, runtime
+from pipeline.store.records import load_dataset, place_of
+from pipeline.util import log
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted
 
@@ -145,11 +146,7 @@ def _rate(classifier: Classifier, opened: Opened, cache: Path) -> _Rated:
 
 
 def _compare(rated: _Rated, classifier: Classifier, other: _Rated) -> Against:
-    """The paired difference on the images of each split that both were asked about.
-
-    Raises:
-        DataError: If there are none.
-    """
+    """The paired difference on the images of each split that both were asked about; an error if there are none."""
     theirs = {part.split: part for part in other.predictions}
     right = {one.split: both_right(one, theirs[one.split]) for one in rated.predictions if one.split in theirs}
     found = {split: paired_difference(*pair) for split, pair in right.items() if len(pair[0])}
@@ -169,19 +166,12 @@ def _described(
 ) -> EvaluateRun:
     """What run.json will hold: of the run that was rated, all that was not found anew."""
     of, counts = classifier.run, rated.dataset.counts()
+    same = ("seed", "features", "class_names", "trainable_parameters", "fitted_on", "chosen_on", "carved")
     return EvaluateRun(
-        id=new_id("evaluate", of.head),
-        stage="evaluate",
-        created=now(),
-        command=command_line(),
-        versions=runtime.versions(),
+        **made_now("evaluate", of.head, seconds),
+        **{name: getattr(of, name) for name in same},
         data=data,
         dataset=rated.dataset.id,
-        seed=of.seed,
-        seconds=seconds,
-        head=of.head,
-        features=of.features,
-        class_names=of.class_names,
         specs=[replace(spec, precision=found.precision) for spec, found in zip(of.specs, rated.specs, strict=True)],
         extracts=[replace(one, data=data, columns=columns) for one in of.extracts],
         n_train=counts.get("train", 0),
@@ -191,10 +181,6 @@ def _described(
             part.split: metrics_of(part.probabilities, part.labels, classifier.class_names)
             for part in rated.predictions
         },
-        trainable_parameters=of.trainable_parameters,
-        fitted_on=of.fitted_on,
-        chosen_on=of.chosen_on,
-        carved=of.carved,
         of=of.id,
         precision=precision,
         n_fitted=rated.n_fitted,
@@ -204,11 +190,7 @@ def _described(
 
 
 def _foreign(dataset: Dataset, classifier: Classifier) -> tuple[NDArray[np.bool_], list[str]]:
-    """Which images are of classes that the run doesn't know, and what is to be said of these.
-
-    Raises:
-        DataError: If it knows none of the classes.
-    """
+    """Which images are of classes that the run doesn't know, and what is to be said of these."""
     mine, theirs = classifier.class_names, dataset.class_names
     unknown = [name for name in theirs if name not in mine]
     if len(unknown) == len(theirs):
@@ -240,11 +222,7 @@ def _absent(dataset: Dataset, classifier: Classifier) -> list[str]:
 
 
 def _images_of_run(cache: Path, classifier: Classifier) -> Seen:
-    """The images that a run was trained with; none where that isn't known any more.
-
-    Raises:
-        RunError: If the run folder holds other keys than it was written with.
-    """
+    """The images that a run was trained with; none where that isn't known any more."""
     run = classifier.run
     found = read_seen(classifier.folder, run.files)
     if found is not None:

@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, DataError, ImageError, RunError, Stoppe
 from pipeline.evaluation.calibration import LEAST
 from pipeline.extraction.plan import Plan
 from pipeline.heads import probability_layer
-from pipeline.pages import Pictures
+from pipeline.pages.pictures import Pictures
 from pipeline.runs.classifier import Classifier, open_classifier
 from pipeline.runs.formats import BATCH, FORMATS, Format, Runtime, format_named
 from pipeline.runs.predictions import read_predictions
@@ -102,11 +102,14 @@ def export(
         StoreError: If the folder can't be written.
     """
     start = time.perf_counter()
-    form = format_named(name if name is not None else _format_of(output))
+    form = _format(name, output)
     classifier = open_classifier(reports, reference, precision)
+    place = classifier.folder / "export" / form.name if output is None else output
+    alone = place.suffix == form.suffix != ""  # else a folder holds the file
+    path = place if alone else place / form.file
+    script = path.with_name(f"{path.stem}_{USAGE}" if alone else USAGE)  # that uses the file
     if output is not None:
-        _check_suffix(form, output)
-        _check_free(output, *([_script_of(output)] if _is_file(form, output) else []))
+        _check_free(output, *([script] if alone else []))
     if len(classifier.configs) > 1:
         raise ConfigError(
             f"{classifier.run.id} takes {len(classifier.configs)} sets of features, and a file holds one network; "
@@ -115,16 +118,17 @@ def export(
     (plan,) = classifier.plans(cache)
     pixels, expected = _examples(classifier, plan, cache)
     model, metadata = _serving(classifier, plan), _metadata(classifier, plan)
-    with _target(form, classifier.folder, output) as (path, script):
-        found = _written_and_run(form, model, path, metadata, pixels)
-        script.write_text(usage(form.name, path.name, metadata), encoding="utf-8")
+    target = _beside_others(path) if alone else published_folder(place, replace=output is None)
+    with target as folder:
+        found = _written_and_run(form, model, folder / path.name, metadata, pixels)
+        (folder / script.name).write_text(usage(form.name, path.name, metadata), encoding="utf-8")
         agreement = float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
         difference = float(np.abs(found - expected).max())
         _check(form, plan, agreement, difference, len(pixels))
     return Export(
         run=classifier.run.id,
         format=form.name,
-        path=_final_path(form, classifier.folder, output),
+        path=path,
         n=len(pixels),
         agreement=agreement,
         difference=difference,
@@ -132,57 +136,27 @@ def export(
     )
 
 
-def _format_of(output: Path | None) -> str:
-    """The format that the name of a file tells.
-
-    Raises:
-        ConfigError: If it tells none.
-    """
-    found = [form.name for form in FORMATS.values() if output is not None and output.suffix == form.suffix != ""]
-    if not found:
-        legal = ", ".join(form.suffix for form in FORMATS.values() if form.suffix)
-        raise ConfigError(
-            f"--format is missing; it can be {', '.join(FORMATS)}, or give an --output that ends in {legal}"
-        )
-    return found[0]
-
-
-def _check_suffix(form: Format, output: Path) -> None:
-    """Refuse a name that tells another format.
-
-    Raises:
-        ConfigError: If it does.
-    """
-    other = next((one for one in FORMATS.values() if one.suffix and one.suffix == output.suffix), form)
-    if other.suffix != form.suffix:
-        raise ConfigError(f"--format {form.name} and --output {output}, the name of a {other.name} file, contradict")
+def _format(name: str | None, output: Path | None) -> Format:
+    """The format that is named, or else told by the suffix of the output, which must not tell another one."""
+    told = next((form for form in FORMATS.values() if output is not None and output.suffix == form.suffix != ""), None)
+    if name is None:
+        if told is None:
+            legal = ", ".join(form.suffix for form in FORMATS.values() if form.suffix)
+            raise ConfigError(
+                f"--format is missing; it can be {', '.join(FORMATS)}, or give an --output that ends in {legal}"
+            )
+        name = told.name
+    form = format_named(name)
+    if told is not None and told is not form:
+        raise ConfigError(f"--format {form.name} and --output {output}, the name of a {told.name} file, contradict")
+    return form
 
 
 def _check_free(*paths: Path) -> None:
-    """Refuse to replace files.
-
-    Raises:
-        ConfigError: If one is there.
-    """
+    """Refuse to replace files."""
     for path in paths:
         if path.exists():
             raise ConfigError(f"There is {path} already; give --output a file or folder that isn't there yet")
-
-
-def _script_of(output: Path) -> Path:
-    """The script that uses a file, beside it."""
-    return output.with_name(f"{output.stem}_{USAGE}")
-
-
-def _is_file(form: Format, output: Path) -> bool:
-    return form.suffix != "" and output.suffix == form.suffix
-
-
-def _final_path(form: Format, folder: Path, output: Path | None) -> Path:
-    """Where the file is published."""
-    if output is None:
-        return folder / "export" / form.name / form.file
-    return output if _is_file(form, output) else output / form.file
 
 
 @contextmanager
@@ -200,22 +174,14 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _target(form: Format, folder: Path, output: Path | None) -> Iterator[tuple[Path, Path]]:
-    """Temporary paths of the file and of the script beside it; both are published only if the block succeeds.
-
-    A file of its own gets a script of its name, and other files may lie around it; else a folder holds all of it.
-    """
-    if output is None or not _is_file(form, output):
-        own = folder / "export" / form.name if output is None else output
-        with published_folder(own, replace=output is None) as partial:
-            yield partial / form.file, partial / USAGE
-        return
+def _beside_others(output: Path) -> Iterator[Path]:
+    """A temporary folder, whose files are published beside those that are there only if the block succeeds."""
     with (
         writing(output),
         _made(output.parent),
         tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.", suffix=PARTIAL_SUFFIX) as partial,
     ):
-        yield Path(partial) / output.name, Path(partial) / _script_of(output).name
+        yield Path(partial)
         # What the file refers to comes before it.
         paths = sorted(Path(partial).iterdir(), key=lambda path: path.name == output.name)
         _check_free(*(output.parent / path.name for path in paths))
@@ -228,9 +194,6 @@ def _check(form: Format, plan: Plan, agreement: float, difference: float, n: int
     """Refuse a file that answers otherwise than tlpipe.
 
     Of a few images a share of equal labels says little, so that the probabilities are compared in its place.
-
-    Raises:
-        RunError: If it does.
     """
     few = n < CHECKED // 2
     if not few and agreement < LEAST_AGREEMENT:
@@ -248,11 +211,7 @@ def _check(form: Format, plan: Plan, agreement: float, difference: float, n: int
 def _written_and_run(
     form: Format, model: keras.Model, path: Path, metadata: dict[str, Any], pixels: NDArray[np.uint8]
 ) -> NDArray[np.floating]:
-    """Probabilities of images by a file that is written first.
-
-    Raises:
-        RunError: If the network can't be written in this format or run from it.
-    """
+    """Probabilities of images by a file that is written first."""
     try:
         # A KeyboardInterrupt inside TensorFlow would come out as an error of its own.
         with stopping() as stop:
@@ -321,11 +280,7 @@ def _is_mirrored(plan: Plan) -> bool:
 
 
 def _examples(classifier: Classifier, plan: Plan, cache: Path) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
-    """Pixels of images of the run, held-out ones where there are any, and tlpipe's own probabilities.
-
-    Raises:
-        DataError: If they can't be read any more.
-    """
+    """Pixels of images of the run, held-out ones where there are any, and tlpipe's own probabilities."""
     run = classifier.run
     try:
         columns = run.extracts[0].columns_of(run.data)
@@ -335,12 +290,12 @@ def _examples(classifier: Classifier, plan: Plan, cache: Path) -> tuple[NDArray[
     rows = _rows(classifier, opened)
     locations = [opened.dataset.locations[row] for row in rows]
     predicted = classifier.predict(opened.source.take(rows), locations, cache)
-    good = np.flatnonzero(predicted.readable)
-    if not len(good):
+    good = [number for number in range(len(rows)) if number not in predicted.unreadable]
+    if not good:
         raise DataError(f"None of the images of {run.data} that {run.id} should be checked on can be read any more")
     pixels = np.empty((len(good), *plan.images.image_size, 3), np.uint8)
     pictures = Pictures(opened.source, opened.dataset.keys, plan.images.pixel_limit)
-    for number, position in enumerate(good.tolist()):
+    for number, position in enumerate(good):
         try:
             pixels[number] = pictures.pixels(rows[position], plan.images)
         except ImageError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.backbones import is_path
-from pipeline.config import ExtractConfig
+from pipeline.config import ExtractConfig, ExtractOptions
 from pipeline.data import Dataset, Opened, open_dataset, shortened, split_again
 from pipeline.data.dataset import among
 from pipeline.errors import ConfigError, DataError, QuarantineError
@@ -81,15 +81,7 @@ class ExtractResult:
 
 
 def extract(
-    config: ExtractConfig,
-    cache: Path,
-    *,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    rehash: bool = False,
-    strict: bool = False,
-    again: bool = False,
-    made_by: str = "extract",
+    config: ExtractConfig, cache: Path, options: ExtractOptions = ExtractOptions(), *, made_by: str = "extract"
 ) -> ExtractResult:
     """Compute the features of a dataset that are not in the cache yet.
 
@@ -99,11 +91,7 @@ def extract(
     Args:
         config: What to extract from what.
         cache: The cache folder.
-        batch_size: Images in a batch; changes no feature.
-        workers: Decoding threads.
-        rehash: Read all files again to see whether they changed.
-        strict: Fail if images can't be read, after everything else was saved.
-        again: Take all options from the newest extract of the same data; `config` has none but the data.
+        options: How it is run; with `again`, `config` has no options but the data.
         made_by: The command that wants the features; what another one than extract wants doesn't become the newest.
 
     Raises:
@@ -114,7 +102,7 @@ def extract(
     """
     start = time.perf_counter()
     of_data = records_of_data(cache, config.data)
-    config = _as_before(config, of_data, cache, again=again)
+    config = _as_before(config, of_data, cache, again=options.again)
     # What is wrong with the options is said before the data is read.
     pretrained = backbone_for(config, cache)
     alike = _split_alike(config, of_data)
@@ -124,7 +112,7 @@ def extract(
         columns=config.columns,
         known=lambda: splits_of(cache, alike) if alike else None,
         memo=Memo(cache),
-        rehash=rehash,
+        rehash=options.rehash,
     )
     for note in opened.notes:
         log.warning("%s", note)
@@ -133,7 +121,7 @@ def extract(
     # Known from now on: what a stopped pass leaves behind belongs to something.
     save_dataset(cache, dataset)
     begun = _begin_record(cache, _record(plan, opened, config, dataset, made_by))
-    done = complete(plan, dataset.keys, dataset.locations, opened.source, batch_size, workers)
+    done = complete(plan, dataset.keys, dataset.locations, opened.source, options.batch_size, options.workers)
     if config.group_duplicates and config.pooling != "none":
         dataset = _without_parted_duplicates(opened, config, alike, done).dataset
     # Their cause may pass, so they are not quarantined, but have no features now: this time they are no rows.
@@ -143,9 +131,10 @@ def extract(
         save_dataset(cache, dataset)
     record = _record(plan, opened, config, dataset, made_by)
     unreadable = _unreadable(opened, done.refused)
-    _check_readable(opened, done.refused, unreadable, strict)
+    _check_readable(opened, done.refused, unreadable, options.strict)
     record = _end_record(cache, begun, record)
     report = done.report
+    seconds = {"start": done.started - start, "read": report.read, "compute": report.compute, "write": report.write}
     return ExtractResult(
         record=record,
         n_images=len(opened.dataset) + len(opened.unreadable),
@@ -154,29 +143,13 @@ def extract(
         n_reused=done.n_wanted - report.n_computed - len(done.refused) * (config.views + 1),
         unreadable=unreadable,
         choice=plan.choice,
-        seconds=_seconds(done, start),
+        seconds={**seconds, "total": time.perf_counter() - start},
         images_per_second=report.images_per_second,
     )
 
 
-def _seconds(done: Done, start: float) -> dict[str, float]:
-    """Length of each part of an extract that began at `start`, by the performance counter."""
-    report = done.report
-    return {
-        "start": done.started - start,
-        "read": report.read,
-        "compute": report.compute,
-        "write": report.write,
-        "total": time.perf_counter() - start,
-    }
-
-
 def _as_before(config: ExtractConfig, of_data: Sequence[TableRecord], cache: Path, *, again: bool) -> ExtractConfig:
-    """The options of the newest extract of the same data, if they are to be repeated; else say what these were.
-
-    Raises:
-        ConfigError: If there is no such extract, or other options were given, too.
-    """
+    """The options of the newest extract of the same data, if they are to be repeated; else say what these were."""
     earlier = newest_pooled(of_data)
     if not again:
         if earlier is not None and earlier.config.options() and not config.options():
@@ -217,8 +190,9 @@ def _split_alike(config: ExtractConfig, of_data: Sequence[TableRecord]) -> Table
 
 def _without_parted_duplicates(opened: Opened, config: ExtractConfig, alike: TableRecord | None, done: Done) -> Opened:
     """The data split again, so that no near duplicates lie in different splits that were carved."""
-    from pipeline import inspection
-    from pipeline.pages import Pictures
+    from pipeline.inspection.doubts import Neighbours
+    from pipeline.inspection.duplicates import same_pictures
+    from pipeline.pages.pictures import Pictures
 
     dataset = opened.dataset
     rows = np.flatnonzero(done.plan.store.has(dataset.keys))
@@ -226,8 +200,8 @@ def _without_parted_duplicates(opened: Opened, config: ExtractConfig, alike: Tab
         return opened
     pictures = Pictures(opened.source, dataset.keys, config.pixel_limit)
     keys = dataset.keys[rows]
-    neighbours = inspection.Neighbours.of(done.features(keys), keys)
-    groups = inspection.same_pictures(neighbours, rows, pictures)
+    neighbours = Neighbours.of(done.features(keys), keys, rows)
+    groups = same_pictures(neighbours, pictures)
     cache, together = done.plan.cache, [group.rows for group in groups]
     found = split_again(opened, config.splits, lambda: splits_of(cache, alike) if alike else None, together)
     if groups:
@@ -237,7 +211,12 @@ def _without_parted_duplicates(opened: Opened, config: ExtractConfig, alike: Tab
 
 
 def _record(plan: Plan, opened: Opened, config: ExtractConfig, dataset: Dataset, made_by: str) -> TableRecord:
-    config = _recorded(config)
+    config = replace(  # with whole paths
+        config,
+        data=place_of(config.data),
+        backbone=_absolute(config.backbone) if is_path(config.backbone) else config.backbone,
+        weights=config.weights if config.weights in ("imagenet", "random") else _absolute(config.weights),
+    )
     return TableRecord(
         id=table_id(dataset.name, plan.spec, dataset.id, config),
         created=now(),
@@ -269,16 +248,6 @@ def _end_record(cache: Path, begun: TableRecord | None, record: TableRecord) -> 
         return before  # a user's own extract gave the same, and stays as new as it was
     save_record(cache, record)
     return record
-
-
-def _recorded(config: ExtractConfig) -> ExtractConfig:
-    """The options as a record holds them: with whole paths."""
-    return replace(
-        config,
-        data=place_of(config.data),
-        backbone=_absolute(config.backbone) if is_path(config.backbone) else config.backbone,
-        weights=config.weights if config.weights in ("imagenet", "random") else _absolute(config.weights),
-    )
 
 
 def _absolute(path: str) -> str:

@@ -45,6 +45,7 @@ from pipeline.store.rows import Part
 from pipeline.store.table import FeatureTable, load_table, read_features
 from pipeline.util import log, machine, runtime
 from pipeline.util.memo import Memo
+from pipeline.util.text import counted
 
 
 def finetune(
@@ -148,15 +149,6 @@ def _read_examples(
     What is trained may stand on features of a fast engine; validation and test images are read as the saved model will
     see them, in float32, so that its figures are right. Where every epoch sees new versions of the training images, the
     engine runs them through the frozen part while the steps before are taken.
-
-    Args:
-        begun: What is trained.
-        cache: The cache folder.
-        memory: Bytes that may be held; None for half of the machine's.
-
-    Raises:
-        DataError: If the images are no longer where they were.
-        CacheMismatchError: If they are no longer the same.
     """
     record, config = begun.record, begun.config
     opened, limit, engine = _open_data(begun, cache), machine.memory_for(memory), None
@@ -211,12 +203,7 @@ def _exact(config: ExtractConfig, cache: Path, opened: Opened, table: FeatureTab
 
 
 def _open_data(begun: Start, cache: Path) -> Opened:
-    """The data that the features were extracted from.
-
-    Raises:
-        DataError: If they are no longer there.
-        CacheMismatchError: If they are no longer the same.
-    """
+    """The data that the features were extracted from, if they are there and the same."""
     record, run = begun.record, begun.trained.run
     try:
         config = record.config
@@ -286,7 +273,7 @@ def _described(
 def _request(config: FinetuneConfig, options: FinetuneOptions) -> dict[str, Any]:
     """What makes two commands the same."""
     asked = asdict(options)
-    return {**config.to_json(), **{name: asked[name] for name in ("head_run", "head", "features", "memory")}}
+    return {**asdict(config), **{name: asked[name] for name in ("head_run", "head", "features", "memory")}}
 
 
 def _trained_first(name: str, config: FinetuneConfig, cache: Path, reports: Path, options: FinetuneOptions) -> str:
@@ -333,8 +320,7 @@ def _notes(begun: Start, tuned: Tuned) -> list[str]:
         mode = "trained" if config.train_bn else "in inference mode"
         where = "end to end" if begun.end_to_end else f"above {begun.unfrozen.cut}"
         where += ", on new versions of the images in each epoch" if config.drawn_anew else ""
-        n = len(begun.trained_layers())
-        notes.append(f"{n} {'layer' if n == 1 else 'layers'} trained {where}, BatchNormalization {mode}")
+        notes.append(f"{counted(len(begun.trained_layers()), 'layer')} trained {where}, BatchNormalization {mode}")
         head = "The head was drawn anew" if config.cold_head else "Started from the head as fitted on train alone"
         notes.append(head)
     if "val" in run.fitted_on:

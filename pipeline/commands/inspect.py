@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import inspection
 from pipeline.config import COMMON, Columns, ExtractConfig, SplitConfig
 from pipeline.data import BUILT_IN, UNLABELLED, Dataset, open_dataset, printable, shortened, split_again
 from pipeline.errors import StoreError
-from pipeline.inspection import ByFeatures, Inspection, LabelError
-from pipeline.pages import Pictures, write_inspection
+from pipeline.inspection.doubts import Neighbours, held_out_probabilities, label_errors, outliers
+from pipeline.inspection.duplicates import exact_duplicates, same_pictures
+from pipeline.inspection.findings import ByFeatures, Inspection, LabelError, facts_of
+from pipeline.inspection.page import heading, sections
+from pipeline.pages.pictures import Pictures
+from pipeline.pages.write import write_inspection
 from pipeline.store.records import (
     TableRecord,
     load_dataset,
@@ -55,15 +58,15 @@ def inspect(data: str, cache: Path, reports: Path, seed: int = 0, columns: Colum
     for note in opened.notes:
         log.warning("%s", note)
     pixel_limit = ExtractConfig.pixel_limit if record is None else record.config.pixel_limit
-    facts = inspection.facts_of(opened.source, pixel_limit)
+    facts = facts_of(opened.source, pixel_limit)
     pictures = Pictures(opened.source, opened.dataset.keys, pixel_limit)
-    exact = inspection.exact_duplicates(opened.dataset.keys)
+    exact = exact_duplicates(opened.dataset.keys)
     by_features = None if record is None else _by_features(opened.dataset, record, cache, pictures, seed)
     # Folders of one name, such as `images`, are told apart by where they lie.
     place = digest_of(os.fsencode(data if data in BUILT_IN else Path(data).expanduser().resolve()))[:4]
     page = reports / f"inspect-{plain_name(opened.dataset.name)}-{place}.html"
     found = Inspection(printable(data), opened, facts, exact, by_features, page, time.perf_counter() - start)
-    write_inspection(page, inspection.heading(found), inspection.sections(found), pictures)
+    write_inspection(page, heading(found), sections(found), pictures)
     return found
 
 
@@ -93,11 +96,10 @@ def _by_features(
         return None
     keys = dataset.keys[rows]
     features = store.read(keys)
-    neighbours = inspection.Neighbours.of(features, keys)
-    near = inspection.same_pictures(neighbours, rows, pictures)
-    far = [(int(rows[row]), distance) for row, distance in inspection.outliers(neighbours)]
+    neighbours = Neighbours.of(features, keys, rows)
+    near = same_pictures(neighbours, pictures)
     wrong, skipped = _label_errors(dataset, features, rows, seed)
-    return ByFeatures(record, len(rows), near, wrong, far, skipped)
+    return ByFeatures(record, len(rows), near, wrong, outliers(neighbours), skipped)
 
 
 def _label_errors(
@@ -120,7 +122,7 @@ def _label_errors(
     groups = None if dataset.groups is None else dataset.groups[used]
     labels = np.searchsorted(names, dataset.labels[used])
     part = Part(features[np.isin(rows, used)], labels, dataset.keys[used], np.zeros(len(used), np.int64), groups)
-    probabilities = inspection.held_out_probabilities(part, len(names), seed)
+    probabilities = held_out_probabilities(part, len(names), seed)
     best = probabilities.argmax(axis=1)
     found = [
         LabelError(
@@ -129,6 +131,6 @@ def _label_errors(
             float(probabilities[row, best[row]]),
             float(probabilities[row, labels[row]]),
         )
-        for row in inspection.label_errors(part.labels, probabilities)
+        for row in label_errors(part.labels, probabilities)
     ]
     return found, skipped if small else []

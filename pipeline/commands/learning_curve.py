@@ -16,7 +16,7 @@ from pipeline.heads import make_head
 from pipeline.runs.describe import header
 from pipeline.runs.folder import save_run
 from pipeline.runs.run import CurveRun
-from pipeline.selection.curve import Point, accuracy_of, draw_subset, gain_of_doubling, sizes_for
+from pipeline.selection.curve import accuracy_of, draw_subset, gain_of_doubling, point, sizes_for
 from pipeline.selection.features import known_to_backbones, open_table
 from pipeline.util.progress import progress
 
@@ -67,13 +67,13 @@ def learning_curve(
                 subset = draw_subset(train, size, draw, config.seed)
                 accuracies.append(accuracy_of(resolved, subset, parts, len(table.class_names)))
                 counts.append(int((subset.views == 0).sum()))
-            points.append(Point(size, round(np.mean(counts)), accuracies))
+            points.append(point(size, round(np.mean(counts)), accuracies))
             advance(1)
     run = CurveRun(
         **header("learning-curve", config.head, table, config.seed, {"total": time.perf_counter() - start}),
         config=resolved,
         split=split,
-        points=[point.to_json() for point in points],
+        points=points,
         gain_of_doubling=gain_of_doubling(points),
         name=options.name,
         notes=[f"The fine-tuned backbone was fitted on, or chosen by, {known:,} of the {split} images"]

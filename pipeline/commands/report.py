@@ -16,8 +16,9 @@ from pipeline.config import ExtractConfig, FeatureSpec
 from pipeline.data import UNLABELLED, Opened, open_labelled
 from pipeline.data.augment import Augment
 from pipeline.errors import ConfigError, DataError, RunError, StoreError
-from pipeline.pages import RUN_PAGE, Map, Pictures, RunData, write_index, write_run
-from pipeline.pages.write import is_made_of, write_curve
+from pipeline.pages.pictures import Pictures
+from pipeline.pages.run_page import Map, RunData
+from pipeline.pages.write import RUN_PAGE, is_made_of, write_curve, write_index, write_run
 from pipeline.runs.find import all_runs, find_run
 from pipeline.runs.predictions import read_history, read_predictions
 from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, HeadRun, RatedRun, Run
@@ -221,11 +222,7 @@ def _features_for_map(run: RatedRun, by_id: dict[str, Run]) -> str:
 
 
 def _map(features_id: str, keys: NDArray[np.bytes_], shelf: _Shelf) -> Map:
-    """Some images as points, by their features.
-
-    Raises:
-        StoreError: If the features are not in the cache.
-    """
+    """Some images as points, by their features."""
     records = find_records(shelf.cache, features_id)
     stores = [shelf.store(record.spec) for record in records]
     keys = np.unique(keys)

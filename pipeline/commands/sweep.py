@@ -16,14 +16,10 @@ from pipeline.errors import ConfigError
 from pipeline.heads import make_head
 from pipeline.runs.describe import header
 from pipeline.runs.run import SweepRun
-from pipeline.selection import (
-    Candidate,
-    Ratings,
-    candidates,
-    rate,
-)
 from pipeline.selection.features import open_table, rounds_of
 from pipeline.selection.fit import fit_head, fitted_fields, save_fitted
+from pipeline.selection.grid import candidates
+from pipeline.selection.trials import Candidate, Ratings, rate
 from pipeline.store.records import find_records
 from pipeline.store.table import FeatureTable
 from pipeline.util.text import counted

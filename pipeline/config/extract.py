@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.util.options import (
@@ -16,10 +15,10 @@ from pipeline.util.options import (
     Bounds,
     check,
     option,
-    option_name,
+    options_of,
     parse_image_size,
+    words_of,
 )
-from pipeline.util.text import sides
 
 POOLINGS = ("avg", "max", "none")
 RESIZES = ("stretch", "pad", "crop")
@@ -43,16 +42,9 @@ PIXELS = Bounds(1, 10**12, "a number of pixels above 0")
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
-    """How a file becomes pixels.
+    """How a file becomes pixels."""
 
-    Attributes:
-        image_size: (height, width), pixels.
-        resize: "stretch", "pad" (white, centred) or "crop" (centred).
-        interpolation: "bicubic", "bilinear", "nearest" or "lanczos".
-        pixel_limit: Images of more pixels than this are refused.
-    """
-
-    image_size: tuple[int, int]
+    image_size: tuple[int, int]  # (height, width), pixels
     resize: str = option("stretch", "How pictures are brought to the size.", legal=RESIZES)
     interpolation: str = option("bicubic", "How pixels are interpolated.", legal=INTERPOLATIONS)
     pixel_limit: int = option(200_000_000, "Refuse images of more pixels.", bounds=PIXELS)
@@ -63,16 +55,7 @@ class ImageConfig:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of the columns of a manifest; None where it is one of the common names.
-
-    Attributes:
-        path_column: Where each picture lies.
-        label_column: Its class.
-        split_column: Its split.
-        group_column: What it must not be parted from.
-        image_column: The pictures themselves, in Parquet files that hold them.
-        label_key: Key of the label in members of tars that are JSON.
-    """
+    """Names of the columns of a manifest; None where it is one of the common names."""
 
     path_column: str | None = option(None, "Column of a manifest that holds the paths.")
     label_column: str | None = option(None, "Column that holds the labels.")
@@ -91,19 +74,12 @@ COMMON = Columns()
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """How splits are carved that the source doesn't have.
-
-    Attributes:
-        val_fraction: Share of the training images that becomes `val`.
-        test_fraction: Share of the images of `test_from` that becomes `test`.
-        test_from: "train" or "val".
-        seed: Another seed draws other images.
-    """
+    """How splits are carved that the source doesn't have."""
 
     val_fraction: float = option(0.15, "Share for val, if the data has none.", bounds=SHARE)
     test_fraction: float = option(0.15, "Share for test, if the data has none.", bounds=SHARE)
     test_from: str = option("train", "Split that test is taken from.", legal=("train", "val"))
-    seed: int = 0
+    seed: int = 0  # another one draws other images
 
     def __post_init__(self) -> None:
         check(self)
@@ -128,28 +104,7 @@ def check_views(views: int, augment: str | None) -> None:
 
 @dataclass(frozen=True)
 class ExtractConfig:
-    """What to extract from what; what a record keeps of it repeats the extract.
-
-    Attributes:
-        data: A folder, a manifest, an array file, or a built-in name.
-        backbone: Name in the table of backbones, or a `.keras` file.
-        weights: "imagenet", "random", or a file.
-        image_size: (height, width), pixels; None for the backbone's native size.
-        endpoint: Block or layer, several joined by "+"; None for the last feature map.
-        pooling: "avg", "max" or "none".
-        resize: As in `ImageConfig`.
-        interpolation: As in `ImageConfig`.
-        pixel_limit: As in `ImageConfig`.
-        views: Number of augmented views beside the image itself.
-        augment: Operations that make a view, joined by commas; None where there are no views.
-        engine: "auto", "tensorflow", "openvino" or "jax".
-        precision: "auto", "float32", "bfloat16", "float16" or "int8".
-        dtype: Type of stored features; None for float32, or float16 without pooling, if weights are not random.
-        splits: How missing splits are carved.
-        seed: Seed of random weights.
-        columns: Which columns of a manifest are read.
-        group_duplicates: Whether near duplicates, too, are kept on one side of a split.
-    """
+    """What to extract from what; what a record keeps of it repeats the extract."""
 
     data: str = option("digits", DATA_HELP, argument=True)
     backbone: str = option(BACKBONE, "A name from `tlpipe backbones`, a .keras file, or a fine-tuned run: reports/RUN.")
@@ -199,36 +154,18 @@ class ExtractConfig:
 
     def options(self, **other: str) -> list[str]:
         """The options on the command line that give this, with some of them changed."""
-        words: list[str] = []
-        values = {**asdict(self), **asdict(self.splits), **asdict(self.columns), "seed": self.seed}
-        defaults = {**asdict(ExtractConfig()), **asdict(SplitConfig()), **asdict(COMMON)}
-        for name, value in {**values, **other}.items():
-            if name in ("data", "splits", "columns") or value == defaults[name]:
-                continue
-            text = sides(value) if name == "image_size" else str(value)
-            words += [option_name(name)] if value is True else [option_name(name), text]
-        return words
+        plain = {name: getattr(self, name) for name in options_of(ExtractConfig) if name != "data"}
+        values = {**plain, **asdict(self.splits), **asdict(self.columns), "seed": self.seed, **other}
+        return words_of(values, {**asdict(ExtractConfig()), **asdict(SplitConfig()), **asdict(COMMON)})
 
     def command(self, **other: str) -> str:
         """The command line that extracts this, with some options changed."""
         return shlex.join(["tlpipe", "extract", self.data, *self.options(**other)])
 
-    def to_json(self) -> dict[str, Any]:
-        """As a dictionary that JSON can hold."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class ExtractOptions:
-    """How an extract is run; nothing of it changes a feature.
-
-    Attributes:
-        batch_size: Images in a batch; None for what did best.
-        workers: Decoding threads; None for one a processor.
-        rehash: Whether all files are read again, even if they look unchanged.
-        strict: Whether images that can't be read are an error, after all others were stored.
-        again: Whether all options are taken from the newest extract of the same data.
-    """
+    """How an extract is run; nothing of it changes a feature."""
 
     batch_size: int | None = option(None, "Images in a batch. [default: what did best]", bounds=COUNT)
     workers: int | None = option(None, "Decoding threads. [default: one a processor]", bounds=COUNT)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from pipeline.config.extract import OPERATIONS, check_views
 from pipeline.config.head import SCHEDULES
@@ -27,36 +26,16 @@ from pipeline.util.options import (
 class FinetuneConfig:
     """What is fine-tuned, and how.
 
-    Attributes:
-        blocks: Block or layer, which is trained with all above it; blocks joined by commas; "all" or "none". None for
-            the top block, or for all of a model of one's own.
-        epochs: Most passes over the training images.
-        batch_size: Images in a step; of several GPUs, all together.
-        accumulate: Steps whose gradients are averaged for one update.
-        learning_rate: Of the head, at its highest.
-        backbone_lr_scale: Factor of it for the backbone.
-        layer_decay: Further factor from each block to the one below.
-        warm_up: Share of all steps in which the rate rises from 0.
-        schedule: What it does then: falls to 0 as a "cosine", is cut on a "plateau" of the validation loss, or "none".
-        weight_decay: Decoupled, of kernels (AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101).
-        label_smoothing: Share of each label that is spread over all classes.
-        mixup: Alpha of the beta distribution by which pairs of images are mixed (Zhang et al. 2018,
-            arXiv:1710.09412); 0 for none. With blocks "all", or with `augment` and no views.
-        views: Cached augmented views of each training image beside the image itself.
-        augment: Operations that make views; without views, new ones in each epoch.
-        train_bn: Whether BatchNormalization is trained, and follows the batches.
-        remat: Whether activations are computed again in the backward pass instead of held.
-        cold_head: Whether the head's weights are drawn anew.
-        weights: "random" to train from scratch; None to start from the backbone of the features.
-        patience: Epochs without a lower validation loss until the end; half as many until "plateau" cuts the rate.
-        seed: Of order, dropout, mixing and all that is drawn; versions of images are always the same.
+    Source: of the decoupled weight decay Loshchilov and Hutter 2019, arXiv:1711.05101; of mixup Zhang et al. 2018,
+        arXiv:1710.09412.
     """
 
+    # None is the top block; of a model of one's own, all of it.
     blocks: str | None = option(
         None, "Block or layer to train with all above it (the top block); blocks joined by commas; all; none."
     )
     epochs: int = option(5, "Most passes over the training images.", bounds=COUNT)
-    batch_size: int = option(32, "Images in a step.", bounds=COUNT)
+    batch_size: int = option(32, "Images in a step.", bounds=COUNT)  # of several GPUs, all together
     accumulate: int = option(1, "Steps whose gradients make one update.", bounds=COUNT)
     learning_rate: float = option(1e-4, "At its highest.", bounds=Bounds(POSITIVE, 1, "a number above 0 and up to 1"))
     backbone_lr_scale: float = option(1.0, "Factor of it below the head.", bounds=FACTOR)
@@ -90,6 +69,7 @@ class FinetuneConfig:
         "random: train the whole network from scratch, for comparison (with --blocks all).",
         legal=("random",),
     )
+    # Half as many until a plateau of the validation loss cuts the rate.
     patience: int = option(3, "Epochs without a lower validation loss until the end.", bounds=COUNT)
     seed: int = option(0, SEED_HELP, bounds=SEED)
 
@@ -111,24 +91,10 @@ class FinetuneConfig:
         """Whether the training images are read in every epoch, each time in another version."""
         return bool(self.augment and not self.views)
 
-    def to_json(self) -> dict[str, Any]:
-        """As a dictionary that JSON can hold."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class FinetuneOptions:
-    """Where fine-tuning starts, and how it goes on.
-
-    Attributes:
-        head_run: Run of a head; None for the newest.
-        head: A head to train first, on the frozen features, instead.
-        features: Features id that it is trained on; None for the newest pooled features.
-        memory: Bytes of activations that may be held; None for half of the machine's.
-        resume: Whether to go on from the checkpoint of the same command.
-        tensorboard: Whether to write TensorBoard's logs.
-        name: A name for the run, by which it is found again.
-    """
+    """Where fine-tuning starts, and how it goes on."""
 
     head_run: str | None = option(None, "Run of train-head or sweep to start from. [default: the newest]")
     head: str | None = option(None, "Train this head first, on the frozen features, and start from it.")

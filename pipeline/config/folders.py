@@ -29,12 +29,7 @@ def user_cache() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """The folders that commands read from and write to.
-
-    Attributes:
-        cache: Features and datasets.
-        reports: Runs and pages.
-    """
+    """The folders that commands read from and write to."""
 
     cache: Path = option(_cache(), "Folder of features and datasets; $TLPIPE_CACHE, else ./cache.")
     reports: Path = option(Path("reports"), "Folder of runs.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pipeline.errors import ConfigError
@@ -20,6 +20,7 @@ from pipeline.util.options import (
     option_name,
     options_of,
     parse_memory,
+    words_of,
 )
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -78,27 +79,9 @@ HEADS_HELP = (
 
 @dataclass(frozen=True, slots=True)
 class HeadConfig:
-    """Which head, and how it is fitted. None stands for what the kind of head has as its default, or doesn't have.
+    """Which head, and how it is fitted. None stands for what the kind of head has as its default, or doesn't have."""
 
-    Attributes:
-        head: The head's name: "logreg", "mlp512-128", ...
-        epochs: Most passes over the training images.
-        batch_size: Images in a step.
-        learning_rate: At its highest.
-        dropout: Share of the units of each hidden layer that is dropped.
-        patience: Epochs without a lower validation loss until the end; half as many until "plateau" cuts the rate.
-        l2: Weight of half the squared weights beside the mean loss of an image; with "adamw" the decoupled decay.
-        label_smoothing: Share of each label that is spread over all classes.
-        optimizer: "adam", "adamw" or "sgd" (momentum 0.9).
-        schedule: Of the learning rate: "plateau", "cosine" or "none".
-        class_weight: "balanced": each class weighs the same, however many images it has; or "none".
-        standardize: Whether features are brought to mean 0 and standard deviation 1 over the training images.
-        l2_normalize: Whether the features of each image are then brought to the same length.
-        views: Number of cached views of the training images that are used beside the images themselves.
-        seed: Of initial weights, dropout and order.
-    """
-
-    head: str = HEAD
+    head: str = HEAD  # its name: "logreg", "mlp512-128", ...
     epochs: int | None = option(None, "Passes over the images.", bounds=COUNT)
     batch_size: int | None = option(
         None, "Images in a step, about; 16 to 256 by the number of images.", bounds=Bounds(1, 10**9, "1 or more")
@@ -108,6 +91,7 @@ class HeadConfig:
     )
     optimizer: str | None = option(None, "What makes the steps.", legal=OPTIMIZERS)
     schedule: str | None = option(None, "Of the learning rate.", legal=SCHEDULES)
+    # Half as many until a plateau of the validation loss cuts the rate.
     patience: int | None = option(
         None, "Epochs without a lower loss until the end; a cosine is run out all the same.", bounds=COUNT
     )
@@ -156,36 +140,13 @@ class HeadConfig:
 
     def command(self, default: HeadConfig) -> str:
         """The part of a command line that gives these settings, where the head alone would give `default`."""
-        words, usual = [f"--head {self.head}"], default.given()
-        for name, value in self.given().items():
-            if value == usual.get(name):
-                continue
-            option = option_name(name)
-            if isinstance(value, bool):
-                words.append(option if value else option.replace("--", "--no-", 1))
-            else:
-                words.append(f"{option} {value}")
-        return " ".join(words + ([f"--seed {self.seed}"] if self.seed else []))
-
-    def to_json(self) -> dict[str, Any]:
-        """As a dictionary that JSON can hold."""
-        return asdict(self)
+        words = words_of({**self.given(), "seed": self.seed}, {**default.given(), "seed": 0})
+        return " ".join([f"--head {self.head}", *words])
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingOptions:
-    """Which features a head is trained on, and how it is rated.
-
-    Attributes:
-        features: Features id, or its start; several joined by commas; None for the newest pooled features.
-        test_views: Views over which the probabilities of an image are averaged, beside the image itself; None for none,
-            and for a sweep to try all there are.
-        memory: Bytes of features that may be held; None for half of the machine's.
-        calibrate: Whether to scale the logits by a temperature fitted on val.
-        cv: Number of folds of a cross-validation; None for none.
-        seeds: Number of seeds.
-        name: A name for the run, by which it is found again.
-    """
+    """Which features a head is trained on, and how it is rated."""
 
     features: str | None = option(
         None,

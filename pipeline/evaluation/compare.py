@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +32,6 @@ class Difference:
     low: float
     high: float
     p_value: float
-
-    def to_json(self) -> dict[str, Any]:
-        """As a dictionary that JSON can hold."""
-        return asdict(self)
 
 
 def paired_difference(right: NDArray[np.bool_], other: NDArray[np.bool_]) -> Difference:

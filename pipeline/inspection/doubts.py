@@ -22,7 +22,7 @@ class Neighbours:
     """The nearest images of each by the features, brought to length 1; of byte-identical images the first alone.
 
     Attributes:
-        rows: Of the images, shape [n].
+        rows: Of the images in the dataset, shape [n].
         nearest: Positions in `rows` of the nearest others, the nearest first, shape [n, k].
         distances: To them, shape [n, k].
     """
@@ -32,12 +32,13 @@ class Neighbours:
     distances: NDArray[np.floating]
 
     @classmethod
-    def of(cls, features: NDArray[np.floating], keys: NDArray[np.bytes_]) -> Neighbours:
+    def of(cls, features: NDArray[np.floating], keys: NDArray[np.bytes_], rows: NDArray[np.int64]) -> Neighbours:
         """Find the five nearest of each image.
 
         Args:
             features: Shape [n, d].
             keys: Image keys, shape [n].
+            rows: Of the images in the dataset, shape [n].
         """
         from sklearn.neighbors import NearestNeighbors
         from sklearn.preprocessing import normalize
@@ -46,10 +47,10 @@ class Neighbours:
         _, first = np.unique(keys, return_index=True)
         n_neighbours = min(NEIGHBOURS, len(first) - 1)
         if n_neighbours < 1:
-            return cls(first, np.zeros((len(first), 0), np.int64), np.zeros((len(first), 0)))
+            return cls(rows[first], np.zeros((len(first), 0), np.int64), np.zeros((len(first), 0)))
         unit = normalize(features[first].astype(np.float32), copy=False)
         distances, nearest = NearestNeighbors(n_neighbors=n_neighbours).fit(unit).kneighbors()
-        return cls(first, nearest, distances)
+        return cls(rows[first], nearest, distances)
 
 
 def held_out_probabilities(part: Part, n_classes: int, seed: int) -> NDArray[np.floating]:

@@ -14,7 +14,7 @@ from pipeline.data import Dataset, twin_rows
 from pipeline.data.images import Pixels
 from pipeline.errors import ImageError
 from pipeline.inspection.doubts import Neighbours
-from pipeline.pages import Pictures
+from pipeline.pages.pictures import Pictures
 from pipeline.util.machine import cpu_count
 from pipeline.util.progress import progress
 
@@ -83,16 +83,9 @@ def near_duplicates(neighbours: Neighbours, picture: Callable[[int], Pixels]) ->
     return sorted(groups, key=lambda group: -group.similarity)
 
 
-def same_pictures(neighbours: Neighbours, rows: NDArray[np.int64], pictures: Pictures) -> list[Group]:
-    """Near duplicates among some rows of a dataset, as `near_duplicates` finds them.
-
-    Args:
-        neighbours: Of the images that have features.
-        rows: The rows of the dataset that these are.
-        pictures: Of the dataset.
-    """
-    near = near_duplicates(neighbours, lambda row: pictures.pixels(int(rows[row]), PICTURE))
-    return [Group(tuple(int(rows[row]) for row in group.rows), group.similarity) for group in near]
+def same_pictures(neighbours: Neighbours, pictures: Pictures) -> list[Group]:
+    """Near duplicates in a dataset, as `near_duplicates` finds them in its pictures."""
+    return near_duplicates(neighbours, lambda row: pictures.pixels(row, PICTURE))
 
 
 def _grey(picture: Callable[[int], Pixels], row: int) -> NDArray[np.floating] | None:

@@ -147,7 +147,7 @@ class Inspection:
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
         dataset, found = self.dataset, self.by_features
-        value: dict[str, Any] = {
+        return {
             "data": self.data,
             "n_images": len(dataset) + len(self.opened.unreadable),
             "classes": self.counts(),
@@ -158,33 +158,25 @@ class Inspection:
             "unreadable": self.unreadable(),
             "duplicates": [self.group_json(group) for group in self.exact],
             "imbalance": self.imbalance(),
-            "features": None,
-            "near_duplicates": None,
-            "label_errors": None,
-            "outliers": None,
+            "features": found and found.record.id,
+            "near_duplicates": found and [self.group_json(group) for group in found.near],
+            "label_errors": found
+            and [
+                {
+                    "path": dataset.locations[one.row],
+                    "label": dataset.label_name(one.row),
+                    "suggested": one.suggested,
+                    "probability": one.probability,
+                    "probability_of_label": one.of_label,
+                }
+                for one in found.label_errors
+            ],
+            "outliers": found
+            and [{"path": dataset.locations[row], "distance": distance} for row, distance in found.outliers],
             "skipped": [] if found is None else found.skipped,
             "page": str(self.page),
             "seconds": self.seconds,
         }
-        if found is not None:
-            value |= {
-                "features": found.record.id,
-                "near_duplicates": [self.group_json(group) for group in found.near],
-                "label_errors": [
-                    {
-                        "path": dataset.locations[one.row],
-                        "label": dataset.label_name(one.row),
-                        "suggested": one.suggested,
-                        "probability": one.probability,
-                        "probability_of_label": one.of_label,
-                    }
-                    for one in found.label_errors
-                ],
-                "outliers": [
-                    {"path": dataset.locations[row], "distance": distance} for row, distance in found.outliers
-                ],
-            }
-        return value
 
 
 def _tally(names: Iterable[str]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.data import SPLITS
 from pipeline.inspection.duplicates import Group
 from pipeline.inspection.findings import NO_LABEL, Inspection
-from pipeline.pages import Figure, Section
+from pipeline.pages.write import Figure, Section
 
 SHOWN = 48  # figures in each section; the answer of --json has all
 

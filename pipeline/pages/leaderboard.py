@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.errors import RunError
 from pipeline.evaluation.compare import Difference, paired_difference
 from pipeline.runs.predictions import Predictions, both_right, read_predictions
-from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, HeadRun, RatedRun, Run
+from pipeline.runs.run import FinetuneRun, HeadRun, RatedRun, Run
 from pipeline.util import log
 from pipeline.util.text import sides
 
@@ -87,16 +87,6 @@ def groups(reports: Path, runs: Sequence[Run], page: str) -> list[Group]:
 def address(reports: Path, run: Run, page: str) -> str | None:
     """The address of a run's page, as seen from the leaderboard."""
     return f"{run.id}/{page}" if (reports / run.id / page).is_file() else None
-
-
-def evaluations(runs: Sequence[Run]) -> list[EvaluateRun]:
-    """Evaluations, the newest first."""
-    return [run for run in reversed(runs) if isinstance(run, EvaluateRun)]
-
-
-def curves(runs: Sequence[Run]) -> list[CurveRun]:
-    """Learning curves, the newest first."""
-    return [run for run in reversed(runs) if isinstance(run, CurveRun)]
 
 
 def _test_of(reports: Path, run: RatedRun) -> Predictions | None:

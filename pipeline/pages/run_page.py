@@ -78,11 +78,6 @@ class RunData:
     missing: list[str] = field(default_factory=list)
 
 
-def engine_of(run: RatedRun) -> str:
-    """Engine and precision of the features; of float32 all engines give the same."""
-    return ", ".join(dict.fromkeys(spec.precision for spec in run.specs))
-
-
 def context(data: RunData, curves: list[charts.Spec]) -> dict[str, Any]:
     """What the template of a run's page needs, with its learning curves."""
     run, split = data.run, data.run.shown_split
@@ -95,7 +90,7 @@ def context(data: RunData, curves: list[charts.Spec]) -> dict[str, Any]:
         "repeat": _repeat(data),
         "gallery": [],
         "samples": _samples(data),
-        "engine": engine_of(run),
+        "engine": ", ".join(dict.fromkeys(spec.precision for spec in run.specs)),
         "baseline": _baseline(run),
         "used": run.used(),
         "candidates": _candidates(run),

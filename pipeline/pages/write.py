@@ -16,7 +16,7 @@ from markupsafe import Markup
 from pipeline.pages import charts, leaderboard
 from pipeline.pages.pictures import Pictures
 from pipeline.pages.run_page import CONFUSION, RunData, context, figures
-from pipeline.runs.run import CurveRun, Run
+from pipeline.runs.run import CurveRun, EvaluateRun, Run
 from pipeline.util.files import mark_folder, published
 
 INDEX, RUN_PAGE = "index.html", "report.html"
@@ -151,8 +151,8 @@ def write_index(reports: Path, runs: Sequence[Run], inspections: Sequence[str]) 
     values = {
         "n": len(runs),
         "groups": leaderboard.groups(reports, runs, RUN_PAGE),
-        "evaluations": leaderboard.evaluations(runs),
-        "curves": leaderboard.curves(runs),
+        "evaluations": [run for run in reversed(runs) if isinstance(run, EvaluateRun)],
+        "curves": [run for run in reversed(runs) if isinstance(run, CurveRun)],
         "page": lambda run: leaderboard.address(reports, run, RUN_PAGE),
         "inspections": inspections,
     }

@@ -41,13 +41,6 @@ class Predicted:
     n_computed: int
     images_per_second: float
 
-    @property
-    def readable(self) -> NDArray[np.bool_]:
-        """Whether each image could be read, shape [n]."""
-        found = np.ones(len(self.probabilities), np.bool_)
-        found[list(self.unreadable)] = False
-        return found
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Classifier:

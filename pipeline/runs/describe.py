@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,24 @@ from pipeline.store.table import FeatureTable
 from pipeline.util import runtime
 
 
-def header(stage: str, head: str, table: FeatureTable, seed: int, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """Fields of `Run`, and what every run on a table knows of its head and features."""
+def made_now(stage: str, head: str, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Fields that tell how and when a run came to be."""
     return {
         "id": new_id(stage, head),
         "stage": stage,
         "created": now(),
         "command": command_line(),
         "versions": runtime.versions(),
-        "data": table.records[0].config.data,
-        "dataset": table.records[0].dataset,
-        "seed": seed,
         "seconds": dict(seconds),
         "head": head,
-        "features": table.id,
     }
+
+
+def header(stage: str, head: str, table: FeatureTable, seed: int, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Fields of `Run`, and what every run on a table knows of its head and features."""
+    record = table.records[0]
+    of_table = {"data": record.config.data, "dataset": record.dataset, "seed": seed, "features": table.id}
+    return made_now(stage, head, seconds) | of_table
 
 
 def ratings(
@@ -50,7 +52,7 @@ def ratings(
         chosen_on: Splits whose images something was chosen by.
     """
     known = seen(table)
-    if of_backbones(table).chosen:
+    if of_backbones(table)["val"]:
         chosen_on = sorted({*chosen_on, "val"})
     fits = {part.split: ["train"] if part.split == "val" else fitted_on for part in predictions}
     sizes = {split: int((table.splits[table.views == 0] == split).sum()) for split in SPLITS}
@@ -76,29 +78,19 @@ def _n_known(part: Predictions, known: Mapping[str, NDArray[np.bytes_]], splits:
 def seen(table: FeatureTable) -> dict[str, NDArray[np.bytes_]]:
     """Image keys of each split of a table; what a fine-tuned backbone was fitted on counts as train, too."""
     found = {split: np.unique(table.keys[table.splits == split]) for split in SPLITS}
-    backbones = of_backbones(table)
-    for split, keys in (("train", backbones.fitted), ("val", backbones.chosen)):
+    for split, keys in of_backbones(table).items():
         if keys:
             found[split] = np.union1d(found[split], np.array(sorted(keys), table.keys.dtype))
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class SeenByBackbones:
-    """What the fine-tuned backbones of some features have seen; nothing where these are as they were published.
+def of_backbones(table: FeatureTable) -> dict[str, set[bytes]]:
+    """What the fine-tuned backbones of a table have seen; nothing where these are as they were published.
 
-    Attributes:
-        fitted: Keys of the images that they were fitted on.
-        chosen: Keys of the images that something of them was chosen by.
+    Returns:
+        Keys of the images that they were fitted on ("train"), and that something of them was chosen by ("val").
     """
-
-    fitted: set[bytes]
-    chosen: set[bytes]
-
-
-def of_backbones(table: FeatureTable) -> SeenByBackbones:
-    """What the backbones of a table have seen."""
-    found = SeenByBackbones(set(), set())
+    found: dict[str, set[bytes]] = {"train": set(), "val": set()}
     for backbone in {record.config.backbone for record in table.records}:
         folder = Path(backbone).parent if backbone.endswith(".keras") else Path(backbone)
         if not is_path(backbone) or not (folder / RUN).is_file():
@@ -106,6 +98,6 @@ def of_backbones(table: FeatureTable) -> SeenByBackbones:
         run = read_run(folder)
         keys = read_seen(folder, run.files) or {}
         if isinstance(run, RatedRun):
-            found.fitted.update(key for key, splits in keys.items() if splits & set(run.fitted_on))
-            found.chosen.update(key for key, splits in keys.items() if splits & set(run.chosen_on))
+            for split, used in (("train", run.fitted_on), ("val", run.chosen_on)):
+                found[split].update(key for key, splits in keys.items() if splits & set(used))
     return found

@@ -70,11 +70,7 @@ def find_run(reports: Path, reference: str | None, kinds: tuple[type[Any], ...])
 
 
 def _best(known: Sequence[R]) -> R:
-    """Of the runs on the data of the newest, that of the highest accuracy on val, of equals the newest.
-
-    Raises:
-        RunError: If none was rated on val.
-    """
+    """Of the runs on the data of the newest, that of the highest accuracy on val, of equals the newest."""
     dataset = known[-1].dataset
     rated = [run for run in known if run.dataset == dataset and isinstance(run, RatedRun) and "val" in run.metrics]
     if not rated:

@@ -147,11 +147,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _check(run: Run) -> None:
-    """Refuse what its types alone don't tell.
-
-    Raises:
-        ValueError: Saying which field is wrong.
-    """
+    """Refuse by a `ValueError` what its types alone don't tell."""
     if "total" not in run.seconds:
         raise ValueError("seconds lacks the total")
     if isinstance(run, RatedRun):

@@ -126,6 +126,7 @@ def _load_keras(path: Path) -> Runtime:
     return lambda images: np.asarray(model.predict(images, batch_size=BATCH, verbose=0))
 
 
+@_quiet()
 def _write_savedmodel(model: keras.Model, path: Path, metadata: dict[str, Any]) -> None:
     model.export(path, format="tf_saved_model", verbose=False)
     extra = path / "assets.extra"
@@ -138,6 +139,7 @@ def _load_savedmodel(path: Path) -> Runtime:
     return lambda images: np.asarray(model.serve(images))
 
 
+@_quiet()
 def _write_onnx(model: keras.Model, path: Path, metadata: dict[str, Any]) -> None:
     import onnx
     import tf2onnx
@@ -171,6 +173,7 @@ def _load_onnx(path: Path) -> Runtime:
     return lambda images: np.asarray(session.run([PROBABILITIES], {"image": images})[0])
 
 
+@_quiet()
 def _write_openvino(model: keras.Model, path: Path, metadata: dict[str, Any]) -> None:
     openvino = runtime.openvino()
     with _saved(model) as folder:
@@ -189,6 +192,7 @@ def _load_openvino(path: Path) -> Runtime:
     return lambda images: np.asarray(model(images)[0])
 
 
+@_quiet()
 def _write_tflite(model: keras.Model, path: Path, metadata: dict[str, Any]) -> None:
     tf = runtime.tensorflow()
     with _saved(model) as folder:
@@ -212,28 +216,13 @@ def _load_tflite(path: Path) -> Runtime:
     return run
 
 
-def _quietly(write: Callable[[keras.Model, Path, dict[str, Any]], None]) -> Any:
-    def quiet(model: keras.Model, path: Path, metadata: dict[str, Any]) -> None:
-        with _quiet():
-            write(model, path, metadata)
-
-    return quiet
-
-
 FORMATS: dict[str, Format] = {
     one.name: one
     for one in (
         Format("keras", "classifier.keras", (), "", _write_keras, _load_keras),
-        Format("savedmodel", "classifier", (), "", _quietly(_write_savedmodel), _load_savedmodel),
-        Format(
-            "onnx",
-            "classifier.onnx",
-            ("onnx", "tf2onnx", "onnxruntime"),
-            "onnx",
-            _quietly(_write_onnx),
-            _load_onnx,
-        ),
-        Format("openvino", "classifier.xml", ("openvino",), "cpu", _quietly(_write_openvino), _load_openvino),
-        Format("tflite", "classifier.tflite", ("ai_edge_litert",), "tflite", _quietly(_write_tflite), _load_tflite),
+        Format("savedmodel", "classifier", (), "", _write_savedmodel, _load_savedmodel),
+        Format("onnx", "classifier.onnx", ("onnx", "tf2onnx", "onnxruntime"), "onnx", _write_onnx, _load_onnx),
+        Format("openvino", "classifier.xml", ("openvino",), "cpu", _write_openvino, _load_openvino),
+        Format("tflite", "classifier.tflite", ("ai_edge_litert",), "tflite", _write_tflite, _load_tflite),
     )
 }

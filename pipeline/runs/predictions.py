@@ -109,12 +109,7 @@ def read_seen(folder: Path, files: Mapping[str, str]) -> dict[bytes, set[str]] |
 
 
 def _read(path: Path, files: Mapping[str, str]) -> bytes:
-    """The bytes of a file, if they are those that run.json knows.
-
-    Raises:
-        OSError: If it can't be read.
-        ValueError: If a byte has changed.
-    """
+    """The bytes of a file, if they are those that run.json knows; a `ValueError` if not."""
     data = path.read_bytes()
     if files.get(path.name, digest_of(data)) != digest_of(data):
         raise ValueError("it was changed after it was written")

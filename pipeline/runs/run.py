@@ -21,11 +21,11 @@ from typing import Any, TypedDict
 from pipeline.config import BACKBONE, ExtractConfig, FeatureSpec, FinetuneConfig, HeadConfig
 from pipeline.evaluation.compare import Difference
 from pipeline.heads import kind_of, make_head
-from pipeline.util.options import option_name, options_of
+from pipeline.util.options import words_of
 
 
-class PointFields(TypedDict):
-    """A point of a learning curve, as `Point.to_json` gives it."""
+class Point(TypedDict):
+    """A point of a learning curve: images of each class and in all (the mean over the draws), and what they gave."""
 
     per_class: int
     n_train: int
@@ -261,12 +261,7 @@ class FinetuneRun(RatedRun):
 
     def own_options(self) -> list[str]:
         """As `RatedRun.own_options`."""
-        words, default = [], FinetuneConfig()
-        for name in options_of(FinetuneConfig):
-            value = getattr(self.config, name)
-            if value != getattr(default, name):
-                words.append(option_name(name) if value is True else f"{option_name(name)} {value}")
-        return words
+        return words_of(asdict(self.config), asdict(FinetuneConfig()))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -302,7 +297,7 @@ class CurveRun(Run):
     features: str
     config: HeadConfig
     split: str
-    points: list[PointFields]
+    points: list[Point]
     gain_of_doubling: float | None
 
 

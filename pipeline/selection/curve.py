@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.config import HeadConfig
 from pipeline.evaluation.metrics import scores
 from pipeline.heads import make_head
-from pipeline.runs.run import PointFields
+from pipeline.runs.run import Point
 from pipeline.selection.trials import mean_over_views
 from pipeline.store.rows import Part, nothing
 
@@ -18,39 +17,11 @@ STEPS = (1, 2, 5)
 FIT_POINTS = 4  # the law holds for the end of the curve; few images per class follow another
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """Accuracies at one number of images.
-
-    Attributes:
-        per_class: Images of each class, or fewer where a class has fewer.
-        n_train: Images in all, the mean over the draws.
-        accuracies: Of each draw.
-    """
-
-    per_class: int
-    n_train: int
-    accuracies: list[float]
-
-    @property
-    def accuracy(self) -> float:
-        """Mean over the draws."""
-        return float(np.mean(self.accuracies))
-
-    @property
-    def deviation(self) -> float | None:
-        """Standard deviation over the draws; None for a single one."""
-        return float(np.std(self.accuracies, ddof=1)) if len(self.accuracies) > 1 else None
-
-    def to_json(self) -> PointFields:
-        """As a dictionary that JSON can hold."""
-        return {
-            "per_class": self.per_class,
-            "n_train": self.n_train,
-            "accuracy": self.accuracy,
-            "std": self.deviation,
-            "accuracies": self.accuracies,
-        }
+def point(per_class: int, n_train: int, accuracies: list[float]) -> Point:
+    """A point of the curve, of the accuracy of each draw."""
+    mean = float(np.mean(accuracies))
+    deviation = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None
+    return Point(per_class=per_class, n_train=n_train, accuracy=mean, std=deviation, accuracies=accuracies)
 
 
 def sizes_for(train: Part) -> list[int]:
@@ -84,11 +55,11 @@ def gain_of_doubling(points: list[Point]) -> float | None:
     Source: Hestness et al. 2017, arXiv:1712.00409, section 3.
     """
     last = points[-FIT_POINTS:]
-    errors = np.array([1 - point.accuracy for point in last])
+    errors = np.array([1 - point["accuracy"] for point in last])
     if len(last) < 3 or errors.min() <= 0:
         return None
-    slope, height = np.polyfit(np.log([point.n_train for point in last]), np.log(errors), 1)
+    slope, height = np.polyfit(np.log([point["n_train"] for point in last]), np.log(errors), 1)
     if slope >= 0:
         return None
-    now, then = np.exp(height + slope * np.log(np.array([1.0, 2.0]) * last[-1].n_train))
+    now, then = np.exp(height + slope * np.log(np.array([1.0, 2.0]) * last[-1]["n_train"]))
     return float(now - then)

@@ -14,7 +14,7 @@ from pipeline.data import shortened
 from pipeline.data.changes import changes
 from pipeline.errors import CacheMismatchError, ConfigError, DataError
 from pipeline.runs.describe import of_backbones
-from pipeline.selection import Round, folds
+from pipeline.selection.folds import Round, folds
 from pipeline.store.records import TableRecord, find_records, load_dataset
 from pipeline.store.table import FeatureTable, load_table
 from pipeline.util import log, machine
@@ -69,11 +69,7 @@ def _warn_of_changes(cache: Path, record: TableRecord) -> None:
 
 
 def _check_trainable(table: FeatureTable) -> None:
-    """Refuse data without training images of a class; say where there are few.
-
-    Raises:
-        DataError: If a class has no training images.
-    """
+    """Refuse data without training images of a class; say where there are few."""
     name, n_classes = table.records[0].name, len(table.class_names)
     in_view = table.views == 0
     counts = {
@@ -97,8 +93,8 @@ def _check_trainable(table: FeatureTable) -> None:
 
 def known_to_backbones(table: FeatureTable, rows: NDArray[np.int64]) -> int:
     """How many rows are of images that a fine-tuned backbone was fitted on, or chosen by."""
-    seen = of_backbones(table)
-    return int(np.isin(table.keys[rows], np.array(sorted(seen.fitted | seen.chosen), table.keys.dtype)).sum())
+    seen = set().union(*of_backbones(table).values())
+    return int(np.isin(table.keys[rows], np.array(sorted(seen), table.keys.dtype)).sum())
 
 
 def is_carved(table: FeatureTable) -> bool:

@@ -123,6 +123,21 @@ def option_name(field_name: str) -> str:
     return "--" + field_name.replace("_", "-")
 
 
+def words_of(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """What gives options on the command line; those that have their defaults are left out."""
+    words = []
+    for name, value in values.items():
+        if value == defaults.get(name):
+            continue
+        if isinstance(value, bool):
+            words.append(option_name(name if value else f"no_{name}"))
+        elif isinstance(value, (list, tuple)):
+            words += [option_name(name), ("x" if name == "image_size" else ",").join(map(str, value))]
+        else:
+            words += [option_name(name), str(value)]
+    return words
+
+
 def check(config: Any) -> None:
     """Refuse illegal values of a dataclass's options; None is always legal.
 

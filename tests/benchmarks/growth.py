@@ -108,7 +108,7 @@ def costs(folder: Path, n: int) -> dict[str, tuple[float, int]]:
             files = pool.submit(write_files, folder / "files", n).result()
             pool.submit(store_drawn, folder / "cache of arrays", arrays).result()
             pool.submit(store_drawn, folder / "cache", files).result()
-        read_once(files)
+            pool.submit(read_once, files).result()
         for data, options in ((arrays, ("--cache", "cache of arrays")), (files, ())):
             answer = note(f"first extract of {data.name}", "extract", data, *OPTIONS, *options)
             verdict(f"extract of {n:,} {data.name} computes nothing", answer["n_computed"] == 0)

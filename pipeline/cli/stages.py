@@ -1,4 +1,4 @@
-"""The commands of the second stage: train a head, sweep many, and the learning curve."""
+"""The commands of the three stages: extract, heads, and fine-tune."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from typing import Any
 
 import click
 
+from pipeline.cli import render
 from pipeline.cli.common import Answer, Decorator, command, takes
 from pipeline.cli.complete import COMPLETED
-from pipeline.config import Folders, HeadConfig, TrainingOptions
+from pipeline.config import (
+    ExtractConfig,
+    ExtractOptions,
+    FinetuneConfig,
+    FinetuneOptions,
+    Folders,
+    HeadConfig,
+    TrainingOptions,
+)
 from pipeline.config.head import CURVE_HEAD, DRAWS, GRID, HEAD, HEADS_HELP, NOT_OF_A_CURVE, SWEPT_HEADS
 from pipeline.errors import ConfigError
 from pipeline.util.options import parse_counts
@@ -34,6 +43,18 @@ def _with_features(options: TrainingOptions, same: str | None) -> TrainingOption
     return options if same is None else replace(options, features=same)
 
 
+@command("extract")
+@takes("config", ExtractConfig)
+@takes("options", ExtractOptions)
+@takes("folders", Folders)
+def extract(config: ExtractConfig, options: ExtractOptions, folders: Folders) -> Answer:
+    """Run a frozen backbone once over the images and cache its features."""
+    from pipeline import commands
+
+    result = commands.extract(config, folders.cache, options)
+    return Answer(result.to_json(), render.extract_text(result))
+
+
 @command("train-head")
 @_head(HEAD, HEADS_HELP)
 @takes("options", TrainingOptions)
@@ -45,12 +66,11 @@ def train_head(
 ) -> Answer:
     """Train a head on cached features. Defaults stand in brackets; options that a head doesn't have are refused."""
     from pipeline import commands
-    from pipeline.cli.render import run_text
 
     run = commands.train_head(
         replace(config, head=head), folders.cache, folders.reports, _with_features(options, same_features)
     )
-    return Answer(run.to_json(), run_text(run, str(folders.reports / run.id)))
+    return Answer(run.to_json(), render.run_text(run, str(folders.reports / run.id)))
 
 
 @command("sweep")
@@ -72,7 +92,6 @@ def sweep(
 ) -> Answer:
     """Try many heads and settings, choose on val, and train the best. Given options hold for all; others vary."""
     from pipeline import commands
-    from pipeline.cli.render import sweep_text
 
     run = commands.sweep(
         [name.strip() for name in head.split(",")],
@@ -83,7 +102,7 @@ def sweep(
         _with_features(options, same_features),
         float("inf") if budget is None else budget,
     )
-    return Answer(run.to_json(), sweep_text(run, str(folders.reports / run.id)))
+    return Answer(run.to_json(), render.sweep_text(run, str(folders.reports / run.id)))
 
 
 @command("learning-curve")
@@ -105,9 +124,20 @@ def learning_curve(
 ) -> Answer:
     """Measure accuracy against the number of labelled images, and say what more would buy."""
     from pipeline import commands
-    from pipeline.cli.render import curve_text
 
     sizes = None if per_class is None else parse_counts(per_class)
     kept = _with_features(options, same_features)
     run = commands.learning_curve(replace(config, head=head), folders.cache, folders.reports, kept, sizes, draws)
-    return Answer(run.to_json(), curve_text(run, str(folders.reports / run.id)))
+    return Answer(run.to_json(), render.curve_text(run, str(folders.reports / run.id)))
+
+
+@command("finetune")
+@takes("config", FinetuneConfig)
+@takes("options", FinetuneOptions)
+@takes("folders", Folders)
+def finetune(config: FinetuneConfig, options: FinetuneOptions, folders: Folders) -> Answer:
+    """Fine-tune the top blocks below a trained head, from activations cached below them, or a whole network."""
+    from pipeline import commands
+
+    run = commands.finetune(config, folders.cache, folders.reports, options)
+    return Answer(run.to_json(), render.run_text(run, str(folders.reports / run.id)))
