@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli.main import app
+from pipeline.util import runtime
 
 SMALL = ("--backbone", "mobilenet025", "--image-size", "32", "--weights", "random", "--precision", "float32")
 
@@ -433,6 +434,8 @@ def test_doctor(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     judged = {(one["engine"], one["precision"]): one for one in value["verdicts"]}
     assert all(one["holds"] and one["difference"] <= one["most"] for one in judged.values())
     assert {("tensorflow", "float32"), ("openvino", "float32")} <= set(judged)
+    if runtime.installed("jax"):  # in a process of its own, with KERAS_BACKEND=jax
+        assert {("jax", "float32"), ("jax", "bfloat16")} <= set(judged)
     assert value["versions"]["tensorflow"]
     assert value["folders"]["cache"]["writable"]
     assert value["weights"]["missing_would_come_from"].startswith("https://")
