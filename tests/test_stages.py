@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -808,3 +810,77 @@ def test_changed_records_are_left_aside(
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     assert records(cache) == []
     assert f"{path} can't be read" in caplog.text
+
+
+class TestParts:
+    """An extract in parts, as the tasks of a job array run them."""
+
+    def test_parts_make_a_whole(self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine) -> None:
+        config, n_parts = ExtractConfig(str(red_and_blue), views=1, augment="flip"), 3
+        found = [commands.extract(config, cache, ExtractOptions(part=f"{one}/{n_parts}")) for one in (2, 3, 1)]
+        assert sum(one.n_images for one in found) == 40
+        assert sum(one.n_computed for one in found) == fake_engine.n_computed == 80
+        assert all(5 < one.n_images < 25 for one in found)
+        assert [record.complete for record in records(cache)] == [False]
+        with pytest.raises(StoreError, match="no features in"):
+            find_record(cache, None)
+        again = commands.extract(config, cache, ExtractOptions(part="1/3"))
+        assert (again.n_computed, again.n_reused) == (0, 2 * again.n_images)
+        whole = commands.extract(config, cache)
+        assert (whole.n_images, whole.n_computed) == (40, 0)
+        assert find_record(cache, None).id == whole.record.id == found[0].record.id
+        assert [record.complete for record in records(cache)] == [True]
+
+    def test_a_part_ends_nothing_that_was_whole(self, extracted: ExtractResult, pictures: Path, cache: Path) -> None:
+        commands.extract(ExtractConfig(str(pictures)), cache, ExtractOptions(part="1/2"))
+        assert find_record(cache, None).id == extracted.record.id
+
+    def test_what_is_missing_is_computed_by_the_whole(
+        self, red_and_blue: Path, cache: Path, fake_engine: FakeEngine
+    ) -> None:
+        part = commands.extract(ExtractConfig(str(red_and_blue)), cache, ExtractOptions(part="2/2"))
+        assert commands.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 40 - part.n_computed
+
+    @pytest.mark.usefixtures("fake_engine")
+    def test_a_class_may_lie_in_another_part(self, red_and_blue: Path, cache: Path) -> None:
+        for path in sorted((red_and_blue / "red").iterdir())[1:]:
+            path.unlink()
+        (red_and_blue / "blue" / "spoilt.png").write_text("no picture")
+        parts = [
+            commands.extract(ExtractConfig(str(red_and_blue)), cache, ExtractOptions(part=f"{n}/2")) for n in (1, 2)
+        ]
+        assert [list(part.unreadable) for part in parts].count(["blue/spoilt.png"]) == 1
+        with pytest.raises(QuarantineError, match="1 of"):
+            for n in (1, 2):
+                commands.extract(ExtractConfig(str(red_and_blue)), cache, ExtractOptions(part=f"{n}/2", strict=True))
+
+    @pytest.mark.parametrize("part", ["3", "0/2", "3/2", "1/0", "-1/2", "a/b"])
+    def test_what_is_no_part(self, part: str) -> None:
+        with pytest.raises(ConfigError, match=r"--part is .*; give which part of how many, such as 3/16"):
+            ExtractOptions(part=part)
+
+    @pytest.mark.slow
+    def test_sixteen_tasks_of_a_job_array(self, red_and_blue: Path, tmp_path: Path) -> None:
+        """At once, into one cache; a task that was killed is made up for by the last job."""
+        script = Path(__file__).parent.parent / "docs" / "slurm.sh"
+        options = ["colours", "--backbone", "mobilenet025", "--weights", "random", "--image-size", "32"]
+        here = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        tasks = [
+            subprocess.Popen(
+                ["bash", script, *options, "--quiet"],
+                cwd=tmp_path,
+                env={**here, "SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": "16"},
+                stdout=subprocess.DEVNULL,
+            )
+            for task in range(1, 17)
+        ]
+        tasks[7].kill()
+        codes = [task.wait() for task in tasks]
+        assert codes[:7] + codes[8:] == [0] * 15
+        done = subprocess.run(
+            ["bash", script, *options, "--json", "--quiet"], cwd=tmp_path, env=here, stdout=subprocess.PIPE, check=True
+        )
+        found = json.loads(done.stdout)
+        assert found["n_computed"] + found["n_reused"] == 40
+        assert found["n_computed"] < 15
+        assert caretaker.verify(tmp_path / "cache").damaged == []

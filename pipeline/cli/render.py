@@ -115,6 +115,8 @@ def extract_text(result: ExtractResult) -> str:
             f"{result.images_per_second:,.0f} images/s with {result.choice.engine} in {result.choice.precision}, "
             f"{result.seconds['total']:.1f} s in all"
         )
+    if result.part is not None:
+        return "\n".join([*lines, f"Next       the other parts, then {result.record.config.command()}"])
     trainable = spec.pooling != "none" and result.n_classes > 1
     following = "tlpipe train-head" if trainable else f"tlpipe cache export FILE.h5 {result.record.id}"
     lines += [

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.backbones import is_path
 from pipeline.config import ExtractConfig, ExtractOptions
@@ -33,6 +34,7 @@ from pipeline.store.records import (
 )
 from pipeline.util import log
 from pipeline.util.memo import Memo
+from pipeline.util.options import parse_part
 from pipeline.util.text import counted
 
 
@@ -47,6 +49,7 @@ class ExtractResult:
         n_computed: Rows computed: one for each distinct image and view.
         n_reused: Rows that were in the cache already.
         unreadable: Location and cause of each image that could not be read.
+        part: Which part of how many was computed, such as "3/16"; None for all.
         choice: Engine and precision.
         seconds: Of start (until the engine is ready), read, compute and write (what the pass waited for), and total.
         images_per_second: Rate of the pass itself.
@@ -58,6 +61,7 @@ class ExtractResult:
     n_computed: int
     n_reused: int
     unreadable: dict[str, str]
+    part: str | None
     choice: EngineChoice
     seconds: dict[str, float]
     images_per_second: float
@@ -120,19 +124,20 @@ def extract(
     dataset = opened.dataset
     # Known from now on: what a stopped pass leaves behind belongs to something.
     save_dataset(cache, dataset)
-    begun = _begin_record(cache, _record(plan, opened, config, dataset, made_by))
-    done = complete(plan, dataset.keys, dataset.locations, opened.source, options.batch_size, options.workers)
-    if config.group_duplicates and config.pooling != "none":
-        dataset = _without_parted_duplicates(opened, config, alike, done).dataset
-    # Their cause may pass, so they are not quarantined, but have no features now: this time they are no rows.
-    passing = among(dataset.keys, done.report.passing)
-    if passing.any() or dataset is not opened.dataset:
-        dataset = dataset.without(passing)
-        save_dataset(cache, dataset)
     record = _record(plan, opened, config, dataset, made_by)
+    begun = _begin_record(cache, record)
+    if options.part is not None:
+        opened = _part_of(opened, options.part)
+        dataset = opened.dataset
+    done = complete(plan, dataset.keys, dataset.locations, opened.source, options.batch_size, options.workers)
     unreadable = _unreadable(opened, done.refused)
-    _check_readable(opened, done.refused, unreadable, options.strict)
-    record = _end_record(cache, begun, record)
+    _check_readable(opened, done.refused, unreadable, options)
+    if options.part is None:
+        dataset = _settled(opened, config, alike, done)
+        if dataset is not opened.dataset:
+            save_dataset(cache, dataset)
+            record = _record(plan, opened, config, dataset, made_by)
+        record = _end_record(cache, begun, record)
     report = done.report
     seconds = {"start": done.started - start, "read": report.read, "compute": report.compute, "write": report.write}
     return ExtractResult(
@@ -142,10 +147,31 @@ def extract(
         n_computed=report.n_computed,
         n_reused=done.n_wanted - report.n_computed - len(done.refused) * (config.views + 1),
         unreadable=unreadable,
+        part=options.part,
         choice=plan.choice,
         seconds={**seconds, "total": time.perf_counter() - start},
         images_per_second=report.images_per_second,
     )
+
+
+def _part_of(opened: Opened, part: str) -> Opened:
+    """The images of one part, which their keys alone decide."""
+    number, n_parts = parse_part(part)
+    rows = [row for row, key in enumerate(opened.dataset.keys.tolist()) if int(key[:8], 16) % n_parts == number - 1]
+    inside = np.zeros(len(opened.dataset), np.bool_)
+    inside[rows] = True
+    log.info("Part %s: %s of %s", part, f"{len(rows):,}", counted(len(inside), "image"))
+    return replace(opened, dataset=opened.dataset.without(~inside), source=opened.source.take(rows))
+
+
+def _settled(opened: Opened, config: ExtractConfig, alike: TableRecord | None, done: Done) -> Dataset:
+    """The dataset as features show it: near duplicates together, if wanted, and without what can't be read now."""
+    dataset = opened.dataset
+    if config.group_duplicates and config.pooling != "none":
+        dataset = _without_parted_duplicates(opened, config, alike, done).dataset
+    # Their cause may pass, so they are not quarantined, but have no features now: this time they are no rows.
+    passing = among(dataset.keys, done.report.passing)
+    return dataset.without(passing) if passing.any() else dataset
 
 
 def _as_before(config: ExtractConfig, of_data: Sequence[TableRecord], cache: Path, *, again: bool) -> ExtractConfig:
@@ -264,23 +290,31 @@ def _unreadable(opened: Opened, refused: dict[bytes, str]) -> dict[str, str]:
     return found
 
 
-def _check_readable(opened: Opened, refused: dict[bytes, str], unreadable: dict[str, str], strict: bool) -> None:
-    """Name what could not be read; refuse data of which a class is gone."""
+def _check_readable(
+    opened: Opened, refused: dict[bytes, str], unreadable: dict[str, str], options: ExtractOptions
+) -> None:
+    """Name what could not be read; refuse it if that is wanted, and data of which a class is gone."""
     if not unreadable:
         return
     dataset = opened.dataset
     n_images = len(dataset) + len(opened.unreadable)
     warn_unreadable(unreadable, n_images)
     readable = np.array([key not in refused for key in dataset.keys.tolist()])
+    if options.part is None:  # of a part nothing follows for a class
+        _check_classes(dataset, readable, n_images)
+    if options.strict:
+        first = next(iter(unreadable))
+        raise QuarantineError(
+            f"--strict: {len(unreadable):,} of {n_images:,} images can't be read "
+            f"({first}: {unreadable[first]}); all others are stored. Mend or remove them, or leave --strict out"
+        )
+
+
+def _check_classes(dataset: Dataset, readable: NDArray[np.bool_], n_images: int) -> None:
+    """Refuse data of which a class is gone."""
     if not readable.any():
         raise DataError(f"None of the {n_images:,} images of {dataset.name} can be read; mend the files")
     left = set(dataset.labels[readable].tolist())
     gone = [name for label, name in enumerate(dataset.class_names) if label not in left]
     if gone:
         raise DataError(f"No image of the class {shortened(gone)} can be read; mend the files, or take the class away")
-    if strict:
-        first = next(iter(unreadable))
-        raise QuarantineError(
-            f"--strict: {len(unreadable):,} of {n_images:,} images can't be read "
-            f"({first}: {unreadable[first]}); all others are stored. Mend or remove them, or leave --strict out"
-        )

@@ -17,6 +17,7 @@ from pipeline.util.options import (
     option,
     options_of,
     parse_image_size,
+    parse_part,
     words_of,
 )
 
@@ -172,6 +173,11 @@ class ExtractOptions:
     rehash: bool = option(False, "Read all files again, even if they look unchanged.")
     strict: bool = option(False, "Exit with 1 if images can't be read.")
     again: bool = option(False, "Take all options from the newest extract of the same data.")
+    part: str | None = option(
+        None, "Compute one of so many parts, such as 3/16, by image key; an extract without it then ends the work."
+    )
 
     def __post_init__(self) -> None:
         check(self)
+        if self.part is not None:
+            parse_part(self.part)

@@ -181,6 +181,18 @@ def parse_image_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def parse_part(text: str) -> tuple[int, int]:
+    """Parse `3/16`, the third of sixteen parts.
+
+    Raises:
+        ConfigError: If it is anything else.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(f"--part is {text!r}; give which part of how many, such as 3/16")
+    return int(match[1]), int(match[2])
+
+
 def parse_memory(text: str) -> int:
     """Parse `800MB`, `1.5GB` or a number of bytes.
 
