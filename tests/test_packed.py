@@ -125,12 +125,14 @@ class TestKeys:
         assert opened(folder, Memo(tmp_path)).dataset.id == first.dataset.id
 
     def test_nothing_is_computed_again_when_data_move_into_packs(
-        self, colours: Path, written: Path, cache: Path, fake_engine: FakeEngine
+        self, colours: Path, written: Path, cache: Path, fake_engine: FakeEngine, caplog: pytest.LogCaptureFixture
     ) -> None:
         assert commands.extract(ExtractConfig(str(colours)), cache).n_computed == N
+        caplog.set_level("INFO", "tlpipe")
         for data in ("hub", "tars", "tars/shard-{000000..000002}.tar", "tars/*.tar"):
             found = commands.extract(ExtractConfig(str(written / data)), cache)
             assert (found.n_images, found.n_computed) == (N, 0), data
+            assert f": {N} images of 2 classes (" in caplog.text
         assert fake_engine.n_computed == N
 
 
@@ -158,6 +160,15 @@ class TestParquet:
         monkeypatch.setattr(parquet.ParquetFile, "read_row_groups", None)
         found = opened(path)
         assert len({bytes(found.source.read(row)) for row in range(8)}) == 8
+
+    def test_a_file_that_is_replaced(self, colours: Path, tmp_path: Path) -> None:
+        path, files = tmp_path / "some.parquet", files_of(colours)
+        for some in (files[:3], files[3:6]):
+            table = {"image": [file.read_bytes() for file in some], "label": ["a", "b", "a"]}
+            parquet.write_table(pyarrow.table(table), path)
+            os.utime(path, (10**9 + files.index(some[0]),) * 2)
+            found = opened(path)
+            assert [found.source.read(row) for row in range(3)] == table["image"]
 
     def test_plain_bytes_text_labels_and_rows_without_a_picture(self, colours: Path, tmp_path: Path) -> None:
         files = files_of(colours)[:6]

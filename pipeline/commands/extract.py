@@ -118,6 +118,7 @@ def extract(
         memo=Memo(cache),
         rehash=options.rehash,
     )
+    log.info("%s", _told(opened.dataset))
     for note in opened.notes:
         log.warning("%s", note)
     plan = plan_for(config, cache, pretrained)
@@ -152,6 +153,15 @@ def extract(
         seconds={**seconds, "total": time.perf_counter() - start},
         images_per_second=report.images_per_second,
     )
+
+
+def _told(dataset: Dataset) -> str:
+    """What there is, before any of it is computed: images, classes, and the size of each split."""
+    names, sizes = dataset.class_names, dataset.counts()
+    text = f"{dataset.name}: {counted(len(dataset), 'image')}"
+    if names:
+        text += f" of {counted(len(names), 'class', 'classes')} ({shortened(list(names))})"
+    return f"{text}; {', '.join(f'{split} {n:,}' for split, n in sizes.items())}"
 
 
 def _part_of(opened: Opened, part: str) -> Opened:

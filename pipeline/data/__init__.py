@@ -284,8 +284,11 @@ def _packed(data: str, path: Path, columns: Columns, memo: Memo | None) -> Listi
         files = [path]
     else:
         files = files_meant(data) if is_pattern(data) else []
-    suffix = files[0].suffix.lower() if files else ""
-    name = path.resolve().name if path.is_dir() else files[0].stem if files else ""
+    if not files:
+        return None
+    suffix = files[0].suffix.lower()
+    folder = path if path.is_dir() else files[0].parent
+    name = files[0].stem if path.is_file() else folder.resolve().name
     if suffix == tar.SUFFIX:
         return tar.read_tars(files, name, columns, memo)
     if suffix == parquet.SUFFIX and (len(files) > 1 or parquet.picture_column(files[0], columns)):

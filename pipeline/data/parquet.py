@@ -16,6 +16,7 @@ from pipeline.data.dataset import Listing, printable
 from pipeline.data.manifest import check_header, column_of, named_split, no_labels, questioned
 from pipeline.data.packed import PackedSource, split_of_file
 from pipeline.errors import DataError, ImageError
+from pipeline.util.memo import Stamp
 from pipeline.util.texts import Texts
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class ParquetPack:
     def __init__(self, path: Path, inside: str) -> None:
         self.path, self.kind = path, f"parquet {inside}"
         self._inside = inside
+        self._stamp = Stamp.of(path)
         meta = _opened(path).metadata
         self._starts = [0, *accumulate(meta.row_group(number).num_rows for number in range(meta.num_row_groups))]
 
@@ -49,7 +51,7 @@ class ParquetPack:
         """A picture's bytes."""
         group = bisect_right(self._starts, place) - 1
         with _reading:  # else threads would each read the group they all wait for
-            pictures = _pictures(self.path, self._inside, group)
+            pictures = _pictures(self.path, self._stamp, self._inside, group)
         data = pictures[place - self._starts[group]].as_py()
         if data is None:
             raise ImageError(f"row {place} of {self.path.name} holds no picture")
@@ -57,7 +59,8 @@ class ParquetPack:
 
 
 @lru_cache(GROUPS)
-def _pictures(path: Path, inside: str, group: int) -> pyarrow.ChunkedArray:
+def _pictures(path: Path, stamp: Stamp, inside: str, group: int) -> pyarrow.ChunkedArray:
+    """A row group of pictures; the stamp tells it from that of another file that had the same path."""
     import pyarrow
     from pyarrow import compute
 
