@@ -190,7 +190,7 @@ class TestParquet:
         columns = {"image_column": "photo", "label_column": "kind", "split_column": "part"}
         found = opened(tmp_path / "photos.parquet", **columns)
         assert [(one.location, one.cause) for one in found.unreadable] == [
-            ("photos.parquet[6]", "row 6 of photos.parquet holds no picture")
+            ("photos.parquet[6]", "row 6 of photos.parquet holds no picture, or only its path: bytes must be embedded")
         ]
         assert labels_of(found) == [*table["kind"][:6], ""]
         assert found.given.tolist() == [0] * 6 + [2]
@@ -286,6 +286,43 @@ class TestTar:
         assert len(found.dataset) == 6
         assert any("is torn" in note and "6 pictures before that" in note for note in found.notes)
 
+    def test_links_joined_tars_and_odd_labels(self, tmp_path: Path) -> None:
+        def link(tar: tarfile.TarFile, name: str, target: str, kind: bytes) -> None:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            tar.addfile(member)
+
+        with tarfile.open(tmp_path / "first.tar", "w") as tar:
+            add(tar, "a/1.jpg", picture())
+            add(tar, "a/1.cls", b"")
+            add(tar, "a/1.json", b'{"label": "cat"}')
+            link(tar, "a/2.jpg", "1.jpg", tarfile.SYMTYPE)
+            link(tar, "a/3.jpg", "a/1.jpg", tarfile.LNKTYPE)
+            link(tar, "a/4.jpg", "nowhere.jpg", tarfile.SYMTYPE)
+            add(tar, "a/3.json", b'{"label": true}')
+            add(tar, "a/2.json", b"[" * 100_000)
+        found = opened(tmp_path / "first.tar")
+        assert list(found.dataset.locations) == ["first.tar/a/1", "first.tar/a/3", "first.tar/a/2"]
+        assert labels_of(found) == ["cat", "", ""]
+        assert len(set(found.dataset.keys.tolist())) == 1
+        assert "1 sample without a picture left aside: first.tar/a/4" in found.notes
+        joined = (tmp_path / "first.tar").read_bytes()
+        (tmp_path / "joined.tar").write_bytes(joined + joined)
+        assert any("goes on behind its end" in note for note in opened(tmp_path / "joined.tar").notes)
+
+    @pytest.mark.parametrize("label", ['"a\\u0000b"', '"\\ud800"'])
+    def test_labels_that_are_no_text(self, label: str, tmp_path: Path) -> None:
+        with tarfile.open(tmp_path / "one.tar", "w") as tar:
+            add(tar, "1.jpg", picture())
+            add(tar, "1.json", f'{{"label": {label}}}'.encode())
+        with pytest.raises(DataError, match="no text that can be kept|has no label that can be read"):
+            opened(tmp_path / "one.tar", label_key="label")
+
+    def test_a_pipe_is_not_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "some.tar")
+        with pytest.raises(DataError, match="no kind of data that can be read"):
+            opened(tmp_path / "some.tar")
+
     @pytest.mark.parametrize("name", ["some.tar", "empty.tar"])
     def test_what_is_no_tar(self, name: str, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"no tar at all" * 100 if name == "some.tar" else b"")
@@ -304,7 +341,7 @@ class TestNames:
             "s-003.tar",
             "s-001.tar",
         ]
-        with pytest.raises(DataError, match=r"s-012.tar', which isn't there \(1 of 13 files\)"):
+        with pytest.raises(DataError, match=r"s-012.tar', which is no file that is there \(1 of 13 files\)"):
             files_meant(f"{tmp_path}/s-{{000..012}}.tar")
         with pytest.raises(DataError, match="No file is called like"):
             files_meant(f"{tmp_path}/t-*.tar")
@@ -362,8 +399,54 @@ class TestStages:
         commands.train_head(HeadConfig("ridge"), cache, reports)
         assert "its files were written again" in caplog.text
 
-    def test_tars_beside_class_folders_are_no_data(self, colours: Path, written: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("where", [".", "data"])
+    @pytest.mark.parametrize("name", ["tars/shard-000000.tar", "hub/data/test-00000-of-00001.parquet"])
+    def test_packs_beside_pictures_are_no_data(
+        self, where: str, name: str, colours: Path, written: Path, tmp_path: Path
+    ) -> None:
         folder = shutil.copytree(colours, tmp_path / "colours")
-        shutil.copy(written / "tars" / "shard-000000.tar", folder)
+        (folder / where).mkdir(exist_ok=True)
+        shutil.copy(written / name, folder / where)
         found = opened(folder)
         assert (len(found.dataset), found.dataset.class_names) == (N, CLASSES)
+        assert any(Path(name).name in note or "1 folder left aside" in note for note in found.notes)
+
+    def test_what_tlpipe_wrote_beside_packs_is_no_data(
+        self, written: Path, tmp_path: Path, fake_engine: FakeEngine
+    ) -> None:
+        folder = shutil.copytree(written / "tars", tmp_path / "tars")
+        for _ in range(2):
+            assert commands.extract(ExtractConfig(str(folder)), folder / "cache").n_images == N
+        assert fake_engine.n_computed == N
+
+    def test_packs_of_two_kinds(self, written: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(written / "tars", tmp_path / "both")
+        shutil.copy(next((written / "hub" / "data").iterdir()), folder)
+        with pytest.raises(
+            DataError, match=r"files of several kinds: .parquet, .tar; name those of one: .*/\*.parquet"
+        ):
+            opened(folder)
+
+    def test_a_table_of_paths_may_hold_bytes(self, colours: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(colours, tmp_path / "colours")
+        files = [str(path.relative_to(colours)) for path in files_of(colours)]
+        table = {"path": files, "label": [Path(name).parts[0] for name in files], "sha1": [b"1"] * N}
+        parquet.write_table(pyarrow.table(table), folder / "list.parquet")
+        assert list(opened(folder / "list.parquet").dataset.locations) == files
+
+    def test_shards_that_are_gone_are_told(
+        self, written: Path, tmp_path: Path, cache: Path, reports: Path, fake_engine: FakeEngine, caplog: Any
+    ) -> None:
+        folder = shutil.copytree(written / "tars", tmp_path / "tars")
+        for data, said in ((str(folder), "10 gone"), (f"{folder}/shard-{{000000..000002}}.tar", "some of its files")):
+            shutil.copytree(written / "tars", folder, dirs_exist_ok=True)
+            commands.extract(ExtractConfig(data), cache)
+            (folder / "shard-000001.tar").unlink()
+            caplog.clear()
+            commands.train_head(HeadConfig("ridge"), cache, reports)
+            assert said in caplog.text
+
+    def test_a_list_may_be_longer_than_a_path(self, written: Path, cache: Path, fake_engine: FakeEngine) -> None:
+        data = ",".join([f"{written}/tars/shard-000000.tar"] * 100)
+        assert commands.extract(ExtractConfig(data), cache).n_images == 1000
+        assert fake_engine.n_computed == 10

@@ -135,7 +135,8 @@ def test_the_shell_completes_what_lies_in_the_folders_of_the_line(three: list[He
 
     assert completed(f"tlpipe evaluate --reports {reports} go") == ["good"]
     assert completed(f"tlpipe evaluate --reports {reports} {three[1].id[:-1]}") == [three[1].id]
-    assert completed(f"tlpipe evaluate --reports {reports}/none go") == []
+    assert completed(f"tlpipe evaluate --reports {reports}/none go") == ["file,go"], "by the shell"
+    assert completed("tlpipe extract pic") == completed("tlpipe predict latest pic") == ["file,pic"]
     assert completed(f"tlpipe runs rm --reports {reports} go") == ["good"]
     assert completed("tlpipe train-head --head mlp5") == ["mlp512-128"]
     assert completed("tlpipe extract --endpoint conv") == [f"conv{number}" for number in range(1, 6)]

@@ -6,8 +6,10 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from pipeline.config import BACKBONE, Folders
 from pipeline.config.head import HEAD_FORMS
@@ -76,13 +78,29 @@ def _newest(folder: Path, pattern: str) -> list[str]:
     return [path.stem for path in files]
 
 
-COMPLETED: dict[str, Callable[[click.Context, click.Parameter, str], list[str]]] = {
-    "backbone": backbones,
+def or_files(names: Callable[..., list[str]]) -> Callable[..., list[Any]]:
+    """Names, or where none fits files."""
+
+    def found(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+        return names(context, parameter, incomplete) or files(context, parameter, incomplete)
+
+    return found
+
+
+def files(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Files, as the shell knows them."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+COMPLETED: dict[str, Callable[[click.Context, click.Parameter, str], list[Any]]] = {
+    "backbone": or_files(backbones),
     "blocks": blocks,
     "endpoint": endpoints,
     "features": features,
     "head": heads,
-    "head_run": runs,
-    "run": runs,
+    "data": files,
+    "weights": files,
+    "head_run": or_files(runs),
+    "run": or_files(runs),
 }
 """What completes an option, by its name: called with the line so far and the word."""

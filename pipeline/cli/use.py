@@ -27,7 +27,9 @@ precision_option = click.option(
     "images",
     nargs=-1,
     required=True,
-    help="Images, folders with all below them, or tables (.csv, .tsv, .parquet) with a path.",
+    help="Images, folders with all below them, tables (.csv, .tsv, .parquet) with a path, or Parquet files and tars "
+    "that hold pictures.",
+    shell_complete=COMPLETED["data"],
 )
 @click.option("--top", type=click.IntRange(1), default=TOP, help="Classes to name of each image.")
 @click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), help="Write a table here, too.")
@@ -66,6 +68,7 @@ def predict(
     "data",
     required=False,
     help="Labelled data, as for extract; classes are matched by name. [default: the run's own]",
+    shell_complete=COMPLETED["data"],
 )
 @click.option("--against", help="Another run, compared image by image.", shell_complete=COMPLETED["run"])
 @precision_option
@@ -102,7 +105,9 @@ def export(run: str, format_: str | None, output: Path | None, precision: str | 
 
 
 @command("inspect")
-@click.argument("data", help="As for extract; features of it are used once there are any.")
+@click.argument(
+    "data", help="As for extract; features of it are used once there are any.", shell_complete=COMPLETED["data"]
+)
 @seed_option
 @takes("columns", Columns)
 @takes("folders", Folders)

@@ -78,7 +78,7 @@ class SplitConfig:
     """How splits are carved that the source doesn't have."""
 
     val_fraction: float = option(0.15, "Share for val, if the data has none.", bounds=SHARE)
-    test_fraction: float = option(0.15, "Share for test, if the data has none.", bounds=SHARE)
+    test_fraction: float = option(0.15, "Share of --test-from for test, if the data has none.", bounds=SHARE)
     test_from: str = option("train", "Split that test is taken from.", legal=("train", "val"))
     seed: int = 0  # another one draws other images
 
@@ -117,7 +117,11 @@ class ExtractConfig:
         None, "Block or layer to take; several joined by +: conv4+conv5. [default: the last feature map]"
     )
     pooling: str = option("avg", "How height and width are pooled.", legal=POOLINGS)
-    resize: str = option("stretch", "How pictures are brought to the size; pad with white.", legal=RESIZES)
+    resize: str = option(
+        "stretch",
+        "How pictures are brought to the size: stretch, pad (with white) or crop, both in the middle.",
+        legal=RESIZES,
+    )
     interpolation: str = option("bicubic", "How pixels are interpolated.", legal=INTERPOLATIONS)
     pixel_limit: int = option(200_000_000, "Refuse images of more pixels.", bounds=PIXELS)
     views: int = option(0, "Augmented versions of each image to cache beside it.", bounds=COUNT_OR_NONE)

@@ -31,7 +31,7 @@ from pipeline.data.dataset import (
 )
 from pipeline.data.folder import files_below, is_image, read_folder
 from pipeline.data.manifest import MANIFEST_SUFFIXES, read_manifest, read_paths
-from pipeline.data.packed import files_in, files_meant, is_pattern
+from pipeline.data.packed import files_in, files_meant, is_pattern, there
 from pipeline.data.source import KEY_DTYPE, ArraySource, FileSource, ImageSource, MixedSource, array_key, file_key
 from pipeline.data.splits import carve, joined_groups, twin_rows, twins
 from pipeline.errors import DataError
@@ -183,7 +183,10 @@ def open_labelled(data: str, *, columns: Columns = COMMON, memo: Memo | None = N
     opened = _opened(data, columns, memo, rehash=False, least_classes=1)
     unlabelled = opened.dataset.labels == UNLABELLED
     if unlabelled.all():
-        raise DataError(f"{data} has no labels; give class folders, or a table with a column of labels")
+        raise DataError(
+            f"{data} has no labels; give class folders, a table with a column of labels, or tars with .cls, .txt or "
+            ".json (--label-key)"
+        )
     if unlabelled.any():
         note = f"{int(unlabelled.sum()):,} of {counted(len(unlabelled), 'image')} without a label are left out"
         source = opened.source.take(np.flatnonzero(~unlabelled))
@@ -204,6 +207,9 @@ def _opened(data: str, columns: Columns, memo: Memo | None, rehash: bool, least_
     if not len(keys):
         raise DataError(f"None of the {len(unreadable):,} images of {data} can be opened: {unreadable[0].cause}")
     class_names = _class_order(set(listing.labels) - {""})
+    for name in class_names:
+        if "\0" in name or not _is_text(name):
+            raise DataError(f"{data} has a class {name[:100]!r}, which is no text that can be kept; rename it")
     numbers = {"": UNLABELLED, **{name: number for number, name in enumerate(class_names)}}
     labels = np.array([numbers[name] for name in listing.labels], np.int64)
     given = split_numbers(np.array(listing.splits, "S5"))
@@ -214,6 +220,14 @@ def _opened(data: str, columns: Columns, memo: Memo | None, rehash: bool, least_
     dataset = Dataset(name, keys, labels, splits, locations, class_names, groups, others)
     carved = tuple(split for number, split in enumerate(SPLITS) if number not in given)
     return Opened(dataset, listing.source, unreadable, listing.notes, given, carved)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _class_order(names: set[str]) -> tuple[str, ...]:
@@ -244,8 +258,9 @@ def list_source(data: str, columns: Columns, least_classes: int = 2, memo: Memo 
         raise DataError("DATA is empty; give a folder, a file, or a built-in name")
     path = Path(data).expanduser()
     try:
-        there = path.exists()
-        if path.is_dir():
+        if not is_pattern(data):
+            path.exists()
+        if there(path) and path.is_dir():
             next(path.iterdir(), None)
     except OSError as error:
         raise DataError(f"{data[:100]} can't be read: {error.strerror}; check its name and permissions") from error
@@ -261,12 +276,16 @@ def list_source(data: str, columns: Columns, least_classes: int = 2, memo: Memo 
         if is_array_folder(path):
             return read_array_folder(path)
         return read_cifar_folder(path) if is_cifar_folder(path) else read_folder(path, least_classes)
-    if not there:
+    if not there(path):
         raise DataError(
             f"There is no {data!r}; DATA is a folder, a {', '.join(MANIFEST_SUFFIXES)}, .tar or .npz file, "
             f"or one of {', '.join(BUILT_IN)}"
         )
     if path.suffix.lower() in MANIFEST_SUFFIXES:
+        if columns.image_column or columns.label_key:
+            raise DataError(
+                f"{data} holds paths; --image-column is for Parquet files with pictures, --label-key for tars"
+            )
         return read_manifest(path, columns)
     if path.suffix.lower() == ".npz":
         return read_npz(path)
@@ -278,20 +297,22 @@ def list_source(data: str, columns: Columns, least_classes: int = 2, memo: Memo 
 
 def _packed(data: str, path: Path, columns: Columns, memo: Memo | None) -> Listing | None:
     """The pictures in the Parquet files or tars that a user means; None if these are not what is meant."""
-    if path.is_dir():
-        files = files_in(path, parquet.SUFFIX) or files_in(path, tar.SUFFIX)
-    elif path.exists():
-        files = [path]
+    is_folder = there(path) and path.is_dir()
+    if is_folder:
+        files = files_in(path)
+    elif there(path):
+        files = [path] if path.is_file() else []
     else:
         files = files_meant(data) if is_pattern(data) else []
     if not files:
         return None
     suffix = files[0].suffix.lower()
-    folder = path if path.is_dir() else files[0].parent
-    name = files[0].stem if path.is_file() else folder.resolve().name
+    folder = path if is_folder else files[0].parent
+    name = files[0].stem if files == [path] else folder.resolve().name
     if suffix == tar.SUFFIX:
         return tar.read_tars(files, name, columns, memo)
-    if suffix == parquet.SUFFIX and (len(files) > 1 or parquet.picture_column(files[0], columns)):
+    tables = suffix == parquet.SUFFIX and (files == [path] or is_folder)  # of paths, perhaps
+    if suffix == parquet.SUFFIX and not (tables and parquet.picture_column(files[0], columns) is None):
         return parquet.read_parquet(files, name, columns)
     return None
 
@@ -317,8 +338,10 @@ def list_images(names: Sequence[str], columns: Columns = COMMON) -> tuple[list[s
             places += [(len(packed), index) for index in range(len(listing.source))]
             locations += listing.locations
             continue
-        if not name or not path.exists():
-            raise DataError(f"There is no {name!r}; give images, folders, or a {', '.join(MANIFEST_SUFFIXES)} file")
+        if not name or not there(path):
+            raise DataError(
+                f"There is no {name!r}; give images, folders, or {', '.join(MANIFEST_SUFFIXES)} or .tar files"
+            )
         if path.is_dir():
             found = [str(path / file) for file in files_below(path) if is_image(file)]
         elif path.suffix.lower() in MANIFEST_SUFFIXES:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.config import Columns
 from pipeline.data import BUILT_IN, Dataset, FileSource, Listing, is_arrays, list_source
-from pipeline.data.packed import PackedSource, is_pattern
+from pipeline.data.packed import PackedSource, is_pattern, there
 from pipeline.errors import DataError
 from pipeline.util.memo import Memo, Stamp
 
@@ -28,20 +28,24 @@ def changes(data: str, columns: Columns, known: Dataset, carved: Sequence[str], 
     """
     path = Path(data)
     try:
-        if data in BUILT_IN or not (path.exists() or is_pattern(data)):
+        if data in BUILT_IN or not (is_pattern(data) or there(path)):
             return ""
         if is_arrays(path):
             files = list(path.iterdir()) if path.is_dir() else [path]
             return "its arrays were written again" if any(_touched(file, since) for file in files) else ""
         return _differences(list_source(data, columns, memo=memo), known, carved, since, memo)
     except (DataError, OSError):  # features can be trained on all the same
-        return ""
+        return "some of its files are gone" if is_pattern(data) else ""
 
 
 def _differences(listing: Listing, known: Dataset, carved: Sequence[str], since: float, memo: Memo) -> str:
     if isinstance(listing.source, PackedSource):
-        again = any(_touched(pack.path, since) for pack in listing.source.packs)
-        return "its files were written again" if again else ""
+        if any(_touched(pack.path, since) for pack in listing.source.packs):
+            return "its files were written again"
+        before, now = set(known.locations), set(listing.locations)
+        counts = {"new": len(now - before), "gone": len(before - now)}
+        named = [f"{count:,} {what}" for what, count in counts.items() if count]
+        return f"of its images {', '.join(named)}" if named else ""
     if not isinstance(listing.source, FileSource):
         return ""
     rows = {location: row for row, location in enumerate(known.locations)}

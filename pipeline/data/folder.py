@@ -14,6 +14,7 @@ from pipeline.util.files import is_marked
 from pipeline.util.text import counted
 from pipeline.util.texts import Texts
 
+PACKS = (".parquet", ".tar")  # files that hold pictures, which are read where no pictures lie beside them
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 NO_DATA = ("__MACOSX",)  # what macOS adds to zip files, with a file `._name` for each
@@ -73,7 +74,7 @@ def read_folder(root: Path, least_classes: int = 2) -> Listing:
     files: list[str] = []
     labels: list[str] = []
     splits: list[str] = []
-    aside = [name for name in loose if is_image(name)]
+    aside = [name for name in loose if is_image(name) or name.lower().endswith(PACKS)]
     for split, folder in classes:
         above = folder.relative_to(root).as_posix()
         for below in files_below(folder):
@@ -168,6 +169,11 @@ def is_image(name: str) -> bool:
     """Whether a file is meant as an image, by its name."""
     suffix = os.path.splitext(name)[1]  # noqa: PTH122, a Path takes many times as long
     return len(suffix) < 2 or suffix.lower() in IMAGE_SUFFIXES
+
+
+def has_pictures(folder: Path) -> bool:
+    """Whether any file below a folder is a picture, by the suffix of its name."""
+    return any(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in files_below(folder))  # noqa: PTH122
 
 
 def _check_split_folder(root: Path, folder: Path) -> None:

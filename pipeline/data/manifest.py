@@ -150,7 +150,8 @@ def column_of(path: Path, table: Mapping[str, Any], kind: str, given: str | None
 def no_labels(path: Path, columns: list[str]) -> str:
     """Say that there is no column of labels, and which there are."""
     return (
-        f"{path.name} has no column of labels ({', '.join(COMMON_NAMES['label'])}); it has {', '.join(columns)}. "
+        f"{path.name} has no column of labels ({', '.join(COMMON_NAMES['label'])}); "
+        f"it has {', '.join(columns) or 'no other column'}. "
         "If one of them holds the labels, name it: --label-column NAME"
     )
 
@@ -258,6 +259,7 @@ def _read_parquet(path: Path) -> dict[str, list[str]]:
         table = parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path} can't be read as Parquet: {error}") from error
+    table = table.drop_columns([one.name for one in table.schema if "binary" in str(one.type)])  # bytes are no text
     header = [name.strip() for name in table.column_names]
     check_header(path, header)
     texts = [["" if value is None else str(value) for value in column.to_pylist()] for column in table.columns]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from bisect import bisect_right
@@ -15,7 +16,7 @@ import numpy as np
 from braceexpand import braceexpand
 from numpy.typing import NDArray
 
-from pipeline.data.folder import SPLIT_NAMES
+from pipeline.data.folder import PACKS, SPLIT_NAMES, has_pictures
 from pipeline.data.source import KEY_DTYPE, ImageKeys, file_key
 from pipeline.errors import DataError, ImageError
 from pipeline.util.machine import cpu_count
@@ -131,9 +132,17 @@ def parts_of(data: str) -> list[str]:
     return [part for part in re.split(r",(?![^{]*\})", data) if part]
 
 
+def there(path: Path) -> bool:
+    """Whether a path exists; a list of files may be longer than any path can be."""
+    try:
+        return path.expanduser().exists()
+    except OSError:
+        return False
+
+
 def is_pattern(data: str) -> bool:
     """Whether a list or a pattern of files is meant."""
-    return bool(re.search(r"[,{*?\[]", data))
+    return bool(re.search(r"[,{*?\[]", data)) and not there(Path(data))
 
 
 def files_meant(data: str) -> list[Path]:
@@ -143,28 +152,53 @@ def files_meant(data: str) -> list[Path]:
         DataError: If one of them isn't there, or they are of several kinds.
     """
     try:
-        named = [Path(one).expanduser() for part in parts_of(data) for one in braceexpand(part)]
+        named = [Path(one) for part in parts_of(data) for one in ([part] if there(Path(part)) else braceexpand(part))]
     except ValueError as error:
         raise DataError(f"{data}: {error}; braces stand around what varies: shard-{{000..009}}.tar") from error
-    files = [file for path in named for file in _matching(path)]
+    files = [file for path in named for file in _matching(path.expanduser())]
     if absent := [str(file) for file in files if not file.is_file()]:
-        raise DataError(f"{data} names {absent[0]!r}, which isn't there ({len(absent):,} of {len(files):,} files)")
+        raise DataError(
+            f"{data} names {absent[0]!r}, which is no file that is there ({len(absent):,} of {len(files):,} files)"
+        )
     if len(kinds := {file.suffix.lower() for file in files}) > 1:
         raise DataError(f"{data} names files of several kinds: {', '.join(sorted(kinds))}; give those of one")
     return files
 
 
 def _matching(path: Path) -> Iterator[Path]:
-    if not re.search(r"[*?\[]", path.name):
+    if there(path) or not re.search(r"[*?\[]", path.name):
         yield path
         return
-    found = sorted(path.parent.glob(path.name))
+    found = sorted(file for file in path.parent.glob(path.name) if not file.name.startswith("."))
     if not found:
         raise DataError(f"No file is called like {path}")
     yield from found
 
 
-def files_in(folder: Path, suffix: str) -> list[Path]:
-    """The files with a suffix in a folder that has no folders, or else in its folder `data`, by their names."""
-    has_folders = any(path.is_dir() for path in folder.glob("[!.]*"))
-    return sorted((folder / "data" if has_folders else folder).glob(f"[!.]*{suffix}"))
+def files_in(folder: Path) -> list[Path]:
+    """The packs in a folder, or else in its folder `data`, by their names; none where pictures lie there as files.
+
+    Raises:
+        DataError: If there are packs of several kinds.
+    """
+    for place in (folder, folder / "data"):
+        if place.is_dir() and (found := _packs_in(place)):
+            if has_pictures(folder):
+                return []
+            if len(kinds := {file.suffix.lower() for file in found}) > 1:
+                raise DataError(
+                    f"{place} holds files of several kinds: {', '.join(sorted(kinds))}; name those of one: "
+                    f"{place}/*{min(kinds)}"
+                )
+            return found
+    return []
+
+
+def _packs_in(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        names = sorted(
+            entry.name
+            for entry in entries
+            if entry.name.lower().endswith(PACKS) and not entry.name.startswith(".") and entry.is_file()
+        )
+    return [folder / name for name in names]

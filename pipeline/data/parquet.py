@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Columns
 from pipeline.data.dataset import Listing, printable
-from pipeline.data.manifest import check_header, column_of, named_split, no_labels, questioned
+from pipeline.data.manifest import COMMON_NAMES, check_header, column_of, named_split, no_labels, questioned
 from pipeline.data.packed import PackedSource, split_of_file
 from pipeline.errors import DataError, ImageError
 from pipeline.util.memo import Stamp
@@ -34,13 +34,12 @@ class ParquetPack:
 
     Args:
         path: The file.
-        inside: Name of the binary column, as `picture_column` gives it: `image`, or `image.bytes` of a struct.
+        column: Name of the column, as `picture_column` gives it.
     """
 
-    def __init__(self, path: Path, inside: str) -> None:
-        self.path, self.kind = path, f"parquet {inside}"
-        self._inside = inside
-        self._stamp = Stamp.of(path)
+    def __init__(self, path: Path, column: str) -> None:
+        self.path, self.kind = path.absolute(), f"parquet {column}"
+        self._column, self._stamp = column, Stamp.of(path)
         meta = _opened(path).metadata
         self._starts = [0, *accumulate(meta.row_group(number).num_rows for number in range(meta.num_row_groups))]
 
@@ -51,24 +50,26 @@ class ParquetPack:
         """A picture's bytes."""
         group = bisect_right(self._starts, place) - 1
         with _reading:  # else threads would each read the group they all wait for
-            pictures = _pictures(self.path, self._stamp, self._inside, group)
+            pictures = _pictures(self.path, self._stamp, self._column, group)
         data = pictures[place - self._starts[group]].as_py()
         if data is None:
-            raise ImageError(f"row {place} of {self.path.name} holds no picture")
+            raise ImageError(
+                f"row {place} of {self.path.name} holds no picture, or only its path: bytes must be embedded"
+            )
         return bytes(data)
 
 
 @lru_cache(GROUPS)
-def _pictures(path: Path, stamp: Stamp, inside: str, group: int) -> pyarrow.ChunkedArray:
+def _pictures(path: Path, stamp: Stamp, column: str, group: int) -> pyarrow.ChunkedArray:
     """A row group of pictures; the stamp tells it from that of another file that had the same path."""
     import pyarrow
-    from pyarrow import compute
+    from pyarrow import compute, types
 
     try:
-        column = _opened(path).read_row_group(group, columns=[inside]).column(0)
+        pictures = _opened(path).read_row_group(group, columns=[column]).column(0)
+        return compute.struct_field(pictures, "bytes") if types.is_struct(pictures.type) else pictures
     except (OSError, DataError, pyarrow.ArrowException) as error:
         raise ImageError(f"{path.name} can't be read: {error}", lasting=False) from error
-    return compute.struct_field(column, "bytes") if inside.endswith(".bytes") else column
 
 
 def _opened(path: Path) -> Any:
@@ -82,7 +83,9 @@ def _opened(path: Path) -> Any:
 
 
 def picture_column(path: Path, columns: Columns) -> str | None:
-    """Name of the binary column of pictures in a Parquet file; None if there is none, as in a table of paths.
+    """Name of the column of pictures in a Parquet file; None if there is none, as in a table of paths.
+
+    Bytes in a table of paths are taken for pictures only if their column is called like that.
 
     Raises:
         DataError: If the column that is named isn't there or holds no pictures, or several may be meant.
@@ -90,25 +93,29 @@ def picture_column(path: Path, columns: Columns) -> str | None:
     from pyarrow import types
 
     schema = _opened(path).schema_arrow
-    found: dict[str, str] = {}
-    for one in schema:
-        if types.is_binary(one.type) or types.is_large_binary(one.type):
-            found[one.name] = one.name
-        elif types.is_struct(one.type) and one.type.get_field_index("bytes") >= 0:
-            found[one.name] = f"{one.name}.bytes"
+    found: dict[str, str] = {one.name.lower(): one.name for one in schema if _holds_pictures(one.type)}
     if columns.image_column is not None:
-        if columns.image_column not in found:
-            raise DataError(
-                f"{path} has no column of pictures {columns.image_column!r} (--image-column); "
-                + (f"it has {', '.join(found)}" if found else "it has none")
-            )
-        return found[columns.image_column]
-    if columns.path_column is not None or not found:
+        named = found.get(columns.image_column.strip().lower())
+        if named is None:
+            has = f"it has {', '.join(found.values())}" if found else "it has none"
+            raise DataError(f"{path} has no column of pictures {columns.image_column!r} (--image-column); {has}")
+        return named
+    usual = [found[name] for name in PICTURES if name in found]
+    paths = {one.name.lower() for one in schema if not types.is_nested(one.type)} - set(found)
+    if columns.path_column is not None or not found or (not usual and paths & set(COMMON_NAMES["path"])):
         return None
-    usual = [name for name in PICTURES if name in found]
     if len(found) > 1 and not usual:
-        raise DataError(f"{path} has several columns of pictures: {', '.join(found)}; name it: --image-column")
-    return found[usual[0] if usual else next(iter(found))]
+        raise DataError(f"{path} has several columns of pictures: {', '.join(found.values())}; name it: --image-column")
+    return usual[0] if usual else next(iter(found.values()))
+
+
+def _holds_pictures(kind: pyarrow.DataType) -> bool:
+    """Whether a column holds bytes, or structs of bytes."""
+    from pyarrow import types
+
+    if types.is_struct(kind) and (place := kind.get_field_index("bytes")) >= 0:
+        kind = kind.field(place).type
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
@@ -122,8 +129,10 @@ def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
     Raises:
         DataError: If a file can't be read, or lacks a column that the first one has.
     """
-    inside = picture_column(files[0], columns)
-    if inside is None:
+    if columns.label_key is not None:
+        raise DataError(f"{name} is of Parquet files, which have columns; --label-key is for tars")
+    pictures = picture_column(files[0], columns)
+    if pictures is None:
         raise DataError(
             f"{files[0]} has no column of pictures; give one file with a column of paths, or --image-column"
         )
@@ -131,24 +140,26 @@ def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
     packs: list[ParquetPack] = []
     splits, locations = list[str](), list[str]()
     for file in files:
-        if picture_column(file, columns) != inside:
+        if picture_column(file, columns) != pictures:
             raise DataError(f"{file} has no column of pictures like that of {files[0]}; give files of one kind")
         found = _texts(file)
         if packs and set(found) != set(table):
             differing = sorted(set(found) ^ set(table))
             raise DataError(f"{file} and {files[0]} differ in the column {differing[0]!r}; give files of one kind")
+        split = column_of(file, found, "split", columns.split_column)
         for column, texts in found.items():
             table.setdefault(column, []).extend(texts)
-        packs.append(ParquetPack(file, inside))
-        splits += [split_of_file(file)] * len(packs[-1])
+        packs.append(ParquetPack(file, pictures))
+        if split is None:
+            splits += [split_of_file(file)] * len(packs[-1])
+        else:
+            splits += [named_split(file, row, text) for row, text in enumerate(found[split])]
         locations += [f"{printable(file.name)}[{row}]" for row in range(len(packs[-1]))]
     if not splits:
         raise DataError(f"{name} has no rows")
     label, split, group = (
         column_of(files[0], table, kind, getattr(columns, f"{kind}_column")) for kind in ("label", "split", "group")
     )
-    if split is not None:
-        splits = [named_split(files[0], row, text) for row, text in enumerate(table[split])]
     labels = table[label] if label is not None else [""] * len(splits)
     groups = table[group] if group is not None else []
     notes = [] if label is not None else [no_labels(files[0], list(table))]
@@ -167,29 +178,39 @@ def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
 def _texts(path: Path) -> dict[str, list[str]]:
     """The columns of a Parquet file that hold one value a row, as text; numbers of classes as the names of these."""
     import pyarrow
-    from pyarrow import types
 
     file = _opened(path)
-    plain = [
-        one.name
-        for one in file.schema_arrow
-        if not (types.is_nested(one.type) or types.is_binary(one.type) or types.is_large_binary(one.type))
-    ]
+    plain = [one.name for one in file.schema_arrow if _is_plain(one.type)]
     check_header(path, plain)
     try:
-        table = file.read(columns=plain)
-    except (OSError, pyarrow.ArrowException) as error:
+        values = {column: file.read(columns=[column]).column(0).to_pylist() for column in plain}
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise DataError(f"{path} can't be read as Parquet: {error}") from error
     names = _class_names(file.schema_arrow.metadata or {})
     found = {}
-    for column in plain:
-        values = table.column(column).to_pylist()
+    for column, rows in values.items():
         known = dict(enumerate(names.get(column, ())))
-        # Where labels are numbers of names, -1 stands for none.
-        unnamed = (None, -1) if known else (None,)
-        texts = {value: "" if value in unnamed else known.get(value, str(value)) for value in set(values)}
-        found[column] = [texts[value] for value in values]
+        found[column] = [_text(value, known) for value in rows]
     return found
+
+
+def _text(value: Any, names: dict[int, str]) -> str:
+    """A value as text; "" of none: of null, of what is no number, and of -1 where numbers stand for names."""
+    if value is None or value != value or (names and value == -1):
+        return ""
+    return names.get(value, str(value)).strip()
+
+
+def _is_plain(kind: pyarrow.DataType) -> bool:
+    """Whether a column holds one text, number, date or truth value a row."""
+    import pyarrow
+    from pyarrow import types
+
+    if isinstance(kind, pyarrow.BaseExtensionType) or types.is_nested(kind):
+        return False
+    if types.is_dictionary(kind):
+        return _is_plain(kind.value_type)
+    return "binary" not in str(kind)
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
@@ -197,7 +218,7 @@ def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
         found = {column: one["names"] for column, one in features.items() if one.get("_type") == "ClassLabel"}
-    except (ValueError, KeyError, TypeError, AttributeError):  # not written by that library, or damaged
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # not written by that library, or damaged
         return {}
     return {
         column: names

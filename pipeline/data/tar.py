@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import tarfile
 import time
 from collections.abc import Sequence
@@ -51,11 +52,13 @@ class Contents:
         samples: Those that have a picture, in their order.
         without: Names that have none.
         torn: Whether its end is missing.
+        behind: Bytes that lie behind its end.
     """
 
     samples: list[Sample] = field(default_factory=list)
     without: list[str] = field(default_factory=list)
     torn: bool = False
+    behind: int = 0
 
 
 class TarPack:
@@ -97,6 +100,10 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
     Raises:
         DataError: If a file is no tar, or a label can't be read.
     """
+    if columns != Columns(label_key=columns.label_key):
+        raise DataError(
+            f"{name} is of tars, which have no columns; their labels are in .cls, .txt or .json (--label-key)"
+        )
     packs, labels, splits, locations, notes = list[TarPack](), list[str](), list[str](), list[str](), list[str]()
     without: list[str] = []
     for file in files:
@@ -110,8 +117,12 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
         if contents.torn:
             before = counted(len(found), "picture")
             notes.append(f"{file} is torn, as its end is missing; {before} before that can be read")
+        if contents.behind:
+            more = counted(contents.behind, "byte")
+            notes.append(f"{file} goes on behind its end, as joined tars do; {more} are not read")
     if not labels:
-        raise DataError(f"{name} has no pictures; tlpipe looks for members that end in .{', .'.join(PICTURES)}")
+        torn = f" ({'; '.join(notes)})" if notes else ""
+        raise DataError(f"{name} has no pictures{torn}; tlpipe looks for members that end in .{', .'.join(PICTURES)}")
     if without:
         notes.append(f"{counted(len(without), 'sample')} without a picture left aside: {shortened(without)}")
     if not any(labels):
@@ -138,25 +149,37 @@ def _contents(path: Path, memo: Memo | None) -> Contents:
 
 
 def _looked_through(path: Path) -> Contents:
-    members: dict[str, dict[str, tuple[int, int]]] = {}
+    """Go from header to header of a tar; members that are links stand for what they link to."""
+    places: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}
     end, size = 0, path.stat().st_size
     try:
         with tarfile.open(path, "r:") as tar, suppress(tarfile.ReadError):  # where it is torn
             for member in tar:
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                if member.isreg() and member.offset_data + member.size <= size:
-                    folder, slash, base = member.name.rpartition("/")
-                    stem, _, suffix = base.partition(".")
-                    of_sample = members.setdefault(f"{folder}{slash}{stem}", {})
-                    of_sample[suffix.lower()] = (member.offset_data, member.size)
+                name = posixpath.normpath(member.name)
+                if member.isreg() and not member.issparse() and member.offset_data + member.size <= size:
+                    places[name] = (member.offset_data, member.size)
+                elif member.issym():
+                    links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+                elif not member.isdir():
+                    links[name] = posixpath.normpath(member.linkname)
     except (OSError, tarfile.TarError) as error:
         raise DataError(
             f"{path} can't be read as a tar: {error}; a compressed one must be unpacked first, as pictures are read by "
             "their offset"
         ) from error
     mark = bytes(2 * tarfile.BLOCKSIZE)  # zeros, by which a tar ends
-    found = Contents(torn=_part(path, (end, len(mark))) != mark)
-    for name, parts in members.items():
+    record = -(-(end + len(mark)) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+    found = Contents(torn=_part(path, (end, len(mark))) != mark, behind=max(0, size - record))
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    for name in [*places, *links]:
+        folder, slash, base = name.rpartition("/")
+        stem, _, suffix = base.partition(".")
+        of_sample = samples.setdefault(f"{folder}{slash}{stem}", {})
+        if place := places.get(links.get(name, name)):
+            of_sample[suffix.lower()] = place
+    for name, parts in samples.items():
         picture = next((parts[suffix] for suffix in PICTURES if suffix in parts), None)
         if picture is None:
             found.without.append(name)
@@ -167,27 +190,37 @@ def _looked_through(path: Path) -> Contents:
 
 
 def _label(path: Path, sample: Sample, key: str | None) -> str:
-    """The label of a sample, from the first that it has of .cls, .txt and .json; "" if there is none.
+    """The label of a sample, from the first that has one of .cls, .txt and .json; "" if there is none.
 
     Raises:
-        DataError: If a key of labels is given, and the sample has no JSON with that.
+        DataError: If a key of labels is given, and the sample has JSON without that.
     """
-    suffix = next((one for one in (("json",) if key else LABELS) if one in sample.texts), None)
-    if suffix is None:
+    for suffix in ("json",) if key else LABELS:
+        if suffix in sample.texts:
+            try:
+                label = _text_of(path, sample.texts[suffix], suffix, key)
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                if key is not None:
+                    raise DataError(
+                        f"{path.name}/{sample.name}.{suffix} has no label that can be read ({error}); --label-key is "
+                        "the key of labels in every .json"
+                    ) from error
+            else:
+                if label:
+                    return label
+    return ""
+
+
+def _text_of(path: Path, place: tuple[int, int], suffix: str, key: str | None) -> str:
+    text = _part(path, place).decode()
+    if suffix != "json":
+        return text.strip()
+    found = json.loads(text)
+    label = found[key] if key else next((found[one] for one in LABEL_KEYS if one in found), None)
+    if label is None:
         return ""
-    try:
-        text = _part(path, sample.texts[suffix]).decode()
-        if suffix != "json":
-            return text.strip()
-        found = json.loads(text)
-        label = found[key or next(one for one in LABEL_KEYS if one in found)]
-        if not isinstance(label, (str, int)):
-            raise TypeError(f"{label!r} is no text or whole number")
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-        if key is None:
-            return ""
-        raise DataError(
-            f"{path.name}/{sample.name}.{suffix} has no label that can be read ({error}); --label-key is the key of "
-            "labels in every .json"
-        ) from error
-    return str(label).strip()
+    if isinstance(label, bool) or not isinstance(label, (str, int)):
+        raise TypeError(f"{label!r} is no text or whole number")
+    label = str(label).strip()
+    label.encode()  # an escape in JSON may stand for what is no text
+    return label

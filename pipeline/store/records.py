@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.config import ExtractConfig, FeatureSpec
 from pipeline.data import BUILT_IN, KEY_DTYPE, Dataset
 from pipeline.data.dataset import UNKNOWN, UNLABELLED, KnownSplits, split_numbers
-from pipeline.data.packed import parts_of
+from pipeline.data.packed import is_pattern, parts_of
 from pipeline.errors import ConfigError, StoreError
 from pipeline.util import log
 from pipeline.util.files import (
@@ -232,7 +232,7 @@ def place_of(data: str) -> str:
     """What a record holds of DATA: a built-in name, or the whole path, so that a later stage finds it from anywhere."""
     if data in BUILT_IN:
         return data
-    parts = [data] if Path(data).exists() else parts_of(data)
+    parts = parts_of(data) if is_pattern(data) else [data]
     return ",".join(str(Path(part).expanduser().resolve()) for part in parts)
 
 
