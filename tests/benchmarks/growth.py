@@ -149,9 +149,9 @@ def main() -> None:
             more = after - before
             slope = (seconds - found[before][command][0]) / more * 1e5
             room = (memory - found[before][command][1]) / more
-            text = f"{command}, {before:,} to {after:,}: {slope:.2f} s a 100,000, {room:.0f} bytes a row"
             if command.endswith("of arrays"):
                 room -= PIXEL_BYTES
+            text = f"{command}, {before:,} to {after:,}: {slope:.2f} s a 100,000, {room:.0f} bytes a row"
             limited = command in ("extract of files", "extract of arrays")
             verdict(text, not limited or (slope < 2 and room < 300))
             ratio = (seconds / found[before][command][0]) / (after / before)
