@@ -106,6 +106,7 @@ def settle_backend(config: ExtractConfig) -> None:
         ConfigError: For an unknown engine or precision.
         EngineError: If the engine isn't to be had here, or Keras runs on something else already.
     """
+    runtime.check_backend(runtime.keras_backend())
     if choose(config.engine, config.precision).engine == "jax":
         runtime.keras_on("jax")
 

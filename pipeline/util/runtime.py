@@ -86,6 +86,16 @@ def keras_backend() -> str | None:
     return os.environ.get("KERAS_BACKEND") or None
 
 
+def check_backend(backend: str | None) -> None:
+    """Refuse a backend of Keras that tlpipe doesn't know; None is one that isn't settled yet.
+
+    Raises:
+        EngineError: With those that it knows.
+    """
+    if backend not in (None, *KERAS_BACKENDS):
+        raise EngineError(f"KERAS_BACKEND={backend} is none that tlpipe knows; set {' or '.join(KERAS_BACKENDS)}")
+
+
 def keras_on(backend: str) -> None:
     """Settle what Keras runs on in this process; nothing can change it later.
 
@@ -227,8 +237,7 @@ def keras() -> ModuleType:
         EngineError: If $KERAS_BACKEND names another backend.
     """
     backend = keras_backend() or ("tensorflow" if installed("tensorflow") or not installed("jax") else "jax")
-    if backend not in KERAS_BACKENDS:
-        raise EngineError(f"KERAS_BACKEND={backend} is none that tlpipe knows; set {' or '.join(KERAS_BACKENDS)}")
+    check_backend(backend)
     keras_on(backend)
     KERAS_BACKENDS[backend]()
     import keras as module
