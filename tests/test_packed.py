@@ -411,6 +411,17 @@ class TestStages:
         assert (len(found.dataset), found.dataset.class_names) == (N, CLASSES)
         assert any(Path(name).name in note or "1 folder left aside" in note for note in found.notes)
 
+    def test_packs_beside_arrays_and_under_a_built_in_name(
+        self, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = shutil.copytree(written / "tars", tmp_path / "digits")
+        monkeypatch.chdir(tmp_path)
+        assert len(opened("digits").dataset) == 1797
+        assert len(opened("./digits").dataset) == N
+        np.save(folder / "train_images.npy", np.zeros((4, 8, 8), np.uint8))
+        np.save(folder / "train_labels.npy", np.arange(4) % 2)
+        assert len(opened("./digits").dataset) == 4
+
     def test_what_tlpipe_wrote_beside_packs_is_no_data(
         self, written: Path, tmp_path: Path, fake_engine: FakeEngine
     ) -> None:

@@ -264,13 +264,14 @@ def list_source(data: str, columns: Columns, least_classes: int = 2, memo: Memo 
             next(path.iterdir(), None)
     except OSError as error:
         raise DataError(f"{data[:100]} can't be read: {error.strerror}; check its name and permissions") from error
-    if listing := _packed(data, path, columns, memo):
+    own = data in BUILT_IN or (there(path) and is_arrays(path))  # a folder of a built-in name is ./NAME
+    if not own and (listing := _packed(data, path, columns, memo)):
         return listing
     if columns != COMMON and path.suffix.lower() not in MANIFEST_SUFFIXES:
         raise DataError(f"{data} has no columns to choose; those are of a {', '.join(MANIFEST_SUFFIXES)} file or a tar")
     if data == "digits":
         return _digits()
-    if data in BUILT_IN:  # a folder of this name is ./NAME
+    if data in BUILT_IN:
         return read_cifar(data)
     if path.is_dir():
         if is_array_folder(path):
