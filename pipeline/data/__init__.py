@@ -29,7 +29,7 @@ from pipeline.data.dataset import (
     split_names,
     split_numbers,
 )
-from pipeline.data.folder import files_below, is_image, read_folder
+from pipeline.data.folder import PARQUET, TAR, files_below, is_image, read_folder
 from pipeline.data.manifest import MANIFEST_SUFFIXES, read_manifest, read_paths
 from pipeline.data.packed import files_in, files_meant, is_pattern, there
 from pipeline.data.source import KEY_DTYPE, ArraySource, FileSource, ImageSource, MixedSource, array_key, file_key
@@ -310,10 +310,10 @@ def _packed(data: str, path: Path, columns: Columns, memo: Memo | None) -> Listi
     suffix = files[0].suffix.lower()
     folder = path if is_folder else files[0].parent
     name = files[0].stem if files == [path] else folder.resolve().name
-    if suffix == tar.SUFFIX:
+    if suffix == TAR:
         return tar.read_tars(files, name, columns, memo)
-    tables = suffix == parquet.SUFFIX and (files == [path] or is_folder)  # of paths, perhaps
-    if suffix == parquet.SUFFIX and not (tables and parquet.picture_column(files[0], columns) is None):
+    tables = suffix == PARQUET and (files == [path] or is_folder)  # of paths, perhaps
+    if suffix == PARQUET and not (tables and parquet.picture_column(files[0], columns) is None):
         return parquet.read_parquet(files, name, columns)
     return None
 

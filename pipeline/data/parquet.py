@@ -22,7 +22,6 @@ from pipeline.util.texts import Texts
 if TYPE_CHECKING:
     import pyarrow
 
-SUFFIX = ".parquet"
 GROUPS = 4  # row groups held at once: threads that read ahead may stand at the end of one and in the next
 PICTURES = ("image", "img", "picture", "jpg", "png")
 

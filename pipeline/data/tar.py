@@ -23,7 +23,6 @@ from pipeline.util.memo import Memo, Stamp
 from pipeline.util.text import counted
 from pipeline.util.texts import Texts
 
-SUFFIX = ".tar"
 PICTURES = ("jpg", "jpeg", "png", "webp")
 LABEL_KEYS = ("label", "cls", "class")
 LABELS = ("cls", "txt", "json")
