@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.util.machine import cache_folder
 from pipeline.util.options import option
 
 
@@ -19,12 +19,8 @@ def user_cache() -> Path:
 
     A notebook is started from anywhere, so that ./cache would be another folder each time.
     """
-    if named := os.environ.get("TLPIPE_CACHE"):
-        return Path(named).expanduser()
-    home = Path.home()
-    by_platform = {"win32": ("LOCALAPPDATA", home / "AppData" / "Local"), "darwin": ("", home / "Library" / "Caches")}
-    variable, usual = by_platform.get(sys.platform, ("XDG_CACHE_HOME", home / ".cache"))
-    return Path(os.environ.get(variable) or usual) / "tlpipe"
+    named = os.environ.get("TLPIPE_CACHE")
+    return Path(named).expanduser() if named else cache_folder()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,14 @@
-"""Datasets: what DATA on the command line can be, and how it becomes rows."""
+"""Datasets: how what DATA on the command line means becomes rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import COMMON, Columns, SplitConfig
-from pipeline.data import parquet, tar
-from pipeline.data.arrays import is_array_folder, listing_of_arrays, read_array_folder, read_npz
-from pipeline.data.cifar import is_cifar_folder, read_cifar, read_cifar_folder
 from pipeline.data.dataset import (
     SPLITS,
     UNKNOWN,
@@ -29,9 +25,7 @@ from pipeline.data.dataset import (
     split_names,
     split_numbers,
 )
-from pipeline.data.folder import PARQUET, TAR, files_below, is_image, read_folder
-from pipeline.data.manifest import MANIFEST_SUFFIXES, read_manifest, read_paths
-from pipeline.data.packed import files_in, files_meant, is_pattern, there
+from pipeline.data.listing import BUILT_IN, is_arrays, list_images, list_source
 from pipeline.data.source import KEY_DTYPE, ArraySource, FileSource, ImageSource, MixedSource, array_key, file_key
 from pipeline.data.splits import carve, joined_groups, twin_rows, twins
 from pipeline.errors import DataError
@@ -68,7 +62,6 @@ __all__ = [
 ]
 
 KnownLater = Callable[[], KnownSplits | None]
-BUILT_IN = ("digits", "cifar10", "cifar100")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,133 +228,3 @@ def _class_order(names: set[str]) -> tuple[str, ...]:
     if all(name.isdecimal() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
-
-
-def is_arrays(path: Path) -> bool:
-    """Whether a file or folder holds arrays rather than pictures, each in a file of its own."""
-    return is_array_folder(path) or is_cifar_folder(path) if path.is_dir() else path.suffix.lower() == ".npz"
-
-
-def list_source(data: str, columns: Columns, least_classes: int = 2, memo: Memo | None = None) -> Listing:
-    """What a user names as DATA, before any of its images is read.
-
-    Args:
-        data: As the user names it.
-        columns: Of a manifest.
-        least_classes: Class folders that a folder must have, if it has any.
-        memo: Where the contents of unchanged tars are remembered.
-
-    Raises:
-        DataError: If it isn't there, or can't be listed.
-    """
-    if not data:
-        raise DataError("DATA is empty; give a folder, a file, or a built-in name")
-    path = Path(data).expanduser()
-    try:
-        if not is_pattern(data):
-            path.exists()
-        if there(path) and path.is_dir():
-            next(path.iterdir(), None)
-    except OSError as error:
-        raise DataError(f"{data[:100]} can't be read: {error.strerror}; check its name and permissions") from error
-    own = data in BUILT_IN or (there(path) and is_arrays(path))  # a folder of a built-in name is ./NAME
-    if not own and (listing := _packed(data, path, columns, memo)):
-        return listing
-    if columns != COMMON and path.suffix.lower() not in MANIFEST_SUFFIXES:
-        raise DataError(f"{data} has no columns to choose; those are of a {', '.join(MANIFEST_SUFFIXES)} file or a tar")
-    if data == "digits":
-        return _digits()
-    if data in BUILT_IN:
-        return read_cifar(data)
-    if path.is_dir():
-        if is_array_folder(path):
-            return read_array_folder(path)
-        return read_cifar_folder(path) if is_cifar_folder(path) else read_folder(path, least_classes)
-    if not there(path):
-        raise DataError(
-            f"There is no {data!r}; DATA is a folder, a {', '.join(MANIFEST_SUFFIXES)}, .tar or .npz file, "
-            f"or one of {', '.join(BUILT_IN)}"
-        )
-    if path.suffix.lower() in MANIFEST_SUFFIXES:
-        if columns.image_column or columns.label_key:
-            raise DataError(
-                f"{data} holds paths; --image-column is for Parquet files with pictures, --label-key for tars"
-            )
-        return read_manifest(path, columns)
-    if path.suffix.lower() == ".npz":
-        return read_npz(path)
-    raise DataError(
-        f"{data} is no kind of data that can be read; give a folder, or a {', '.join(MANIFEST_SUFFIXES)}, .tar or .npz "
-        "file"
-    )
-
-
-def _packed(data: str, path: Path, columns: Columns, memo: Memo | None) -> Listing | None:
-    """The pictures in the Parquet files or tars that a user means; None if these are not what is meant."""
-    is_folder = there(path) and path.is_dir()
-    if is_folder:
-        files = files_in(path)
-    elif there(path):
-        files = [path] if path.is_file() else []
-    else:
-        files = files_meant(data) if is_pattern(data) else []
-    if not files:
-        return None
-    suffix = files[0].suffix.lower()
-    folder = path if is_folder else files[0].parent
-    name = files[0].stem if files == [path] else folder.resolve().name
-    if suffix == TAR:
-        return tar.read_tars(files, name, columns, memo)
-    tables = suffix == PARQUET and (files == [path] or is_folder)  # of paths, perhaps
-    if suffix == PARQUET and not (tables and parquet.picture_column(files[0], columns) is None):
-        return parquet.read_parquet(files, name, columns)
-    return None
-
-
-def list_images(names: Sequence[str], columns: Columns = COMMON) -> tuple[list[str], ImageSource]:
-    """The images that a user names, and where each lies, as a path from where the user stands.
-
-    Args:
-        names: Files, folders (with all that lies below them), manifests, Parquet files and tars with pictures inside.
-        columns: Columns of paths, or of the pictures themselves.
-
-    Raises:
-        DataError: If one isn't there, or holds no images.
-    """
-    locations: list[str] = []
-    paths: list[str] = []
-    packed: list[ImageSource] = []
-    places: list[tuple[int, int]] = []
-    for name in names:
-        path = Path(name).expanduser()
-        if name and (listing := _packed(name, path, columns, None)):
-            packed.append(listing.source)
-            places += [(len(packed), index) for index in range(len(listing.source))]
-            locations += listing.locations
-            continue
-        if not name or not there(path):
-            raise DataError(
-                f"There is no {name!r}; give images, folders, or {', '.join(MANIFEST_SUFFIXES)} or .tar files"
-            )
-        if path.is_dir():
-            found = [str(path / file) for file in files_below(path) if is_image(file)]
-        elif path.suffix.lower() in MANIFEST_SUFFIXES:
-            found = [str(file) for file in read_paths(path, columns.path_column)]
-        else:
-            found = [str(path)]
-        if not found:
-            raise DataError(f"{name} holds no images; give a folder or a manifest that does")
-        places += [(0, len(paths) + index) for index in range(len(found))]
-        paths += found
-        locations += [printable(file) for file in found]
-    files = FileSource(paths)
-    return locations, MixedSource([files, *packed], places) if packed else files
-
-
-def _digits() -> Listing:
-    """scikit-learn's 1,797 scans of handwritten digits, 8 x 8 pixels, grey 0..16 (Alpaydin and Kaynak 1998)."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    return listing_of_arrays("digits", [("", "digits", images, digits.target)])

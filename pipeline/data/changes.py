@@ -10,11 +10,12 @@ from pipeline.config import Columns
 from pipeline.data import BUILT_IN, Dataset, FileSource, Listing, is_arrays, list_source
 from pipeline.data.packed import PackedSource, is_pattern, there
 from pipeline.errors import DataError
+from pipeline.util import remote
 from pipeline.util.memo import Memo, Stamp
 
 
 def changes(data: str, columns: Columns, known: Dataset, carved: Sequence[str], since: float, memo: Memo) -> str:
-    """Say in a few words what has changed in a source; "" if nothing has, or nothing can be told.
+    """Say in a few words what has changed in a source; "" if nothing has, or nothing can be told without the network.
 
     No image is read: a file that the memo knows unchanged is, and so is one that was last touched before `since`.
 
@@ -28,7 +29,9 @@ def changes(data: str, columns: Columns, known: Dataset, carved: Sequence[str], 
     """
     path = Path(data)
     try:
-        if data in BUILT_IN or not (is_pattern(data) or there(path)):
+        if data in BUILT_IN or remote.is_address(data):
+            return ""
+        if not (is_pattern(data) or there(path)):
             return ""
         if is_arrays(path):
             files = list(path.iterdir()) if path.is_dir() else [path]

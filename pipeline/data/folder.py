@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.data.dataset import Listing, printable, shortened
-from pipeline.data.source import FileSource
+from pipeline.data.source import FileSource, RemoteSource
 from pipeline.errors import DataError
-from pipeline.util.files import is_marked
+from pipeline.util import remote
+from pipeline.util.files import MARKER, is_marked
 from pipeline.util.text import counted
 from pipeline.util.texts import Texts
 
@@ -44,7 +46,7 @@ def read_folder(root: Path, least_classes: int = 2) -> Listing:
     Raises:
         DataError: If there are no images, only one class folder, or a folder can't be read.
     """
-    if is_marked(root):
+    if _is_marked(root):
         raise DataError(
             f"{root} was written by tlpipe, and is no data; give --cache and --reports folders of their own"
         )
@@ -95,6 +97,11 @@ def read_folder(root: Path, least_classes: int = 2) -> Listing:
     return listing
 
 
+def name_of(folder: Path) -> str:
+    """The name by which people know a folder; of a bucket or a zip file, that of its address."""
+    return folder.resolve().name or re.split(r"[/:]+", str(folder).rstrip("/"))[-1]
+
+
 def _inner(folder: Path) -> list[str]:
     """The folders in a class folder that holds all its images in such."""
     entries = _entries(folder)
@@ -117,8 +124,10 @@ def _listing(
         where = shortened([printable(path.relative_to(root)) for path in sorted(skipped)])
         notes.append(f"{counted(len(skipped), 'folder')} left aside (no images, hidden, or written by tlpipe): {where}")
     texts, locations = Texts(names), Texts(map(printable, names))
-    source = FileSource(locations if locations == texts else texts, root)
-    return Listing(root.resolve().name, labels, splits, locations, source, notes)
+    if locations == texts:
+        texts = locations
+    source = RemoteSource(texts, root) if remote.is_remote(root) else FileSource(texts, root)
+    return Listing(name_of(root), labels, splits, locations, source, notes)
 
 
 def _flat(root: Path, loose: list[str], skipped: list[Path]) -> Listing:
@@ -187,7 +196,14 @@ def _check_split_folder(root: Path, folder: Path) -> None:
         )
 
 
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
+def scan(folder: Path) -> Sequence[os.DirEntry[str] | remote.Entry]:
+    """What is in a folder, by name.
+
+    Raises:
+        DataError: If it can't be read.
+    """
+    if remote.is_remote(folder):
+        return remote.entries(folder)
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -195,26 +211,33 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
         raise DataError(f"The folder {folder} can't be read: {error.strerror}; check its permissions") from error
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _is_marked(folder: Path) -> bool:
+    """Whether tlpipe wrote a folder."""
+    if remote.is_remote(folder):
+        return any(entry.name == MARKER for entry in remote.entries(folder))
+    return is_marked(folder)
+
+
+def _entries(folder: Path) -> Sequence[os.DirEntry[str] | remote.Entry]:
     """What is in a folder, but for what is hidden; nothing of a folder that tlpipe wrote."""
-    if is_marked(folder):
+    if _is_marked(folder):
         return []
-    return [entry for entry in _scan(folder) if not entry.name.startswith(".") and entry.name not in NO_DATA]
+    return [entry for entry in scan(folder) if not entry.name.startswith(".") and entry.name not in NO_DATA]
 
 
 def _data_folders(folder: Path, skipped: list[Path]) -> list[Path]:
     """The folders in a folder that may hold data; those that never do are added to `skipped`."""
     found: list[Path] = []
-    for entry in _scan(folder):
+    for entry in scan(folder):
         if _is_folder(entry):
             path = folder / entry.name
-            never = entry.name.startswith(".") or entry.name in NO_DATA or is_marked(path)
+            never = entry.name.startswith(".") or entry.name in NO_DATA or _is_marked(path)
             usable = not never and any(is_image(file) for file in files_below(path))
             (found if usable else skipped).append(path)
     return found
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _is_folder(entry: os.DirEntry[str] | remote.Entry) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link that leads to itself: as a file it is found unreadable, and named
@@ -234,7 +257,7 @@ def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[str]:
     Raises:
         DataError: If a link leads back to a folder above it.
     """
-    real = os.path.realpath(folder)
+    real = str(folder) if remote.is_remote(folder) else os.path.realpath(folder)
     if real in above:
         raise DataError(f"The link {folder} leads back to {real}, a folder above it; take the link away")
     for entry in _entries(folder):

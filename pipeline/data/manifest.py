@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any
 from pipeline.config import Columns
 from pipeline.data.dataset import Listing, shortened
 from pipeline.data.folder import SPLIT_NAMES
-from pipeline.data.source import FileSource
+from pipeline.data.source import source_of
 from pipeline.errors import DataError
+from pipeline.util import remote
+from pipeline.util.remote import Held
 from pipeline.util.text import counted
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -76,20 +79,20 @@ def read_manifest(path: Path, columns: Columns) -> Listing:
         labels=labels,
         splits=splits,
         locations=[names[number] for number in kept],
-        source=FileSource([str(file) for file in first]),
+        source=source_of(list(first)),
         notes=notes,
         groups=groups if any(groups) else None,
         others={name: [table[name][number] for number in kept] for name in others},
     )
 
 
-def _first_rows(path: Path, names: list[str], rows: Sequence[tuple[str, ...]]) -> dict[Path, int]:
+def _first_rows(path: Path, names: list[str], rows: Sequence[tuple[str, ...]]) -> dict[str, int]:
     """The number of the first row of each file; further ones must say the same of it.
 
     Raises:
         DataError: If they don't, a path leaves the folder, or files are missing.
     """
-    first: dict[Path, int] = {}
+    first: dict[str, int] = {}
     conflicts = []
     for number, (name, row) in enumerate(zip(names, rows, strict=True)):
         before = rows[first.setdefault(_inside(path, name), number)]
@@ -101,7 +104,10 @@ def _first_rows(path: Path, names: list[str], rows: Sequence[tuple[str, ...]]) -
             f"{path} gives {counted(len(conflicts), 'path')} twice with different labels, splits or groups: "
             f"{shortened(conflicts)}; keep one row of each"
         )
-    if absent := [names[number] for file, number in first.items() if not file.is_file()]:
+    # What is gone at an address is found when it is read: to ask for each would take as long.
+    if absent := [
+        names[row] for file, row in first.items() if not remote.is_address(file) and not Path(file).is_file()
+    ]:
         raise DataError(
             f"{path} names {counted(len(absent), 'file')} not there, of {len(first):,}: {shortened(absent)}; "
             f"paths are relative to {path.parent}"
@@ -109,7 +115,7 @@ def _first_rows(path: Path, names: list[str], rows: Sequence[tuple[str, ...]]) -
     return first
 
 
-def read_paths(path: Path, column: str | None = None) -> list[Path]:
+def read_paths(path: Path, column: str | None = None) -> list[str]:
     """The files that a manifest names, row by row; they need not be there.
 
     Args:
@@ -191,32 +197,41 @@ def named_split(path: Path, row: int, text: str) -> str:
     return SPLIT_NAMES.get(name, "")
 
 
-def _inside(manifest: Path, name: str) -> Path:
-    """The file that `name` means, which must lie below the manifest's folder; `a/../b` is `b`."""
+def _inside(manifest: Path, name: str) -> str:
+    """The file that `name` means, which must be an address, or lie below the manifest's folder; `a/../b` is `b`."""
     folder = manifest.parent
+    if remote.is_address(name):
+        return name
+    outside = (
+        f"{manifest} names {name!r}, which leaves the folder {folder}; "
+        "put the manifest in a folder above all its images"
+    )
+    if remote.is_remote(manifest):
+        below = posixpath.normpath(name)
+        if below.startswith(("/", "../")) or below == "..":
+            raise DataError(outside)
+        return str(folder / below)
     try:
         (folder / name).exists()  # before it is simplified, as names that no file can have would be cut off
         file = Path(os.path.normpath(folder / name))
-        outside = not file.absolute().is_relative_to(Path(os.path.normpath(folder.absolute())))
+        leaves = not file.absolute().is_relative_to(Path(os.path.normpath(folder.absolute())))
         file.exists()
         file.resolve(strict=False)
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, or a name no file can have
         raise DataError(f"{manifest} names {name!r}, which can't be followed: {error}") from error
     if file.is_symlink() and not file.exists():
         raise DataError(f"{manifest} names {name!r}, a link that leads nowhere or to itself")
-    if outside:
-        raise DataError(
-            f"{manifest} names {name!r}, which leaves the folder {folder}; "
-            "put the manifest in a folder above all its images"
-        )
-    return file
+    if leaves:
+        raise DataError(outside)
+    return str(file)
 
 
 def _read_columns(path: Path) -> dict[str, list[str]]:
+    held = Held(path).file()
     if path.suffix.lower() == ".parquet":
-        return _read_parquet(path)
+        return _read_parquet(held, path)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with held.open(newline="", encoding="utf-8-sig") as file:
             delimiter = _delimiter(path, file.readline())
             file.seek(0)
             rows = list(csv.reader(file, delimiter=delimiter, strict=True))
@@ -251,12 +266,12 @@ def _delimiter(path: Path, header: str) -> str:
     return max((usual, ",", ";", "\t"), key=header.count)
 
 
-def _read_parquet(path: Path) -> dict[str, list[str]]:
+def _read_parquet(held: Path, path: Path) -> dict[str, list[str]]:
     import pyarrow
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path)
+        table = parquet.read_table(held)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path} can't be read as Parquet: {error}") from error
     table = table.drop_columns([one.name for one in table.schema if "binary" in str(one.type)])  # bytes are no text

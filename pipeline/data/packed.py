@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -16,11 +15,12 @@ import numpy as np
 from braceexpand import braceexpand
 from numpy.typing import NDArray
 
-from pipeline.data.folder import PACKS, SPLIT_NAMES, has_pictures
+from pipeline.data.folder import PACKS, SPLIT_NAMES, has_pictures, scan
 from pipeline.data.source import KEY_DTYPE, ImageKeys, file_key
 from pipeline.errors import DataError, ImageError
+from pipeline.util import remote
 from pipeline.util.machine import cpu_count
-from pipeline.util.memo import Memo, Stamp, stats
+from pipeline.util.memo import Memo, Stamp
 from pipeline.util.progress import Advance, progress
 
 KEY_BYTES = KEY_DTYPE.itemsize
@@ -64,12 +64,19 @@ class PackedSource:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def workers(self) -> int:
+        """One for each processor."""
+        return cpu_count()
+
     def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
         """Image keys: the same as of files with the same bytes. Packs that the memo knows unchanged are not read."""
         asked = np.unique(np.searchsorted(self.starts, self.indices, side="right") - 1).tolist()
         packs = [self.packs[number] for number in asked]
-        stamped, seen = time.time_ns(), stats([pack.path for pack in packs])
-        stamps = {path: Stamp.of(stat) for path, stat in seen.items()}
+        stamped = time.time_ns()
+        with ThreadPoolExecutor(remote.READERS) as pool:
+            found = zip(packs, pool.map(remote.stamp, [pack.path for pack in packs]), strict=True)
+        stamps = {pack.path: stamp for pack, stamp in found if stamp is not None}
         columns = {} if memo is None or rehash else _remembered(memo, packs, stamps)
         unknown = [pack for pack in packs if pack.path not in columns]
         with ThreadPoolExecutor(cpu_count()) as pool, progress("Reading", sum(map(len, unknown))) as advance:
@@ -78,10 +85,10 @@ class PackedSource:
                 if memo is not None and pack.path in stamps:
                     text = "".join(key.decode().ljust(KEY_BYTES) for key in column.tolist())
                     memo.remember(f"pack {pack.kind}", {pack.path: (stamps[pack.path], text)}, stamped)
-        found = np.zeros(self.starts[-1], KEY_DTYPE)
+        all_keys = np.zeros(self.starts[-1], KEY_DTYPE)
         for number in asked:
-            found[self.starts[number] : self.starts[number + 1]] = columns[self.packs[number].path]
-        keys, errors = found[self.indices], {}
+            all_keys[self.starts[number] : self.starts[number + 1]] = columns[self.packs[number].path]
+        keys, errors = all_keys[self.indices], {}
         for position in np.flatnonzero(keys == b"").tolist():
             try:
                 keys[position] = file_key(self.read(position))
@@ -133,7 +140,14 @@ def parts_of(data: str) -> list[str]:
 
 
 def there(path: Path) -> bool:
-    """Whether a path exists; a list of files may be longer than any path can be."""
+    """Whether a path exists; a list of files may be longer than any path can be.
+
+    Raises:
+        DataError: If it lies at an address that can't be reached.
+    """
+    if remote.is_remote(path):
+        with remote.reaching(path):
+            return bool(path.exists())
     try:
         return path.expanduser().exists()
     except OSError:
@@ -142,6 +156,8 @@ def there(path: Path) -> bool:
 
 def is_pattern(data: str) -> bool:
     """Whether a list or a pattern of files is meant."""
+    if remote.is_address(data):  # other signs stand in addresses themselves
+        return re.search(r"[{*]|,[a-z0-9+.-]+://", data) is not None
     return bool(re.search(r"[,{*?\[]", data)) and not there(Path(data))
 
 
@@ -152,11 +168,13 @@ def files_meant(data: str) -> list[Path]:
         DataError: If one of them isn't there, or they are of several kinds.
     """
     try:
-        named = [Path(one) for part in parts_of(data) for one in ([part] if there(Path(part)) else braceexpand(part))]
+        named = [one for part in parts_of(data) for one in ([part] if _is_file_name(part) else braceexpand(part))]
     except ValueError as error:
         raise DataError(f"{data}: {error}; braces stand around what varies: shard-{{000..009}}.tar") from error
-    files = [file for path in named for file in _matching(path.expanduser())]
-    if absent := [str(file) for file in files if not file.is_file()]:
+    with ThreadPoolExecutor(remote.READERS) as pool:
+        files = [file for some in pool.map(_matching, map(remote.place, named)) for file in some]
+        are_there = list(pool.map(_is_file, files))
+    if absent := [str(file) for file, is_there in zip(files, are_there, strict=True) if not is_there]:
         raise DataError(
             f"{data} names {absent[0]!r}, which is no file that is there ({len(absent):,} of {len(files):,} files)"
         )
@@ -165,14 +183,24 @@ def files_meant(data: str) -> list[Path]:
     return files
 
 
-def _matching(path: Path) -> Iterator[Path]:
-    if there(path) or not re.search(r"[*?\[]", path.name):
-        yield path
-        return
-    found = sorted(file for file in path.parent.glob(path.name) if not file.name.startswith("."))
+def _is_file_name(part: str) -> bool:
+    """Whether a part is the name of a file as it is, braces and stars and all."""
+    return not remote.is_address(part) and there(Path(part))
+
+
+def _is_file(path: Path) -> bool:
+    with remote.reaching(path):
+        return path.is_file()
+
+
+def _matching(path: Path) -> list[Path]:
+    if not re.search(r"[*?\[]", path.name) or there(path):
+        return [path]
+    with remote.reaching(path.parent):
+        found = sorted(file for file in path.parent.glob(path.name) if not file.name.startswith("."))
     if not found:
         raise DataError(f"No file is called like {path}")
-    yield from found
+    return found
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -195,10 +223,8 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def _packs_in(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        names = sorted(
-            entry.name
-            for entry in entries
-            if entry.name.lower().endswith(PACKS) and not entry.name.startswith(".") and entry.is_file()
-        )
-    return [folder / name for name in names]
+    return [
+        folder / entry.name
+        for entry in scan(folder)
+        if entry.name.lower().endswith(PACKS) and not entry.name.startswith(".") and entry.is_file()
+    ]

@@ -16,7 +16,7 @@ from pipeline.data.dataset import Listing, printable
 from pipeline.data.manifest import COMMON_NAMES, check_header, column_of, named_split, no_labels, questioned
 from pipeline.data.packed import PackedSource, split_of_file
 from pipeline.errors import DataError, ImageError
-from pipeline.util.memo import Stamp
+from pipeline.util.remote import Held
 from pipeline.util.texts import Texts
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ class ParquetPack:
     """A Parquet file with a column of pictures, read row group by row group.
 
     Args:
-        path: The file.
+        held: The file.
         column: Name of the column, as `picture_column` gives it.
     """
 
-    def __init__(self, path: Path, column: str) -> None:
-        self.path, self.kind = path.absolute(), f"parquet {column}"
-        self._column, self._stamp = column, Stamp.of(path)
-        meta = _opened(path).metadata
+    def __init__(self, held: Held, column: str) -> None:
+        self.path, self.kind = held.path.absolute(), f"parquet {column}"
+        self._held, self._column = held, column
+        meta = _opened(held).metadata
         self._starts = [0, *accumulate(meta.row_group(number).num_rows for number in range(meta.num_row_groups))]
 
     def __len__(self) -> int:
@@ -49,7 +49,7 @@ class ParquetPack:
         """A picture's bytes."""
         group = bisect_right(self._starts, place) - 1
         with _reading:  # else threads would each read the group they all wait for
-            pictures = _pictures(self.path, self._stamp, self._column, group)
+            pictures = _pictures(self._held, self._column, group)
         data = pictures[place - self._starts[group]].as_py()
         if data is None:
             raise ImageError(
@@ -59,29 +59,29 @@ class ParquetPack:
 
 
 @lru_cache(GROUPS)
-def _pictures(path: Path, stamp: Stamp, column: str, group: int) -> pyarrow.ChunkedArray:
-    """A row group of pictures; the stamp tells it from that of another file that had the same path."""
+def _pictures(held: Held, column: str, group: int) -> pyarrow.ChunkedArray:
+    """A row group of pictures."""
     import pyarrow
     from pyarrow import compute, types
 
     try:
-        pictures = _opened(path).read_row_group(group, columns=[column]).column(0)
+        pictures = _opened(held).read_row_group(group, columns=[column]).column(0)
         return compute.struct_field(pictures, "bytes") if types.is_struct(pictures.type) else pictures
     except (OSError, DataError, pyarrow.ArrowException) as error:
-        raise ImageError(f"{path.name} can't be read: {error}", lasting=False) from error
+        raise ImageError(f"{held.path.name} can't be read: {error}", lasting=False) from error
 
 
-def _opened(path: Path) -> Any:
+def _opened(held: Held) -> Any:
     import pyarrow
     from pyarrow import parquet
 
     try:
-        return parquet.ParquetFile(path)
+        return parquet.ParquetFile(held.file())
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path} can't be read as Parquet: {error}") from error
+        raise DataError(f"{held.path} can't be read as Parquet: {error}") from error
 
 
-def picture_column(path: Path, columns: Columns) -> str | None:
+def picture_column(held: Held, columns: Columns) -> str | None:
     """Name of the column of pictures in a Parquet file; None if there is none, as in a table of paths.
 
     Bytes in a table of paths are taken for pictures only if their column is called like that.
@@ -91,7 +91,7 @@ def picture_column(path: Path, columns: Columns) -> str | None:
     """
     from pyarrow import types
 
-    schema = _opened(path).schema_arrow
+    path, schema = held.path, _opened(held).schema_arrow
     found: dict[str, str] = {one.name.lower(): one.name for one in schema if _holds_pictures(one.type)}
     if columns.image_column is not None:
         named = found.get(columns.image_column.strip().lower())
@@ -130,7 +130,8 @@ def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
     """
     if columns.label_key is not None:
         raise DataError(f"{name} is of Parquet files, which have columns; --label-key is for tars")
-    pictures = picture_column(files[0], columns)
+    held = [Held(file) for file in files]
+    pictures = picture_column(held[0], columns)
     if pictures is None:
         raise DataError(
             f"{files[0]} has no column of pictures; give one file with a column of paths, or --image-column"
@@ -138,17 +139,18 @@ def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
     table: dict[str, list[str]] = {}
     packs: list[ParquetPack] = []
     splits, locations = list[str](), list[str]()
-    for file in files:
-        if picture_column(file, columns) != pictures:
+    for one in held:
+        file = one.path
+        if picture_column(one, columns) != pictures:
             raise DataError(f"{file} has no column of pictures like that of {files[0]}; give files of one kind")
-        found = _texts(file)
+        found = _texts(one)
         if packs and set(found) != set(table):
             differing = sorted(set(found) ^ set(table))
             raise DataError(f"{file} and {files[0]} differ in the column {differing[0]!r}; give files of one kind")
         split = column_of(file, found, "split", columns.split_column)
         for column, texts in found.items():
             table.setdefault(column, []).extend(texts)
-        packs.append(ParquetPack(file, pictures))
+        packs.append(ParquetPack(one, pictures))
         if split is None:
             splits += [split_of_file(file)] * len(packs[-1])
         else:
@@ -174,11 +176,11 @@ def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
     )
 
 
-def _texts(path: Path) -> dict[str, list[str]]:
+def _texts(held: Held) -> dict[str, list[str]]:
     """The columns of a Parquet file that hold one value a row, as text; numbers of classes as the names of these."""
     import pyarrow
 
-    file = _opened(path)
+    path, file = held.path, _opened(held)
     plain = [one.name for one in file.schema_arrow if _is_plain(one.type)]
     check_header(path, plain)
     try:

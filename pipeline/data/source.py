@@ -7,7 +7,7 @@ import os
 import stat
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ImageError
+from pipeline.errors import DataError, ImageError
+from pipeline.util import remote
 from pipeline.util.files import digest_of
 from pipeline.util.machine import cpu_count
 from pipeline.util.memo import Memo, Stamp, stats
@@ -77,6 +78,10 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def workers(self) -> int:
+        """Threads that read it best."""
+
     def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
         """Image key of every image, or the error that kept it from being read."""
 
@@ -106,25 +111,30 @@ class FileSource:
         """Where an image lies."""
         return os.path.join(self.folder, self.names[index])  # noqa: PTH118, a Path would take ten times the memory
 
+    @property
+    def workers(self) -> int:
+        """One for each processor."""
+        return cpu_count()
+
     def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
         """Image keys; files that the memo knows unchanged are not read, unless `rehash`."""
         keys = np.zeros(len(self), KEY_DTYPE)
         if memo is not None and not rehash:
             for start in range(0, len(self), ASKED):
                 paths = [self.path(index) for index in range(start, min(start + ASKED, len(self)))]
-                known = memo.recall("image", _stamps(paths))
+                known = memo.recall("image", self._stamps(paths))
                 keys[start : start + len(paths)] = [known.get(path, "") for path in paths]
         unknown: dict[str, list[int]] = {}
         for index in np.flatnonzero(keys == b"").tolist():
             unknown.setdefault(self.path(index), []).append(index)
         errors: dict[int, ImageError] = {}
         waiting = list(unknown)
-        with ThreadPoolExecutor(2 * cpu_count()) as pool, progress("Reading", len(unknown)) as advance:
+        with ThreadPoolExecutor(2 * self.workers) as pool, progress("Reading", len(unknown)) as advance:
             for start in range(0, len(waiting), ASKED):
                 paths = waiting[start : start + ASKED]
-                stamped, stamps = time.time_ns(), _stamps(paths)
+                stamped, stamps = time.time_ns(), self._stamps(paths)
                 fresh: dict[str, tuple[Stamp, str]] = {}
-                for path, key in zip(paths, pool.map(_key_or_error, paths), strict=True):
+                for path, key in zip(paths, pool.map(self._key_or_error, paths), strict=True):
                     if isinstance(key, ImageError):
                         errors |= dict.fromkeys(unknown[path], key)
                     else:
@@ -144,17 +154,73 @@ class FileSource:
         """Only these files."""
         return FileSource(Texts(self.names[index] for index in indices), self.folder)
 
+    def _stamps(self, paths: Sequence[str]) -> dict[str, Stamp]:
+        """Stamps of the files that are there; reading one that isn't gives the error, with its cause."""
+        return {path: Stamp.of(stat) for path, stat in stats(paths).items()}
 
-def _stamps(paths: Iterable[str]) -> dict[str, Stamp]:
-    """Stamps of the files that are there; reading one that isn't gives the error, with its cause."""
-    return {path: Stamp.of(stat) for path, stat in stats(paths).items()}
+    def _key_or_error(self, path: str) -> bytes | ImageError:
+        try:
+            return file_key(self._content(path))
+        except ImageError as error:
+            return error
+
+    def _content(self, path: str) -> bytes:
+        return read_bytes(Path(path))
 
 
-def _key_or_error(path: str) -> bytes | ImageError:
-    try:
-        return file_key(read_bytes(Path(path)))
-    except ImageError as error:
-        return error
+class RemoteSource(FileSource):
+    """Images in files at an address, of which many are asked for at a time.
+
+    Args:
+        names: Paths of the files, from the folder.
+        root: The folder, as `remote.place` gives it.
+        keys: Image keys, where they are known: a local copy of what has such a key is not fetched again.
+    """
+
+    def __init__(self, names: Sequence[str], root: Path, keys: NDArray[np.bytes_] | None = None) -> None:
+        super().__init__(names, str(root).rstrip("/"))
+        self._root = root
+        self._keys = np.zeros(len(self), KEY_DTYPE) if keys is None else keys
+
+    @property
+    def workers(self) -> int:
+        """Half of the requests that are made at a time, as each is waited for."""
+        return remote.READERS // 2
+
+    def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
+        """As of files, by what the file system at the address says of them."""
+        found = super().keys(memo, rehash=rehash)
+        self._keys = found.column
+        return found
+
+    def read(self, index: int) -> bytes:
+        """A file's bytes."""
+        return self._fetched(self.names[index], self._keys[index].decode())
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> RemoteSource:
+        """Only these files."""
+        rows = np.asarray(indices, np.int64)
+        return RemoteSource(Texts(self.names[row] for row in rows.tolist()), self._root, self._keys[rows])
+
+    def path(self, index: int) -> str:
+        """Where an image lies."""
+        return f"{self.folder}/{self.names[index]}"
+
+    def _name(self, path: str) -> str:
+        return path[len(str(self.folder)) + 1 :]
+
+    def _stamps(self, paths: Sequence[str]) -> dict[str, Stamp]:
+        found = remote.stamps(self._root, [self._name(path) for path in paths])
+        return {path: found[name] for path in paths if (name := self._name(path)) in found}
+
+    def _content(self, path: str) -> bytes:
+        return self._fetched(self._name(path))
+
+    def _fetched(self, name: str, key: str = "") -> bytes:
+        try:
+            return remote.read(self._root / name, key)
+        except DataError as error:
+            raise ImageError(str(error), lasting=False) from error
 
 
 class ArraySource:
@@ -170,6 +236,11 @@ class ArraySource:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def workers(self) -> int:
+        """One for each processor."""
+        return cpu_count()
 
     def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
         """Image keys, always computed: arrays have no modification time of their own."""
@@ -192,6 +263,20 @@ class ArraySource:
         return ArraySource(self.parts, self.indices[np.asarray(indices, np.int64)])
 
 
+def source_of(files: Sequence[str]) -> ImageSource:
+    """The images in some files, on this machine and at addresses."""
+    roots: dict[str, list[str]] = {"": []} if not files else {}
+    places: list[tuple[int, int]] = []
+    numbers: dict[str, int] = {}
+    for file in files:
+        root, name = remote.divided(file) if remote.is_address(file) else ("", file)
+        names = roots.setdefault(root, [])
+        places.append((numbers.setdefault(root, len(numbers)), len(names)))
+        names.append(name)
+    sources = [RemoteSource(names, remote.place(root)) if root else FileSource(names) for root, names in roots.items()]
+    return sources[0] if len(sources) == 1 else MixedSource(sources, places)
+
+
 class MixedSource:
     """Images that lie in several sources.
 
@@ -206,6 +291,11 @@ class MixedSource:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    @property
+    def workers(self) -> int:
+        """As many as any of the sources wants."""
+        return max(source.workers for source in self.sources)
 
     def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
         """Image keys; each source is asked once, as it may read many at a time."""

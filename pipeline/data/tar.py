@@ -19,7 +19,8 @@ from pipeline.data.manifest import questioned
 from pipeline.data.packed import PackedSource, split_of_file
 from pipeline.errors import DataError, ImageError
 from pipeline.util.files import decoded
-from pipeline.util.memo import Memo, Stamp
+from pipeline.util.memo import Memo
+from pipeline.util.remote import Held
 from pipeline.util.text import counted
 from pipeline.util.texts import Texts
 
@@ -65,8 +66,8 @@ class TarPack:
 
     kind = "tar"
 
-    def __init__(self, path: Path, samples: Sequence[Sample]) -> None:
-        self.path = path
+    def __init__(self, held: Held, samples: Sequence[Sample]) -> None:
+        self.path, self._held = held.path, held
         self._places = np.array([sample.picture for sample in samples], np.int64).reshape(-1, 2)
 
     def __len__(self) -> int:
@@ -75,9 +76,11 @@ class TarPack:
     def read(self, place: int) -> bytes:
         """A picture's bytes."""
         try:
-            return _part(self.path, self._places[place].tolist())
+            return _part(self._held.file(), self._places[place].tolist())
         except OSError as error:
             raise ImageError(f"{self.path.name}: {error.strerror or error}", lasting=False) from error
+        except DataError as error:
+            raise ImageError(str(error), lasting=False) from error
 
 
 def _part(path: Path, place: tuple[int, int]) -> bytes:
@@ -106,10 +109,11 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
     packs, labels, splits, locations, notes = list[TarPack](), list[str](), list[str](), list[str](), list[str]()
     without: list[str] = []
     for file in files:
-        contents = _contents(file, memo)
+        held = Held(file)
+        contents = _contents(held, memo)
         found = contents.samples
-        packs.append(TarPack(file, found))
-        labels += [_label(file, sample, columns.label_key) for sample in found]
+        packs.append(TarPack(held, found))
+        labels += [_label(held, sample, columns.label_key) for sample in found]
         splits += [split_of_file(file)] * len(found)
         locations += [f"{printable(file.name)}/{printable(sample.name)}" for sample in found]
         without += [f"{printable(file.name)}/{printable(one)}" for one in contents.without]
@@ -133,21 +137,21 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
     return Listing(name, labels, splits, Texts(locations), PackedSource(packs), notes)
 
 
-def _contents(path: Path, memo: Memo | None) -> Contents:
+def _contents(held: Held, memo: Memo | None) -> Contents:
     """What is in a tar, which is looked through once."""
-    stamped, stamp = time.time_ns(), Stamp.of(path)
-    if memo is not None:
+    stamped, path = time.time_ns(), held.path
+    if memo is not None and held.stamp is not None:
         try:
-            return decoded(Contents, json.loads(memo.recall("tar", {path: stamp})[path]))
+            return decoded(Contents, json.loads(memo.recall("tar", {path: held.stamp})[path]))
         except (KeyError, ValueError):  # not known, or damaged
             pass
-    found = _looked_through(path)
-    if memo is not None:
-        memo.remember("tar", {path: (stamp, json.dumps(asdict(found)))}, stamped)
+    found = _looked_through(held.file(), path)
+    if memo is not None and held.stamp is not None:
+        memo.remember("tar", {path: (held.stamp, json.dumps(asdict(found)))}, stamped)
     return found
 
 
-def _looked_through(path: Path) -> Contents:
+def _looked_through(path: Path, named: Path) -> Contents:
     """Go from header to header of a tar; members that are links stand for what they link to."""
     places: dict[str, tuple[int, int]] = {}
     links: dict[str, str] = {}
@@ -165,8 +169,8 @@ def _looked_through(path: Path) -> Contents:
                     links[name] = posixpath.normpath(member.linkname)
     except (OSError, tarfile.TarError) as error:
         raise DataError(
-            f"{path} can't be read as a tar: {error}; a compressed one must be unpacked first, as pictures are read by "
-            "their offset"
+            f"{named} can't be read as a tar: {error}; a compressed one must be unpacked first, as pictures are read "
+            "by their offset"
         ) from error
     mark = bytes(2 * tarfile.BLOCKSIZE)  # zeros, by which a tar ends
     record = -(-(end + len(mark)) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
@@ -188,7 +192,7 @@ def _looked_through(path: Path) -> Contents:
     return found
 
 
-def _label(path: Path, sample: Sample, key: str | None) -> str:
+def _label(held: Held, sample: Sample, key: str | None) -> str:
     """The label of a sample, from the first that has one of .cls, .txt and .json; "" if there is none.
 
     Raises:
@@ -197,12 +201,12 @@ def _label(path: Path, sample: Sample, key: str | None) -> str:
     for suffix in ("json",) if key else LABELS:
         if suffix in sample.texts:
             try:
-                label = _text_of(path, sample.texts[suffix], suffix, key)
+                label = _text_of(held.file(), sample.texts[suffix], suffix, key)
             except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 if key is not None:
                     raise DataError(
-                        f"{path.name}/{sample.name}.{suffix} has no label that can be read ({error}); --label-key is "
-                        "the key of labels in every .json"
+                        f"{held.path.name}/{sample.name}.{suffix} has no label that can be read ({error}); "
+                        "--label-key is the key of labels in every .json"
                     ) from error
             else:
                 if label:

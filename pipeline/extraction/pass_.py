@@ -18,7 +18,7 @@ from pipeline.data.images import Pixels, read_pixels
 from pipeline.errors import ImageError, StoppedError, StoreError
 from pipeline.extraction.engines import Engine
 from pipeline.store.shards import FeatureStore, Quarantined
-from pipeline.util import log, machine
+from pipeline.util import log
 from pipeline.util.progress import progress
 from pipeline.util.stopping import Stopping, stopping
 from pipeline.util.text import readable_size
@@ -109,7 +109,7 @@ def compute(
         config: How files become pixels.
         augment: How views are made; None if all rows are of view 0.
         engine: What computes.
-        workers: Decoding threads; by default one for each processor.
+        workers: Decoding threads; by default as many as read the source best.
         written_by: What the shards say of what computed them.
 
     Raises:
@@ -123,7 +123,7 @@ def compute(
     shard.check_space()
     order: deque[list[Row]] = deque()
     with stopping() as stop, progress("Extracting", len(rows)) as advance:
-        decoded = _decoded(source, rows, config, augment, engine.batch_size, workers or machine.cpu_count())
+        decoded = _decoded(source, rows, config, augment, engine.batch_size, workers or source.workers)
         batches = _fed(decoded, order, report, stop)
         start = time.perf_counter()
         for features in engine.stream(batches):

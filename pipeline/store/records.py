@@ -20,7 +20,7 @@ from pipeline.data import BUILT_IN, KEY_DTYPE, Dataset
 from pipeline.data.dataset import UNKNOWN, UNLABELLED, KnownSplits, split_numbers
 from pipeline.data.packed import is_pattern, parts_of
 from pipeline.errors import ConfigError, StoreError
-from pipeline.util import log
+from pipeline.util import log, remote
 from pipeline.util.files import (
     decoded,
     digest_of,
@@ -233,7 +233,9 @@ def place_of(data: str) -> str:
     if data in BUILT_IN:
         return data
     parts = parts_of(data) if is_pattern(data) else [data]
-    return ",".join(str(Path(part).expanduser().resolve()) for part in parts)
+    return ",".join(
+        part.rstrip("/") if remote.is_address(part) else str(Path(part).expanduser().resolve()) for part in parts
+    )
 
 
 def splits_of(cache: Path, record: TableRecord) -> KnownSplits | None:

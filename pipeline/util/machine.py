@@ -32,6 +32,14 @@ def memory_for(given: int | None) -> int:
     return memory_limit() // 2 if given is None else given
 
 
+def cache_folder() -> Path:
+    """Where the platform keeps what programs cache for a user, and there tlpipe's folder."""
+    home = Path.home()
+    by_platform = {"win32": ("LOCALAPPDATA", home / "AppData" / "Local"), "darwin": ("", home / "Library" / "Caches")}
+    variable, usual = by_platform.get(sys.platform, ("XDG_CACHE_HOME", home / ".cache"))
+    return Path(os.environ.get(variable) or usual) / "tlpipe"
+
+
 def has_nvidia_gpu() -> bool:
     """Whether the driver shows a GPU, found without importing TensorFlow; CUDA_VISIBLE_DEVICES may hide it."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):

@@ -23,7 +23,9 @@ INSERT = "INSERT OR REPLACE INTO memo VALUES (?, ?, ?, ?, ?)"
 
 def _name(path: Path | str) -> str:
     # Resolving links would be slow, and is not wanted. A name that is no UTF-8 must not stop SQLite.
-    return os.path.abspath(path).encode("utf-8", "backslashreplace").decode()  # noqa: PTH100
+    text = str(path)
+    name = text if "://" in text else os.path.abspath(path)  # noqa: PTH100
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 class Stamp(NamedTuple):

@@ -1,0 +1,254 @@
+"""Files at addresses that fsspec opens, such as s3://bucket/folder, beside those of this machine.
+
+A path of `place` has the methods of `pathlib.Path`, wherever it lies: at an address it is a `UPath` of
+universal_pathlib, which knows its file system (filesystem-spec.readthedocs.io). Accounts, endpoints and retries are
+those of that file system, set by its own variables and files.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.errors import DataError, TlpipeError
+from pipeline.util.files import digest_of
+from pipeline.util.local_copies import keep, kept, local_copy
+from pipeline.util.memo import Stamp
+
+READERS = 48  # requests at a time: each waits long and needs little
+TAGS = ("ETag", "etag", "blob_id", "md5Hash", "CRC")
+"""What tells a file's content from another: what S3, Google, the Hugging Face Hub and zip files call it."""
+TIMES = ("LastModified", "mtime", "updated", "modified", "created")
+FEW = 8  # files of a folder that are asked for one by one, sooner than the folder's whole list
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": {"config_kwargs": {"max_pool_connections": READERS}},
+    "http": {"use_listings_cache": True},
+    "https": {"use_listings_cache": True},
+}
+
+
+class Entry(NamedTuple):
+    """What lies in a folder at an address; like `os.DirEntry`."""
+
+    name: str
+    folder: bool
+
+    def is_dir(self) -> bool:
+        """Whether it is a folder."""
+        return self.folder
+
+    def is_file(self) -> bool:
+        """Whether it is a file."""
+        return not self.folder
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an address, not a path of this machine."""
+    return re.match(r"[a-z][a-z0-9+.-]+://", text) is not None
+
+
+def place(text: str) -> Path:
+    """The path that a text means, on this machine or at an address.
+
+    Raises:
+        DataError: If it is an address of a kind that can't be opened here.
+    """
+    if not is_address(text):
+        return Path(text).expanduser()
+    protocol = text.partition("://")[0]
+    try:
+        import fsspec
+        from upath import UPath
+
+        fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError) as error:
+        raise DataError(
+            f"{text} can't be opened: {error}; pip install 'tlpipe[remote]' opens s3, gs, hf and https"
+        ) from (error)
+    with reaching(text):
+        return UPath(text.rstrip("/") or text, **_OPTIONS.get(protocol, {}))  # type: ignore[no-any-return]
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path of `place` lies at an address."""
+    return not isinstance(path, Path)
+
+
+def divided(address: str) -> tuple[str, str]:
+    """The root of the file system that an address names, such as a bucket or a zip file, and the path from there."""
+    head, chained, rest = address.partition("::")
+    protocol, _, path = head.partition("://")
+    if chained:
+        return f"{protocol}://::{rest}", path
+    host, _, name = path.partition("/")
+    return f"{protocol}://{host}", name
+
+
+@contextmanager
+def reaching(address: object) -> Iterator[None]:
+    """Say in plain words that an address can't be reached.
+
+    Raises:
+        DataError: In place of any error, of which each file system has its own kinds.
+    """
+    try:
+        yield
+    except TlpipeError:
+        raise
+    except Exception as error:
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{address} can't be read: {cause}; check the address, the account that is used, and the network"
+        ) from error
+
+
+def look_through(root: Path) -> None:
+    """List a folder at an address and all below it, each level's folders at the same time.
+
+    The lists are kept by the file system, where `entries` and `stamps` find them.
+
+    Raises:
+        DataError: If a folder can't be listed to its end.
+    """
+    fs: Any = root.fs  # type: ignore[attr-defined]
+    fs.invalidate_cache()
+    with ThreadPoolExecutor(READERS) as pool:
+        level = [root]
+        while level:
+            level = [
+                folder / entry.name
+                for folder, found in zip(level, pool.map(entries, level), strict=True)
+                for entry in found
+                if entry.folder
+            ]
+
+
+def entries(folder: Path) -> list[Entry]:
+    """What lies in a folder at an address, by name.
+
+    Raises:
+        DataError: If it can't be listed to its end.
+    """
+    return sorted(Entry(name, info["type"] == "directory") for name, info in _listed(folder).items())
+
+
+def _listed(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the file system says of all in a folder, by name."""
+    own = folder.path.rstrip("/")  # type: ignore[attr-defined]
+    with reaching(folder):
+        infos = folder.fs.ls(folder.path, detail=True)  # type: ignore[attr-defined]
+    named = {info["name"].rstrip("/"): info for info in infos}
+    named.pop(own, None)  # some object stores name the folder itself
+    return {name.rpartition("/")[2]: info for name, info in named.items()}
+
+
+def stamps(folder: Path, names: Iterable[str]) -> dict[str, Stamp]:
+    """Stamps of files below a folder at an address; none of those that are gone, or of which nothing tells a change."""
+    by_folder: dict[str, list[str]] = {}
+    for name in names:
+        by_folder.setdefault(name.rpartition("/")[0], []).append(name)
+    found: dict[str, Stamp] = {}
+    with ThreadPoolExecutor(READERS) as pool:
+        for above, some in by_folder.items():
+            infos: Mapping[str, dict[str, Any] | None] = {}
+            if len(some) > FEW:
+                infos = _listed(folder / above if above else folder)
+            asked = [name for name in some if name.rpartition("/")[2] not in infos]
+            each = dict(zip(asked, pool.map(lambda name: _info(folder / name), asked), strict=True))
+            for name in some:
+                info = each[name] if name in each else infos[name.rpartition("/")[2]]
+                if info is not None and (stamp := _stamp(info)):
+                    found[name] = stamp
+    return found
+
+
+def stamp(path: Path) -> Stamp | None:
+    """The stamp of one file, on this machine or at an address; None if it is gone, or nothing tells a change."""
+    if not is_remote(path):
+        return Stamp.of(path) if path.is_file() else None
+    info = _info(path)
+    return None if info is None else _stamp(info)
+
+
+def _info(path: Path) -> dict[str, Any] | None:
+    try:
+        return path.fs.info(path.path)  # type: ignore[attr-defined, no-any-return]
+    except Exception:  # reading it gives the error, with its cause
+        return None
+
+
+def _stamp(info: Mapping[str, Any]) -> Stamp | None:
+    """A stamp of what a file system says: by the entity tag where there is one, else by size and time.
+
+    A tag stands for a time before all times, as it is never too young to tell a change.
+    """
+    size = int(info.get("size") or 0)
+    for name in TAGS:
+        if info.get(name):
+            return Stamp(size, -int(digest_of(str(info[name]).encode())[:15], 16))
+    when = next((info[name] for name in TIMES if info.get(name)), None)
+    if isinstance(when, datetime):
+        return Stamp(size, int(when.timestamp() * 1e9))
+    if isinstance(when, (int, float)):
+        return Stamp(size, int(when * 1e9))
+    return None
+
+
+def read(path: Path, key: str = "") -> bytes:
+    """Read a file at an address; what was read is kept on this machine, as long as there is room.
+
+    Args:
+        path: The file.
+        key: Digest of what it held when it was first read; a local copy of that will do. "" if it isn't known.
+
+    Raises:
+        DataError: If it can't be read.
+    """
+    if key and (data := kept(key)) is not None:
+        return data
+    with reaching(path):
+        try:
+            data = bytes(path.fs.cat_file(path.path, start=0))  # type: ignore[attr-defined]  # else its size is asked for
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # of nothing there is no range
+                raise
+            data = b""
+    keep(data, digest_of(data))
+    return data
+
+
+class Held:
+    """A file that is read as one of this machine: itself, or a local copy of what lay at an address when it was named.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stamp = stamp(path)
+        # What nothing tells a change of is fetched once by each process.
+        self._state = f"{path} {self.stamp or os.getpid()}"
+
+    def file(self) -> Path:
+        """Where the file can be opened now; fetched again, if others took its room.
+
+        Raises:
+            DataError: If it can't be read.
+            StoreError: If there is no room for a copy.
+        """
+        if not is_remote(self.path):
+            return self.path
+        return local_copy(self._state, self._fetch, self.path.suffix)
+
+    def _fetch(self, file: Path) -> None:
+        with reaching(self.path):
+            self.path.fs.get_file(self.path.path, str(file))  # type: ignore[attr-defined]

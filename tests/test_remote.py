@@ -1,0 +1,399 @@
+"""Pictures at addresses: the same rows as of the same files on this machine, whatever the network does."""
+
+from __future__ import annotations
+
+import http.server
+import importlib
+import os
+import shutil
+import tarfile
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pytest
+from conftest import FakeEngine, write_picture
+from object_store import ObjectStore
+from pyarrow import parquet
+
+from pipeline import commands
+from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
+from pipeline.data import Opened, list_images, open_dataset
+from pipeline.errors import ConfigError, DataError
+from pipeline.store.shards import FeatureStore
+from pipeline.util import local_copies, remote
+from pipeline.util.files import digest_of
+from pipeline.util.memo import Memo
+
+N = 24
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ObjectStore]:
+    server = ObjectStore()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(server: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The file system of an empty bucket `pictures`, and local copies that nobody else has."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "TLPIPE_LOCAL_CACHE": str(tmp_path / "local copies"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    server.calm()
+    fs = remote.place("s3://pictures").fs  # type: ignore[attr-defined]
+    if fs.exists("pictures"):
+        fs.rm("pictures", recursive=True)
+    fs.mkdir("pictures")
+    yield fs
+    server.calm()
+    type(fs).clear_instance_cache()
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders with 24 pictures, one of them no picture, and what is never data."""
+    folder = tmp_path_factory.mktemp("remote") / "colours"
+    draw = np.random.default_rng(0)
+    for row in range(N):
+        red = row % 2
+        name = f"{('blue', 'red')[red]}/{row:02d}.jpg"
+        write_picture(draw, folder / name, colour=(200, 60, 60) if red else (60, 60, 200))
+    (folder / "red" / "torn.jpg").write_bytes(b"\xff\xd8 no picture")
+    (folder / "red" / "empty.jpg").write_bytes(b"")
+    (folder / "red" / ".hidden.jpg").write_bytes(b"hidden")
+    (folder / "red" / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def put(bucket: Any, colours: Path) -> str:
+    """The address of the same pictures in the bucket."""
+    bucket.put(str(colours), "pictures/colours", recursive=True)
+    return "s3://pictures/colours"
+
+
+def opened(data: str | Path, memo: Memo | None = None) -> Opened:
+    return open_dataset(str(data), SplitConfig(), memo=memo)
+
+
+def same(found: Opened, expected: Opened) -> None:
+    assert found.dataset.keys.tolist() == expected.dataset.keys.tolist()
+    assert found.dataset.labels.tolist() == expected.dataset.labels.tolist()
+    assert found.dataset.splits.tolist() == expected.dataset.splits.tolist()
+    assert found.dataset.class_names == expected.dataset.class_names
+    for row in range(0, len(expected.dataset), 5):
+        assert found.source.read(row) == expected.source.read(row)
+
+
+class TestFolder:
+    def test_is_the_same_as_on_this_machine(self, put: str, colours: Path) -> None:
+        found, expected = opened(put), opened(colours)
+        same(found, expected)
+        assert list(found.dataset.locations) == list(expected.dataset.locations)
+        assert found.dataset.name == "colours"
+        assert found.notes == expected.notes
+
+    def test_nothing_is_computed_again_when_pictures_move_there(
+        self, put: str, colours: Path, cache: Path, fake_engine: FakeEngine
+    ) -> None:
+        first = commands.extract(ExtractConfig(data=str(colours)), cache)
+        second = commands.extract(ExtractConfig(data=put), cache)
+        assert first.n_computed == N
+        assert second.n_computed == 0 and second.n_images == first.n_images
+        assert second.unreadable == first.unreadable and len(second.unreadable) == 2
+        assert second.record.config.data == put
+
+    def test_features_are_those_of_this_machine(
+        self, put: str, colours: Path, cache: Path, tmp_path: Path, fake_engine: FakeEngine
+    ) -> None:
+        there = commands.extract(ExtractConfig(data=put), cache)
+        here = commands.extract(ExtractConfig(data=str(colours)), tmp_path / "other cache")
+        assert there.record.dataset == here.record.dataset
+        assert there.n_computed == here.n_computed == N
+        stores = [FeatureStore(folder, here.record.spec) for folder in (cache, tmp_path / "other cache")]
+        keys = opened(colours).dataset.keys[:5]
+        for store in stores:
+            store.open()
+        np.testing.assert_array_equal(stores[0].read(keys), stores[1].read(keys))
+
+    def test_a_second_visit_reads_only_what_changed(
+        self, put: str, cache: Path, fake_engine: FakeEngine, server: ObjectStore, bucket: Any, colours: Path
+    ) -> None:
+        commands.extract(ExtractConfig(data=put), cache)
+        server.calm()
+        again = commands.extract(ExtractConfig(data=put), cache)
+        assert again.n_computed == 0
+        assert server.read() == []
+        bucket.pipe_file("pictures/colours/red/01.jpg", (colours / "blue" / "02.jpg").read_bytes())
+        server.calm()
+        commands.extract(ExtractConfig(data=put), cache)
+        assert [address.partition("?")[0] for address in server.read()] == ["/pictures/colours/red/01.jpg"]
+
+    def test_each_picture_is_fetched_once(
+        self, put: str, cache: Path, fake_engine: FakeEngine, server: ObjectStore
+    ) -> None:
+        server.calm()
+        commands.extract(ExtractConfig(data=put), cache)
+        fetched = server.read()
+        assert len(fetched) == len(set(fetched)) == N + 2
+
+    def test_folders_of_one_level_are_listed_at_the_same_time(
+        self, bucket: Any, colours: Path, server: ObjectStore
+    ) -> None:
+        names = [f"pictures/many/class{number:02d}/{row}.jpg" for number in range(30) for row in range(2)]
+        bucket.pipe({name: (colours / "blue" / "00.jpg").read_bytes() for name in names})
+        server.calm()
+        server.seconds = 0.2
+        root = remote.place("s3://pictures/many")
+        start = time.perf_counter()
+        remote.look_through(root)
+        seconds = time.perf_counter() - start
+        assert len(server.asked) == 31
+        assert len(remote.entries(root)) == 30
+        assert len(server.asked) == 31  # and are remembered
+        assert seconds < 0.5 * 31 * server.seconds
+
+    def test_splits_and_a_bucket_itself(self, bucket: Any, colours: Path) -> None:
+        for path in sorted(colours.rglob("[0-9]*.jpg")):
+            split = "test" if int(path.stem) % 4 == 0 else "train"
+            bucket.put_file(str(path), f"pictures/{split}/{path.parent.name}/{path.name}")
+        found = opened("s3://pictures")
+        assert found.dataset.name == "pictures"
+        assert sorted(set(found.given.tolist())) == [0, 2]
+        assert found.dataset.counts()["test"] == N // 4
+
+    def test_predict(self, put: str, cache: Path, reports: Path, fake_engine: FakeEngine) -> None:
+        commands.extract(ExtractConfig(data=put), cache)
+        commands.train_head(HeadConfig("logreg"), cache, reports)
+        locations, source = list_images([put, f"{put}/red/01.jpg"])
+        assert len(locations) == N + 2 + 1 and len(source) == len(locations)
+        assert locations[-1] == f"{put}/red/01.jpg"
+        found = source.keys(None, rehash=False)
+        assert found.column[-1] in found.column[:-1].tolist()
+
+
+class TestPacks:
+    def test_parquet_tars_and_manifests(self, bucket: Any, colours: Path, tmp_path: Path, server: ObjectStore) -> None:
+        files = sorted(colours.rglob("[0-9]*.jpg"))
+        expected = {digest_of(path.read_bytes()).encode() for path in files}
+        table = pyarrow.table(
+            {"image": [path.read_bytes() for path in files], "label": [path.parent.name for path in files]}
+        )
+        parquet.write_table(table, tmp_path / "all.parquet", row_group_size=10)
+        bucket.put_file(str(tmp_path / "all.parquet"), "pictures/parquet/train-00000-of-00001.parquet")
+        for number in range(2):
+            with tarfile.open(tmp_path / f"s-{number}.tar", "w") as tar:
+                for path in files[number::2]:
+                    tar.add(path, f"{path.stem}.jpg")
+                    label = tmp_path / "label"
+                    label.write_text(path.parent.name)
+                    tar.add(label, f"{path.stem}.cls")
+            bucket.put_file(str(tmp_path / f"s-{number}.tar"), f"pictures/tars/s-{number}.tar")
+        rows = "\n".join(f"{path.parent.name}/{path.name},{path.parent.name}" for path in files)
+        bucket.pipe_file("pictures/set/list.csv", f"path,label\n{rows}\n".encode())
+        for path in files:
+            bucket.put_file(str(path), f"pictures/set/{path.parent.name}/{path.name}")
+        (tmp_path / "mixed").mkdir()
+        shutil.copy(files[0], tmp_path / "mixed" / "own.jpg")
+        lines = [f"own.jpg,{files[0].parent.name}"]
+        lines += [f"s3://pictures/set/{path.parent.name}/{path.name},{path.parent.name}" for path in files[1:]]
+        (tmp_path / "mixed" / "list.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+        memo = Memo(tmp_path / "cache")
+        for data in (
+            "s3://pictures/parquet",
+            "s3://pictures/parquet/train-00000-of-00001.parquet",
+            "s3://pictures/tars",
+            "s3://pictures/tars/s-{0..1}.tar",
+            "s3://pictures/tars/s-*.tar",
+            "s3://pictures/set/list.csv",
+            tmp_path / "mixed" / "list.csv",
+        ):
+            found = opened(data, memo)
+            assert set(found.dataset.keys.tolist()) == expected, data
+            assert set(found.dataset.class_names) == {"blue", "red"}
+            for row in (0, N // 2, N - 1):
+                content = found.source.read(row)
+                assert isinstance(content, bytes)
+                assert digest_of(content).encode() == found.dataset.keys[row]
+            server.calm()
+            opened(data, memo)
+            assert server.read() == [], data
+
+    def test_a_copy_that_went_is_fetched_again(self, bucket: Any, colours: Path, tmp_path: Path) -> None:
+        with tarfile.open(tmp_path / "s.tar", "w") as tar:
+            tar.add(colours / "red" / "01.jpg", "a.jpg")
+            tar.add(colours / "blue" / "00.jpg", "b.jpg")
+        bucket.put_file(str(tmp_path / "s.tar"), "pictures/s.tar")
+        _, source = list_images(["s3://pictures/s.tar"])
+        shutil.rmtree(local_copies.folder())
+        assert source.read(0) == (colours / "red" / "01.jpg").read_bytes()
+
+    def test_zip_and_web_servers(self, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TLPIPE_LOCAL_CACHE", str(tmp_path / "local copies"))
+        expected = opened(colours)
+        with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+            for path in sorted(colours.rglob("*.*")):
+                archive.write(path, f"colours/{path.relative_to(colours)}")
+        same(opened(f"zip://colours::{tmp_path}/all.zip"), expected)
+        same(opened(f"zip://colours::file://{tmp_path}/all.zip", Memo(tmp_path / "cache")), expected)
+        handler = partial(Quiet, directory=str(tmp_path))
+        files = sorted(colours.rglob("[0-9]*.jpg"))
+        shutil.copytree(colours, tmp_path / "colours")
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+            thread = threading.Thread(target=web.serve_forever)
+            thread.start()
+            try:
+                host = f"http://127.0.0.1:{web.server_port}"
+                lines = [f"{host}/colours/{path.parent.name}/{path.name},{path.parent.name}" for path in files]
+                (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+                pictures = {digest_of(path.read_bytes()).encode() for path in files}
+                for data in (f"{host}/list.csv", tmp_path / "list.csv"):
+                    assert {*opened(data).dataset.keys.tolist()} == pictures, data
+                with tarfile.open(tmp_path / "all.tar", "w") as tar:
+                    for path in files:
+                        tar.add(path, path.name)
+                assert {*list_images([f"{host}/all.tar"])[1].keys(None, rehash=False).column.tolist()} == pictures
+            finally:
+                web.shutdown()
+                thread.join()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A web server that says nothing of what it is asked."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class TestTrouble:
+    def test_every_seventh_request_fails(
+        self, put: str, colours: Path, cache: Path, fake_engine: FakeEngine, server: ObjectStore
+    ) -> None:
+        server.calm()
+        server.fails = lambda number, method, address: number % 7 == 0
+        result = commands.extract(ExtractConfig(data=put), cache)
+        assert result.n_computed == N and len(result.unreadable) == 2
+        assert result.record.dataset == commands.extract(ExtractConfig(data=str(colours)), cache).record.dataset
+        assert len(server.asked) > N + 2 + 3
+
+    def test_a_listing_that_is_cut_short_is_an_error(
+        self,
+        put: str,
+        bucket: Any,
+        cache: Path,
+        fake_engine: FakeEngine,
+        server: ObjectStore,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # else trying takes a minute
+        type(bucket).clear_instance_cache()
+        server.fails = lambda number, method, address: "list-type" in address and "red%2F" in address
+        with pytest.raises(DataError, match=r"s3://pictures/colours/red can't be read: .*check the address"):
+            commands.extract(ExtractConfig(data=put), cache)
+        assert not (cache / "tables").exists()
+
+    def test_what_changes_between_listing_and_reading_is_told(
+        self, put: str, bucket: Any, cache: Path, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = opened(put)
+        shutil.rmtree(local_copies.folder())
+        bucket.pipe_file("pictures/colours/red/01.jpg", b"something else")
+        bucket.rm_file("pictures/colours/red/03.jpg")
+        module = importlib.import_module("pipeline.commands.extract")
+        monkeypatch.setattr(module, "open_dataset", lambda *args, **options: found)
+        result = commands.extract(ExtractConfig(data=put), cache)
+        assert result.n_computed == N - 2
+        assert "changed since its key was computed" in result.unreadable["red/01.jpg"]
+        assert "can't be read" in result.unreadable["red/03.jpg"]
+
+    def test_no_bucket_no_account_no_server(
+        self, put: str, server: ObjectStore, bucket: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.raises(DataError, match="There is no 's3://elsewhere/colours'"):
+            opened("s3://elsewhere/colours")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+        monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+        type(bucket).clear_instance_cache()
+        with pytest.raises(DataError, match=r"s3://pictures/colours can't be read: .*credentials.*the account"):
+            opened(put)
+
+    @pytest.mark.parametrize("data", ["nothing://pictures", "s3x://pictures/a.tar"])
+    def test_an_address_of_no_kind_that_is_known(self, data: str) -> None:
+        with pytest.raises(DataError, match=rf"{data} can't be opened: .*tlpipe\[remote\]"):
+            opened(data)
+
+    def test_without_the_libraries(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(__import__("sys").modules, "upath", None)
+        with pytest.raises(DataError, match=r"s3://pictures can't be opened: .*pip install 'tlpipe\[remote\]'"):
+            remote.place("s3://pictures")
+
+    def test_arrays_are_of_this_machine(self, bucket: Any) -> None:
+        bucket.pipe_file("pictures/a.npz", b"PK")
+        with pytest.raises(DataError, match=r"no kind of data that can be read.*\(on this machine\) .npz"):
+            opened("s3://pictures/a.npz")
+
+    def test_a_manifest_names_nothing_above_its_folder(self, bucket: Any) -> None:
+        bucket.pipe_file("pictures/set/list.csv", b"path,label\n../other/a.jpg,x\n")
+        with pytest.raises(DataError, match="leaves the folder"):
+            opened("s3://pictures/set/list.csv")
+
+
+class TestLocalCopies:
+    @pytest.fixture(autouse=True)
+    def own_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TLPIPE_LOCAL_CACHE", str(tmp_path / "copies"))
+
+    def test_the_least_recently_used_go_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TLPIPE_LOCAL_CACHE_GB", "0.00001")  # 10,000 bytes
+        blocks = [bytes([number]) * 1000 for number in range(30)]
+        for number, block in enumerate(blocks):
+            local_copies.keep(block, digest_of(block))
+            os.utime(local_copies._path(digest_of(block)), (number, number))
+            assert local_copies.kept(digest_of(blocks[0])) == blocks[0]  # used again and again
+        kept = [number for number, block in enumerate(blocks) if local_copies._path(digest_of(block)).exists()]
+        assert 0 in kept and 29 in kept
+        assert len(kept) <= 10
+        assert sorted(kept)[1] >= 20
+
+    def test_what_changed_is_not_given(self) -> None:
+        local_copies.keep(b"picture", digest_of(b"picture"))
+        assert local_copies.kept(digest_of(b"picture")) == b"picture"
+        local_copies._path(digest_of(b"picture")).write_bytes(b"Picture")
+        assert local_copies.kept(digest_of(b"picture")) is None
+
+    def test_many_threads_fetch_once(self) -> None:
+        fetched: list[Path] = []
+
+        def fetch(path: Path) -> None:
+            time.sleep(0.05)
+            fetched.append(path)
+            path.write_bytes(b"pack")
+
+        threads = [threading.Thread(target=local_copies.local_copy, args=("a", fetch)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(fetched) == 1
+
+    @pytest.mark.parametrize("size", ["none", "0", "-1", "nan"])
+    def test_a_size_that_is_none(self, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TLPIPE_LOCAL_CACHE_GB", size)
+        with pytest.raises(ConfigError, match="TLPIPE_LOCAL_CACHE_GB"):
+            local_copies.most_bytes()
