@@ -237,6 +237,39 @@ def extracted(pictures: Path, cache: Path, fake_engine: FakeEngine) -> ExtractRe
     return commands.extract(ExtractConfig(str(pictures), views=1, augment="flip"), cache)
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[Any]:
+    """A server of the S3 protocol, of which the tests of a module have one."""
+    from object_store import ObjectStore
+
+    server = ObjectStore()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The file system of an empty bucket `pictures`, and local copies that nobody else has."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "TLPIPE_LOCAL_CACHE": str(tmp_path / "local copies"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    from pipeline.util import remote
+
+    server.calm()
+    fs = remote.place("s3://pictures").fs  # type: ignore[attr-defined]
+    if fs.exists("pictures"):
+        fs.rm("pictures", recursive=True)
+    fs.mkdir("pictures")
+    yield fs
+    server.calm()
+    type(fs).clear_instance_cache()
+
+
 @pytest.fixture
 def spec() -> FeatureSpec:
     return FeatureSpec(

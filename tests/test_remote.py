@@ -10,7 +10,6 @@ import tarfile
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,34 +31,6 @@ from pipeline.util.files import digest_of
 from pipeline.util.memo import Memo
 
 N = 24
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ObjectStore]:
-    server = ObjectStore()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def bucket(server: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The file system of an empty bucket `pictures`, and local copies that nobody else has."""
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "someone",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_ENDPOINT_URL": server.url,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "TLPIPE_LOCAL_CACHE": str(tmp_path / "local copies"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    server.calm()
-    fs = remote.place("s3://pictures").fs  # type: ignore[attr-defined]
-    if fs.exists("pictures"):
-        fs.rm("pictures", recursive=True)
-    fs.mkdir("pictures")
-    yield fs
-    server.calm()
-    type(fs).clear_instance_cache()
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from pipeline.runs.find import all_runs, find_run
 from pipeline.runs.run import FinetuneRun, HeadRun
 from pipeline.selection.folds import folds
 from pipeline.store.records import find_record, load_dataset, records, splits_of
-from pipeline.store.shard import SoundShards
+from pipeline.store.shard import SoundShards, states
 from pipeline.store.shards import FeatureStore
 from pipeline.store.table import load_table
 
@@ -725,7 +725,7 @@ class TestCaretaker:
         rotten.path.write_bytes(content)
         for shard in (rotten, sound):
             os.utime(shard.path, (long_ago, long_ago))
-        SoundShards(cache).remember([rotten], {rotten.path: rotten.path.stat()}, time.time_ns())
+        SoundShards(cache).remember([rotten], states([rotten.path]), time.time_ns())
         assert sound.path not in {item.path for item in caretaker.gc(cache, reports, delete=True).found}
         assert sound.path.exists()
 

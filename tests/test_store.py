@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from pipeline.config import FeatureSpec
 from pipeline.errors import StoreError
-from pipeline.store.shard import Shard, SoundShards
+from pipeline.store.shard import Shard, SoundShards, states
 from pipeline.store.shards import FeatureStore, Quarantined, stores
+from pipeline.util import checked as checked_files
 from pipeline.util import files
 from pipeline.util.files import decoded
 from pipeline.util.memo import YOUNG, Memo, Stamp
@@ -163,7 +164,7 @@ def test_a_damaged_shard_in_a_cache_that_can_only_be_read_is_named(
     def refuse(*_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr(Path, "rename", refuse)
     monkeypatch.setattr(Path, "write_text", refuse)
     (damage,) = store.open()
     assert (damage.path, damage.cause.split(":")[0]) == (bad, "differs from its checksum")
@@ -203,7 +204,7 @@ class TestVerifiedOnce:
 
         def read_checked(path: Path) -> bytes | None:
             found.append(path)
-            return files.read_checked(path)
+            return checked_files.read_checked(path)
 
         monkeypatch.setattr("pipeline.store.shard.read_checked", read_checked)
         return found
@@ -239,7 +240,7 @@ class TestVerifiedOnce:
         stat = shard.path.stat()
         shard.path.write_bytes(content)
         set_time(shard.path, stat.st_mtime_ns)
-        SoundShards(store.cache).remember([shard], {shard.path: shard.path.stat()}, time.time_ns())
+        SoundShards(store.cache).remember([shard], states([shard.path]), time.time_ns())
         again = FeatureStore(store.cache, store.spec)
         assert again.open() == [], "it is taken to be sound"
         return again

@@ -25,6 +25,7 @@ from pipeline.extraction.plan import Plan, features_of, open_plan
 from pipeline.heads import load_head, make_head
 from pipeline.store.rows import Part, nothing
 from pipeline.store.shards import FeatureStore
+from pipeline.util.remote import shared
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     def _open(self, config: ExtractConfig) -> _Opened:
         if self.cache is not None:
-            folder = user_cache() if self.cache == USUAL else Path(self.cache)
+            folder = user_cache() if self.cache == USUAL else shared(str(self.cache))
             return _Opened(config, self.cache, open_plan(config, folder))
         folder = Path(tempfile.mkdtemp(prefix="tlpipe-"))
         opened = _Opened(config, None, open_plan(config, folder))

@@ -20,6 +20,7 @@ from pipeline.config import Folders, user_cache
 from pipeline.runs.folder import called
 from pipeline.runs.run import RatedRun
 from pipeline.util.options import Declared, declared, words_of
+from pipeline.util.remote import shared
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,7 +48,7 @@ def folders_of(cache: str | Path | None, reports: str | Path | None, *given: Any
     first = next((one.folders for one in _flat(given) if isinstance(one, Result)), None)
     usual = first or Folders(cache=user_cache())
     return Folders(
-        usual.cache if cache is None else Path(cache).expanduser(),
+        usual.cache if cache is None else shared(str(cache)),
         usual.reports if reports is None else Path(reports).expanduser(),
     )
 

@@ -71,6 +71,11 @@ def doctor(folders: Folders) -> Answer:
         lines.append(f"              and kept in {weights['and_go_to']}")
     lines.append("")
     for name, folder in value["folders"].items():
+        if folder["writable"] is None:
+            lines.append(
+                f"{name:<14}{folder['path']}: {'is there' if folder['there'] else 'is empty, or not there yet'}"
+            )
+            continue
         can = "can be written" if folder["writable"] else "CAN'T BE WRITTEN"
         lines.append(f"{name:<14}{folder['path']}: {can}, {readable_size(folder['free_bytes'])} free")
     return Answer(value, "\n".join(lines))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -28,7 +27,8 @@ from pipeline.store.shards import DAMAGED_SUFFIX, Damage, FeatureStore, stores
 from pipeline.store.table import load_table, row_keys
 from pipeline.store.uses import uses
 from pipeline.util import log
-from pipeline.util.files import PARTIAL_SUFFIX, folder_size, is_marked, published
+from pipeline.util.files import PARTIAL_SUFFIX, folder_size, is_marked, matching, published, remove
+from pipeline.util.local_copies import own_part
 from pipeline.util.memo import Memo
 
 ABANDONED = 24 * 3600  # seconds after which a file that was never finished is no one's any more
@@ -143,18 +143,18 @@ def _verified_files(cache: Path) -> tuple[int, list[Damage]]:
     n_files = 0
     damaged: list[Damage] = []
     sound = {store.folder: store for store in stores(cache)}
-    for folder in sorted((cache / "features").glob("[!.]*")):
-        n_files += len(list((folder / "shards").glob("*.h5")))
+    for folder in matching(cache / "features", "[!.]*"):
+        n_files += len(matching(folder / "shards", "*.h5"))
         if folder in sound:
             damaged += sound[folder].verify()
         else:
             damaged.append(Damage(folder / "spec.json", "is missing, or not what the folder's name says"))
     readable = {record.id for record in records(cache)}
-    for path in sorted((cache / "tables").glob("*.json")):
+    for path in matching(cache / "tables", "*.json"):
         n_files += 1
         if path.stem not in readable:
             damaged.append(Damage(path, "can't be read"))
-    for path in sorted((cache / "datasets").glob("*.h5")):
+    for path in matching(cache / "datasets", "*.h5"):
         n_files += 1
         try:
             load_dataset(cache, path.stem.partition("-")[0])
@@ -252,18 +252,20 @@ def _found(cache: Path, reports: Path, in_use: set[str]) -> list[Needless]:
             path = cache / "tables" / f"{record.id}.json"
             found.append(_needless(path, "a newer extract of the same data took its place"))
     datasets = {record.dataset for record in needed}
-    for path in sorted((cache / "datasets").glob("*.h5")):
+    for path in matching(cache / "datasets", "*.h5"):
         if path.stem.partition("-")[0] not in datasets:
             found.append(_needless(path, "no features belong to it any more"))
     for store in stores(cache):
         found += _needless_of_store(cache, store, [record for record in needed if record.spec == store.spec])
     graphs = {graph_folder(cache, record.spec) for record in needed}
-    for path in sorted((cache / "graphs").glob("[!.]*")):
+    for path in matching(own_part(cache) / "graphs", "[!.]*"):
         if path not in graphs:
             found.append(_needless(path, "no features that are needed were computed with it"))
     found = [item for item in found if not _young(item.path)]
-    found += [_needless(path, "was never finished") for path in _older(ABANDONED, cache.rglob(f".*{PARTIAL_SUFFIX}"))]
-    found += [_needless(path, "is damaged, and was set aside") for path in sorted(cache.rglob(f"*{DAMAGED_SUFFIX}"))]
+    found += [
+        _needless(path, "was never finished") for path in _older(ABANDONED, matching(cache, f"**/.*{PARTIAL_SUFFIX}"))
+    ]
+    found += [_needless(path, "is damaged, and was set aside") for path in matching(cache, f"**/*{DAMAGED_SUFFIX}")]
     why = "a fine-tuning that was interrupted over a week ago could be resumed from it"
     return found + [_needless(path, why) for path in _older(LEFT, (reports / FOLDER).glob("*"))]
 
@@ -313,10 +315,7 @@ def _remove(cache: Path, found: list[Needless]) -> None:
     """Remove what was found, and forget the shards among it."""
     SoundShards(cache).forget(path for item in found for path in (item.path, *item.path.rglob("*.h5")))
     for item in found:
-        if item.path.is_dir():
-            shutil.rmtree(item.path)
-        else:
-            item.path.unlink(missing_ok=True)
+        remove(item.path)
 
 
 def export(cache: Path, reference: str | None, target: Path) -> TableRecord:

@@ -18,9 +18,11 @@ from typing import Any
 from pipeline.backbones import BACKBONES, Pretrained, find_imagenet, first_line, keras_file
 from pipeline.backbones.weights import open_backbone
 from pipeline.config import BACKBONE, ENGINES
+from pipeline.data.packed import there
 from pipeline.errors import EngineError
 from pipeline.extraction.engines import choose, judge
 from pipeline.util import machine, runtime
+from pipeline.util.files import is_remote
 
 CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
 
@@ -162,7 +164,9 @@ def _weights() -> dict[str, Any]:
 
 
 def _folder(path: Path) -> dict[str, Any]:
-    """Whether a folder can be written to, or made; and the room there."""
+    """Whether a folder can be written to, or made; and the room there. Of an address, whether there is something."""
+    if is_remote(path):
+        return {"path": str(path), "there": there(path), "writable": None, "free_bytes": None}
     existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):

@@ -6,12 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import ConfigError
 from pipeline.util.machine import cache_folder
 from pipeline.util.options import option
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("TLPIPE_CACHE") or "cache").expanduser()
+from pipeline.util.remote import is_address, shared
 
 
 def user_cache() -> Path:
@@ -20,12 +18,29 @@ def user_cache() -> Path:
     A notebook is started from anywhere, so that ./cache would be another folder each time.
     """
     named = os.environ.get("TLPIPE_CACHE")
-    return Path(named).expanduser() if named else cache_folder()
+    return shared(named) if named else cache_folder()
+
+
+def _of_this_machine(text: str) -> Path:
+    if is_address(text):
+        raise ConfigError(
+            f"--reports is {text}; runs are kept on this machine: give a folder (--cache takes addresses)"
+        )
+    return Path(text).expanduser()
 
 
 @dataclass(frozen=True, slots=True)
 class Folders:
     """The folders that commands read from and write to."""
 
-    cache: Path = option(_cache(), "Folder of features and datasets; $TLPIPE_CACHE, else ./cache.")
-    reports: Path = option(Path("reports"), "Folder of runs.")
+    cache: Path = option(
+        os.environ.get("TLPIPE_CACHE") or "cache",
+        "Folder of features and datasets, or an address such as s3://bucket/cache; $TLPIPE_CACHE, else ./cache.",
+        parse=shared,
+    )
+    reports: Path = option(Path("reports"), "Folder of runs.", parse=_of_this_machine)
+
+    def __post_init__(self) -> None:
+        """Take text for the place that it means."""
+        if isinstance(self.cache, str):
+            object.__setattr__(self, "cache", shared(self.cache))

@@ -12,7 +12,7 @@ from pipeline.data.dataset import Listing, printable, shortened
 from pipeline.data.source import FileSource, RemoteSource
 from pipeline.errors import DataError
 from pipeline.util import remote
-from pipeline.util.files import MARKER, is_marked
+from pipeline.util.files import MARKER, is_marked, is_remote
 from pipeline.util.text import counted
 from pipeline.util.texts import Texts
 
@@ -126,7 +126,7 @@ def _listing(
     texts, locations = Texts(names), Texts(map(printable, names))
     if locations == texts:
         texts = locations
-    source = RemoteSource(texts, root) if remote.is_remote(root) else FileSource(texts, root)
+    source = RemoteSource(texts, root) if is_remote(root) else FileSource(texts, root)
     return Listing(name_of(root), labels, splits, locations, source, notes)
 
 
@@ -202,7 +202,7 @@ def scan(folder: Path) -> Sequence[os.DirEntry[str] | remote.Entry]:
     Raises:
         DataError: If it can't be read.
     """
-    if remote.is_remote(folder):
+    if is_remote(folder):
         return remote.entries(folder)
     try:
         with os.scandir(folder) as entries:
@@ -213,7 +213,7 @@ def scan(folder: Path) -> Sequence[os.DirEntry[str] | remote.Entry]:
 
 def _is_marked(folder: Path) -> bool:
     """Whether tlpipe wrote a folder."""
-    if remote.is_remote(folder):
+    if is_remote(folder):
         return any(entry.name == MARKER for entry in remote.entries(folder))
     return is_marked(folder)
 
@@ -257,7 +257,7 @@ def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[str]:
     Raises:
         DataError: If a link leads back to a folder above it.
     """
-    real = str(folder) if remote.is_remote(folder) else os.path.realpath(folder)
+    real = str(folder) if is_remote(folder) else os.path.realpath(folder)
     if real in above:
         raise DataError(f"The link {folder} leads back to {real}, a folder above it; take the link away")
     for entry in _entries(folder):

@@ -18,6 +18,7 @@ from pipeline.data.packed import files_in, files_meant, is_pattern, there
 from pipeline.data.source import ImageSource, MixedSource, source_of
 from pipeline.errors import DataError
 from pipeline.util import remote
+from pipeline.util.files import is_remote
 from pipeline.util.memo import Memo
 from pipeline.util.remote import Held
 
@@ -26,7 +27,7 @@ BUILT_IN = ("digits", "cifar10", "cifar100")
 
 def is_arrays(path: Path) -> bool:
     """Whether a file or folder of this machine holds arrays rather than pictures, each in a file of its own."""
-    if remote.is_remote(path):
+    if is_remote(path):
         return False
     return is_array_folder(path) or is_cifar_folder(path) if path.is_dir() else path.suffix.lower() == ".npz"
 
@@ -75,7 +76,7 @@ def list_source(data: str, columns: Columns, least_classes: int = 2, memo: Memo 
         return read_npz(path)
     raise DataError(
         f"{data} is no kind of data that can be read; give a folder, or a {', '.join(MANIFEST_SUFFIXES)}, .tar or "
-        f"{'(on this machine) ' if remote.is_remote(path) else ''}.npz file"
+        f"{'(on this machine) ' if is_remote(path) else ''}.npz file"
     )
 
 
@@ -84,7 +85,7 @@ def _reached(data: str) -> Path:
     if is_pattern(data):
         return Path(data)
     path = remote.place(data)
-    if remote.is_remote(path):
+    if is_remote(path):
         with remote.reaching(path):
             is_folder = path.is_dir()
         if is_folder:

@@ -19,6 +19,7 @@ from pipeline.data.folder import SPLIT_NAMES
 from pipeline.data.source import source_of
 from pipeline.errors import DataError
 from pipeline.util import remote
+from pipeline.util.files import is_remote
 from pipeline.util.remote import Held
 from pipeline.util.text import counted
 
@@ -206,7 +207,7 @@ def _inside(manifest: Path, name: str) -> str:
         f"{manifest} names {name!r}, which leaves the folder {folder}; "
         "put the manifest in a folder above all its images"
     )
-    if remote.is_remote(manifest):
+    if is_remote(manifest):
         below = posixpath.normpath(name)
         if below.startswith(("/", "../")) or below == "..":
             raise DataError(outside)

@@ -19,6 +19,7 @@ from pipeline.data.folder import PACKS, SPLIT_NAMES, has_pictures, scan
 from pipeline.data.source import KEY_DTYPE, ImageKeys, file_key
 from pipeline.errors import DataError, ImageError
 from pipeline.util import remote
+from pipeline.util.files import is_remote
 from pipeline.util.machine import cpu_count
 from pipeline.util.memo import Memo, Stamp
 from pipeline.util.progress import Advance, progress
@@ -145,7 +146,7 @@ def there(path: Path) -> bool:
     Raises:
         DataError: If it lies at an address that can't be reached.
     """
-    if remote.is_remote(path):
+    if is_remote(path):
         with remote.reaching(path):
             return bool(path.exists())
     try:

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -21,12 +22,13 @@ from pipeline.data.dataset import UNKNOWN, UNLABELLED, KnownSplits, split_number
 from pipeline.data.packed import is_pattern, parts_of
 from pipeline.errors import ConfigError, StoreError
 from pipeline.util import log, remote
+from pipeline.util.checked import here, is_sound, publish_checked
 from pipeline.util.files import (
     decoded,
     digest_of,
-    is_sound,
+    is_remote,
     mark_folder,
-    publish_checked,
+    matching,
     read_json,
     write_json,
 )
@@ -80,7 +82,7 @@ def save_dataset(cache: Path, dataset: Dataset) -> None:
     digest, folder = _texts_digest(dataset), cache / "datasets"
     before = _path_of(cache, dataset.id)
     if before is not None and is_sound(before):
-        with h5py.File(before, "r") as file:
+        with h5py.File(here(before), "r") as file:
             if file.attrs.get("texts") == digest:
                 return
     buffer = io.BytesIO()
@@ -101,7 +103,7 @@ def save_dataset(cache: Path, dataset: Dataset) -> None:
         file.attrs["name"], file.attrs["texts"] = dataset.name, digest
     mark_folder(cache)
     saved = publish_checked(folder, buffer.getbuffer(), ".h5", f"{dataset.id}-")
-    for path in folder.glob(f"{dataset.id}-*.h5"):
+    for path in matching(folder, f"{dataset.id}-*.h5"):
         if path != saved:
             path.unlink(missing_ok=True)
 
@@ -114,7 +116,7 @@ def _texts_digest(dataset: Dataset) -> str:
 
 def _path_of(cache: Path, dataset_id: str) -> Path | None:
     """The file of a dataset."""
-    return min((cache / "datasets").glob(f"{dataset_id}-*.h5"), default=None)
+    return min(matching(cache / "datasets", f"{dataset_id}-*.h5"), default=None)
 
 
 def _write_texts(file: h5py.File, name: str, texts: Sequence[str]) -> None:
@@ -138,7 +140,7 @@ def _dataset_file(cache: Path, dataset_id: str) -> Iterator[h5py.File]:
         raise StoreError(f"The dataset {dataset_id} is not in {cache / 'datasets'}; run tlpipe extract again")
     if not is_sound(path):
         raise StoreError(f"{path} was changed after it was written; run tlpipe extract again")
-    with h5py.File(path, "r") as file:
+    with h5py.File(here(path), "r") as file:
         yield file
 
 
@@ -184,20 +186,25 @@ def records(cache: Path, *, strict: bool = False) -> list[TableRecord]:
     Raises:
         StoreError: If `strict`, for one that can't be read.
     """
-    found = []
-    for path in (cache / "tables").glob("*.json"):
-        try:
-            record = decoded(TableRecord, read_json(path))
-            if record.id != path.stem:
-                raise ValueError(f"it belongs to {record.id!r}")
-            datetime.fromisoformat(record.created)
-            found.append(record)
-        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-            problem = f"{path} can't be read ({error}); run the tlpipe extract that made it again, or remove it"
-            if strict:
-                raise StoreError(problem) from error
-            log.warning("%s", problem)
-    return sorted(found, key=lambda record: record.created)
+    paths = matching(cache / "tables", "*.json")
+    with ThreadPoolExecutor(remote.READERS if is_remote(cache) else 1) as pool:
+        found = list(pool.map(_read_record, paths))
+    for problem in (one for one in found if isinstance(one, StoreError)):
+        if strict:
+            raise problem
+        log.warning("%s", problem)
+    return sorted((one for one in found if isinstance(one, TableRecord)), key=lambda record: record.created)
+
+
+def _read_record(path: Path) -> TableRecord | StoreError:
+    try:
+        record = decoded(TableRecord, read_json(path))
+        if record.id != path.stem:
+            raise ValueError(f"it belongs to {record.id!r}")
+        datetime.fromisoformat(record.created)
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        return StoreError(f"{path} can't be read ({error}); run the tlpipe extract that made it again, or remove it")
+    return record
 
 
 def read_record(cache: Path, record_id: str) -> TableRecord | None:

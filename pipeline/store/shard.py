@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 
 from pipeline.config import FeatureSpec
 from pipeline.data import KEY_DTYPE
-from pipeline.util.files import decoded, digest_of, read_checked
+from pipeline.errors import StoreError
+from pipeline.util import remote
+from pipeline.util.checked import read_checked
+from pipeline.util.files import decoded, digest_of, is_remote
 from pipeline.util.memo import Memo, Stamp, stats
 
 ASKED = 256  # shards at a time whose keys are asked of the memo
@@ -62,13 +65,36 @@ def verified(path: Path, digest: str) -> Shard | str:
             keys, shape = file["key"][:], file["features"].shape
             spec = file.attrs["spec"]
             written_by = json.loads(file.attrs.get("written_by", "{}"))
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, StoreError) as error:
         return f"can't be read: {str(error).splitlines()[0]}"
     if spec != digest:
         return "belongs to another spec"
     if len(keys) != shape[0]:
         return f"has {len(keys)} keys for {shape[0]} rows"
     return Shard(path, keys.astype(KEY_DTYPE), shape[1:], written_by)
+
+
+class State(NamedTuple):
+    """What tells a shard from another one of the same name.
+
+    Attributes:
+        stamp: Size and time, or what stands for it at an address.
+        inode: Of its file; 0 at an address.
+        changed_ns: When the file was last changed in any way, nanoseconds; 0 at an address.
+    """
+
+    stamp: Stamp
+    inode: int = 0
+    changed_ns: int = 0
+
+
+def states(paths: Iterable[Path]) -> dict[Path, State]:
+    """The states of those of some shards that are there."""
+    paths = list(paths)
+    if not paths or not is_remote(paths[0]):
+        return {path: State(Stamp.of(stat), stat.st_ino, stat.st_ctime_ns) for path, stat in stats(paths).items()}
+    found = remote.stamps(paths[0].parent, [path.name for path in paths])
+    return {path: State(found[path.name]) for path in paths if path.name in found}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +126,19 @@ class SoundShards:
 
     def recall(self, paths: Iterable[Path]) -> dict[Path, Shard]:
         """Those of some shards that were verified, and whose files are still the same."""
-        now, found = stats(paths), {}
+        now, found = states(paths), {}
         there = list(now)
         for start in range(0, len(there), ASKED):
-            stamps = {path: Stamp.of(now[path]) for path in there[start : start + ASKED]}
+            stamps = {path: now[path].stamp for path in there[start : start + ASKED]}
             for path, text in self._memo.recall(self.KIND, stamps).items():
                 header, _, keys = text.encode("latin-1").partition(b"\n")
                 with suppress(ValueError):
-                    known, stat = decoded(_Sound, json.loads(header)), now[path]
-                    if (known.inode, known.changed_ns, known.keys) == (stat.st_ino, stat.st_ctime_ns, digest_of(keys)):
+                    known, state = decoded(_Sound, json.loads(header)), now[path]
+                    if (known.inode, known.changed_ns, known.keys) == (state.inode, state.changed_ns, digest_of(keys)):
                         found[path] = Shard(path, np.frombuffer(keys, KEY_DTYPE), known.row_shape, known.written_by)
         return found
 
-    def remember(self, shards: Sequence[Shard], before: Mapping[Path, os.stat_result], stamped: int) -> None:
+    def remember(self, shards: Sequence[Shard], before: Mapping[Path, State], stamped: int) -> None:
         """Remember shards that were verified.
 
         Args:
@@ -122,11 +148,11 @@ class SoundShards:
         """
         texts = {}
         for shard in shards:
-            if stat := before.get(shard.path):
+            if state := before.get(shard.path):
                 keys = shard.keys.tobytes()
-                known = _Sound(stat.st_ino, stat.st_ctime_ns, digest_of(keys), shard.row_shape, shard.written_by)
+                known = _Sound(state.inode, state.changed_ns, digest_of(keys), shard.row_shape, shard.written_by)
                 text = f"{json.dumps(asdict(known))}\n{keys.decode('latin-1')}"
-                texts[shard.path] = (Stamp.of(stat), text)
+                texts[shard.path] = (state.stamp, text)
         self._memo.remember(self.KIND, texts, stamped)
 
     def forget(self, paths: Iterable[Path]) -> None:

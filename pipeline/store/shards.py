@@ -8,6 +8,7 @@ never writes to the disk here; and a shard that has its name is never opened for
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,11 +24,11 @@ from numpy.typing import NDArray
 from pipeline.config import FeatureSpec
 from pipeline.data import KEY_DTYPE, in_order
 from pipeline.errors import ConfigError, StoreError
-from pipeline.store.shard import Shard, SoundShards, shard_bytes, verified
+from pipeline.store.shard import Shard, SoundShards, shard_bytes, states, verified
 from pipeline.util import log
-from pipeline.util.files import decoded, mark_folder, publish_checked, published, read_json, write_json
+from pipeline.util.checked import here, publish_checked
+from pipeline.util.files import decoded, is_remote, mark_folder, matching, published, read_json, write_json
 from pipeline.util.machine import cpu_count
-from pipeline.util.memo import stats
 
 DAMAGED_SUFFIX = ".damaged"
 FEW = 8  # keys that are sooner compared with each stored one than each stored one is looked up among them
@@ -97,7 +98,7 @@ class FeatureStore:
         known |= self._sound.recall(path for path in paths if path not in known)
         self.shards = [known[path] for path in paths if path in known]
         unknown = [path for path in paths if path not in known]
-        stamped, before = time.time_ns(), stats(unknown)
+        stamped, before = time.time_ns(), states(unknown)
         fresh: list[Shard] = []
         for path, found in self._verified(unknown):
             if isinstance(found, Shard):
@@ -107,7 +108,7 @@ class FeatureStore:
                 if set_aside:
                     # Another process may have been faster, or the cache is one that can only be read.
                     with suppress(OSError):
-                        path.replace(path.with_name(path.name + DAMAGED_SUFFIX))
+                        path.rename(path.with_name(path.name + DAMAGED_SUFFIX))
         self._sound.remember(fresh, before, stamped)
         # In the same order whatever is remembered, so that of a row that lies in several shards the same one is read.
         self.shards = sorted([*self.shards, *fresh], key=lambda shard: shard.path)
@@ -120,7 +121,7 @@ class FeatureStore:
         return damaged
 
     def _paths(self) -> list[Path]:
-        return sorted((self.folder / "shards").glob("*.h5"))
+        return matching(self.folder / "shards", "*.h5")
 
     def _verified(self, paths: Sequence[Path]) -> list[tuple[Path, Shard | str]]:
         with ThreadPoolExecutor(cpu_count()) as pool:
@@ -214,11 +215,11 @@ class FeatureStore:
     def _read_shard(self, number: int, rows: slice) -> NDArray[np.floating]:
         path = self.shards[number].path
         try:
-            with h5py.File(path, "r") as file:
+            with h5py.File(here(path), "r") as file:
                 features: NDArray[np.floating] = file["features"][rows]
             if len(features) < rows.stop - rows.start:
                 raise ValueError(f"it has no row {rows.stop - 1}")
-        except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:  # h5py raises all of them
+        except (OSError, KeyError, RuntimeError, TypeError, ValueError, StoreError) as error:  # h5py raises all of them
             self._sound.forget([path])
             raise StoreError(f"{path} can't be read: {error}; run tlpipe extract again") from error
         return features
@@ -246,14 +247,14 @@ class FeatureStore:
         self.shards.append(shard)
         return shard
 
-    def free_space(self) -> int:
-        """Bytes that are free where the shards go.
+    def free_space(self) -> float:
+        """Bytes that are free where the shards go; at an address nothing tells, and none is the limit.
 
         Raises:
             StoreError: If nothing can be written there.
         """
         self._write_spec()
-        return shutil.disk_usage(self.folder).free
+        return math.inf if is_remote(self.folder) else shutil.disk_usage(self.folder).free
 
     def _write_spec(self) -> None:
         """Say in a readable file what these features are."""
@@ -297,7 +298,7 @@ class FeatureStore:
 def stores(cache: Path) -> list[FeatureStore]:
     """All feature stores of a cache whose spec can be read, not opened yet."""
     found = []
-    for path in sorted((cache / "features").glob("*/spec.json")):
+    for path in matching(cache / "features", "*/spec.json"):
         try:
             store = FeatureStore(cache, decoded(FeatureSpec, read_json(path)))
         except (OSError, ValueError, ConfigError) as error:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.errors import StoreError
-from pipeline.util.files import decoded, digest_of, read_json, write_json
+from pipeline.util.files import decoded, digest_of, matching, read_json, write_json
 
 FOLDER = "uses"
 
@@ -45,7 +45,7 @@ def uses(cache: Path) -> list[Use]:
         StoreError: If one can't be read: what it needs can't be told.
     """
     found = []
-    for path in sorted((cache / FOLDER).glob("*.json")):
+    for path in matching(cache / FOLDER, "*.json"):
         try:
             use = decoded(Use, read_json(path))
             Path(use.reports).is_dir()  # a name that no file system could hold is an error here

@@ -8,9 +8,10 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +41,11 @@ def _partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
 
 
+def is_remote(path: Path) -> bool:
+    """Whether a path lies at an address that fsspec opens, not on this machine."""
+    return not isinstance(path, Path)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Say in plain words that a disk is full or can't be written.
@@ -65,9 +71,16 @@ def writing(path: Path) -> Iterator[None]:
 def published(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes `path`, whole and on disk, only if the block succeeds.
 
+    At an address a file is put whole, which is there at once or not at all.
+
     Raises:
         StoreError: If the disk is full or can't be written; nothing is left behind.
     """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="tlpipe-") as folder:
+            yield (written := Path(folder) / path.name)
+            _put(written, path)
+        return
     partial = _partial_name(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +91,20 @@ def published(path: Path) -> Iterator[Path]:
             flush_to_disk(path.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _put(file: Path, path: Path) -> None:
+    """Put a file of this machine at an address.
+
+    Raises:
+        StoreError: In place of any error, of which each file system has its own kinds.
+    """
+    try:
+        path.fs.put_file(str(file), path.path)  # type: ignore[attr-defined]
+    except Exception as error:
+        raise StoreError(
+            f"{path} can't be written: {first_line(error)}; check the address, the account, and the network"
+        ) from error
 
 
 @contextmanager
@@ -160,57 +187,23 @@ def _has_field(path: Path, name: str) -> bool:
     return isinstance(value, dict) and name in value
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, or else what it is."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def digest_of(data: bytes | memoryview) -> str:
     """Digest by which a file's bytes are known: BLAKE2b (RFC 7693), 32 hexadecimal characters."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def _digest_of_file(path: Path) -> str:
+def digest_of_file(path: Path) -> str:
     """As `digest_of`, without holding the file."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while some := file.read(2**20):
             digest.update(some)
     return digest.hexdigest()
-
-
-def publish_checked(folder: Path, data: bytes | memoryview, suffix: str, prefix: str = "") -> Path:
-    """Publish bytes under a name that ends in their digest, so that `read_checked` can tell whether they are sound.
-
-    What is there already, and sound, is left as it is.
-
-    Raises:
-        StoreError: If the disk is full or can't be written, or gives back other bytes.
-    """
-    digest = digest_of(data)
-    path = folder / f"{prefix}{digest}{suffix}"
-    if is_sound(path):
-        return path
-    with published(path) as partial:
-        partial.write_bytes(data)
-        if _digest_of_file(partial) != digest:
-            raise StoreError(f"{path} reads otherwise than it was written; is the disk failing?")
-    return path
-
-
-def is_sound(path: Path) -> bool:
-    """Whether a file is there and holds what `publish_checked` wrote."""
-    try:
-        return path.stem.endswith(_digest_of_file(path))
-    except OSError:
-        return False
-
-
-def read_checked(path: Path) -> bytes | None:
-    """The bytes that `publish_checked` wrote; None if a single one has changed.
-
-    A parser must not see damaged bytes: HDF5 may hang or crash on them.
-
-    Raises:
-        OSError: If the file can't be read.
-    """
-    data = path.read_bytes()
-    return data if path.stem.endswith(digest_of(data)) else None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -244,6 +237,35 @@ def decoded(kind: type[T], value: Any) -> T:
     return msgspec.convert(value, kind)
 
 
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """What is called like a pattern in a folder, by name; nothing, if the folder isn't there.
+
+    Raises:
+        StoreError: If it lies at an address that can't be listed.
+    """
+    try:
+        return sorted(folder.glob(pattern))
+    except Exception as error:
+        if not is_remote(folder):
+            raise
+        raise StoreError(
+            f"{folder} can't be read: {first_line(error)}; check the address, the account, and the network"
+        ) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, on this machine or at an address; one that is gone is no error."""
+    if is_remote(path):
+        with suppress(FileNotFoundError):
+            path.fs.rm(path.path, recursive=True)  # type: ignore[attr-defined]
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def folder_size(folder: Path) -> int:
     """Bytes of all files below `folder`."""
+    if is_remote(folder):
+        return int(folder.fs.du(folder.path))  # type: ignore[attr-defined]
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Lock, get_ident
 
 from pipeline.errors import ConfigError
-from pipeline.util.files import digest_of, published
+from pipeline.util.files import digest_of, is_remote, published
 from pipeline.util.machine import cache_folder
 
 GIGABYTES = 50.0  # unless $TLPIPE_LOCAL_CACHE_GB says otherwise
@@ -29,6 +29,11 @@ def folder() -> Path:
     """Where local copies lie: $TLPIPE_LOCAL_CACHE, else below the folder that the platform keeps for caches."""
     named = os.environ.get("TLPIPE_LOCAL_CACHE")
     return Path(named).expanduser() if named else cache_folder() / "local"
+
+
+def own_part(cache: Path) -> Path:
+    """The folder of this machine for what a cache holds that no other machine needs: itself, unless at an address."""
+    return folder() / "own" / digest_of(str(cache).encode()) if is_remote(cache) else cache
 
 
 def most_bytes() -> float:
@@ -96,7 +101,7 @@ def keep(data: bytes, key: str) -> None:
 
 
 def _path(digest: str, suffix: str = "") -> Path:
-    return folder() / digest[:2] / f"{digest}{suffix}"
+    return folder() / "copies" / digest[:2] / f"{digest}{suffix}"
 
 
 def _used(path: Path) -> bool:
@@ -110,7 +115,7 @@ def _used(path: Path) -> bool:
 
 def _count(size: int) -> None:
     """Remove what was not used for longest, now and then, if there is more than may be."""
-    root, most = folder(), most_bytes()
+    root, most = folder() / "copies", most_bytes()
     with _lock:
         _written[root] = _written.get(root, most) + size
         if _written[root] < most / CHECKED:

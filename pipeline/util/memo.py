@@ -12,6 +12,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from pipeline.util.local_copies import own_part
+
 P = TypeVar("P", str, Path)
 
 # A file changed twice within one tick of the file system's clock looks unchanged, so young files are not remembered.
@@ -59,7 +61,7 @@ class Memo:
     """Remembers a text for (kind, file) in an SQLite file, which several processes may use at once."""
 
     def __init__(self, cache: Path) -> None:
-        self.path = cache / "memo.sqlite"
+        self.path = own_part(cache) / "memo.sqlite"
 
     def recall(self, kind: str, files: Mapping[P, Stamp]) -> dict[P, str]:
         """Texts of those files that have not changed since they were remembered."""

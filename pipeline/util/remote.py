@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import DataError, TlpipeError
-from pipeline.util.files import digest_of
+from pipeline.util.files import digest_of, first_line, is_remote
 from pipeline.util.local_copies import keep, kept, local_copy
 from pipeline.util.memo import Stamp
 
@@ -55,8 +55,12 @@ def is_address(text: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]+://", text) is not None
 
 
-def place(text: str) -> Path:
+def place(text: str, *, cached: bool = True) -> Path:
     """The path that a text means, on this machine or at an address.
+
+    Args:
+        text: What a user named.
+        cached: Whether lists of folders at an address may be kept.
 
     Raises:
         DataError: If it is an address of a kind that can't be opened here.
@@ -74,12 +78,17 @@ def place(text: str) -> Path:
             f"{text} can't be opened: {error}; pip install 'tlpipe[remote]' opens s3, gs, hf and https"
         ) from (error)
     with reaching(text):
-        return UPath(text.rstrip("/") or text, **_OPTIONS.get(protocol, {}))  # type: ignore[no-any-return]
+        options = _OPTIONS.get(protocol, {}) | ({} if cached else {"use_listings_cache": False})
+        return UPath(text if text.endswith("://") else text.rstrip("/"), **options)  # type: ignore[no-any-return]
 
 
-def is_remote(path: Path) -> bool:
-    """Whether a path of `place` lies at an address."""
-    return not isinstance(path, Path)
+def shared(text: str) -> Path:
+    """The folder of a cache that a text means; what others put there at an address is seen at once.
+
+    Raises:
+        DataError: If it is an address of a kind that can't be opened here.
+    """
+    return place(text, cached=False)
 
 
 def divided(address: str) -> tuple[str, str]:
@@ -104,9 +113,8 @@ def reaching(address: object) -> Iterator[None]:
     except TlpipeError:
         raise
     except Exception as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{address} can't be read: {cause}; check the address, the account that is used, and the network"
+            f"{address} can't be read: {first_line(error)}; check the address, the account, and the network"
         ) from error
 
 
@@ -247,8 +255,14 @@ class Held:
         """
         if not is_remote(self.path):
             return self.path
-        return local_copy(self._state, self._fetch, self.path.suffix)
+        return local_copy(self._state, lambda file: fetch(self.path, file), self.path.suffix)
 
-    def _fetch(self, file: Path) -> None:
-        with reaching(self.path):
-            self.path.fs.get_file(self.path.path, str(file))  # type: ignore[attr-defined]
+
+def fetch(path: Path, file: Path) -> None:
+    """Copy what lies at an address into a file of this machine.
+
+    Raises:
+        DataError: If it can't be read.
+    """
+    with reaching(path):
+        path.fs.get_file(path.path, str(file))  # type: ignore[attr-defined]

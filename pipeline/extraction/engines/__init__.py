@@ -22,6 +22,7 @@ from pipeline.extraction.engines.base import POLICIES, Engine, EngineChoice, cal
 from pipeline.extraction.engines.pictures import crops
 from pipeline.util import log, machine, runtime
 from pipeline.util.files import digest_of
+from pipeline.util.local_copies import own_part
 from pipeline.util.options import one_of
 
 __all__ = ["Engine", "EngineChoice", "OpenedBy", "call", "choose", "for_graph", "graph_folder", "judge", "open_engine"]
@@ -41,7 +42,7 @@ def graph_folder(cache: Path, spec: FeatureSpec) -> Path:
     """Where the converted graph of some features is kept: it depends on neither the resize nor the precision."""
     graph = (SPEC_VERSION, spec.backbone, spec.weights_digest, spec.endpoint, spec.pooling, *spec.image_size)
     libraries = (runtime.version("keras"), runtime.version("openvino"))
-    return cache / "graphs" / digest_of(repr((graph, libraries)).encode())
+    return own_part(cache) / "graphs" / digest_of(repr((graph, libraries)).encode())
 
 
 OpenedBy = Callable[[str], Network]

@@ -1,0 +1,210 @@
+"""A cache at an address: several machines put whole files there, and each reads them through copies of its own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FakeEngine
+
+from pipeline import commands
+from pipeline.commands import cache as care
+from pipeline.config import ExtractConfig, Folders, HeadConfig
+from pipeline.errors import ConfigError, StoreError
+from pipeline.store.records import records
+from pipeline.store.shards import FeatureStore
+from pipeline.util import local_copies, remote
+from pipeline.util.checked import here, publish_checked
+
+N = 120  # pictures of the fixture `pictures`
+
+
+@pytest.fixture
+def cache(bucket: Any) -> Path:
+    """A cache in the bucket."""
+    return remote.shared("s3://pictures/cache")
+
+
+@pytest.fixture
+def extracted(pictures: Path, cache: Path, fake_engine: FakeEngine) -> Any:
+    return commands.extract(ExtractConfig(str(pictures), views=1, augment="flip"), cache)
+
+
+def on_another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever this machine keeps for itself is not there."""
+    monkeypatch.setenv("TLPIPE_LOCAL_CACHE", str(tmp_path / "another machine"))
+
+
+def features_of(cache: Path, extracted: Any) -> np.ndarray:
+    store = FeatureStore(cache, extracted.record.spec)
+    assert store.open() == []
+    return store.read(np.unique(np.concatenate([shard.keys for shard in store.shards])))
+
+
+class TestIsAsOneOfThisMachine:
+    def test_same_features_and_record(
+        self, extracted: Any, pictures: Path, cache: Path, tmp_path: Path, fake_engine: FakeEngine
+    ) -> None:
+        here_too = commands.extract(ExtractConfig(str(pictures), views=1, augment="flip"), tmp_path / "cache")
+        assert extracted.record.id == here_too.record.id and extracted.n_computed == here_too.n_computed
+        np.testing.assert_array_equal(features_of(cache, extracted), features_of(tmp_path / "cache", here_too))
+
+    def test_another_machine_computes_nothing_again(
+        self, extracted: Any, pictures: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = features_of(cache, extracted)
+        on_another_machine(monkeypatch, tmp_path)
+        again = commands.extract(ExtractConfig(str(pictures), views=1, augment="flip"), cache)
+        assert again.n_computed == 0 and again.record.id == extracted.record.id
+        np.testing.assert_array_equal(features_of(cache, extracted), expected)
+
+    def test_heads_are_trained_and_asked(
+        self, extracted: Any, pictures: Path, cache: Path, reports: Path, tmp_path: Path, fake_engine: FakeEngine
+    ) -> None:
+        run = commands.train_head(HeadConfig("logreg"), cache, reports)
+        commands.extract(ExtractConfig(str(pictures), views=1, augment="flip"), tmp_path / "cache")
+        same = commands.train_head(HeadConfig("logreg"), tmp_path / "cache", tmp_path / "other reports")
+        assert run.metrics == same.metrics
+        pages = commands.report([], cache, reports).pages
+        assert pages
+
+    def test_parts_on_several_machines(
+        self, pictures: Path, cache: Path, tmp_path: Path, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from pipeline.config import ExtractOptions
+
+        config = ExtractConfig(str(pictures))
+        computed = 0
+        for number in (1, 2, 3):
+            monkeypatch.setenv("TLPIPE_LOCAL_CACHE", str(tmp_path / f"machine {number}"))
+            computed += commands.extract(config, cache, ExtractOptions(part=f"{number}/3")).n_computed
+        on_another_machine(monkeypatch, tmp_path)
+        last = commands.extract(config, cache)
+        assert computed == N and last.n_computed == 0
+
+    def test_the_memo_and_graphs_are_not_shared(self, extracted: Any, cache: Path, bucket: Any) -> None:
+        names = bucket.find("pictures/cache")
+        assert names
+        assert not [name for name in names if "memo" in name or "graphs" in name or "partial" in name]
+
+
+class TestCare:
+    def test_ls_and_verify(self, extracted: Any, cache: Path) -> None:
+        (row,) = care.ls(cache, writers=True)
+        assert row["features_id"] == extracted.record.id and row["images"] == N and row["bytes"] > 0
+        found = care.verify(cache)
+        assert found.n_files >= 3 and found.damaged == []
+
+    def test_a_damaged_shard_is_computed_again(
+        self,
+        extracted: Any,
+        pictures: Path,
+        cache: Path,
+        bucket: Any,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        expected = features_of(cache, extracted)
+        (path,) = list((cache / "features").glob("*/shards/*.h5"))
+        data = bytearray(bucket.cat_file(path.path))
+        data[len(data) // 2] ^= 1
+        bucket.pipe_file(path.path, bytes(data))
+        on_another_machine(monkeypatch, tmp_path)
+        assert len(care.verify(cache).damaged) == 1
+        again = commands.extract(ExtractConfig(str(pictures), views=1, augment="flip"), cache)
+        assert again.n_computed == extracted.n_computed
+        np.testing.assert_array_equal(features_of(cache, extracted), expected)
+        assert [str(item.path) for item in care.gc(cache, tmp_path / "reports").found] == [f"{path}.damaged"]
+
+    def test_a_copy_that_was_damaged_here_is_fetched_again(self, extracted: Any, cache: Path, bucket: Any) -> None:
+        expected = features_of(cache, extracted)
+        (path,) = list((cache / "features").glob("*/shards/*.h5"))
+        copy = here(path)
+        copy.write_bytes(b"\0" * (copy.stat().st_size - 1))
+        np.testing.assert_array_equal(features_of(cache, extracted), expected)
+        assert bucket.cat_file(path.path) == here(path).read_bytes()
+
+    def test_gc_removes_what_nothing_needs(
+        self, extracted: Any, pictures: Path, cache: Path, bucket: Any, reports: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (pictures / "dark" / "0.png").unlink()
+        commands.extract(ExtractConfig(str(pictures), views=1, augment="flip"), cache)
+        module = __import__("importlib").import_module("pipeline.commands.cache")
+        monkeypatch.setattr(module, "ABANDONED", -100.0)
+        found = care.gc(cache, reports, delete=True)
+        assert {item.path.parent.name for item in found.found} == {"tables", "datasets"}
+        assert all(item.size > 0 for item in found.found)
+        assert not any(bucket.exists(item.path.path) for item in found.found)
+        assert len(records(cache)) == 1
+        assert features_of(cache, extracted).shape[0] > 0
+
+    def test_export(self, extracted: Any, cache: Path, tmp_path: Path) -> None:
+        care.export(cache, None, tmp_path / "all.npz")
+        with np.load(tmp_path / "all.npz") as file:
+            assert len(file["features"]) == len(file["labels"]) > N
+
+
+class TestTrouble:
+    def test_every_seventh_request_fails(
+        self, pictures: Path, cache: Path, fake_engine: FakeEngine, server: Any, reports: Path
+    ) -> None:
+        server.fails = lambda number, method, address: number % 7 == 0
+        result = commands.extract(ExtractConfig(str(pictures)), cache)
+        assert result.n_computed == N
+        assert commands.train_head(HeadConfig("centroid"), cache, reports).metrics
+        assert care.verify(cache).damaged == []
+
+    def test_what_can_not_be_put_is_an_error_and_nothing_half_is_there(
+        self,
+        pictures: Path,
+        cache: Path,
+        fake_engine: FakeEngine,
+        server: Any,
+        bucket: Any,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        type(bucket).clear_instance_cache()
+        cache = remote.shared(str(cache))
+        server.fails = lambda number, method, address: method == "PUT" and address.partition("?")[0].endswith(".h5")
+        with pytest.raises(StoreError, match=r"s3://pictures/cache/\S+\.h5 can't be written: .*check the address"):
+            commands.extract(ExtractConfig(str(pictures)), cache)
+        server.calm()
+        assert not [name for name in bucket.find("pictures/cache") if name.endswith(".h5")]
+        assert commands.extract(ExtractConfig(str(pictures)), cache).n_computed == N
+
+    def test_little_room_for_copies(
+        self, pictures: Path, cache: Path, fake_engine: FakeEngine, reports: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pass_ = __import__("importlib").import_module("pipeline.extraction.pass_")
+        monkeypatch.setattr(pass_, "SHARD_ROWS", 16)
+        monkeypatch.setenv("TLPIPE_LOCAL_CACHE_GB", "0.00002")  # 20,000 bytes: a few shards
+        result = commands.extract(ExtractConfig(str(pictures)), cache)
+        assert result.n_computed == N
+        features = features_of(cache, result)
+        copies = list((local_copies.folder() / "copies").rglob("*.h5"))
+        shards = list((cache / "features").glob("*/shards/*.h5"))
+        assert len(features) == N and len(copies) < len(shards)
+        assert sum(path.stat().st_size for path in copies) < 2 * 20_000
+        assert commands.train_head(HeadConfig("logreg"), cache, reports).metrics
+
+    def test_no_bucket(self, bucket: Any, pictures: Path, fake_engine: FakeEngine) -> None:
+        with pytest.raises(StoreError, match="s3://nowhere/cache/.* can't be .*: .*bucket.*check the address"):
+            commands.extract(ExtractConfig(str(pictures)), remote.shared("s3://nowhere/cache"))
+
+    def test_runs_are_kept_on_this_machine(self) -> None:
+        from pipeline.util.options import made
+
+        with pytest.raises(ConfigError, match="runs are kept on this machine"):
+            made(Folders, {"reports": "s3://pictures/reports"})
+
+    def test_what_is_published_twice_is_put_once(self, cache: Path, server: Any) -> None:
+        first = publish_checked(cache / "some", b"data", ".h5")
+        server.calm()
+        assert publish_checked(cache / "some", b"data", ".h5") == first
+        assert not [address for method, address in server.asked if method == "PUT"]
+        shutil.rmtree(local_copies.folder())
+        assert here(first).read_bytes() == b"data"
