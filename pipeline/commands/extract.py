@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ from pipeline.backbones import is_path
 from pipeline.config import ExtractConfig, ExtractOptions
 from pipeline.data import Dataset, Opened, open_dataset, shortened, split_again
 from pipeline.data.dataset import among
+from pipeline.data.source import ImageSource
 from pipeline.errors import ConfigError, DataError, QuarantineError
+from pipeline.extraction import cluster
 from pipeline.extraction.engines import EngineChoice
+from pipeline.extraction.pass_ import PassReport, Row
 from pipeline.extraction.plan import Done, Plan, backbone_for, complete, plan_for, warn_unreadable
 from pipeline.store.records import (
     TableRecord,
@@ -108,10 +111,11 @@ def extract(
     of_data = records_of_data(cache, config.data)
     config = _as_before(config, of_data, cache, again=options.again)
     # What is wrong with the options is said before the data is read.
+    cluster.check_on(options.on)
     pretrained = backbone_for(config, cache)
     alike = _split_alike(config, of_data)
     opened = open_dataset(
-        config.data,
+        place_of(config.data) if options.on else config.data,  # machines of a cluster stand elsewhere
         config.splits,
         columns=config.columns,
         known=lambda: splits_of(cache, alike) if alike else None,
@@ -130,7 +134,10 @@ def extract(
     if options.part is not None:
         opened = _part_of(opened, options.part)
         dataset = opened.dataset
-    done = complete(plan, dataset.keys, dataset.locations, opened.source, options.batch_size, options.workers)
+    elsewhere = _elsewhere(config, options, plan, opened.source) if options.on else None
+    done = complete(
+        plan, dataset.keys, dataset.locations, opened.source, options.batch_size, options.workers, elsewhere
+    )
     unreadable = _unreadable(opened, done.refused)
     _check_readable(opened, done.refused, unreadable, options)
     if options.part is None:
@@ -152,6 +159,17 @@ def extract(
         choice=plan.choice,
         seconds={**seconds, "total": time.perf_counter() - start},
         images_per_second=report.images_per_second,
+    )
+
+
+def _elsewhere(
+    config: ExtractConfig, options: ExtractOptions, plan: Plan, source: ImageSource
+) -> Callable[[list[Row]], PassReport]:
+    """What computes rows on a cluster."""
+    opened = cluster.opener(_with_whole_paths(config), plan, place_of(str(plan.cache)), options.batch_size)
+    use_gpu = plan.choice.engine != "openvino"
+    return lambda rows: cluster.compute(
+        options.on or cluster.ON, opened, source, rows, use_gpu=use_gpu, workers=options.workers
     )
 
 
@@ -247,12 +265,7 @@ def _without_parted_duplicates(opened: Opened, config: ExtractConfig, alike: Tab
 
 
 def _record(plan: Plan, opened: Opened, config: ExtractConfig, dataset: Dataset, made_by: str) -> TableRecord:
-    config = replace(  # with whole paths
-        config,
-        data=place_of(config.data),
-        backbone=_absolute(config.backbone) if is_path(config.backbone) else config.backbone,
-        weights=config.weights if config.weights in ("imagenet", "random") else _absolute(config.weights),
-    )
+    config = _with_whole_paths(config)
     return TableRecord(
         id=table_id(dataset.name, plan.spec, dataset.id, config),
         created=now(),
@@ -262,6 +275,16 @@ def _record(plan: Plan, opened: Opened, config: ExtractConfig, dataset: Dataset,
         carved=opened.carved,
         config=config,
         made_by=made_by,
+    )
+
+
+def _with_whole_paths(config: ExtractConfig) -> ExtractConfig:
+    """The same options, wherever one stands."""
+    return replace(
+        config,
+        data=place_of(config.data),
+        backbone=_absolute(config.backbone) if is_path(config.backbone) else config.backbone,
+        weights=config.weights if config.weights in ("imagenet", "random") else _absolute(config.weights),
     )
 
 

@@ -173,13 +173,15 @@ class ExtractOptions:
     """How an extract is run; nothing of it changes a feature."""
 
     batch_size: int | None = option(None, "Images in a batch. [default: what did best]", bounds=COUNT)
-    workers: int | None = option(None, "Decoding threads. [default: one a processor]", bounds=COUNT)
+    workers: int | None = option(None, "Decoding threads. [default: what reads the data best]", bounds=COUNT)
     rehash: bool = option(False, "Read all files again, even if they look unchanged.")
     strict: bool = option(False, "Exit with 1 if images can't be read.")
     again: bool = option(False, "Take all options from the newest extract of the same data.")
     part: str | None = option(
         None, "Compute one of so many parts, such as 3/16, by image key; an extract without it then ends the work."
     )
+
+    on: str | None = option(None, "Where to compute: ray, or a cluster ray://host:10001. [default: this machine]")
 
     def __post_init__(self) -> None:
         check(self)

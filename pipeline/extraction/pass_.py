@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,6 +100,7 @@ def compute(
     *,
     workers: int | None = None,
     written_by: Mapping[str, str] | None = None,
+    wish: Stopping | None = None,
 ) -> PassReport:
     """Compute rows of features and store them.
 
@@ -111,6 +113,7 @@ def compute(
         engine: What computes.
         workers: Decoding threads; by default as many as read the source best.
         written_by: What the shards say of what computed them.
+        wish: Where somebody else says that it shall end early, which is no error; by default Ctrl-C and SIGTERM do.
 
     Raises:
         StoreError: If the disk is full; what was published stays.
@@ -122,7 +125,7 @@ def compute(
     shard = _ShardWriter(store, engine, len(rows), written_by or {})
     shard.check_space()
     order: deque[list[Row]] = deque()
-    with stopping() as stop, progress("Extracting", len(rows)) as advance:
+    with nullcontext(wish) if wish else stopping() as stop, progress("Extracting", len(rows)) as advance:
         decoded = _decoded(source, rows, config, augment, engine.batch_size, workers or source.workers)
         batches = _fed(decoded, order, report, stop)
         start = time.perf_counter()
@@ -143,7 +146,7 @@ def compute(
         report.write += time.perf_counter() - before
         report.n_computed = shard.n_published
         report.compute = time.perf_counter() - start - report.read - report.write
-    if stop.signal is not None:
+    if stop.signal is not None and not wish:
         raise StoppedError(
             f"Stopped; {report.n_computed:,} of {len(rows):,} are computed and kept. "
             "The same command again goes on from there.",

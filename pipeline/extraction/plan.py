@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -172,6 +172,7 @@ def complete(
     source: ImageSource,
     batch_size: int | None = None,
     workers: int | None = None,
+    elsewhere: Callable[[list[Row]], PassReport] | None = None,
 ) -> Done:
     """Compute what the store lacks of some images.
 
@@ -182,6 +183,7 @@ def complete(
         source: The images, in this order.
         batch_size: Images in a batch; changes no feature.
         workers: Decoding threads.
+        elsewhere: Computes rows on other machines and stores them; by default they are computed here.
 
     Raises:
         StoreError: If the disk is full; what was published stays.
@@ -201,11 +203,13 @@ def complete(
         return Done(plan, PassReport(), refused, n_wanted, time.perf_counter())
     by = f"{plan.choice.engine} in {plan.choice.precision}"
     log.info("%s of %s to compute with %s", f"{len(rows):,}", counted(n_wanted, "row"), by)
-    engine = plan.engine(batch_size)
-    started = time.perf_counter()
-    report = pass_.compute(
-        store, source, rows, plan.images, plan.augment, engine, workers=workers, written_by=plan.written_by()
-    )
+    if elsewhere:
+        started, report = time.perf_counter(), elsewhere(rows)
+    else:
+        engine, started = plan.engine(batch_size), time.perf_counter()
+        report = pass_.compute(
+            store, source, rows, plan.images, plan.augment, engine, workers=workers, written_by=plan.written_by()
+        )
     refused |= {key: str(error) for key, (_, error) in report.unreadable.items()}
     store.refresh()
     return Done(plan, report, refused, n_wanted, started)

@@ -1,0 +1,257 @@
+"""The pass on a Ray cluster: the same features as on one machine, whoever dies."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FakeEngine, rows_of
+
+from pipeline import commands
+from pipeline.config import ExtractConfig, ExtractOptions, FeatureSpec, ImageConfig
+from pipeline.data import ArraySource
+from pipeline.errors import ConfigError, EngineError, ImageError, StoppedError, StoreError
+from pipeline.extraction import cluster, pass_
+from pipeline.extraction.cluster import Opened, Versions
+from pipeline.extraction.pass_ import Row
+from pipeline.store.shards import FeatureStore
+
+ray = pytest.importorskip("ray")
+
+N = 90
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster_of_two() -> Iterator[None]:
+    """A cluster of two processors on this machine, for all tests here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        ray.cloudpickle.register_pickle_by_value(sys.modules["conftest"])
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (N, 32, 32, 3), np.uint8)
+
+
+def opener(store: FeatureStore, config: ImageConfig, before: Callable[[], None] = lambda: None) -> Opened:
+    """What opens a fake engine; `before` is called on the node, before a block is computed."""
+
+    class Engine(FakeEngine):
+        def stream(self, batches: Any) -> Any:
+            before()
+            return super().stream(batches)
+
+    def opened() -> Any:
+        plan = SimpleNamespace(store=store, images=config, augment=None, written_by=lambda: {"engine": "fake"})
+        return plan, Engine()
+
+    return opened
+
+
+def compute(store: FeatureStore, config: ImageConfig, images: np.ndarray, **more: Any) -> pass_.PassReport:
+    source, rows = rows_of(images)
+    return cluster.compute("ray", opener(store, config, **more), source, rows, cpus=1)
+
+
+def expected(images: np.ndarray, spec: FeatureSpec, config: ImageConfig, folder: Path) -> np.ndarray:
+    store = FeatureStore(folder, spec)
+    source, rows = rows_of(images)
+    pass_.compute(store, source, rows, config, None, FakeEngine())
+    return store.read(np.array([row.key for row in rows], "S32"))
+
+
+def stored(store: FeatureStore, images: np.ndarray) -> np.ndarray:
+    _, rows = rows_of(images)
+    assert store.open() == []
+    return store.read(np.array([row.key for row in rows], "S32"))
+
+
+def test_the_same_features(
+    store: FeatureStore, config: ImageConfig, images: np.ndarray, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    report = compute(store, config, images)
+    assert report.n_computed == N and report.unreadable == {}
+    np.testing.assert_array_equal(stored(store, images), expected(images, spec, config, tmp_path / "here"))
+
+
+def test_several_actors_take_blocks_in_turn(store: FeatureStore, config: ImageConfig, images: np.ndarray) -> None:
+    def note() -> None:
+        time.sleep(0.3)
+        (Path(str(store.cache)) / f"by {os.getpid()}").touch()
+
+    store.cache.mkdir(exist_ok=True)
+    compute(store, config, images, before=note)
+    assert len(list(store.cache.glob("by *"))) == 2
+
+
+def test_what_can_not_be_read_is_told_and_quarantined(
+    store: FeatureStore, config: ImageConfig, images: np.ndarray
+) -> None:
+    class Torn(ArraySource):
+        def read(self, index: int) -> Any:
+            if index == 7:
+                raise ImageError("torn")
+            return super().read(index)
+
+    source, rows = rows_of(images)
+    report = cluster.compute("ray", opener(store, config), Torn(source.parts), rows, cpus=1)
+    assert report.n_computed == N - 1
+    ((key, (location, error)),) = report.unreadable.items()
+    assert key == rows[7].key and str(error) == "torn" and location == rows[7].location
+    assert set(store.quarantined()) == {rows[7].key}
+
+
+def test_a_node_that_dies_costs_its_block_alone(
+    store: FeatureStore, config: ImageConfig, images: np.ndarray, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+
+    def die() -> None:
+        if len(list(deaths.iterdir())) < 2:
+            (deaths / str(os.getpid())).touch()
+            os._exit(1)
+
+    report = compute(store, config, images, before=die)
+    assert len(list(deaths.iterdir())) == 2
+    assert report.n_computed == N
+    np.testing.assert_array_equal(stored(store, images), expected(images, spec, config, tmp_path / "here"))
+
+
+@pytest.mark.slow
+def test_a_block_that_always_kills_is_an_error(store: FeatureStore, config: ImageConfig, images: np.ndarray) -> None:
+    with pytest.raises(EngineError, match="died 4 times over one block"):
+        compute(store, config, images, before=lambda: os._exit(1))
+
+
+def test_errors_there_are_errors_here(store: FeatureStore, config: ImageConfig, images: np.ndarray) -> None:
+    def full() -> None:
+        raise StoreError("No space is left")
+
+    def broken() -> None:
+        raise RuntimeError("odd\nand long")
+
+    with pytest.raises(StoreError, match="^No space is left$"):
+        compute(store, config, images, before=full)
+    with pytest.raises(EngineError, match="A node of the cluster failed: odd; it needs tlpipe"):
+        compute(store, config, images, before=broken)
+
+
+def test_stopped(store: FeatureStore, config: ImageConfig, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wish:
+        """Ctrl-C after a second."""
+
+        def __init__(self) -> None:
+            self.end = time.monotonic() + 3.0
+
+        @property
+        def signal(self) -> int | None:
+            return 2 if time.monotonic() > self.end else None
+
+    class Stopping:
+        def __enter__(self) -> Wish:
+            return Wish()
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(cluster, "stopping", Stopping)
+    with pytest.raises(StoppedError, match=rf"Stopped; ([\d,]+) of {N} are computed and kept"):
+        compute(store, config, images, before=lambda: time.sleep(1.0))
+    store.open()
+    assert 0 < len(store) < N
+
+
+def test_other_versions_are_refused(
+    store: FeatureStore, config: ImageConfig, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Versions, "here", classmethod(lambda cls: cls("0.0.1", "3.9")))
+    with pytest.raises(
+        EngineError, match=r"has tlpipe \S+ on Python 3\.\d+, this machine tlpipe 0\.0\.1 on Python 3\.9"
+    ):
+        compute(store, config, images)
+
+
+def test_blocks_are_made_as_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    class Actor:
+        versions = SimpleNamespace(remote=lambda: (Versions.here(), object()))
+        stop = SimpleNamespace(remote=lambda: None)
+
+    ray_ = SimpleNamespace(
+        wait=lambda asked, timeout: (asked[:1], asked[1:]),
+        get=lambda asked: answers.get(asked, asked[0]),
+        kill=lambda actor: None,
+        exceptions=ray.exceptions,
+    )
+
+    def blocks() -> Iterator[list[Row]]:
+        for number in range(5000):
+            made.append(number)
+            yield [Row(b"", b"", 0, number, "")]
+
+    answers: dict[Any, cluster.Computed] = {}
+    ahead = n_asked = 0
+
+    def ask(actor: Any, rows: list[Row]) -> Any:
+        nonlocal ahead, n_asked
+        n_asked += 1
+        ahead = max(ahead, len(made) - n_asked)
+        answers[name := ("block", n_asked)] = cluster.Computed("node", pass_.PassReport(n_computed=len(rows)))
+        return name
+
+    report = cluster._Pool(ray_, Actor, 4, 4).run(ask, blocks(), 5000)
+    assert report.n_computed == 5000
+    assert ahead <= 1
+
+
+@pytest.mark.parametrize("on", ["dask", "ray:/host", "host:10001", ""])
+def test_what_is_no_cluster(on: str) -> None:
+    with pytest.raises(ConfigError, match="--on is"):
+        cluster.check_on(on)
+
+
+def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'tlpipe\[ray\]'"):
+        cluster.check_on("ray")
+
+
+def test_a_cluster_that_can_not_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise ConnectionError("Could not reach it\nat all")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(
+        EngineError, match="The Ray cluster ray://host:1 can't be reached: Could not reach it; .*ray status"
+    ):
+        cluster.connected("ray://host:1")
+
+
+@pytest.mark.slow
+def test_extract_with_a_real_network(pictures: Path, tmp_path: Path) -> None:
+    config = ExtractConfig(str(pictures), backbone="mobilenet025", weights="random", image_size=(32, 32))
+    here = commands.extract(config, tmp_path / "here")
+    there = commands.extract(config, tmp_path / "there", ExtractOptions(on="ray"))
+    assert there.n_computed == here.n_computed == 120
+    assert there.record.spec == here.record.spec and there.record.dataset == here.record.dataset
+    stores = [FeatureStore(tmp_path / name, here.record.spec) for name in ("here", "there")]
+    for store in stores:
+        store.open()
+    keys = np.unique(np.concatenate([shard.keys for shard in stores[0].shards]))
+    np.testing.assert_array_equal(stores[0].read(keys), stores[1].read(keys))
+    assert commands.extract(config, tmp_path / "there").n_computed == 0
