@@ -147,6 +147,8 @@ class FakePretrained:
     row: Backbone = BACKBONES["densenet121"]
     image_size: tuple[int, int] = (32, 32)
     seed: int = 0
+    resize: str = "stretch"
+    interpolation: str = "bicubic"
 
     def digest(self) -> str:
         return "0" * 32

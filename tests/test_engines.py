@@ -282,7 +282,7 @@ class TestVerdict:
         assert found["openvino", "float32"]["error"] == "the driver is broken"
         assert not found["openvino", "float32"]["holds"]
         assert found["tensorflow", "float32"]["holds"]
-        monkeypatch.setattr("pipeline.commands.doctor.open_backbone", broken)
+        monkeypatch.setattr("pipeline.commands.doctor.open_keras", broken)
         assert {one["error"] for one in examine(tmp_path, tmp_path)["verdicts"]} == {"the driver is broken"}
 
     def test_the_doctor_tells(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

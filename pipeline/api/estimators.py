@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,16 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     The network is compiled once, when it is first needed, and stays so; a copy or a pickle begins without it.
 
     Args:
-        backbone: A name from `tlpipe backbones`, or a `.keras` file.
+        backbone: A name from `tlpipe backbones`, or a `.keras` or `.onnx` file.
         weights: "imagenet", "random", or a file.
         image_size: Pixels, or (height, width); None for the backbone's own.
         endpoint: Block or layer, several joined by "+"; None for the last feature map.
-        pooling: "avg" or "max" over height and width.
-        resize: "stretch", "pad" or "crop".
-        interpolation: "bicubic", "bilinear", "nearest" or "lanczos".
-        engine: "auto", "tensorflow", "openvino" or "jax".
+        pooling: "avg" or "max" over height and width, or the tokens of patches; "cls" or "cls+avg".
+        resize: "stretch", "pad" or "crop"; None for the backbone's own, which mostly is "stretch".
+        interpolation: "bicubic", "bilinear", "nearest" or "lanczos"; None for the backbone's own, mostly "bicubic".
+        mean: Of RGB as shares of white, which an ONNX file expects to be taken away.
+        std: Likewise, the standard deviation.
+        engine: "auto", "tensorflow", "openvino", "jax" or "onnxruntime".
         precision: "auto", "float32", "bfloat16", "float16" or "int8".
         cache: Folder where features are kept; "auto" for that of the commands; None to keep none.
         random_state: Seed of random weights.
@@ -75,8 +78,10 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     image_size: int | tuple[int, int] | None = None
     endpoint: str | None = None
     pooling: str = ExtractConfig.pooling
-    resize: str = ExtractConfig.resize
-    interpolation: str = ExtractConfig.interpolation
+    resize: str | None = ExtractConfig.resize
+    interpolation: str | None = ExtractConfig.interpolation
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
     engine: str = ExtractConfig.engine
     precision: str = ExtractConfig.precision
     cache: str | Path | None = USUAL

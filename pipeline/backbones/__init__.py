@@ -2,25 +2,42 @@
 
 from pipeline.backbones.build import first_line
 from pipeline.backbones.catalogue import BACKBONES, Backbone, get_backbone
-from pipeline.backbones.graph import apply, cuts, nodes, tensor_of
+from pipeline.backbones.graph import apply, cuts, nodes, tensor_of, weights_digest
 from pipeline.backbones.network import Network, Unfrozen
-from pipeline.backbones.weights import Pretrained, find_imagenet, is_path, keras_file, open_backbone, weights_digest
+from pipeline.backbones.onnx_file import OnnxFile, OnnxGraph, OnnxNetwork, is_onnx
+from pipeline.backbones.weights import (
+    Pretrained,
+    check_keras,
+    find_imagenet,
+    is_path,
+    keras_file,
+    open_backbone,
+    open_keras,
+    whole_name,
+)
 
 __all__ = [
     "BACKBONES",
     "Backbone",
     "Network",
+    "OnnxFile",
+    "OnnxGraph",
+    "OnnxNetwork",
     "Pretrained",
     "Unfrozen",
     "apply",
+    "check_keras",
     "cuts",
     "find_imagenet",
     "first_line",
     "get_backbone",
+    "is_onnx",
     "is_path",
     "keras_file",
     "nodes",
     "open_backbone",
+    "open_keras",
     "tensor_of",
     "weights_digest",
+    "whole_name",
 ]

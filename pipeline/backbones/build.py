@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.backbones.catalogue import Backbone
+from pipeline.backbones.catalogue import Anatomy, Backbone
 from pipeline.backbones.graph import apply, tensor_of
 from pipeline.backbones.network import Network
+from pipeline.backbones.parts import hold_back_warnings, mend
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.util import runtime
 
@@ -39,7 +40,8 @@ def fresh_names() -> Iterator[None]:
 
 
 @contextmanager
-def _dtype_policy(policy: str) -> Iterator[None]:
+def dtype_policy(policy: str) -> Iterator[None]:
+    """Let layers that are made in the block have a policy."""
     keras = runtime.keras()
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
@@ -58,7 +60,7 @@ def build_network(row: Backbone, image_size: tuple[int, int], policy: str = "flo
         policy: Keras dtype policy: "float32", "mixed_float16" or "mixed_bfloat16".
     """
     keras = runtime.keras()
-    with fresh_names(), _dtype_policy(policy):
+    with fresh_names(), dtype_policy(policy):
         pixels = keras.Input((*image_size, 3), dtype="uint8", name="pixels")
         inside = _preprocess(row, pixels)
         function = getattr(keras.applications, row.function)
@@ -115,6 +117,7 @@ def load_network(path: Path, image_size: tuple[int, int], policy: str = "float32
         ConfigError: If it doesn't take images of this size.
     """
     keras = runtime.keras()
+    hold_back_warnings()
     try:
         loaded = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many kinds, for damaged files and for code it won't run
@@ -129,7 +132,8 @@ def load_network(path: Path, image_size: tuple[int, int], policy: str = "float32
             f"give --image-size {sides}"
         )
     _thaw(loaded)
-    with fresh_names(), _dtype_policy(policy):
+    mend(loaded)
+    with fresh_names(), dtype_policy(policy):
         pixels = keras.Input((*image_size, 3), dtype="uint8", name="pixels")
         takes_bytes = loaded.inputs[0].dtype == "uint8"  # such as a model that tlpipe fine-tuned
         inside = pixels if takes_bytes else keras.layers.Rescaling(1.0, name="preprocessing")(pixels)
@@ -138,7 +142,7 @@ def load_network(path: Path, image_size: tuple[int, int], policy: str = "float32
     return Network(model, None)
 
 
-def load_tuned(path: Path, row: Backbone | None, top: str, policy: str = "float32") -> Network:
+def load_tuned(path: Path, row: Anatomy | None, top: str, policy: str = "float32") -> Network:
     """Load the backbone inside a model that was fine-tuned, which takes uint8 images, without running code from it.
 
     Args:
@@ -151,9 +155,11 @@ def load_tuned(path: Path, row: Backbone | None, top: str, policy: str = "float3
         WeightsError: If it can't be loaded, or has no such layer.
     """
     keras = runtime.keras()
+    hold_back_warnings()
     try:
         loaded = keras.models.load_model(path, compile=False, safe_mode=True)
         _thaw(loaded)
+        mend(loaded)
         backbone = keras.Model(loaded.inputs[0], tensor_of(loaded, top), name="backbone")
         if policy != "float32":
             arrays, backbone = backbone.get_weights(), _under(backbone, policy)
@@ -162,6 +168,7 @@ def load_tuned(path: Path, row: Backbone | None, top: str, policy: str = "float3
         raise WeightsError(f"{path} has no layer {top!r}, so it is not the model of its run") from error
     except Exception as error:  # Keras raises many kinds, for damaged files and for code it won't run
         raise WeightsError(f"{path} can't be loaded as a Keras model: {first_line(error)}") from error
+    mend(backbone)
     return Network(backbone, row)
 
 

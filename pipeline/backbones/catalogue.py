@@ -41,32 +41,16 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Backbone:
-    """One row of the table.
+class Anatomy:
+    """A network whose blocks are known.
 
     Attributes:
-        name: Keras's function name in lower case, with the width multiplier as digits.
-        function: Keras's function.
-        arguments: Further arguments of that function.
-        native_size: Height and width of the images it was trained on, pixels.
-        least_size: Smallest height and width it takes, pixels.
-        preprocessing: What happens to RGB 0..255 first.
-        width: Channels of the last feature map.
+        name: Of the network.
         blocks: From the image upwards; the last one's output is the last feature map.
-        weights_file: Keras's name of the ImageNet weights without top.
-        weights_address: Where Keras fetches them.
     """
 
     name: str
-    function: str
-    arguments: dict[str, Any]
-    native_size: int
-    least_size: int
-    preprocessing: Preprocessing
-    width: int
     blocks: tuple[Block, ...]
-    weights_file: str
-    weights_address: str
 
     def block(self, name: str) -> Block | None:
         """The block of this name, None if there is none."""
@@ -76,6 +60,31 @@ class Backbone:
     def default_endpoint(self) -> str:
         """Name of the last block, whose output is the last feature map."""
         return self.blocks[-1].name
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone(Anatomy):
+    """One row of the table; its name is that of Keras's function in lower case, with the width multiplier as digits.
+
+    Attributes:
+        function: Keras's function.
+        arguments: Further arguments of that function.
+        native_size: Height and width of the images it was trained on, pixels.
+        least_size: Smallest height and width it takes, pixels.
+        preprocessing: What happens to RGB 0..255 first.
+        width: Channels of the last feature map.
+        weights_file: Keras's name of the ImageNet weights without top.
+        weights_address: Where Keras fetches them.
+    """
+
+    function: str
+    arguments: dict[str, Any]
+    native_size: int
+    least_size: int
+    preprocessing: Preprocessing
+    width: int
+    weights_file: str
+    weights_address: str
 
 
 def _efficientnet_blocks(n_blocks: int) -> tuple[Block, ...]:
@@ -181,7 +190,7 @@ def _row(
     address = weights if weights.startswith("https:") else BUCKET + weights
     file = address.rpartition("/")[2]
     name = function.lower() + digits
-    return Backbone(name, function, arguments, native_size, least_size, preprocessing, width, blocks, file, address)
+    return Backbone(name, blocks, function, arguments, native_size, least_size, preprocessing, width, file, address)
 
 
 BACKBONES: dict[str, Backbone] = {row.name: row for row in _rows()}

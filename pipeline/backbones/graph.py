@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pipeline.util import runtime
 
@@ -76,3 +79,12 @@ def cuts(model: keras.Model) -> list[str]:
             found.append(node.name)
         furthest = max(furthest, reach[position])
     return found
+
+
+def weights_digest(model: keras.Model) -> str:
+    """Digest of all weight arrays of a model, in its order: type, shape and bytes; 32 hexadecimal characters."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in model.get_weights():
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from pipeline.backbones.catalogue import Backbone, Block
+from pipeline.backbones.catalogue import Anatomy, Block
 from pipeline.backbones.graph import Node, cuts, nodes
+from pipeline.backbones.parts import prefix_tokens
 from pipeline.config import POOLINGS
 from pipeline.errors import EndpointError
 from pipeline.util import runtime
@@ -40,41 +41,63 @@ class Network:
 
     Attributes:
         model: The functional model.
-        row: Its row in the table; None for a model of one's own, which has layers but no blocks.
+        row: Its blocks; None for a model of one's own, which has layers alone.
     """
 
     model: keras.Model
-    row: Backbone | None
+    row: Anatomy | None
 
     def features(self, endpoint: str, pooling: str) -> keras.Model:
         """The part of the graph that computes features.
 
         Args:
             endpoint: Block or layer; several, joined by "+", are pooled each and concatenated.
-            pooling: "avg" or "max" over height and width, or "none".
+            pooling: "avg" or "max" over height and width or over the tokens of patches; "cls" for the class token, or
+                "cls+avg" for both side by side; or "none".
 
         Returns:
-            A model from uint8 [n, height, width, 3] to float32 [n, d], or [n, h, w, c] without pooling.
+            A model from uint8 [n, height, width, 3] to float32 [n, d], or [n, h, w, c] or [n, tokens, c] without
+            pooling.
 
         Raises:
-            EndpointError: If an endpoint is unknown, or several can't be joined.
+            EndpointError: If an endpoint is unknown, can't be pooled so, or several can't be joined.
         """
         keras = runtime.keras()
         one_of("--pooling", pooling, POOLINGS)
         parts = [self._tensor(name) for name in endpoint.split("+")]
         if len(parts) > 1 and pooling == "none":
             raise EndpointError(f"--endpoint {endpoint} joins several layers; that needs --pooling avg or max")
-        pool = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}.get(pooling)
-        if pool is not None:
-            # A layer without height and width, such as a dense one, is pooled already.
-            parts = [
-                pool(name=f"pooled_{number}")(part) if len(part.shape) == 4 else part
-                for number, part in enumerate(parts)
-            ]
+        if pooling != "none":
+            parts = [one for number, part in enumerate(parts) for one in self._pooled(part, pooling, endpoint, number)]
         joined = keras.layers.Concatenate(name="joined")(parts) if len(parts) > 1 else parts[0]
         if joined.dtype != "float32":
             joined = keras.layers.Activation("linear", dtype="float32", name="in_float32")(joined)
         return keras.Model(self.model.inputs[0], joined, name="features")
+
+    def _pooled(self, tensor: Any, pooling: str, endpoint: str, number: int) -> list[Any]:
+        """What pooling makes of the output of an endpoint: several tensors [n, d], if it is several kinds of it."""
+        layers, rank = runtime.keras().layers, len(tensor.shape)
+        prefix = prefix_tokens(self.model) if rank == 3 else None
+        if "cls" in pooling and not prefix:
+            raise EndpointError(
+                f"--pooling {pooling} needs a class token, and what {endpoint} gives has none; use avg or max"
+            )
+        found = []
+        for kind in pooling.split("+"):
+            name = f"pooled_{number}" if kind == pooling else f"pooled_{number}_{kind}"
+            if kind == "cls":
+                first = layers.Cropping1D((0, tensor.shape[1] - 1), name=f"class_token_{number}")(tensor)
+                found.append(layers.Flatten(name=name)(first))
+            elif rank == 4:
+                pool = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}[kind]
+                found.append(pool(name=name)(tensor))
+            elif prefix is not None:
+                pool = {"avg": layers.GlobalAveragePooling1D, "max": layers.GlobalMaxPooling1D}[kind]
+                patches = layers.Cropping1D((prefix, 0), name=f"patches_{number}")(tensor) if prefix else tensor
+                found.append(pool(name=name)(patches))
+            else:  # a layer without height and width, such as a dense one, is pooled already
+                found.append(tensor)
+        return found
 
     def last_map(self) -> str:
         """Name of the last layer with height and width; of the last layer if there is none."""
@@ -202,7 +225,7 @@ class Network:
         raise unknown_layer(self.row, option, name, [node.name for node in order])
 
 
-def unknown_layer(row: Backbone | None, option: str, name: str, layers: Sequence[str]) -> EndpointError:
+def unknown_layer(row: Anatomy | None, option: str, name: str, layers: Sequence[str]) -> EndpointError:
     """The error of a name that no block and no layer has.
 
     Args:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import re
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.backbones.build import build_network, check_image_size, first_line, load_network, load_tuned
-from pipeline.backbones.catalogue import BACKBONES, Backbone, get_backbone
+from pipeline.backbones.catalogue import BACKBONES, Anatomy, Backbone, Block, get_backbone
+from pipeline.backbones.graph import weights_digest
+from pipeline.backbones.hub import PREFIX, HubFacts, facts_of, folder_of, is_preset, load_preset
 from pipeline.backbones.network import Network, unknown_layer
+from pipeline.backbones.onnx_file import SUFFIX as ONNX_SUFFIX
+from pipeline.backbones.onnx_file import OnnxFile, is_onnx, open_onnx
+from pipeline.backbones.scaling import INTERPOLATION, RESIZE
 from pipeline.config import FeatureSpec
 from pipeline.errors import ConfigError, RunError, WeightsError
 from pipeline.util import runtime
@@ -69,15 +73,6 @@ def fetch_imagenet(row: Backbone) -> Path:
     return keras_file(row)
 
 
-def weights_digest(model: keras.Model) -> str:
-    """Digest of all weight arrays of a model, in its order: type, shape and bytes; 32 hexadecimal characters."""
-    digest = hashlib.blake2b(digest_size=16)
-    for array in model.get_weights():
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Let Keras draw the same weights each time, and put back the generators of Python and NumPy."""
@@ -96,21 +91,25 @@ class Pretrained:
 
     Attributes:
         name: Name in the table, or of a model file.
-        row: Row in the table; None for a model file.
+        row: Row in the table, or the blocks of a preset; None for a model file.
         source: The file of the weights or of the whole model; "random", or "imagenet" if that is still to be fetched.
         seed: Seed of random weights.
         image_size: (height, width), pixels.
         memo: Where the digest is remembered, so that features are found again without loading a network.
         tuned: Endpoint and highest layer of a fine-tuned backbone; None for others.
+        resize: How pictures are brought to the size, unless options say otherwise.
+        interpolation: How pixels are interpolated, unless options say otherwise.
     """
 
     name: str
-    row: Backbone | None
+    row: Anatomy | None
     source: Path | str
     seed: int
     image_size: tuple[int, int]
     memo: Memo | None = None
     tuned: tuple[str, str] | None = None
+    resize: str = RESIZE
+    interpolation: str = INTERPOLATION
     _networks: dict[str, Network] = field(default_factory=dict, repr=False)
 
     def digest(self) -> str:
@@ -189,7 +188,7 @@ class Pretrained:
         return f"layers of {self.name} in keras {runtime.version('keras')}"
 
     def _fetch(self) -> None:
-        if self.source == "imagenet" and self.row:
+        if self.source == "imagenet" and isinstance(self.row, Backbone):
             self.source = fetch_imagenet(self.row)
 
     def _load(self, policy: str) -> Network:
@@ -198,12 +197,53 @@ class Pretrained:
             return load_tuned(Path(self.source), self.row, self.tuned[1], policy)
         if self.row is None:
             return load_network(Path(self.source), self.image_size, policy)
+        if not isinstance(self.row, Backbone):
+            raise TypeError(f"{self.row.name} is no row of the table")
         if isinstance(self.source, str):
             with _seeded(self.seed):
                 return build_network(self.row, self.image_size, policy)
         network = build_network(self.row, self.image_size, policy)
         _load_file(network.model, self.source, self.name)
         return network
+
+
+@dataclass
+class HubPreset(Pretrained):
+    """A preset of KerasHub, in a folder.
+
+    Attributes:
+        facts: What is known of it.
+    """
+
+    facts: HubFacts = field(kw_only=True)
+
+    def digest(self) -> str:
+        """Digest of its weights, its configuration, and how it scales pixels."""
+        return self.facts.digest
+
+    def _layers_name(self) -> str:
+        return f"layers of the preset {self.facts.digest} in keras {runtime.version('keras')}"
+
+    def _load(self, policy: str) -> Network:
+        return load_preset(Path(self.source), self.image_size, policy).network
+
+
+def _open_preset(name: str, image_size: tuple[int, int] | None, memo: Memo | None) -> HubPreset:
+    """Open a preset of KerasHub, whose network is loaded only if what must be known of it isn't remembered."""
+    folder = folder_of(name, memo)
+    facts = facts_of(folder, image_size, memo)
+    plain = re.sub(r"[^\w.-]+", "_", name.removeprefix(PREFIX).rstrip("/").rpartition("/")[2]) or folder.name
+    return HubPreset(
+        plain,
+        Anatomy(plain, facts.blocks),
+        folder,
+        0,
+        facts.image_size,
+        memo,
+        resize=facts.resize,
+        interpolation=facts.interpolation,
+        facts=facts,
+    )
 
 
 def _load_file(model: keras.Model, path: Path, name: str) -> None:
@@ -224,7 +264,7 @@ def _load_file(model: keras.Model, path: Path, name: str) -> None:
 
 def is_path(name: str) -> bool:
     """Whether a backbone is a model file or a run folder, not a name in the table."""
-    return name.endswith(".keras") or os.sep in name
+    return name.endswith((".keras", ONNX_SUFFIX)) or os.sep in name
 
 
 def _open_tuned(folder: Path, image_size: tuple[int, int] | None, memo: Memo | None) -> Pretrained:
@@ -238,6 +278,7 @@ def _open_tuned(folder: Path, image_size: tuple[int, int] | None, memo: Memo | N
         about_model = value.get("payload") or {**value, **value["settings"]}  # the latter until version 0.1
         spec = decoded(FeatureSpec, about_model["specs"][0])
         endpoint, top = about_model["endpoint"], about_model["top"]
+        blocks = tuple(decoded(Block, one) for one in about_model.get("blocks", ()))
         if not isinstance(endpoint, str) or not isinstance(top, str) or not re.fullmatch(r"[\w.-]+", spec.backbone):
             raise TypeError("its endpoint, highest layer or backbone is no name")
     except OSError as error:
@@ -248,21 +289,30 @@ def _open_tuned(folder: Path, image_size: tuple[int, int] | None, memo: Memo | N
         raise ConfigError(f"{folder} takes images of {sides(spec.image_size)} pixels; leave --image-size out")
     if not path.is_file():
         raise RunError(f"{folder} has no {MODEL_FILE} any more; fine-tune again: {value.get('command')}")
-    row = BACKBONES.get(spec.backbone)
+    row = Anatomy(spec.backbone, blocks) if blocks else BACKBONES.get(spec.backbone)
     return Pretrained(spec.backbone, row, path, 0, spec.image_size, memo, (endpoint, top))
 
 
 def open_backbone(
-    name: str, weights: str, seed: int, image_size: tuple[int, int] | None, memo: Memo | None = None
-) -> Pretrained:
+    name: str,
+    weights: str,
+    seed: int,
+    image_size: tuple[int, int] | None,
+    memo: Memo | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Pretrained | OnnxFile:
     """Find a backbone and its weights; nothing heavy is loaded.
 
     Args:
-        name: Name in the table, the path of a `.keras` file, or the folder of a run of finetune.
+        name: Name in the table, `hub:` and a preset of KerasHub or a folder of one, the path of a `.keras` or `.onnx`
+            file, or the folder of a run of finetune.
         weights: "imagenet", "random", or a file (`.h5`, `.weights.h5` or `.keras`).
         seed: Seed of random weights.
         image_size: (height, width), pixels; None for the native size.
         memo: Where digests are remembered.
+        mean: Of RGB as shares of white, which an ONNX file expects to be taken away.
+        std: Likewise, the standard deviation.
 
     Raises:
         UnknownBackboneError: If there is no such backbone.
@@ -270,17 +320,23 @@ def open_backbone(
         WeightsError: If a file isn't there. ImageNet weights are fetched later, when they are needed.
         RunError: If the run can't be read, or none of finetune.
     """
-    if is_path(name):
+    if (mean is not None or std is not None) and not is_onnx(name):
+        raise ConfigError(f"--mean and --std are for ONNX files; {name} prepares pictures itself, leave them out")
+    if (preset := is_preset(name)) or is_path(name):
         if weights != "imagenet":
             raise ConfigError(f"--weights {weights} with --backbone {name}: a trained model brings its own weights")
+        if preset:
+            return _open_preset(name, image_size, memo)
         path = Path(name).expanduser()
         if path.is_dir():
             return _open_tuned(path, image_size, memo)
         if not path.is_file():
             raise WeightsError(
-                f"There is no model {name}; give a .keras file, the folder of a run of tlpipe finetune, or a name from "
-                "tlpipe backbones"
+                f"There is no model {name}; give a .keras or .onnx file, the folder of a run of tlpipe finetune, or a "
+                "name from tlpipe backbones"
             )
+        if is_onnx(name):
+            return open_onnx(path, image_size, mean, std, memo)
         return Pretrained(path.stem, None, path, 0, image_size or (224, 224), memo)
     row = get_backbone(name)
     size = image_size or (row.native_size, row.native_size)
@@ -295,3 +351,40 @@ def open_backbone(
             f"There is no weights file {weights}; --weights is imagenet, random, or a .h5 or .keras file"
         )
     return Pretrained(name, row, path, 0, size, memo)
+
+
+def whole_name(name: str) -> str:
+    """The name of a backbone from any folder: with whole paths."""
+    bare = name.removeprefix(PREFIX)
+    if not Path(bare).expanduser().exists() or not (is_preset(name) or is_path(name)):
+        return name
+    return name[: len(name) - len(bare)] + str(Path(bare).expanduser().resolve())
+
+
+def open_keras(
+    name: str, weights: str, seed: int, image_size: tuple[int, int] | None, memo: Memo | None = None
+) -> Pretrained:
+    """As `open_backbone`, for what needs the layers of Keras: fine-tuning, and comparison with Keras itself.
+
+    Raises:
+        ConfigError: If it is an ONNX file.
+    """
+    check_keras(name)
+    found = open_backbone(name, weights, seed, image_size, memo)
+    if isinstance(found, OnnxFile):
+        raise TypeError(f"{name} is no network of Keras")
+    return found
+
+
+def check_keras(name: str) -> None:
+    """Refuse a backbone that can be run but not trained.
+
+    Raises:
+        ConfigError: With the reason.
+    """
+    if is_onnx(name):
+        raise ConfigError(
+            f"{name} is an ONNX file, whose graph can be run but has no gradients and no layers, so that it can't be "
+            "fine-tuned or measured against Keras. Take a network of Keras (tlpipe backbones), or stay with heads: "
+            "tlpipe train-head"
+        )

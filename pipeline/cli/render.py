@@ -173,9 +173,16 @@ def run_text(run: RatedRun, folder: str) -> str:
         "",
         f"Run        {folder} ({run.seconds['total']:.1f} s)",
     ]
-    if isinstance(run, HeadRun) and not run.head.startswith("knn") and "," not in run.features:
+    if isinstance(run, HeadRun) and _is_trainable(run) and not run.head.startswith("knn") and "," not in run.features:
         lines.append("Next       tlpipe finetune --blocks NAME; block names: tlpipe backbones")
     return "\n".join(lines)
+
+
+def _is_trainable(run: HeadRun) -> bool:
+    """Whether the backbone below a head could be fine-tuned."""
+    from pipeline.backbones import is_onnx
+
+    return not any(is_onnx(one.backbone) for one in run.extracts)
 
 
 USED = "Images that were used to choose or to fit rate a little, or much, too well; test tells more."

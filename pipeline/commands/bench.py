@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backbones import open_backbone
+from pipeline.backbones import open_keras
 from pipeline.errors import EngineError
 from pipeline.extraction.engines import EngineChoice, call, open_engine, quantize
 from pipeline.extraction.engines.turns import turns
@@ -92,7 +92,7 @@ def bench(backbone: str, image_size: tuple[int, int] | None, seconds: float) -> 
         image_size: (height, width), pixels; None for the native size.
         seconds: Least time of one turn.
     """
-    pretrained = open_backbone(backbone, "random", 0, image_size)
+    pretrained = open_keras(backbone, "random", 0, image_size)
     row = pretrained.row
     endpoint = pretrained.default_endpoint()
     features = pretrained.network().features(endpoint, "avg")

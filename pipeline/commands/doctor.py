@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.backbones import BACKBONES, Pretrained, find_imagenet, first_line, keras_file
-from pipeline.backbones.weights import open_backbone
+from pipeline.backbones.weights import open_keras
 from pipeline.config import BACKBONE, ENGINES
 from pipeline.data.packed import there
 from pipeline.errors import EngineError
@@ -98,7 +98,7 @@ def _engines() -> dict[str, Any]:
     engines: dict[str, Any] = {}
     for name in ENGINES:
         try:
-            choice = choose(name, "auto")
+            choice = choose(name, "auto", onnx=name == "onnxruntime")
             undecided = choice.precision == "auto"
             engines[name] = f"{choice.engine} in {'int8 or float32, by network' if undecided else choice.precision}"
         except EngineError as error:
@@ -112,7 +112,7 @@ def _verdicts() -> list[dict[str, Any]]:
 
     @functools.cache
     def small() -> Pretrained:
-        return open_backbone(SMALL, "imagenet" if trained else "random", 0, (96, 96))
+        return open_keras(SMALL, "imagenet" if trained else "random", 0, (96, 96))
 
     # Random weights make features that half precision can't hold.
     precisions = ("float32", "bfloat16", *(("float16",) if trained else ()))

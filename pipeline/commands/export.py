@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backbones import first_line
+from pipeline.backbones import OnnxFile, OnnxGraph, first_line
 from pipeline.data import Opened, open_labelled
 from pipeline.errors import ConfigError, DataError, ImageError, RunError, StoppedError
 from pipeline.evaluation.calibration import LEAST
@@ -21,7 +21,7 @@ from pipeline.extraction.plan import Plan
 from pipeline.heads import probability_layer
 from pipeline.pages.pictures import Pictures
 from pipeline.runs.classifier import Classifier, open_classifier
-from pipeline.runs.formats import BATCH, FORMATS, Format, Runtime, format_named
+from pipeline.runs.formats import BATCH, FORMATS, Format, Joined, Runtime, format_named
 from pipeline.runs.predictions import read_predictions
 from pipeline.runs.usage import USAGE, usage
 from pipeline.store.records import now
@@ -116,6 +116,8 @@ def export(
             "extract the endpoints together (--endpoint conv4+conv5) and train on that"
         )
     (plan,) = classifier.plans(cache)
+    if isinstance(plan.pretrained, OnnxFile):
+        _check_joins(form, plan)
     pixels, expected = _examples(classifier, plan, cache)
     model, metadata = _serving(classifier, plan), _metadata(classifier, plan)
     target = _beside_others(path) if alone else published_folder(place, replace=output is None)
@@ -208,8 +210,22 @@ def _check(form: Format, plan: Plan, agreement: float, difference: float, n: int
         )
 
 
+def _check_joins(form: Format, plan: Plan) -> None:
+    """Refuse what a backbone from an ONNX file can't be exported as."""
+    if form.name != "onnx":
+        raise ConfigError(
+            f"--format {form.name} can't hold {plan.pretrained.name}, which comes from an ONNX file; with its head it "
+            "becomes one file by --format onnx"
+        )
+    if plan.views:
+        raise ConfigError(
+            f"tlpipe predict takes the mean over {plan.views + 1} versions of each image, and a file with "
+            f"{plan.pretrained.name}, which comes from an ONNX file, takes each once: train without --test-views"
+        )
+
+
 def _written_and_run(
-    form: Format, model: keras.Model, path: Path, metadata: dict[str, Any], pixels: NDArray[np.uint8]
+    form: Format, model: keras.Model | Joined, path: Path, metadata: dict[str, Any], pixels: NDArray[np.uint8]
 ) -> NDArray[np.floating]:
     """Probabilities of images by a file that is written first."""
     try:
@@ -247,8 +263,8 @@ def _advice(plan: Plan) -> str:
     return "Try another --format"
 
 
-def _serving(classifier: Classifier, plan: Plan) -> keras.Model:
-    """The whole of a run as one Keras model."""
+def _serving(classifier: Classifier, plan: Plan) -> keras.Model | Joined:
+    """The whole of a run as one model."""
     network = plan.pretrained.network()
     features = network.features(plan.spec.endpoint, plan.spec.pooling)
     if classifier.trained is None:
@@ -262,6 +278,9 @@ def _serving(classifier: Classifier, plan: Plan) -> keras.Model:
             tensor = layer(tensor)
         return probability_layer(logits, n_classes, tensor, temperature)
 
+    if isinstance(features, OnnxGraph):
+        start = keras.Input((trained.head.n_features,), name="features")
+        return Joined(features, keras.Model(start, classify(start, trained.temperature), name="classifier"))
     if not _is_mirrored(plan):
         return keras.Model(features.inputs[0], classify(features.outputs[0], trained.temperature), name="classifier")
     # The mean over an image and its mirror image, as `tlpipe predict` takes it, at the temperature of the mean.

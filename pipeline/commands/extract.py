@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backbones import is_path
+from pipeline.backbones import whole_name
 from pipeline.config import ExtractConfig, ExtractOptions
 from pipeline.data import Dataset, Opened, open_dataset, shortened, split_again
 from pipeline.data.dataset import among
@@ -283,7 +283,7 @@ def _with_whole_paths(config: ExtractConfig) -> ExtractConfig:
     return replace(
         config,
         data=place_of(config.data),
-        backbone=_absolute(config.backbone) if is_path(config.backbone) else config.backbone,
+        backbone=whole_name(config.backbone),
         weights=config.weights if config.weights in ("imagenet", "random") else _absolute(config.weights),
     )
 

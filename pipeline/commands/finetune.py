@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.backbones import Backbone, check_keras
 from pipeline.backbones.weights import MODEL_FILE
 from pipeline.commands.extract import extract
 from pipeline.commands.runs import check_name
@@ -85,6 +86,7 @@ def _finetune(
     trains_first = options.head is not None and state is None
     if trains_first:
         record = find_record(cache, options.features)
+        check_keras(record.config.backbone)
     else:
         record = record_of(find_run(reports, head_run, (HeadRun,))[0], cache)
     settle_backend(record.config)
@@ -246,7 +248,7 @@ def _described(
     seconds: dict[str, float],
 ) -> tuple[FinetuneRun, list[Predictions]]:
     """The run, and the predictions it is rated by."""
-    from_run, endpoint = begun.trained.run, begun.record.spec.endpoint
+    from_run, endpoint, row = begun.trained.run, begun.record.spec.endpoint, begun.pretrained.row
     predictions = [
         Predictions(split, examples[split].keys, examples[split].labels, probabilities)
         for split, probabilities in tuned.probabilities.items()
@@ -264,6 +266,7 @@ def _described(
         baseline=from_run.metrics,
         peak_memory=machine.peak_memory(),
         memory=options.memory,
+        blocks=() if row is None or isinstance(row, Backbone) else row.blocks,
         notes=_notes(begun, tuned),
         name=options.name,
     )

@@ -17,14 +17,15 @@ from pipeline.util.options import (
     option,
     options_of,
     parse_image_size,
+    parse_numbers,
     parse_part,
     words_of,
 )
 
-POOLINGS = ("avg", "max", "none")
+POOLINGS = ("avg", "max", "none", "cls", "cls+avg")
 RESIZES = ("stretch", "pad", "crop")
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
-ENGINES = ("auto", "tensorflow", "openvino", "jax")
+ENGINES = ("auto", "tensorflow", "openvino", "jax", "onnxruntime")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 
 OPERATIONS = ("flip", "crop", "rotate", "zoom", "brightness", "contrast")
@@ -108,7 +109,9 @@ class ExtractConfig:
     """What to extract from what; what a record keeps of it repeats the extract."""
 
     data: str = option("digits", DATA_HELP, argument=True)
-    backbone: str = option(BACKBONE, "A name from `tlpipe backbones`, a .keras file, or a fine-tuned run: reports/RUN.")
+    backbone: str = option(
+        BACKBONE, "A name from `tlpipe backbones`, a .keras or .onnx file, or a fine-tuned run: reports/RUN."
+    )
     weights: str = option("imagenet", "imagenet, random, or a .h5 or .keras file.")
     image_size: tuple[int, int] | None = option(
         None, "Pixels: 224, or 192x256 (height x width). [default: the backbone's own]", parse=parse_image_size
@@ -116,13 +119,28 @@ class ExtractConfig:
     endpoint: str | None = option(
         None, "Block or layer to take; several joined by +: conv4+conv5. [default: the last feature map]"
     )
-    pooling: str = option("avg", "How height and width are pooled.", legal=POOLINGS)
-    resize: str = option(
-        "stretch",
-        "How pictures are brought to the size: stretch, pad (with white) or crop, both in the middle.",
+    pooling: str = option(
+        "avg",
+        "How height and width, or the tokens of patches, are pooled; cls is the class token alone.",
+        legal=POOLINGS,
+    )
+    resize: str | None = option(
+        None,
+        "How pictures are brought to the size: stretch, pad (with white) or crop, both in the middle. "
+        "[default: stretch, or as an ONNX file's JSON says]",
         legal=RESIZES,
     )
-    interpolation: str = option("bicubic", "How pixels are interpolated.", legal=INTERPOLATIONS)
+    interpolation: str | None = option(
+        None,
+        "How pixels are interpolated. [default: bicubic, or as an ONNX file's JSON says]",
+        legal=INTERPOLATIONS,
+    )
+    mean: tuple[float, ...] | None = option(
+        None, "Of RGB as shares of white, which an ONNX file wants taken away: 0.485,0.456,0.406.", parse=parse_numbers
+    )
+    std: tuple[float, ...] | None = option(
+        None, "Likewise, the standard deviation by which it wants them divided: 0.229,0.224,0.225.", parse=parse_numbers
+    )
     pixel_limit: int = option(200_000_000, "Refuse images of more pixels.", bounds=PIXELS)
     views: int = option(0, "Augmented versions of each image to cache beside it.", bounds=COUNT_OR_NONE)
     augment: str | None = option(

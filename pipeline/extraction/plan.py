@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backbones import Pretrained, open_backbone
+from pipeline.backbones import OnnxFile, Pretrained, is_onnx, open_backbone
 from pipeline.config import ExtractConfig, FeatureSpec, ImageConfig
 from pipeline.data import ImageSource, Opened, among, in_order
 from pipeline.data.augment import Augment
@@ -34,7 +34,7 @@ class Plan:
 
     cache: Path
     store: FeatureStore
-    pretrained: Pretrained
+    pretrained: Pretrained | OnnxFile
     choice: EngineChoice
     spec: FeatureSpec
     images: ImageConfig
@@ -85,14 +85,16 @@ class Done:
         return self.plan.store.read(row_keys(keys, self.plan.augment, view))
 
 
-def backbone_for(config: ExtractConfig, cache: Path) -> Pretrained:
+def backbone_for(config: ExtractConfig, cache: Path) -> Pretrained | OnnxFile:
     """The backbone of some options; nothing heavy is loaded, and what is wrong with them is said.
 
     Raises:
         ConfigError: For illegal options, or such as don't fit each other.
         WeightsError: If there is no such file.
     """
-    pretrained = open_backbone(config.backbone, config.weights, config.seed, config.image_size, Memo(cache))
+    pretrained = open_backbone(
+        config.backbone, config.weights, config.seed, config.image_size, Memo(cache), config.mean, config.std
+    )
     for name in config.endpoint.split("+") if config.endpoint else ():
         pretrained.check_name("--endpoint", name)
     settle_backend(config)
@@ -107,8 +109,13 @@ def settle_backend(config: ExtractConfig) -> None:
         EngineError: If the engine isn't to be had here, or Keras runs on something else already.
     """
     runtime.check_backend(runtime.keras_backend())
-    if choose(config.engine, config.precision).engine == "jax":
+    if _choice(config).engine == "jax":
         runtime.keras_on("jax")
+
+
+def _choice(config: ExtractConfig) -> EngineChoice:
+    """Engine and precision of some options on this machine; errors as in `settle_backend`."""
+    return choose(config.engine, config.precision, onnx=is_onnx(config.backbone))
 
 
 def pinned(config: ExtractConfig, spec: FeatureSpec) -> ExtractConfig:
@@ -120,14 +127,14 @@ def pinned(config: ExtractConfig, spec: FeatureSpec) -> ExtractConfig:
     engine, precision = spec.precision.split("-")[:2] if "-" in spec.precision else ("auto", spec.precision)
     wanted = replace(config, engine=engine, precision=precision)
     try:
-        choose(wanted.engine, wanted.precision)
+        _choice(wanted)
     except EngineError as error:
         log.warning("%s. Features are computed in float32; figures were measured in %s", error, spec.precision)
         return replace(config, engine="auto", precision="float32")
     return wanted
 
 
-def plan_for(config: ExtractConfig, cache: Path, pretrained: Pretrained) -> Plan:
+def plan_for(config: ExtractConfig, cache: Path, pretrained: Pretrained | OnnxFile) -> Plan:
     """Resolve all options; nothing heavy is loaded if the memo knows the weights, and the graph if it is in int8.
 
     Args:
@@ -135,7 +142,7 @@ def plan_for(config: ExtractConfig, cache: Path, pretrained: Pretrained) -> Plan
         cache: The cache folder.
         pretrained: What `backbone_for` gave.
     """
-    choice = choose(config.engine, config.precision)
+    choice = _choice(config)
     if (choice.precision, config.precision, config.weights) == ("float16", "auto", "random"):
         choice = replace(choice, precision="float32")  # half precision can't hold features of random weights
     spec = FeatureSpec(
@@ -145,15 +152,15 @@ def plan_for(config: ExtractConfig, cache: Path, pretrained: Pretrained) -> Plan
         endpoint=config.endpoint or pretrained.default_endpoint(),
         pooling=config.pooling,
         image_size=pretrained.image_size,
-        resize=config.resize,
-        interpolation=config.interpolation,
+        resize=config.resize or pretrained.resize,
+        interpolation=config.interpolation or pretrained.interpolation,
         precision=choice.spec_precision,
         dtype=config.dtype or _dtype(config),
     )
     choice = for_graph(choice, pretrained.network, spec.endpoint, spec.pooling, graph_folder(cache, spec))
     spec = replace(spec, precision=choice.spec_precision)
     augment = Augment.parse(config.augment) if config.augment else None
-    images = ImageConfig(spec.image_size, config.resize, config.interpolation, config.pixel_limit)
+    images = ImageConfig(spec.image_size, spec.resize, spec.interpolation, config.pixel_limit)
     return Plan(cache, FeatureStore(cache, spec), pretrained, choice, spec, images, augment, config.views)
 
 

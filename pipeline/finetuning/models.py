@@ -81,9 +81,11 @@ def assemble(
         layer.trainable = layer.name in unfrozen.depths
     for layer in head:
         layer.trainable = True
-    for layer in [*features.layers, *head]:
-        if isinstance(layer, keras.layers.BatchNormalization) and not train_bn:
-            layer.trainable = False
+    if not train_bn:
+        for layer in [*features.layers, *head]:
+            for inner in layer._flatten_layers():  # some blocks are layers that hold others
+                if isinstance(inner, keras.layers.BatchNormalization):
+                    inner.trainable = False
     whole = keras.Model(features.inputs[0], logits)
     trained = whole if from_images else keras.Model(tensor_of(features, unfrozen.cut), logits)
     return FinetuneModels(trained, whole, below, n_classes, unfrozen.depths)
@@ -142,7 +144,7 @@ def with_remat(model: keras.Model) -> keras.Model:
     tensor = start = runtime.keras().Input(model.inputs[0].shape[1:], dtype=model.inputs[0].dtype)
     for below, above in zip(bounds, [*bounds[1:], model.outputs[0]], strict=True):
         inner = runtime.keras().Model(below, above)
-        if any(getattr(layer, "seed_generator", None) for layer in inner.layers):
+        if any(getattr(layer, "seed_generator", None) for layer in inner._flatten_layers()):
             tensor = apply(inner, tensor)
             continue
         with runtime.keras().RematScope(mode="full"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.backbones import Pretrained, Unfrozen, open_backbone
+from pipeline.backbones import Pretrained, Unfrozen, check_keras, open_keras
 from pipeline.config import ExtractConfig, FinetuneConfig
 from pipeline.errors import CacheMismatchError, ConfigError
 from pipeline.runs.run import HeadRun
@@ -55,13 +55,16 @@ def record_of(run: HeadRun, cache: Path) -> TableRecord:
 
     Raises:
         CacheMismatchError: If it was trained on several sets of features.
+        ConfigError: If their backbone can't be trained.
     """
     if len(run.specs) > 1:
         raise CacheMismatchError(
             f"The head {run.id} was trained on {len(run.specs)} sets of features, and one backbone can be "
             "fine-tuned below a head; train another: tlpipe train-head FEATURES"
         )
-    return find_record(cache, run.features)
+    record = find_record(cache, run.features)
+    check_keras(record.config.backbone)
+    return record
 
 
 def check_blocks(blocks: str | None, record: TableRecord, cache: Path) -> None:
@@ -73,7 +76,7 @@ def check_blocks(blocks: str | None, record: TableRecord, cache: Path) -> None:
     if blocks in (None, "all", "none"):
         return
     config = record.config
-    pretrained = open_backbone(config.backbone, config.weights, config.seed, config.image_size, Memo(cache))
+    pretrained = open_keras(config.backbone, config.weights, config.seed, config.image_size, Memo(cache))
     for name in str(blocks).split(","):
         pretrained.check_name("--blocks", name.strip())
 
@@ -135,7 +138,7 @@ def _from_scratch(record: TableRecord, config: FinetuneConfig) -> Pretrained:
         raise ConfigError(
             f"--weights random needs a backbone from the table, and {record.id} comes from {record.config.backbone}"
         )
-    return open_backbone(record.config.backbone, "random", config.seed, record.spec.image_size)
+    return open_keras(record.config.backbone, "random", config.seed, record.spec.image_size)
 
 
 def _same_backbone(record: TableRecord, cache: Path) -> Pretrained:
@@ -145,7 +148,7 @@ def _same_backbone(record: TableRecord, cache: Path) -> Pretrained:
         CacheMismatchError: If its weights are no longer the same.
     """
     config: ExtractConfig = record.config
-    pretrained = open_backbone(config.backbone, config.weights, config.seed, record.spec.image_size, Memo(cache))
+    pretrained = open_keras(config.backbone, config.weights, config.seed, record.spec.image_size, Memo(cache))
     if pretrained.digest() != record.spec.weights_digest:
         raise CacheMismatchError(
             f"The weights of {record.spec.backbone} are not those that {record.id} was made with "

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.backbones import OnnxGraph
+from pipeline.backbones.onnx_file import FEATURES, IMAGE, session_of
 from pipeline.errors import ConfigError
 from pipeline.heads import PROBABILITIES
 from pipeline.util import machine, runtime
@@ -31,6 +33,7 @@ from pipeline.util.options import one_of
 
 if TYPE_CHECKING:
     import keras
+    import onnx
 
 METADATA = "tlpipe"
 OPSET = 18  # of ONNX; runtimes from 2022 on have it
@@ -38,6 +41,19 @@ BATCH = 16
 
 Runtime = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """A function from images to probabilities."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A backbone from an ONNX file and what stands on it, which only ONNX can hold as one.
+
+    Attributes:
+        graph: From uint8 images to features.
+        head: From features to probabilities.
+    """
+
+    graph: OnnxGraph
+    head: keras.Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +65,7 @@ class Format:
         file: What is written, inside the folder of the export; its suffix tells the format.
         packages: Modules that write and run it, beside TensorFlow.
         extra: The extra of tlpipe that brings them; "" where none is needed.
-        write: Writes a model and its metadata.
+        write: Writes a Keras model and its metadata; that of ONNX writes a `Joined` one, too.
         load: Loads what was written in the format's own runtime.
     """
 
@@ -57,7 +73,7 @@ class Format:
     file: str
     packages: tuple[str, ...]
     extra: str
-    write: Callable[[keras.Model, Path, dict[str, Any]], None]
+    write: Callable[[Any, Path, dict[str, Any]], None]
     load: Callable[[Path], Runtime]
 
     @property
@@ -140,37 +156,79 @@ def _load_savedmodel(path: Path) -> Runtime:
 
 
 @_quiet()
-def _write_onnx(model: keras.Model, path: Path, metadata: dict[str, Any]) -> None:
+def _write_onnx(model: keras.Model | Joined, path: Path, metadata: dict[str, Any]) -> None:
     import onnx
+
+    proto = _joined(model) if isinstance(model, Joined) else _from_keras(model, IMAGE, "uint8", OPSET)
+    onnx.helper.set_model_props(proto, {METADATA: _text(metadata)})
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, path)
+
+
+def _from_keras(model: keras.Model, source: str, dtype: str, opset: int) -> onnx.ModelProto:
+    """A Keras model to probabilities, under a name for its input, whose type is given."""
     import tf2onnx
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     tf = runtime.tensorflow()
-    signature = [tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name="image")]
-    serve = tf.function(lambda image: model(image, training=False), input_signature=signature)
+    signature = [tf.TensorSpec((None, *model.input_shape[1:]), dtype, name=source)]
+    serve = tf.function(lambda inputs: model(inputs, training=False), input_signature=signature)
     # Constants that a layer holds, such as the means of Normalization, would else become inputs that nobody gives.
     frozen = convert_variables_to_constants_v2(serve.get_concrete_function())
     inputs, outputs = frozen.inputs[0].name, frozen.outputs[0].name
-    proto, _ = tf2onnx.convert.from_graph_def(frozen.graph.as_graph_def(), None, [inputs], [outputs], opset=OPSET)
-    names = {inputs: "image", outputs: PROBABILITIES}
+    graph = frozen.graph.as_graph_def()
+    known: dict[str, Any] = {"Erfc": (_write_erfc, [])}
+    proto, _ = tf2onnx.convert.from_graph_def(graph, None, [inputs], [outputs], opset=opset, custom_op_handlers=known)
+    names = {inputs: source, outputs: PROBABILITIES}
     for value in (*proto.graph.input, *proto.graph.output):
         value.name = names.get(value.name, value.name)
         value.type.tensor_type.shape.dim[0].dim_param = "n"
     for node in proto.graph.node:
         for values in (node.input, node.output):
             values[:] = [names.get(name, name) for name in values]
-    onnx.helper.set_model_props(proto, {METADATA: _text(metadata)})
-    onnx.checker.check_model(proto, full_check=True)
-    onnx.save(proto, path)
+    return proto
+
+
+def _write_erfc(context: Any, node: Any, name: str, _: Any) -> None:
+    """1 - erf(x), as which TensorFlow computes GELU; the converter doesn't know it."""
+    shape, dtype = context.get_shape(node.output[0]), context.get_dtype(node.output[0])
+    below, above = list(node.input), list(node.output)
+    context.remove_node(node.name)
+    erf = context.make_node("Erf", below)
+    one = context.make_const(f"{name}_one", np.array(1, np.float32))
+    context.make_node("Sub", [one.output[0], erf.output[0]], outputs=above, name=name, shapes=[shape], dtypes=[dtype])
+
+
+def _joined(model: Joined) -> onnx.ModelProto:
+    """The graph of an ONNX file and the head above it as one, in the version of the file's operators."""
+    import onnx
+
+    below = onnx.load_from_string(model.graph.proto)
+    opset = next(one.version for one in below.opset_import if one.domain in ("", "ai.onnx"))
+    head = _from_keras(model.head, FEATURES, "float32", min(opset, OPSET))
+    if opset > OPSET:
+        head = onnx.version_converter.convert_version(head, opset)
+    used = {node.domain for node in head.graph.node}
+    kept = [one for one in head.opset_import if one.domain in used or one.version == opset]
+    del head.opset_import[:]
+    head.opset_import.extend(kept)
+    head.ir_version = below.ir_version
+    head = onnx.compose.add_prefix(head, "head/", rename_outputs=False, rename_inputs=False)
+    proto = onnx.compose.merge_models(below, head, io_map=[(FEATURES, FEATURES)])
+    if model.graph.batch_size:
+        proto.graph.output[0].type.tensor_type.shape.dim[0].dim_value = model.graph.batch_size
+    return proto
 
 
 def _load_onnx(path: Path) -> Runtime:
-    import onnxruntime
+    session = session_of(path)
+    takes_one = session.get_inputs()[0].shape[0] == 1  # as a backbone from an ONNX file may
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: np.asarray(session.run([PROBABILITIES], {"image": images})[0])
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        batches = [images[row : row + 1] for row in range(len(images))] if takes_one else [images]
+        return np.concatenate([session.run([PROBABILITIES], {IMAGE: batch})[0] for batch in batches])
+
+    return run
 
 
 @_quiet()

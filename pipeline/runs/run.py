@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypedDict
 
+from pipeline.backbones.catalogue import Block
 from pipeline.config import BACKBONE, ExtractConfig, FeatureSpec, FinetuneConfig, HeadConfig
 from pipeline.evaluation.compare import Difference
 from pipeline.heads import kind_of, make_head
@@ -243,6 +244,7 @@ class FinetuneRun(RatedRun):
         baseline: Metrics before fine-tuning.
         peak_memory: Largest resident memory of the process, bytes.
         memory: Bytes of activations that were held; None for half of the machine's.
+        blocks: Of a preset's network, by which its layers are told apart again; empty where the table knows them.
     """
 
     config: FinetuneConfig
@@ -254,6 +256,7 @@ class FinetuneRun(RatedRun):
     baseline: dict[str, Any]
     peak_memory: int
     memory: int | None = None
+    blocks: tuple[Block, ...] = ()
 
     def shown(self) -> list[tuple[str, dict[str, Any]]]:
         """As `RatedRun.shown`, with those of before."""

@@ -181,6 +181,18 @@ def parse_image_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """Parse numbers that are joined by commas.
+
+    Raises:
+        ConfigError: If it is anything else.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{text!r} is no list of numbers; join them by commas: 0.485,0.456,0.406") from None
+
+
 def parse_part(text: str) -> tuple[int, int]:
     """Parse `3/16`, the third of sixteen parts.
 

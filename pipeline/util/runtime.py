@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from pipeline.errors import EngineError, StoppedError, TlpipeError
+from pipeline.errors import ConfigError, EngineError, StoppedError, TlpipeError
 from pipeline.util import log
 from pipeline.util.stopping import stopping
 
@@ -23,7 +23,10 @@ LIBRARIES = (
     "tlpipe",
     "tensorflow",
     "keras",
+    "keras-hub",
     "openvino",
+    "onnx",
+    "onnxruntime",
     "nncf",
     "jax",
     "numpy",
@@ -243,6 +246,22 @@ def keras() -> ModuleType:
     import keras as module
 
     return module  # type: ignore[no-any-return]
+
+
+@cache
+def keras_hub() -> ModuleType:
+    """Import KerasHub, quietly.
+
+    Raises:
+        ConfigError: If it isn't installed.
+    """
+    if not installed("keras_hub"):
+        raise ConfigError("Presets of KerasHub need keras-hub; install it with: pip install 'tlpipe[hub]'")
+    keras()
+    with quiet_stderr():
+        import keras_hub as found
+
+    return found  # type: ignore[no-any-return]
 
 
 KERAS_BACKENDS = {"tensorflow": tensorflow, "jax": jax}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backbones import Network
+from pipeline.backbones import Network, OnnxGraph, OnnxNetwork
 from pipeline.config import ENGINES, PRECISIONS, SPEC_VERSION, FeatureSpec
 from pipeline.data.images import Pixels
 from pipeline.errors import EngineError
@@ -45,12 +45,17 @@ def graph_folder(cache: Path, spec: FeatureSpec) -> Path:
     return own_part(cache) / "graphs" / digest_of(repr((graph, libraries)).encode())
 
 
-OpenedBy = Callable[[str], Network]
-"""Gives the backbone as a graph for a Keras dtype policy."""
+OpenedBy = Callable[[str], Network | OnnxNetwork]
+"""Gives the backbone as a graph for a Keras dtype policy, which means nothing to one from an ONNX file."""
 
 
-def choose(engine: str, precision: str) -> EngineChoice:
+def choose(engine: str, precision: str, *, onnx: bool = False) -> EngineChoice:
     """Resolve `auto` for this machine, on a processor without importing TensorFlow.
+
+    Args:
+        engine: As in `ExtractConfig`.
+        precision: As in `ExtractConfig`.
+        onnx: Whether the backbone is an ONNX file, which OpenVINO and ONNX Runtime run, and Keras is not asked.
 
     Raises:
         ConfigError: For an unknown name.
@@ -59,8 +64,12 @@ def choose(engine: str, precision: str) -> EngineChoice:
     """
     one_of("--engine", engine, ENGINES)
     one_of("--precision", precision, PRECISIONS)
-    on_gpu = machine.has_nvidia_gpu()
     in_int8 = precision == "int8"
+    if onnx:
+        return _of_onnx(engine, precision)
+    if engine == "onnxruntime":
+        raise EngineError("--engine onnxruntime runs ONNX files, and this backbone is none; leave it out")
+    on_gpu = machine.has_nvidia_gpu()
     if engine == "auto":
         engine = "openvino" if in_int8 else _for_this_machine(on_gpu=on_gpu)
     if engine == "jax":
@@ -78,6 +87,25 @@ def choose(engine: str, precision: str) -> EngineChoice:
         if precision == "float16" and not on_gpu:
             raise EngineError("--engine tensorflow computes in float16 on a GPU, and there is none here")
         return EngineChoice(engine, precision if precision != "auto" else "float16" if on_gpu else "float32")
+    return _on_openvino(precision)
+
+
+def _of_onnx(engine: str, precision: str) -> EngineChoice:
+    """The choice for an ONNX file."""
+    if engine not in ("auto", "openvino", "onnxruntime"):
+        raise EngineError(f"--engine {engine} doesn't run ONNX files; leave it out, or take openvino or onnxruntime")
+    if engine == "onnxruntime" or (
+        engine == "auto" and precision in ("auto", "float32") and not runtime.installed("openvino")
+    ):
+        if precision not in ("auto", "float32"):
+            raise EngineError(f"--engine onnxruntime doesn't compute in {precision}; leave it out, as OpenVINO does")
+        return EngineChoice("onnxruntime", "float32")
+    return _on_openvino(precision)
+
+
+def _on_openvino(precision: str) -> EngineChoice:
+    """The choice where OpenVINO computes."""
+    engine, in_int8 = "openvino", precision == "int8"
     if not runtime.installed("openvino"):
         what = "--precision int8" if in_int8 else "--engine openvino"
         raise EngineError(f"{what} needs OpenVINO; install it with: pip install openvino")
@@ -201,20 +229,27 @@ def judge(choice: EngineChoice, network: OpenedBy, endpoint: str, pooling: str, 
 
 
 def _is_reference(choice: EngineChoice) -> bool:
-    """Whether this is what all engines are compared with: Keras's own backend, in float32, on the processor."""
+    """Whether this is what all are compared with: Keras's own backend, or ONNX Runtime, in float32 on the processor."""
     if choice.precision != "float32" or choice.engine == "openvino":
         return False
+    if choice.engine == "onnxruntime":
+        return True
     if choice.engine == "jax":
         return bool(runtime.jax().default_backend() == "cpu")
     return not machine.has_nvidia_gpu()
 
 
 def reference(network: OpenedBy, endpoint: str, pooling: str) -> tuple[Pixels, NDArray[np.floating]]:
-    """A few fixed pictures, and their features by Keras in float32 on the processor.
+    """A few fixed pictures, and their features by Keras, or of an ONNX file by ONNX Runtime, in float32.
 
     Arguments as in `open_engine`.
     """
     model = network("float32").features(endpoint, pooling)
+    if isinstance(model, OnnxGraph):
+        from pipeline.extraction.engines.onnxruntime import OnnxruntimeEngine
+
+        pictures = crops(verdict.N_PICTURES, model.image_size, seed=2, varied=False)
+        return pictures, call(OnnxruntimeEngine(model, verdict.N_PICTURES), pictures)
     pictures = crops(verdict.N_PICTURES, model.inputs[0].shape[1:3], seed=2, varied=False)
     if runtime.keras_backend() == "jax":
         from pipeline.extraction.engines import jax
@@ -241,6 +276,10 @@ def _compiled(
             model = _in_float32(network, endpoint, pooling, graph)
         return openvino.OpenvinoEngine(model, choice.precision, batch_size or OPENVINO_BATCH_SIZE)
     model = network(POLICIES[choice.precision]).features(endpoint, pooling)
+    if isinstance(model, OnnxGraph):
+        from pipeline.extraction.engines.onnxruntime import OnnxruntimeEngine
+
+        return OnnxruntimeEngine(model, batch_size or OPENVINO_BATCH_SIZE)
     if choice.engine == "jax":
         from pipeline.extraction.engines import jax
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.backbones import OnnxGraph
 from pipeline.errors import EngineError, StoppedError, StoreError
 from pipeline.extraction.engines.base import padded
 from pipeline.util import log, machine, runtime
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 CHECKSUMS = "checksums.json"
 FACTS = "facts.json"
+ONE_BATCH = "tlpipe_batch_size"  # in a graph that takes one number of images alone
 
 HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "f32"}  # of what is not in int8
 
@@ -45,11 +47,11 @@ def supports(precision: str) -> bool:
     return name in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def converted(build: Callable[[], keras.Model], folder: Path) -> openvino.Model:
-    """The OpenVINO form of a Keras model, in float32 and for any batch size.
+def converted(build: Callable[[], keras.Model | OnnxGraph], folder: Path) -> openvino.Model:
+    """The OpenVINO form of a Keras model or an ONNX graph, in float32 and for any batch size that it takes.
 
     Args:
-        build: Gives the Keras model; called only if the folder holds no converted one.
+        build: Gives the model; called only if the folder holds no converted one.
         folder: Where it is kept; named by a digest of all that the graph depends on.
 
     Raises:
@@ -58,21 +60,33 @@ def converted(build: Callable[[], keras.Model], folder: Path) -> openvino.Model:
     if (graph := kept(folder)) is not None:
         return graph
     model = build()
-    tf = runtime.tensorflow()
     try:
         # OpenVINO would report an interrupt as a graph that it can't convert.
         with stopping() as stop, runtime.quiet_stderr():
-            shape = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.uint8)
-            function = tf.function(lambda images: model(images, training=False), autograph=False)
-            graph = runtime.openvino().convert_model(function.get_concrete_function(shape))
+            graph = _from_onnx(model) if isinstance(model, OnnxGraph) else _from_keras(model)
     except Exception as error:  # OpenVINO raises many kinds
+        other = "onnxruntime" if isinstance(model, OnnxGraph) else "tensorflow"
         raise EngineError(
-            f"OpenVINO can't convert {model.name}: {str(error).splitlines()[0][:200]}; use --engine tensorflow"
+            f"OpenVINO can't convert {model.name}: {str(error).splitlines()[0][:200]}; use --engine {other}"
         ) from error
     if stop.signal is not None:
         raise StoppedError("Stopped before the first image. The same command again starts anew.", signal=stop.signal)
     keep(graph, folder)
     return graph
+
+
+def _from_onnx(model: OnnxGraph) -> openvino.Model:
+    graph = _core().read_model(model.proto)
+    if model.batch_size:
+        graph.set_rt_info(str(model.batch_size), [ONE_BATCH])
+    return graph
+
+
+def _from_keras(model: keras.Model) -> openvino.Model:
+    tf = runtime.tensorflow()
+    shape = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.uint8)
+    function = tf.function(lambda images: model(images, training=False), autograph=False)
+    return runtime.openvino().convert_model(function.get_concrete_function(shape))
 
 
 def keep(graph: openvino.Model, folder: Path, facts: dict[str, Any] | None = None) -> None:
@@ -122,8 +136,10 @@ class OpenvinoEngine:
         Args:
             graph: From uint8 [n, height, width, 3] to features.
             precision: "float32", "bfloat16", "float16" or "int8".
-            batch_size: Images in a batch.
+            batch_size: Images in a batch, unless the graph takes another number.
         """
+        if graph.has_rt_info([ONE_BATCH]):
+            batch_size = int(graph.get_rt_info([ONE_BATCH]).astype(str))
         self.batch_size = batch_size
         graph.reshape([batch_size, *list(graph.inputs[0].partial_shape)[1:]])
         # One stream a core, each with its own batch: faster than several cores on one batch, and less bound to the

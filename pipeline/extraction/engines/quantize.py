@@ -218,7 +218,7 @@ def _by_cost(made: openvino.Model, check: Pixels, reference: NDArray[np.floating
             continue  # it stays in float32
         into.replace_source_output(source.input(0).get_source_output())
         gained = cosines(_features(other, check[some]), reference[some]).mean() - before
-        positions = math.prod(layer.output(0).partial_shape[at].get_length() for at in range(1, 4))
+        positions = math.prod(side.get_length() for side in list(layer.output(0).partial_shape)[1:])
         work = positions * math.prod(layer.input(1).get_partial_shape().to_shape()[1:])
         gains[layer.get_friendly_name()] = gained / work
     return sorted(gains, key=lambda name: -gains[name])

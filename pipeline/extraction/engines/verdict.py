@@ -98,7 +98,7 @@ def prove(
     if not found.holds:
         raise EngineError(
             f"{choice.engine} in {choice.precision} computes this network wrongly on {found.device}: its features are "
-            f"{found.difference:.2g} of their length away from those of Keras in float32, and at most "
+            f"{found.difference:.2g} of their length away from the reference in float32, and at most "
             f"{found.most:g} is right; nothing was computed. Take {_advice(choice)}"
         )
     with suppress(StoreError):  # of a cache that can only be read: asked again the next time

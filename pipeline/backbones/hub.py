@@ -1,0 +1,286 @@
+"""Presets of KerasHub as backbones: by name, from Hugging Face or Kaggle, or from a folder.
+
+What is fetched lies in KerasHub's own cache afterwards, and is used from there like any other folder. What must be
+known of a preset before it is used (its digest, its blocks, how its pictures are prepared) is remembered as long as
+the files of its folder look unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from contextlib import redirect_stdout, suppress
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.backbones.build import dtype_policy, first_line, fresh_names
+from pipeline.backbones.catalogue import Anatomy, Block
+from pipeline.backbones.graph import nodes, weights_digest
+from pipeline.backbones.network import Network
+from pipeline.backbones.parts import blocks_of, hold_back_warnings, mend, taken_apart
+from pipeline.config.extract import INTERPOLATIONS
+from pipeline.errors import ConfigError, UnknownBackboneError, WeightsError
+from pipeline.util import runtime
+from pipeline.util.files import decoded, digest_of
+from pipeline.util.memo import YOUNG, Memo, Stamp
+from pipeline.util.text import sides
+
+if TYPE_CHECKING:
+    import keras
+
+PREFIX = "hub:"
+CONFIG = "config.json"
+USUAL_SIZE = (224, 224)  # of presets that take any size and name none
+RESIZING = {"lanczos3": "lanczos", "lanczos5": "lanczos"}  # of KerasHub, by Pillow's names where these differ
+
+
+@dataclass(frozen=True, slots=True)
+class HubFacts:
+    """What is known of a preset at one size of images.
+
+    Attributes:
+        digest: Of its weights, its configuration, and how it scales pixels.
+        blocks: From the image upwards; a single one of a network that isn't taken apart.
+        image_size: (height, width), pixels.
+        resize: How pictures are brought to the size, as in `ImageConfig`.
+        interpolation: As in `ImageConfig`.
+    """
+
+    digest: str
+    blocks: tuple[Block, ...]
+    image_size: tuple[int, int]
+    resize: str
+    interpolation: str
+
+
+def is_preset(name: str) -> bool:
+    """Whether a backbone is a preset of KerasHub: `hub:` and what names it, or a folder that one was saved to."""
+    if name.startswith(PREFIX):
+        return True
+    path = Path(name).expanduser() / CONFIG
+    with suppress(OSError, ValueError, AttributeError):
+        return str(json.loads(path.read_bytes()).get("registered_name", "")).startswith("keras_hub")
+    return False
+
+
+def folder_of(name: str, memo: Memo | None) -> Path:
+    """The folder where a preset lies, which is fetched first if it isn't here.
+
+    Raises:
+        UnknownBackboneError: If there is no preset of this name.
+        WeightsError: If it can't be fetched.
+        ConfigError: If KerasHub isn't installed.
+    """
+    preset = name.removeprefix(PREFIX)
+    if (folder := Path(preset).expanduser()).is_dir():
+        return folder.resolve()
+    remembered = f"folder of the preset {preset} in keras-hub {runtime.version('keras-hub')}"
+    if memo and (known := memo.recall_text(remembered)) and (Path(known) / CONFIG).is_file():
+        return Path(known)
+    found = _fetched(preset)
+    if memo:
+        memo.remember_text(remembered, str(found))
+    return found
+
+
+def _fetched(preset: str) -> Path:
+    """Let KerasHub fetch a preset, as it does it; where it lies then."""
+    hub = runtime.keras_hub()
+    from keras_hub.src.utils.preset_utils import get_file
+
+    if "://" not in preset and preset not in hub.models.Backbone.presets:
+        near = get_close_matches(preset, hub.models.Backbone.presets, n=3)
+        hint = f"Did you mean {' or '.join(PREFIX + one for one in near)}?" if near else "List them: tlpipe backbones"
+        raise UnknownBackboneError(f"KerasHub has no preset {preset!r}, and there is no such folder. {hint}")
+    try:
+        with redirect_stdout(sys.stderr):  # where progress is drawn
+            _class_of(preset)  # of the configuration alone, so that a text model isn't fetched in vain
+            hub.models.Backbone.from_preset(preset)
+            hub.layers.ImageConverter.from_preset(preset)
+            return Path(get_file(preset, CONFIG)).parent
+    except ConfigError:
+        raise
+    except Exception as error:  # the libraries below raise many kinds
+        raise WeightsError(
+            f"The preset {preset} is not here and can't be fetched: {first_line(error)}. Fetch it where there is a "
+            "network, write it to a folder with save_to_preset, and give --backbone hub:FOLDER"
+        ) from error
+
+
+def _class_of(preset: str) -> Any:
+    """The class of a preset's backbone.
+
+    Raises:
+        ConfigError: If it takes no pictures.
+    """
+    hub = runtime.keras_hub()
+    from keras_hub.src.utils.preset_utils import get_preset_loader, list_subclasses
+
+    try:
+        kind = get_preset_loader(preset).check_backbone_class()
+    except (ValueError, KeyError, AttributeError) as error:
+        if "://" in preset or not Path(preset).is_dir():
+            raise
+        raise WeightsError(f"{preset} can't be loaded as a preset of KerasHub: {first_line(error)}") from error
+    takes = {getattr(one, "backbone_cls", None) for one in list_subclasses(hub.layers.ImageConverter)}
+    if kind not in takes:
+        raise ConfigError(
+            f"--backbone {PREFIX}{preset} is a {kind.__name__}, which takes no pictures; take a preset that does: "
+            "tlpipe backbones"
+        )
+    return kind
+
+
+def facts_of(folder: Path, image_size: tuple[int, int] | None, memo: Memo | None) -> HubFacts:
+    """What is known of a preset; the network is loaded where that isn't remembered.
+
+    Args:
+        folder: Where it lies.
+        image_size: (height, width), pixels; None for that of the preset.
+        memo: Where it is remembered.
+
+    Raises:
+        ConfigError: If it takes no pictures, or none of this size.
+        WeightsError: If it can't be loaded.
+    """
+    stamps = {path.name: Stamp.of(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    versions = runtime.version("keras"), runtime.version("keras-hub")
+    name = f"preset {digest_of(repr((str(folder), stamps, image_size, versions)).encode())}"
+    if memo and (known := memo.recall_text(name)):
+        return decoded(HubFacts, json.loads(known))
+    loaded = load_preset(folder, image_size)
+    if memo and max((stamp.mtime_ns for stamp in stamps.values()), default=0) < time.time_ns() - YOUNG:
+        memo.remember_text(name, json.dumps(asdict(loaded.facts)))
+    return loaded.facts
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPreset:
+    """A preset, and what is known of it."""
+
+    network: Network
+    facts: HubFacts
+
+
+def load_preset(folder: Path, image_size: tuple[int, int] | None, policy: str = "float32") -> LoadedPreset:
+    """Load a preset as one graph from uint8 images to its output, with its own scaling of pixels inside.
+
+    Args:
+        folder: Where it lies.
+        image_size: (height, width), pixels; None for that of the preset.
+        policy: Keras dtype policy.
+
+    Raises:
+        ConfigError: If it takes no pictures, or none of this size.
+        WeightsError: If it can't be loaded.
+    """
+    keras = runtime.keras()
+    hold_back_warnings()
+    with fresh_names(), dtype_policy(policy):
+        converter = _converter(folder)
+        tower, size = _tower(folder, image_size or converter.image_size, policy)
+        pixels = keras.Input((*size, 3), dtype="uint8", name="pixels")
+        scale, offset = _factors(converter)
+        scaled = keras.layers.Rescaling(scale, offset, name="preprocessing")(pixels)
+        model = keras.Model(pixels, taken_apart(tower, scaled), name=re.sub(r"\W", "_", folder.name))
+    mend(model)
+    blocks = blocks_of(model) or _stages(tower, model)
+    about = (weights_digest(model), (folder / CONFIG).read_text(), scale, offset)
+    facts = HubFacts(
+        digest=digest_of(repr(about).encode()),
+        blocks=blocks,
+        image_size=size,
+        resize="crop" if converter.crop_to_aspect_ratio else "pad" if converter.pad_to_aspect_ratio else "stretch",
+        interpolation=_interpolation(converter.interpolation),
+    )
+    return LoadedPreset(Network(model, Anatomy(folder.name, blocks)), facts)
+
+
+def _interpolation(name: str) -> str:
+    found = RESIZING.get(name, name)
+    return found if found in INTERPOLATIONS else INTERPOLATIONS[0]
+
+
+def _converter(folder: Path) -> Any:
+    """What prepares the pictures of a preset."""
+    _class_of(str(folder))
+    try:
+        return runtime.keras_hub().layers.ImageConverter.from_preset(str(folder))
+    except Exception as error:  # KerasHub and Keras raise many kinds
+        raise WeightsError(
+            f"{folder} doesn't say how its pictures are prepared: {first_line(error)}. Write it with save_to_preset of "
+            "a task or a preprocessor, or of the image converter as well"
+        ) from error
+
+
+def _factors(converter: Any) -> tuple[Any, Any]:
+    """Scale and offset of RGB 0..255, each one number or three."""
+    scale = 1.0 if converter.scale is None else converter.scale
+    offset = 0.0 if converter.offset is None else converter.offset
+    if isinstance(scale, (list, tuple)) != isinstance(offset, (list, tuple)):  # Rescaling wants both of one length
+        scale, offset = (one if isinstance(one, (list, tuple)) else [one] * 3 for one in (scale, offset))
+    return scale, offset
+
+
+def _tower(folder: Path, image_size: tuple[int, int] | None, policy: str) -> tuple[keras.Model, tuple[int, int]]:
+    """The network of a preset that takes pictures, and the size of those."""
+    backbone = _loaded(folder, policy)
+    tower = getattr(backbone, "vision_encoder", backbone)  # of what has a tower for text as well
+    native = tuple((*(getattr(tower, "image_shape", None) or (None, None)), None)[:2])
+    size = image_size or (native if None not in native else USUAL_SIZE)
+    if None in native or native == size:
+        return _at_home(tower, folder, policy), size
+    if tower is not backbone:
+        raise ConfigError(f"--image-size {sides(size)}: {folder} takes {sides(native)} pixels alone; leave it out")
+    try:
+        tower = _loaded(folder, policy, image_shape=(*size, 3))
+    except WeightsError as error:
+        raise ConfigError(
+            f"--image-size {sides(size)}: {folder} has its positions learnt for {sides(native)} pixels, and KerasHub "
+            "brings them to no other size; leave it out"
+        ) from error
+    return _at_home(tower, folder, policy), size
+
+
+def _loaded(folder: Path, policy: str, **options: Any) -> keras.Model:
+    try:
+        return runtime.keras_hub().models.Backbone.from_preset(str(folder), dtype=policy, **options)
+    except Exception as error:  # KerasHub and Keras raise many kinds
+        raise WeightsError(f"{folder} can't be loaded as a preset of KerasHub: {first_line(error)}") from error
+
+
+def _at_home(tower: keras.Model, folder: Path, policy: str) -> keras.Model:
+    """The same network with positions that are those of its images.
+
+    DINOv2 keeps positions of another size beside those it uses, and would make the latter of the former each time it
+    is loaded, which loses what was trained.
+    """
+    kept = getattr(tower, "position_embedding_shape", None)
+    if kept is None or tuple(kept[:2]) == tuple(tower.image_shape[:2]):
+        return tower
+    shape = {"image_shape": tower.image_shape, "position_embedding_shape": tower.image_shape}
+    other = runtime.keras_hub().models.Backbone.from_preset(str(folder), load_weights=False, dtype=policy, **shape)
+    positions = tower.embeddings.interpolated_position_embeddings
+    for mine, theirs in zip(other.weights, tower.weights, strict=True):
+        mine.assign(theirs if mine.shape == theirs.shape else positions)
+    return other
+
+
+def _stages(tower: keras.Model, model: keras.Model) -> tuple[Block, ...]:
+    """The stages of a convolutional network, as KerasHub tells them or its layers are named; else a stem alone."""
+    there = {node.name for node in nodes(model)}
+    outputs = getattr(tower, "pyramid_outputs", None) or {}
+    names = [tensor._keras_history.operation.name for tensor in outputs.values()]
+    if len(set(names)) < len(names) or not names or not set(names) <= there:
+        numbers = sorted({int(match[1]) for name in there if (match := re.match(r"block_(\d+)(?:_|$)", name))})
+        numbered = (Block(f"stage{number}", rf"block_{number}(_|$)") for number in numbers)  # as in MobileNet
+        return (Block("stem", ".*"), *numbered)
+    ends = [f"{re.escape(name)}$" for name in names]
+    first = Block("stage1", ".*", output=ends[0])
+    middle = [Block(f"stage{at + 1}", after=ends[at - 1], output=ends[at]) for at in range(1, len(ends) - 1)]
+    last = [Block(f"stage{len(ends)}", after=ends[-2])] if len(ends) > 1 else []
+    return (first, *middle, *last)

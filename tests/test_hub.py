@@ -1,0 +1,519 @@
+"""Presets of KerasHub: small networks with random weights, saved to folders, must give what KerasHub itself gives."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from conftest import draw_shades
+
+from pipeline import commands
+from pipeline.backbones import cuts, open_backbone, tensor_of
+from pipeline.backbones.hub import is_preset
+from pipeline.backbones.weights import HubPreset
+from pipeline.commands import TrainingOptions
+from pipeline.config import ExtractConfig, FinetuneConfig, FinetuneOptions, HeadConfig
+from pipeline.errors import ConfigError, EndpointError, UnknownBackboneError, WeightsError
+from pipeline.extraction.engines import EngineChoice, choose, judge
+from pipeline.finetuning import assemble
+from pipeline.util import runtime
+from pipeline.util.memo import Memo
+
+pytest.importorskip("keras_hub")
+import keras_hub
+
+models, layers = keras_hub.models, keras_hub.layers
+
+SCALE, OFFSET = [1 / (255 * share) for share in (0.2, 0.25, 0.3)], [-2.0, -1.9, -1.8]
+WORDS = {"vocabulary_size": 20, "embedding_dim": 16, "hidden_dim": 16, "num_layers": 1, "num_heads": 2}
+TRANSFORMER = {"patch_size": 8, "num_layers": 3, "num_heads": 2, "hidden_dim": 16}
+TOWER = {**TRANSFORMER, "intermediate_dim": 32, "image_shape": (32, 32, 3)}
+
+
+def _siglip() -> Any:
+    from keras_hub.src.models.siglip.siglip_text_encoder import SigLIPTextEncoder
+    from keras_hub.src.models.siglip.siglip_vision_encoder import SigLIPVisionEncoder
+
+    text = SigLIPTextEncoder(**WORDS, intermediate_dim=32, max_sequence_length=4)
+    return models.SigLIPBackbone(SigLIPVisionEncoder(**TOWER), text)
+
+
+def _clip() -> Any:
+    from keras_hub.src.models.clip.clip_text_encoder import CLIPTextEncoder
+    from keras_hub.src.models.clip.clip_vision_encoder import CLIPVisionEncoder
+
+    text = CLIPTextEncoder(**WORDS, intermediate_dim=32, max_sequence_length=4)
+    return models.CLIPBackbone(CLIPVisionEncoder(**TOWER), text, projection_dim=8)
+
+
+def _efficientnet() -> Any:
+    blocks = {"kernel_sizes": [3, 3], "num_repeats": [1, 2], "input_filters": [8, 8], "output_filters": [8, 16]}
+    blocks |= {"expansion_ratios": [1, 2], "squeeze_and_excite_ratios": [0.25, 0.25], "strides": [1, 2]}
+    return models.EfficientNetBackbone(
+        **{f"stackwise_{name}": value for name, value in blocks.items()},
+        stackwise_width_coefficients=[1.0] * 2,
+        stackwise_depth_coefficients=[1.0] * 2,
+        stackwise_block_types=["v1", "v1"],
+        image_shape=(None, None, 3),
+    )
+
+
+def _mobilenet() -> Any:
+    blocks = {"expansion": [[8, 8], [8]], "num_filters": [[8, 8], [16]], "kernel_size": [[3, 3], [3]]}
+    blocks |= {"num_strides": [[2, 1], [2]], "se_ratio": [[0.25, None], [0.25]], "padding": [[1, 1], [1]]}
+    return models.MobileNetBackbone(
+        **{f"stackwise_{name}": value for name, value in blocks.items()},
+        stackwise_num_blocks=[2, 1],
+        stackwise_activation=[["relu", "relu"], ["hard_swish"]],
+        output_num_filters=16,
+        input_num_filters=8,
+        input_activation="hard_swish",
+        output_activation="hard_swish",
+        depthwise_filters=8,
+        depthwise_stride=2,
+        depthwise_residual=False,
+        squeeze_and_excite=0.5,
+        last_layer_filter=16,
+    )
+
+
+def _hgnet() -> Any:
+    return models.HGNetV2Backbone(
+        depths=[1, 1],
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        stem_channels=[3, 8, 8],
+        hidden_act="relu",
+        use_learnable_affine_block=False,
+        stackwise_stage_filters=[[8, 8, 8, 1, 2, 3], [8, 8, 16, 1, 2, 3]],
+        apply_downsample=[False, True],
+        use_lightweight_conv_block=[False, False],
+        image_shape=(None, None, 3),
+    )
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of network, and what is expected of it."""
+
+    make: Callable[[], Any]
+    converter: Any
+    blocks: tuple[str, ...]
+    prefix: int | None = None  # tokens before those of the patches
+
+
+BLOCKS = ("stem", "block0", "block1", "block2")
+KINDS = {
+    "vit": Kind(
+        lambda: models.ViTBackbone(**TRANSFORMER, mlp_dim=32, image_shape=(32, 32, 3)),
+        layers.ViTImageConverter,
+        BLOCKS,
+        1,
+    ),
+    "dinov2": Kind(
+        lambda: models.DINOV2Backbone(
+            **TOWER, num_register_tokens=2, position_embedding_shape=(48, 48, 3), layer_scale_init_value=0.5
+        ),
+        layers.DINOV2ImageConverter,
+        BLOCKS,
+        3,
+    ),
+    "dinov3": Kind(
+        lambda: models.DINOV3Backbone(**TOWER, num_register_tokens=2), layers.DINOV3ImageConverter, BLOCKS, 3
+    ),
+    "deit": Kind(
+        lambda: models.DeiTBackbone(**TRANSFORMER, intermediate_dim=32, image_shape=(32, 32, 3)),
+        layers.DeiTImageConverter,
+        BLOCKS,
+        2,
+    ),
+    "swin": Kind(
+        lambda: models.SwinTransformerBackbone(
+            image_shape=(32, 32, 3), patch_size=4, embed_dim=8, depths=[2, 2], num_heads=[2, 2], window_size=4
+        ),
+        layers.SwinTransformerImageConverter,
+        ("stem", "block0", "block1", "block2", "block3"),
+        0,
+    ),
+    "siglip": Kind(_siglip, layers.SigLIPImageConverter, (*BLOCKS, "head"), 0),
+    "clip": Kind(_clip, layers.CLIPImageConverter, BLOCKS, 1),
+    "resnet": Kind(
+        lambda: models.ResNetBackbone(
+            input_conv_filters=[64],
+            input_conv_kernel_sizes=[7],
+            stackwise_num_filters=[64, 16, 16],
+            stackwise_num_blocks=[1, 2, 1],
+            stackwise_num_strides=[1, 2, 2],
+            block_type="basic_block",
+            image_shape=(None, None, 3),
+        ),
+        layers.ResNetImageConverter,
+        ("stage1", "stage2", "stage3"),
+    ),
+    "efficientnet": Kind(_efficientnet, layers.EfficientNetImageConverter, ("stage1", "stage2")),
+    "mobilenet": Kind(_mobilenet, layers.MobileNetImageConverter, ("stem", "stage0", "stage1", "stage2", "stage3")),
+    "hgnetv2": Kind(_hgnet, layers.HGNetV2ImageConverter, ("stem", "stage0", "stage1")),
+}
+TRANSFORMERS = [name for name, kind in KINDS.items() if kind.prefix is not None]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A preset in a folder, and the backbone that was saved there."""
+
+    folder: Path
+    backbone: Any
+    converter: Any
+
+    def expected(self, images: np.ndarray) -> np.ndarray:
+        """What KerasHub itself gives: its converter, then its backbone."""
+        tower = getattr(self.backbone, "vision_encoder", self.backbone)
+        scaled = self.converter(images.astype(np.float32))
+        found = tower(dict.fromkeys(tower.input, scaled) if isinstance(tower.input, dict) else scaled)
+        return np.asarray(list(found.values())[-1] if isinstance(found, dict) else found)
+
+
+def save_preset(folder: Path, backbone: Any, converter: Any, **options: Any) -> Saved:
+    usual = {"image_size": (32, 32), "scale": SCALE, "offset": OFFSET, "crop_to_aspect_ratio": False}
+    made = converter(**{**usual, "interpolation": "bicubic", **options})
+    backbone.save_to_preset(str(folder))
+    made.save_to_preset(str(folder))
+    return Saved(folder, backbone, made)
+
+
+def jitter(model: Any) -> None:
+    """Other weights than those that are drawn: zeros and ones would hide what is left out."""
+    draw = np.random.default_rng(1)
+    for weight in model.weights:
+        if "seed" not in weight.path and "position_embeddings" not in weight.path:
+            weight.assign(np.asarray(weight) + draw.normal(0, 0.05, weight.shape))
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Saved]:
+    @functools.cache
+    def saved(name: str) -> Saved:
+        keras.utils.set_random_seed(0)
+        backbone = KINDS[name].make()
+        if name not in ("mobilenet", "hgnetv2", "resnet", "efficientnet"):  # whose variances must stay above 0
+            jitter(getattr(backbone, "vision_encoder", backbone))
+        return save_preset(tmp_path_factory.mktemp("presets") / name, backbone, KINDS[name].converter)
+
+    return saved
+
+
+@pytest.fixture
+def images(random: np.random.Generator) -> np.ndarray:
+    return random.integers(0, 256, (3, 32, 32, 3), np.uint8)
+
+
+def opened(saved: Saved, image_size: tuple[int, int] | None = None, memo: Memo | None = None) -> HubPreset:
+    found = open_backbone(f"hub:{saved.folder}", "imagenet", 0, image_size, memo)
+    assert isinstance(found, HubPreset)
+    return found
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_it_gives_what_keras_hub_gives(name: str, preset: Callable[[str], Saved], images: np.ndarray) -> None:
+    """Taken apart or not, with the scaling inside; and so does the file that is saved of it."""
+    saved, kind = preset(name), KINDS[name]
+    found = opened(saved)
+    network, expected = found.network(), saved.expected(images)
+    np.testing.assert_allclose(np.asarray(network.model(images)), expected, atol=1e-5 * np.abs(expected).max())
+    assert found.row is not None
+    assert tuple(block.name for block in found.row.blocks) == kind.blocks
+    assert (found.name, found.image_size, found.interpolation, found.resize) == (name, (32, 32), "bicubic", "stretch")
+
+
+SLOW = {"swin", "deit", "clip", "dinov3", "mobilenet", "hgnetv2", "efficientnet"}
+MOST = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in KINDS]
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_every_block_is_an_endpoint_and_a_cut(name: str, preset: Callable[[str], Saved], images: np.ndarray) -> None:
+    """Each block starts above the one before it, and what is computed from its cut is what is computed from pixels."""
+    network = opened(preset(name)).network()
+    blocks = KINDS[name].blocks
+    features = network.features(blocks[-1], "avg")
+    unfrozen = [network.unfreeze(features, block) for block in blocks]
+    sizes = [len(item.depths) for item in unfrozen]
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert unfrozen[0].from_pixels
+    assert all(one.cut in cuts(features) for one in unfrozen)
+    for item in unfrozen[1:]:
+        lower = keras.Model(features.inputs[0], tensor_of(features, item.cut))
+        upper = keras.Model(tensor_of(features, item.cut), features.outputs[0])
+        np.testing.assert_allclose(upper(lower(images)), features(images), rtol=1e-4, atol=1e-5)
+    seen = [np.asarray(network.features(block, "none")(images)) for block in blocks]
+    assert all(a.shape != b.shape or np.abs(a - b).max() > 1e-4 for a, b in itertools.pairwise(seen))
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_a_saved_model_says_the_same(
+    name: str, preset: Callable[[str], Saved], images: np.ndarray, tmp_path: Path
+) -> None:
+    """All its parts can be saved, though KerasHub saves them as one layer alone; also after they were trained."""
+    from pipeline.backbones.build import load_tuned
+
+    found = opened(preset(name))
+    network = found.network()
+    features = network.features(found.default_endpoint(), "avg")
+    head = keras.layers.Dense(2)
+    model = keras.Model(features.inputs[0], head(features.outputs[0]))
+    for weight in model.trainable_weights:
+        weight.assign(weight - 0.01)
+    expected = np.asarray(model(images))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
+    np.testing.assert_allclose(np.asarray(loaded(images)), expected, atol=1e-5 * np.abs(expected).max())
+    tuned = load_tuned(tmp_path / "model.keras", None, network.top(found.default_endpoint()))
+    if name in TRANSFORMERS:
+        assert tuned.row is not None
+        again = tuned.features(found.default_endpoint(), "avg")
+        np.testing.assert_allclose(again(images), features(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_pooling_of_tokens(name: str, preset: Callable[[str], Saved], images: np.ndarray) -> None:
+    """The class token stands first; registers and the token of a teacher are no part of the means."""
+    prefix = KINDS[name].prefix
+    assert prefix is not None
+    network = opened(preset(name)).network()
+    block = [block for block in KINDS[name].blocks if block != "head"][-1]
+    tokens = np.asarray(network.features(block, "none")(images))
+    wanted = {"avg": tokens[:, prefix:].mean(1), "max": tokens[:, prefix:].max(1)}
+    if prefix:
+        wanted |= {"cls": tokens[:, 0], "cls+avg": np.concatenate([tokens[:, 0], wanted["avg"]], axis=1)}
+    else:
+        for pooling in ("cls", "cls+avg"):
+            with pytest.raises(EndpointError, match=f"--pooling {re.escape(pooling)} needs a class token"):
+                network.features(block, pooling)
+    for pooling, expected in wanted.items():
+        model = network.features(block, pooling)
+        assert model.outputs[0].shape[1:] == expected.shape[1:]
+        np.testing.assert_allclose(model(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_maps_have_no_class_token(preset: Callable[[str], Saved]) -> None:
+    with pytest.raises(EndpointError, match="needs a class token"):
+        opened(preset("resnet")).network().features("stage3", "cls")
+
+
+def test_several_blocks_stand_side_by_side(preset: Callable[[str], Saved], images: np.ndarray) -> None:
+    network = opened(preset("dinov2")).network()
+    parts = [network.features(f"block{number}", "cls+avg")(images) for number in (0, 2)]
+    joined = network.features("block0+block2", "cls+avg")(images)
+    np.testing.assert_allclose(joined, np.concatenate(parts, axis=1), rtol=1e-5, atol=1e-6)
+
+
+class TestImageSizes:
+    def test_positions_are_brought_to_another_size_as_keras_hub_does_it(
+        self, preset: Callable[[str], Saved], random: np.random.Generator
+    ) -> None:
+        saved = preset("dinov2")
+        images = random.integers(0, 256, (2, 64, 64, 3), np.uint8)
+        other = models.Backbone.from_preset(str(saved.folder), image_shape=(64, 64, 3))
+        scaled = images * np.float32(SCALE) + np.float32(OFFSET)
+        expected = np.asarray(other({"images": scaled}))
+        network = opened(saved, (64, 64)).network()
+        assert expected.shape == (2, 3 + 64, 16)
+        np.testing.assert_allclose(network.model(images), expected, atol=1e-5 * np.abs(expected).max())
+
+    def test_convolutions_take_any(self, preset: Callable[[str], Saved], random: np.random.Generator) -> None:
+        saved = preset("resnet")
+        images = random.integers(0, 256, (2, 40, 56, 3), np.uint8)
+        found = np.asarray(opened(saved, (40, 56)).network().model(images))
+        expected = np.asarray(saved.backbone(images * np.float32(SCALE) + np.float32(OFFSET)))
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+    @pytest.mark.parametrize("name", ["vit", "clip"])
+    def test_others_are_refused(self, name: str, preset: Callable[[str], Saved]) -> None:
+        with pytest.raises(ConfigError, match="--image-size 64x64: .*leave it out"):
+            opened(preset(name), (64, 64))
+
+
+class TestIdentity:
+    def test_digest_is_of_weights_and_scaling(self, preset: Callable[[str], Saved], tmp_path: Path) -> None:
+        saved = preset("vit")
+        same = save_preset(tmp_path / "same", saved.backbone, layers.ViTImageConverter)
+        scaled = save_preset(tmp_path / "scaled", saved.backbone, layers.ViTImageConverter, scale=[1 / 127.5] * 3)
+        other = KINDS["vit"].make()
+        others = save_preset(tmp_path / "others", other, layers.ViTImageConverter)
+        assert opened(same).digest() == opened(saved).digest()
+        assert len({opened(one).digest() for one in (saved, scaled, others)}) == 3
+
+    def test_what_is_known_is_remembered(
+        self, preset: Callable[[str], Saved], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nothing heavy is loaded as long as the files look unchanged."""
+        saved, memo = preset("vit"), Memo(tmp_path)
+        for path in saved.folder.iterdir():
+            os.utime(path, (1e9, 1e9))
+        facts = opened(saved, memo=memo).facts
+        with monkeypatch.context() as patched:
+            patched.setattr("pipeline.backbones.hub.load_preset", None)
+            assert opened(saved, memo=memo).facts == facts
+        os.utime(saved.folder / "model.weights.h5", (1e9 + 1, 1e9 + 1))
+        with monkeypatch.context() as patched, pytest.raises(TypeError):
+            patched.setattr("pipeline.backbones.hub.load_preset", None)
+            opened(saved, memo=memo)
+
+    def test_how_pictures_are_resized(self, preset: Callable[[str], Saved], tmp_path: Path) -> None:
+        backbone = preset("vit").backbone
+        crop = save_preset(
+            tmp_path / "a", backbone, layers.ViTImageConverter, crop_to_aspect_ratio=True, interpolation="lanczos3"
+        )
+        pad = save_preset(tmp_path / "b", backbone, layers.ViTImageConverter, pad_to_aspect_ratio=True)
+        assert [(one.resize, one.interpolation) for one in map(opened, (crop, pad))] == [
+            ("crop", "lanczos"),
+            ("pad", "bicubic"),
+        ]
+
+
+class TestNames:
+    def test_a_folder_needs_no_prefix(self, preset: Callable[[str], Saved], tmp_path: Path) -> None:
+        folder = preset("vit").folder
+        assert is_preset(str(folder))
+        assert isinstance(open_backbone(str(folder), "imagenet", 0, None), HubPreset)
+        assert not is_preset(str(tmp_path))
+        assert not is_preset("densenet121")
+
+    def test_unknown_presets(self) -> None:
+        with pytest.raises(
+            UnknownBackboneError, match="no preset 'vit_base_patch16_224_imagenett'.*Did you mean hub:vit_base"
+        ):
+            open_backbone("hub:vit_base_patch16_224_imagenett", "imagenet", 0, None)
+        with pytest.raises(UnknownBackboneError, match="List them: tlpipe backbones"):
+            open_backbone("hub:zzz", "imagenet", 0, None)
+
+    def test_other_weights_are_refused(self, preset: Callable[[str], Saved]) -> None:
+        with pytest.raises(ConfigError, match="brings its own weights"):
+            open_backbone(f"hub:{preset('vit').folder}", "random", 0, None)
+
+
+class TestBadPresets:
+    def test_text_model(self, tmp_path: Path) -> None:
+        text = models.BertBackbone(
+            vocabulary_size=20, num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=8, max_sequence_length=4
+        )
+        text.save_to_preset(str(tmp_path / "text"))
+        with pytest.raises(ConfigError, match="is a BertBackbone, which takes no pictures"):
+            open_backbone(f"hub:{tmp_path / 'text'}", "imagenet", 0, None)
+
+    def test_no_image_converter(self, preset: Callable[[str], Saved], tmp_path: Path) -> None:
+        preset("vit").backbone.save_to_preset(str(tmp_path / "bare"))
+        with pytest.raises(WeightsError, match="doesn't say how its pictures are prepared"):
+            open_backbone(f"hub:{tmp_path / 'bare'}", "imagenet", 0, None)
+
+    @pytest.mark.parametrize("file", ["config.json", "model.weights.h5"])
+    def test_damage(self, file: str, preset: Callable[[str], Saved], tmp_path: Path) -> None:
+        saved = save_preset(tmp_path / "bad", preset("vit").backbone, layers.ViTImageConverter)
+        content = (saved.folder / file).read_bytes()
+        (saved.folder / file).write_bytes(content[: len(content) // 2])
+        with pytest.raises(WeightsError, match="can't be loaded as a preset of KerasHub"):
+            opened(saved)
+
+    def test_keras_hub_is_missing(self, preset: Callable[[str], Saved], monkeypatch: pytest.MonkeyPatch) -> None:
+        saved = preset("vit")
+        runtime.keras_hub.cache_clear()
+        monkeypatch.setattr(runtime, "installed", lambda name: name != "keras_hub")
+        with pytest.raises(ConfigError, match=r"need keras-hub; .* pip install 'tlpipe\[hub\]'"):
+            opened(saved)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["vit", "dinov2", "resnet"])
+def test_engines_compute_them(name: str, precision: str, preset: Callable[[str], Saved], tmp_path: Path) -> None:
+    try:
+        choice = choose("openvino", precision)
+    except Exception as error:
+        pytest.skip(str(error))
+    found = opened(preset(name))
+    verdict = judge(choice, found.network, found.default_endpoint(), "avg", tmp_path / "graph")
+    assert verdict.holds, verdict
+
+
+def test_mixed_precision_of_keras(preset: Callable[[str], Saved], tmp_path: Path) -> None:
+    found = opened(preset("vit"))
+    assert judge(EngineChoice("tensorflow", "bfloat16"), found.network, "block2", "cls+avg", tmp_path).holds
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        pytest.param("vit", "block2", marks=pytest.mark.slow),
+        ("dinov2", "block2"),
+        pytest.param("dinov2", "block1", marks=pytest.mark.slow),
+        ("resnet", "stage3"),
+    ],
+)
+def test_losses_from_the_cut_are_those_end_to_end(
+    name: str, blocks: str, preset: Callable[[str], Saved], random: np.random.Generator
+) -> None:
+    """As for DenseNet: twenty steps, with the layers below frozen in one model and cached in the other."""
+    images = random.integers(0, 256, (40, 32, 32, 3), np.uint8)
+    labels = random.integers(0, 3, 40)
+    losses = []
+    for from_images in (True, False):
+        found = opened(preset(name))
+        network = found.network()
+        features = network.features(found.default_endpoint(), "avg")
+        unfrozen = network.unfreeze(features, blocks)
+        head = keras.layers.Dense(3, kernel_initializer=keras.initializers.GlorotUniform(0))
+        head.build((None, features.outputs[0].shape[-1]))
+        made = assemble(features, unfrozen, [head], 3, from_images=from_images)
+        assert not unfrozen.from_pixels
+        inputs = images
+        if not from_images:
+            inputs = np.asarray(keras.Model(features.inputs[0], tensor_of(features, unfrozen.cut))(images))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        made.trained.compile(keras.optimizers.AdamW(1e-3), loss)
+        steps = [slice(8 * (step % 5), 8 * (step % 5) + 8) for step in range(20)]
+        losses.append([float(made.trained.train_on_batch(inputs[step], labels[step])) for step in steps])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    assert losses[0][0] != losses[0][-1]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_shades(tmp_path_factory.mktemp("data") / "shades")
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("dinov2", "block2"), pytest.param("resnet", "stage3", marks=pytest.mark.slow)]
+)
+def test_all_the_way(name: str, blocks: str, preset: Callable[[str], Saved], data: Path, tmp_path: Path) -> None:
+    """From pictures to an exported file, and the fine-tuned model as a backbone in its turn."""
+    cache, reports, token = tmp_path / "cache", tmp_path / "reports", name in TRANSFORMERS
+    config = ExtractConfig(
+        str(data), backbone=f"hub:{preset(name).folder}", pooling="cls+avg" if token else "avg", precision="float32"
+    )
+    extracted = commands.extract(config, cache)
+    assert extracted.record.spec.backbone == name
+    assert extracted.record.spec.resize == "stretch"
+    head = commands.train_head(HeadConfig("ridge"), cache, reports, TrainingOptions(extracted.record.id))
+    tuned = commands.finetune(
+        FinetuneConfig(blocks, epochs=2, learning_rate=1e-3, layer_decay=0.5), cache, reports, FinetuneOptions(head.id)
+    )
+    assert tuned.trainable_parameters > 100
+    answers = commands.predict(tuned.id, [str(data / "dark")], cache, reports)
+    assert len(answers.images) == 40
+    made = commands.export(tuned.id, "onnx", cache, reports)
+    assert made.agreement == 1
+    again = commands.extract(
+        ExtractConfig(str(data), backbone=str(reports / tuned.id), pooling=config.pooling, precision="float32"), cache
+    )
+    assert again.record.spec.weights_digest != extracted.record.spec.weights_digest
+    assert again.record.spec.endpoint == extracted.record.spec.endpoint
+    head = commands.train_head(HeadConfig("ridge"), cache, reports, TrainingOptions(again.record.id))
+    tuned = commands.finetune(FinetuneConfig(blocks, epochs=1), cache, reports, FinetuneOptions(head.id))
+    assert not tuned.end_to_end
