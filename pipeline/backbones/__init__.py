@@ -3,6 +3,7 @@
 from pipeline.backbones.build import first_line
 from pipeline.backbones.catalogue import BACKBONES, Backbone, get_backbone
 from pipeline.backbones.graph import apply, cuts, nodes, tensor_of, weights_digest
+from pipeline.backbones.hub import presets
 from pipeline.backbones.network import Network, Unfrozen
 from pipeline.backbones.onnx_file import OnnxFile, OnnxGraph, OnnxNetwork, is_onnx
 from pipeline.backbones.weights import (
@@ -37,6 +38,7 @@ __all__ = [
     "nodes",
     "open_backbone",
     "open_keras",
+    "presets",
     "tensor_of",
     "weights_digest",
     "whole_name",

@@ -21,7 +21,7 @@ from pipeline.backbones.build import dtype_policy, first_line, fresh_names
 from pipeline.backbones.catalogue import Anatomy, Block
 from pipeline.backbones.graph import nodes, weights_digest
 from pipeline.backbones.network import Network
-from pipeline.backbones.parts import blocks_of, hold_back_warnings, mend, taken_apart
+from pipeline.backbones.parts import NETWORKS, blocks_of, hold_back_warnings, mend, taken_apart
 from pipeline.config.extract import INTERPOLATIONS
 from pipeline.errors import ConfigError, UnknownBackboneError, WeightsError
 from pipeline.util import runtime
@@ -98,7 +98,7 @@ def _fetched(preset: str) -> Path:
         raise UnknownBackboneError(f"KerasHub has no preset {preset!r}, and there is no such folder. {hint}")
     try:
         with redirect_stdout(sys.stderr):  # where progress is drawn
-            _class_of(preset)  # of the configuration alone, so that a text model isn't fetched in vain
+            _check_class(preset)  # of the configuration alone, so that a text model isn't fetched in vain
             hub.models.Backbone.from_preset(preset)
             hub.layers.ImageConverter.from_preset(preset)
             return Path(get_file(preset, CONFIG)).parent
@@ -111,11 +111,12 @@ def _fetched(preset: str) -> Path:
         ) from error
 
 
-def _class_of(preset: str) -> Any:
-    """The class of a preset's backbone.
+def _check_class(preset: str) -> None:
+    """Refuse a preset whose network can't be had as a backbone, by its configuration alone.
 
     Raises:
-        ConfigError: If it takes no pictures.
+        ConfigError: If it takes no pictures, or is of no class that is known.
+        WeightsError: If its folder holds no configuration that can be read.
     """
     hub = runtime.keras_hub()
     from keras_hub.src.utils.preset_utils import get_preset_loader, list_subclasses
@@ -126,17 +127,50 @@ def _class_of(preset: str) -> Any:
         if "://" in preset or not Path(preset).is_dir():
             raise
         raise WeightsError(f"{preset} can't be loaded as a preset of KerasHub: {first_line(error)}") from error
+    if kind.__name__ in NETWORKS:
+        return
     takes = {getattr(one, "backbone_cls", None) for one in list_subclasses(hub.layers.ImageConverter)}
-    if kind not in takes:
-        raise ConfigError(
-            f"--backbone {PREFIX}{preset} is a {kind.__name__}, which takes no pictures; take a preset that does: "
-            "tlpipe backbones"
-        )
-    return kind
+    cause = "gives no features of pictures that are known here" if kind in takes else "takes no pictures"
+    raise ConfigError(
+        f"--backbone {PREFIX}{preset} is a {kind.__name__}, which {cause}; take a preset of "
+        f"{', '.join(name.removesuffix('Backbone') for name in NETWORKS)}: tlpipe backbones"
+    )
 
 
-def facts_of(folder: Path, image_size: tuple[int, int] | None, memo: Memo | None) -> HubFacts:
-    """What is known of a preset; the network is loaded where that isn't remembered.
+def presets(memo: Memo | None = None) -> list[dict[str, Any]]:
+    """The presets that KerasHub itself has for networks that can be had as backbones, a row for each.
+
+    Args:
+        memo: Where they are remembered, so that KerasHub is asked once.
+
+    Returns:
+        Name as on the command line, class of the network, parameters in all, word of its endpoints, what it says of
+        itself; nothing where KerasHub isn't installed.
+    """
+    if not runtime.installed("keras_hub"):
+        return []
+    remembered = f"presets of keras-hub {runtime.version('keras-hub')}: {digest_of(repr(NETWORKS).encode())}"
+    if memo and (known := memo.recall_text(remembered)):
+        return list(json.loads(known))
+    hub = runtime.keras_hub()
+    found = [
+        {
+            "name": PREFIX + name,
+            "network": network,
+            "parameters": about["metadata"]["params"],
+            "endpoints": endpoints,
+            "description": about["metadata"]["description"],
+        }
+        for network, endpoints in NETWORKS.items()
+        for name, about in getattr(hub.models, network).presets.items()
+    ]
+    if memo:
+        memo.remember_text(remembered, json.dumps(found))
+    return found
+
+
+def facts_of(folder: Path, image_size: tuple[int, int] | None, memo: Memo | None) -> tuple[HubFacts, Network | None]:
+    """What is known of a preset, and its network where that had to be loaded, as nothing was remembered.
 
     Args:
         folder: Where it lies.
@@ -151,23 +185,15 @@ def facts_of(folder: Path, image_size: tuple[int, int] | None, memo: Memo | None
     versions = runtime.version("keras"), runtime.version("keras-hub")
     name = f"preset {digest_of(repr((str(folder), stamps, image_size, versions)).encode())}"
     if memo and (known := memo.recall_text(name)):
-        return decoded(HubFacts, json.loads(known))
-    loaded = load_preset(folder, image_size)
+        return decoded(HubFacts, json.loads(known)), None
+    network, facts = load_preset(folder, image_size)
     if memo and max((stamp.mtime_ns for stamp in stamps.values()), default=0) < time.time_ns() - YOUNG:
-        memo.remember_text(name, json.dumps(asdict(loaded.facts)))
-    return loaded.facts
+        memo.remember_text(name, json.dumps(asdict(facts)))
+    return facts, network
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedPreset:
-    """A preset, and what is known of it."""
-
-    network: Network
-    facts: HubFacts
-
-
-def load_preset(folder: Path, image_size: tuple[int, int] | None, policy: str = "float32") -> LoadedPreset:
-    """Load a preset as one graph from uint8 images to its output, with its own scaling of pixels inside.
+def load_preset(folder: Path, image_size: tuple[int, int] | None, policy: str = "float32") -> tuple[Network, HubFacts]:
+    """A preset as one graph from uint8 images to its output, with its own scaling of pixels inside, and what it is.
 
     Args:
         folder: Where it lies.
@@ -197,7 +223,7 @@ def load_preset(folder: Path, image_size: tuple[int, int] | None, policy: str = 
         resize="crop" if converter.crop_to_aspect_ratio else "pad" if converter.pad_to_aspect_ratio else "stretch",
         interpolation=_interpolation(converter.interpolation),
     )
-    return LoadedPreset(Network(model, Anatomy(folder.name, blocks)), facts)
+    return Network(model, Anatomy(folder.name, blocks)), facts
 
 
 def _interpolation(name: str) -> str:
@@ -207,7 +233,7 @@ def _interpolation(name: str) -> str:
 
 def _converter(folder: Path) -> Any:
     """What prepares the pictures of a preset."""
-    _class_of(str(folder))
+    _check_class(str(folder))
     try:
         return runtime.keras_hub().layers.ImageConverter.from_preset(str(folder))
     except Exception as error:  # KerasHub and Keras raise many kinds

@@ -119,6 +119,22 @@ def _hgnet(layer: Any) -> Run:
     return run
 
 
+NETWORKS = {
+    "ViTBackbone": "block",
+    "DINOV2Backbone": "block",
+    "DINOV3Backbone": "block",
+    "DeiTBackbone": "block",
+    "SwinTransformerBackbone": "block",
+    "SigLIPBackbone": "block",
+    "CLIPBackbone": "block",
+    "ResNetBackbone": "stage",
+    "EfficientNetBackbone": "stage",
+    "DenseNetBackbone": "stage",
+    "MobileNetBackbone": "stage",
+    "HGNetV2Backbone": "stage",
+}
+"""Networks of KerasHub that can be had as backbones, and what their endpoints are called, with a number."""
+
 APART: dict[str, Callable[[Any], Run]] = {
     "ViTEncoder": _vit,
     "DINOV2Encoder": _dinov2,

@@ -225,13 +225,13 @@ class HubPreset(Pretrained):
         return f"layers of the preset {self.facts.digest} in keras {runtime.version('keras')}"
 
     def _load(self, policy: str) -> Network:
-        return load_preset(Path(self.source), self.image_size, policy).network
+        return load_preset(Path(self.source), self.image_size, policy)[0]
 
 
 def _open_preset(name: str, image_size: tuple[int, int] | None, memo: Memo | None) -> HubPreset:
     """Open a preset of KerasHub, whose network is loaded only if what must be known of it isn't remembered."""
     folder = folder_of(name, memo)
-    facts = facts_of(folder, image_size, memo)
+    facts, network = facts_of(folder, image_size, memo)
     plain = re.sub(r"[^\w.-]+", "_", name.removeprefix(PREFIX).rstrip("/").rpartition("/")[2]) or folder.name
     return HubPreset(
         plain,
@@ -243,6 +243,7 @@ def _open_preset(name: str, image_size: tuple[int, int] | None, memo: Memo | Non
         resize=facts.resize,
         interpolation=facts.interpolation,
         facts=facts,
+        _networks={"float32": network} if network else {},
     )
 
 

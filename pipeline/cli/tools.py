@@ -19,10 +19,11 @@ from pipeline.util.text import percent, readable_size, sides
 @command("backbones")
 @takes("folders", Folders)
 def backbones(folders: Folders) -> Answer:
-    """List the backbones: sizes, widths, blocks, and whether their weights are here."""
+    """List the backbones: sizes, widths, blocks, what they need, and whether their weights are here."""
     from pipeline import commands
+    from pipeline.commands.backbones import hub_presets
 
-    rows = commands.backbones()
+    rows, presets = commands.backbones(), hub_presets(folders.cache)
     cells: list[list[Any]] = []
     for row in rows:
         names = row["blocks"]
@@ -30,9 +31,19 @@ def backbones(folders: Folders) -> Answer:
         here = "here" if row["weights"] else ""
         cells.append([row["name"], row["native_size"], row["least_size"], row["width"], here, " ".join(short)])
     text = render.aligned(["name", "native px", "least px", "features", "weights", "blocks"], cells)
-    return Answer(
-        {"backbones": rows}, text + "\n\nA .keras file of your own will do too: tlpipe extract --backbone FILE.keras"
-    )
+    hub = [[row["name"], f"{row['parameters']:,}", f"{row['endpoints']}0, {row['endpoints']}1, ..."] for row in presets]
+    lines = [
+        text,
+        "",
+        *([render.aligned(["preset of KerasHub", "parameters", "blocks"], hub)] if hub else [NO_HUB]),
+        "",
+        "hub:hf://ORG/NAME, hub:kaggle://... and hub:FOLDER, which save_to_preset wrote, will do too.",
+        "So will a .keras file of your own, and an ONNX file (pip install 'tlpipe[onnx]'): --backbone FILE",
+    ]
+    return Answer({"backbones": rows, "presets": presets}, "\n".join(lines))
+
+
+NO_HUB = "Presets of KerasHub (ViT, DINOv2, SigLIP, ...) need keras-hub: pip install 'tlpipe[hub]'"
 
 
 @command("doctor")

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from pipeline.backbones import BACKBONES, find_imagenet
+from pipeline.backbones import BACKBONES, find_imagenet, presets
+from pipeline.util.memo import Memo
+
+
+def hub_presets(cache: Path) -> list[dict[str, Any]]:
+    """A row for each preset of KerasHub, which is asked once, and then remembered in the cache; none without it."""
+    return presets(Memo(cache))
 
 
 def backbones() -> list[dict[str, Any]]:

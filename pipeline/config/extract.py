@@ -110,7 +110,8 @@ class ExtractConfig:
 
     data: str = option("digits", DATA_HELP, argument=True)
     backbone: str = option(
-        BACKBONE, "A name from `tlpipe backbones`, a .keras or .onnx file, or a fine-tuned run: reports/RUN."
+        BACKBONE,
+        "A name from `tlpipe backbones`, hub:PRESET, a .keras or .onnx file, or a fine-tuned run: reports/RUN.",
     )
     weights: str = option("imagenet", "imagenet, random, or a .h5 or .keras file.")
     image_size: tuple[int, int] | None = option(
@@ -127,12 +128,12 @@ class ExtractConfig:
     resize: str | None = option(
         None,
         "How pictures are brought to the size: stretch, pad (with white) or crop, both in the middle. "
-        "[default: stretch, or as an ONNX file's JSON says]",
+        "[default: stretch, or as a preset or an ONNX file's JSON says]",
         legal=RESIZES,
     )
     interpolation: str | None = option(
         None,
-        "How pixels are interpolated. [default: bicubic, or as an ONNX file's JSON says]",
+        "How pixels are interpolated. [default: bicubic, or as a preset or an ONNX file's JSON says]",
         legal=INTERPOLATIONS,
     )
     mean: tuple[float, ...] | None = option(
