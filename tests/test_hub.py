@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -30,7 +31,7 @@ from pipeline.backbones.weights import HubPreset
 from pipeline.commands import TrainingOptions
 from pipeline.commands.backbones import hub_presets
 from pipeline.config import ExtractConfig, FinetuneConfig, FinetuneOptions, HeadConfig
-from pipeline.errors import ConfigError, EndpointError, UnknownBackboneError, WeightsError
+from pipeline.errors import ConfigError, EndpointError, EngineError, UnknownBackboneError, WeightsError
 from pipeline.extraction.engines import EngineChoice, choose, judge
 from pipeline.finetuning import assemble
 from pipeline.util import runtime
@@ -157,7 +158,7 @@ KINDS = {
     "densenet": Kind(
         lambda: models.DenseNetBackbone([1, 2], compression_ratio=0.5, growth_rate=8, image_shape=(None, None, 3)),
         layers.DenseNetImageConverter,
-        ("stage1", "stage2"),
+        ("stage0", "stage1"),
     ),
     "resnet": Kind(
         lambda: models.ResNetBackbone(
@@ -170,9 +171,9 @@ KINDS = {
             image_shape=(None, None, 3),
         ),
         layers.ResNetImageConverter,
-        ("stage1", "stage2", "stage3"),
+        ("stage0", "stage1", "stage2"),
     ),
-    "efficientnet": Kind(_efficientnet, layers.EfficientNetImageConverter, ("stage1", "stage2")),
+    "efficientnet": Kind(_efficientnet, layers.EfficientNetImageConverter, ("stage0", "stage1")),
     "mobilenet": Kind(_mobilenet, layers.MobileNetImageConverter, ("stem", "stage0", "stage1", "stage2", "stage3")),
     "hgnetv2": Kind(_hgnet, layers.HGNetV2ImageConverter, ("stem", "stage0", "stage1")),
 }
@@ -325,7 +326,7 @@ def test_pooling_of_tokens(name: str, ready: Callable[[str], HubPreset], images:
 
 def test_maps_have_no_class_token(ready: Callable[[str], HubPreset]) -> None:
     with pytest.raises(EndpointError, match="needs a class token"):
-        ready("resnet").network().features("stage3", "cls")
+        ready("resnet").network().features("stage2", "cls")
 
 
 def test_several_blocks_stand_side_by_side(ready: Callable[[str], HubPreset], images: np.ndarray) -> None:
@@ -471,7 +472,7 @@ class TestBadPresets:
     [
         ("vit", "float32"),
         ("dinov2", "bfloat16"),
-        *(pytest.param(name, "float32", marks=pytest.mark.slow) for name in KINDS if name != "vit"),
+        *(pytest.param(name, "float32", marks=pytest.mark.slow) for name in KINDS if name not in ("vit", "swin")),
     ],
 )
 def test_engines_compute_them(name: str, precision: str, ready: Callable[[str], HubPreset], tmp_path: Path) -> None:
@@ -485,6 +486,14 @@ def test_engines_compute_them(name: str, precision: str, ready: Callable[[str], 
 
 
 @pytest.mark.slow
+def test_what_openvino_can_not_convert(ready: Callable[[str], HubPreset], tmp_path: Path) -> None:
+    swin = ready("swin")
+    with pytest.raises(EngineError, match=r"No conversion rule found .*; use --engine tensorflow"):
+        judge(EngineChoice("openvino", "float32"), swin.network, "block3", "avg", tmp_path)
+    assert judge(EngineChoice("tensorflow", "float32"), swin.network, "block3", "avg", tmp_path).holds
+
+
+@pytest.mark.slow
 def test_mixed_precision_of_keras(ready: Callable[[str], HubPreset], tmp_path: Path) -> None:
     found = ready("vit")
     assert judge(EngineChoice("tensorflow", "bfloat16"), found.network, "block2", "cls+avg", tmp_path).holds
@@ -495,7 +504,7 @@ def test_mixed_precision_of_keras(ready: Callable[[str], HubPreset], tmp_path: P
     [
         pytest.param("vit", "block2", marks=pytest.mark.slow),
         pytest.param("dinov2", "block1", marks=pytest.mark.slow),
-        ("resnet", "stage3"),
+        ("resnet", "stage2"),
     ],
 )
 def test_losses_from_the_cut_are_those_end_to_end(
@@ -531,7 +540,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "blocks"), [("dinov2", "block2"), pytest.param("resnet", "stage3", marks=pytest.mark.slow)]
+    ("name", "blocks"), [("dinov2", "block2"), pytest.param("resnet", "stage2", marks=pytest.mark.slow)]
 )
 def test_all_the_way(name: str, blocks: str, preset: Callable[[str], Saved], data: Path, tmp_path: Path) -> None:
     """From pictures to an exported file, and the fine-tuned model as a backbone in its turn."""
@@ -604,6 +613,13 @@ except TlpipeError as error:
 """
 
 
+def open_elsewhere(name: str, cache: Path, **environment: str) -> str:
+    """Open a preset in a process of its own, as these libraries read their settings once."""
+    command = [sys.executable, "-c", OPEN, name, str(cache)]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    return done.stdout.strip().splitlines()[-1]
+
+
 @pytest.mark.slow
 def test_presets_are_fetched_once(preset: Callable[[str], Saved], tmp_path: Path) -> None:
     """From a server that speaks as Hugging Face's does; afterwards none is needed."""
@@ -612,20 +628,16 @@ def test_presets_are_fetched_once(preset: Callable[[str], Saved], tmp_path: Path
     models.BertBackbone(8, 1, 2, 8, 8, max_sequence_length=4).save_to_preset(str(served / "tests" / "text"))
     (served / "tests" / "text" / "model.weights.h5").unlink()
 
-    def run(name: str) -> str:
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }
-        command = [sys.executable, "-c", OPEN, name, str(tmp_path / "cache")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
     with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Hub, directory=str(served))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
+        run = functools.partial(
+            open_elsewhere,
+            cache=tmp_path / "cache",
+            HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
+            HF_HOME=str(tmp_path / "home"),
+            HF_HUB_DISABLE_XET="1",
+            HF_HUB_DISABLE_TELEMETRY="1",
+        )
         fetched = run("hub:hf://tests/small-vit")
         text = run("hub:hf://tests/text")
         server.shutdown()
@@ -636,3 +648,34 @@ def test_presets_are_fetched_once(preset: Callable[[str], Saved], tmp_path: Path
     gone = run("hub:hf://tests/other")
     assert gone.startswith("WeightsError The preset hf://tests/other is not here and can't be fetched: ")
     assert gone.endswith("write it to a folder with save_to_preset, and give --backbone hub:FOLDER")
+
+
+class _Kaggle(_Hub):
+    """As much of Kaggle's interface as fetching a file of a version takes."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.path = f"/{asked['instanceSlug']}/resolve/main/{asked.get('path', '')}"
+        self._answer(body=True)
+
+
+@pytest.mark.slow
+def test_presets_by_name_come_from_kaggle(preset: Callable[[str], Saved], tmp_path: Path) -> None:
+    """A small network stands in for the one of that name."""
+    name = "vit_base_patch16_224_imagenet"
+    shutil.copytree(preset("vit").folder, tmp_path / "served" / name)
+    handler = functools.partial(_Kaggle, directory=str(tmp_path / "served"))
+    try:
+        server = ThreadingHTTPServer(("localhost", 7777), handler)  # the one that Kaggle's own tests use
+    except OSError as error:
+        pytest.skip(f"port 7777 is not free: {error}")
+    settings = {"KAGGLE_API_ENVIRONMENT": "TEST", "KAGGLEHUB_CACHE": str(tmp_path / "home")}
+    with server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        fetched = open_elsewhere(f"hub:{name}", tmp_path / "cache", **settings)
+        handle = f"kaggle://keras/vit/keras/{name}/4"
+        by_handle = open_elsewhere(f"hub:{handle}", tmp_path / "cache", **settings)
+        server.shutdown()
+    assert fetched == f"{name} {opened(preset('vit')).digest()}"
+    assert by_handle == fetched, "its version is no name"
+    assert open_elsewhere(f"hub:{name}", tmp_path / "cache", **settings) == fetched

@@ -21,7 +21,7 @@ from pipeline.backbones.build import dtype_policy, first_line, fresh_names
 from pipeline.backbones.catalogue import Anatomy, Block
 from pipeline.backbones.graph import nodes, weights_digest
 from pipeline.backbones.network import Network
-from pipeline.backbones.parts import NETWORKS, blocks_of, hold_back_warnings, mend, taken_apart
+from pipeline.backbones.parts import NETWORKS, NOT_CONVERTED, blocks_of, hold_back_warnings, mend, taken_apart
 from pipeline.config.extract import INTERPOLATIONS
 from pipeline.errors import ConfigError, UnknownBackboneError, WeightsError
 from pipeline.util import runtime
@@ -144,8 +144,8 @@ def presets(memo: Memo | None = None) -> list[dict[str, Any]]:
         memo: Where they are remembered, so that KerasHub is asked once.
 
     Returns:
-        Name as on the command line, class of the network, parameters in all, word of its endpoints, what it says of
-        itself; nothing where KerasHub isn't installed.
+        Name as on the command line, class of the network, parameters in all, word of its endpoints, engines that run
+        it, what it says of itself; nothing where KerasHub isn't installed.
     """
     if not runtime.installed("keras_hub"):
         return []
@@ -159,6 +159,7 @@ def presets(memo: Memo | None = None) -> list[dict[str, Any]]:
             "network": network,
             "parameters": about["metadata"]["params"],
             "endpoints": endpoints,
+            "engines": ["tensorflow", "jax"] if network in NOT_CONVERTED else ["tensorflow", "openvino", "jax"],
             "description": about["metadata"]["description"],
         }
         for network, endpoints in NETWORKS.items()
@@ -306,7 +307,6 @@ def _stages(tower: keras.Model, model: keras.Model) -> tuple[Block, ...]:
         numbered = (Block(f"stage{number}", rf"block_{number}(_|$)") for number in numbers)  # as in MobileNet
         return (Block("stem", ".*"), *numbered)
     ends = [f"{re.escape(name)}$" for name in names]
-    first = Block("stage1", ".*", output=ends[0])
-    middle = [Block(f"stage{at + 1}", after=ends[at - 1], output=ends[at]) for at in range(1, len(ends) - 1)]
-    last = [Block(f"stage{len(ends)}", after=ends[-2])] if len(ends) > 1 else []
-    return (first, *middle, *last)
+    middle = [Block(f"stage{at}", after=ends[at - 1], output=ends[at]) for at in range(1, len(ends) - 1)]
+    last = [Block(f"stage{len(ends) - 1}", after=ends[-2])] if len(ends) > 1 else []
+    return (Block("stage0", ".*", output=ends[0]), *middle, *last)

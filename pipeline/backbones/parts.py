@@ -135,6 +135,9 @@ NETWORKS = {
 }
 """Networks of KerasHub that can be had as backbones, and what their endpoints are called, with a number."""
 
+NOT_CONVERTED = {"SwinTransformerBackbone"}
+"""Networks whose graph OpenVINO and ONNX can't hold: what makes their masks has no like there."""
+
 APART: dict[str, Callable[[Any], Run]] = {
     "ViTEncoder": _vit,
     "DINOV2Encoder": _dinov2,

@@ -232,7 +232,8 @@ def _open_preset(name: str, image_size: tuple[int, int] | None, memo: Memo | Non
     """Open a preset of KerasHub, whose network is loaded only if what must be known of it isn't remembered."""
     folder = folder_of(name, memo)
     facts, network = facts_of(folder, image_size, memo)
-    plain = re.sub(r"[^\w.-]+", "_", name.removeprefix(PREFIX).rstrip("/").rpartition("/")[2]) or folder.name
+    words = [word for word in name.removeprefix(PREFIX).split("/") if word and not word.isdecimal()]  # without version
+    plain = re.sub(r"[^\w.-]+", "_", words[-1] if words else folder.name)
     return HubPreset(
         plain,
         Anatomy(plain, facts.blocks),

@@ -31,11 +31,19 @@ def backbones(folders: Folders) -> Answer:
         here = "here" if row["weights"] else ""
         cells.append([row["name"], row["native_size"], row["least_size"], row["width"], here, " ".join(short)])
     text = render.aligned(["name", "native px", "least px", "features", "weights", "blocks"], cells)
-    hub = [[row["name"], f"{row['parameters']:,}", f"{row['endpoints']}0, {row['endpoints']}1, ..."] for row in presets]
+    hub = [
+        [
+            row["name"],
+            f"{row['parameters']:,}",
+            f"{row['endpoints']}0, {row['endpoints']}1, ...",
+            "" if "openvino" in row["engines"] else f"--engine {row['engines'][0]}",
+        ]
+        for row in presets
+    ]
     lines = [
         text,
         "",
-        *([render.aligned(["preset of KerasHub", "parameters", "blocks"], hub)] if hub else [NO_HUB]),
+        *([render.aligned(["preset of KerasHub", "parameters", "blocks", "needs"], hub)] if hub else [NO_HUB]),
         "",
         "hub:hf://ORG/NAME, hub:kaggle://... and hub:FOLDER, which save_to_preset wrote, will do too.",
         "So will a .keras file of your own, and an ONNX file (pip install 'tlpipe[onnx]'): --backbone FILE",

@@ -66,9 +66,9 @@ def converted(build: Callable[[], keras.Model | OnnxGraph], folder: Path) -> ope
             graph = _from_onnx(model) if isinstance(model, OnnxGraph) else _from_keras(model)
     except Exception as error:  # OpenVINO raises many kinds
         other = "onnxruntime" if isinstance(model, OnnxGraph) else "tensorflow"
-        raise EngineError(
-            f"OpenVINO can't convert {model.name}: {str(error).splitlines()[0][:200]}; use --engine {other}"
-        ) from error
+        lines = str(error).splitlines() or [type(error).__name__]
+        cause = next((line.strip("- ") for line in lines if "No conversion rule" in line), lines[0])
+        raise EngineError(f"OpenVINO can't convert {model.name}: {cause[:200]}; use --engine {other}") from error
     if stop.signal is not None:
         raise StoppedError("Stopped before the first image. The same command again starts anew.", signal=stop.signal)
     keep(graph, folder)
