@@ -335,7 +335,7 @@ def test_the_script_beside_it_uses_it_rightly(
     assert [float(line[2]) for line in lines] == pytest.approx(expected, abs=2e-3)
 
 
-@pytest.mark.parametrize("resize", ["stretch", "pad", "crop"])
+@pytest.mark.parametrize("resize", ["stretch", "pad", "crop", "crop0.8"])
 def test_the_script_resizes_as_tlpipe(resize: str, draw: Any, tmp_path: Path) -> None:
     """The lines of the script, run on a picture, give the pixels that tlpipe gives."""
     from pipeline.config import ImageConfig

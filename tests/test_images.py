@@ -18,7 +18,7 @@ from PIL import Image
 from pipeline.config import ImageConfig
 from pipeline.data import FileSource, file_key
 from pipeline.data.images import decode, describe, from_array, read_pixels, resize
-from pipeline.errors import ImageError
+from pipeline.errors import ConfigError, ImageError
 
 FULL = ImageConfig((4096, 4096))  # so large that no JPEG is shrunk while it is decoded
 
@@ -120,7 +120,7 @@ def test_pixel_limit_refuses_before_decoding() -> None:
     assert pixels(data, ImageConfig((32, 32), pixel_limit=10_000)).shape == (100, 100, 3)
 
 
-@pytest.mark.parametrize("resize_name", ["pad", "crop", "stretch"])
+@pytest.mark.parametrize("resize_name", ["pad", "crop", "crop0.5", "stretch"])
 def test_very_thin_jpeg(resize_name: str) -> None:
     data = encoded(Image.new("RGB", (5000, 10), "green"), "JPEG")
     config = ImageConfig((32, 32), resize_name)
@@ -230,6 +230,17 @@ class TestResize:
     def test_crop_keeps_the_centre(self) -> None:
         result = resize(self.image, ImageConfig((20, 10), "crop", "nearest"))
         assert result[0, :, 0].tolist() == [0] * 5 + [255] * 5
+
+    def test_crop_of_a_share_keeps_less(self) -> None:
+        """As timm's crop_pct: half of the shorter side, here 10 of 20 rows and columns 15 to 24 of 40."""
+        columns = np.broadcast_to(np.arange(40, dtype=np.uint8)[None, :, None], (20, 40, 3))
+        result = resize(Image.fromarray(columns.copy()), ImageConfig((10, 10), "crop0.5", "nearest"))
+        assert result[0, :, 0].tolist() == list(range(15, 25))
+
+    @pytest.mark.parametrize("name", ["crop0", "crop0.0", "crop1.5", "crop2", "cropped"])
+    def test_illegal_shares(self, name: str) -> None:
+        with pytest.raises(ConfigError, match=f"--resize is '{name}'; it can be stretch, pad, crop"):
+            ImageConfig((10, 10), name)
 
     def test_interpolations_differ(self, random: np.random.Generator) -> None:
         image = Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8))

@@ -223,7 +223,7 @@ class TestJsonBeside:
     def test_it_says_how_pictures_are_prepared(self, file: Path, wrap: Callable[[Any], Any]) -> None:
         file.with_suffix(".json").write_text(json.dumps(wrap(self.FORM)))
         found = opened(file, None, mean=None, std=None)
-        assert (found.image_size, found.resize, found.interpolation) == ((40, 32), "crop", "bilinear")
+        assert (found.image_size, found.resize, found.interpolation) == ((40, 32), "crop0.9", "bilinear")
         assert found.digest() == opened(file).digest()
 
     def test_options_come_before_it(self, file: Path) -> None:
@@ -338,14 +338,18 @@ class TestRefusals:
             bench(str(file), None, 0.1)
 
 
+@pytest.mark.parametrize("batch", ["n", 1])
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-def test_fewer_bits(precision: str, tmp_path: Path, file: Path) -> None:
+def test_fewer_bits(precision: str, batch: Any, tmp_path: Path) -> None:
     """Verdicts of the other precisions hold against ONNX Runtime."""
     try:
         choice = choose("openvino", precision, onnx=True)
     except EngineError as error:
         pytest.skip(str(error))
-    assert judge(choice, opened(file).network, "top", "avg", tmp_path / "graph").holds
+    found = opened(build(tmp_path / "small.onnx", batch=batch, sides=(32, 48)), None)
+    assert judge(choice, found.network, "top", "avg", tmp_path / "graph").holds
+    engine = open_engine(choice, found.network, "top", "avg", tmp_path / "graph")
+    assert engine.batch_size == 1 if batch == 1 else engine.batch_size > 1
 
 
 @pytest.fixture(scope="module", params=["any number", "one at a time"])

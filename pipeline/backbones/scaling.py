@@ -10,7 +10,6 @@ from typing import Any
 
 from pipeline.config.extract import INTERPOLATIONS
 from pipeline.errors import ConfigError
-from pipeline.util import log
 
 RESIZE, INTERPOLATION = "stretch", "bicubic"
 """How pictures are brought to the size where nothing says otherwise."""
@@ -84,7 +83,7 @@ def _read(path: Path) -> Preparation:
         interpolation = value.get("interpolation", INTERPOLATION)
         if interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation is {interpolation!r}; it can be {', '.join(INTERPOLATIONS)}")
-        return Preparation(scaling, size, _resize(path, value.get("crop_pct")), interpolation)
+        return Preparation(scaling, size, _resize(value.get("crop_pct")), interpolation)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         cause = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ConfigError(
@@ -93,15 +92,13 @@ def _read(path: Path) -> Preparation:
         ) from error
 
 
-def _resize(path: Path, crop_pct: Any) -> str:
-    """How pictures come to the size for a share that timm cuts out of the middle; tlpipe takes all of the middle."""
+def _resize(crop_pct: Any) -> str:
+    """The resize that keeps the same share of the middle as timm."""
     if crop_pct is None:
         return RESIZE
     if not 0 < float(crop_pct) <= 1:
         raise ValueError(f"crop_pct is {crop_pct}, and a share up to 1 would be right")
-    if float(crop_pct) < 1:
-        log.info("%s: of the crop in the middle no margin is cut off (crop_pct %g)", path.name, crop_pct)
-    return "crop"
+    return "crop" if float(crop_pct) == 1 else f"crop{float(crop_pct):g}"
 
 
 def _three(name: str, values: Sequence[float], above: float | None = None) -> tuple[float, float, float]:

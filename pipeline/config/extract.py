@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import asdict, dataclass, field
 
@@ -14,6 +15,7 @@ from pipeline.util.options import (
     SHARE,
     Bounds,
     check,
+    one_of,
     option,
     options_of,
     parse_image_size,
@@ -42,17 +44,30 @@ DATA_HELP = (
 PIXELS = Bounds(1, 10**12, "a number of pixels above 0")
 
 
+def share_of_crop(resize: str) -> float:
+    """The share of the middle, between 0 and 1, that is kept of both sides: of `crop0.9` 0.9, of others all.
+
+    Raises:
+        ConfigError: If there is no such resize.
+    """
+    if (match := re.fullmatch(r"crop(0?\.\d+)", resize)) and float(match[1]) > 0:
+        return float(match[1])
+    one_of("--resize", resize, RESIZES)
+    return 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
     """How a file becomes pixels."""
 
     image_size: tuple[int, int]  # (height, width), pixels
-    resize: str = option("stretch", "How pictures are brought to the size.", legal=RESIZES)
+    resize: str = option("stretch", "How pictures are brought to the size.")
     interpolation: str = option("bicubic", "How pixels are interpolated.", legal=INTERPOLATIONS)
     pixel_limit: int = option(200_000_000, "Refuse images of more pixels.", bounds=PIXELS)
 
     def __post_init__(self) -> None:
         check(self)
+        share_of_crop(self.resize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +142,8 @@ class ExtractConfig:
     )
     resize: str | None = option(
         None,
-        "How pictures are brought to the size: stretch, pad (with white) or crop, both in the middle. "
-        "[default: stretch, or as a preset or an ONNX file's JSON says]",
-        legal=RESIZES,
+        "How pictures are brought to the size: stretch, pad (with white) or crop, both in the middle; crop0.9 keeps "
+        "that share of the middle. [default: stretch, or as a preset or an ONNX file's JSON says]",
     )
     interpolation: str | None = option(
         None,
@@ -161,6 +175,8 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.resize is not None:
+            share_of_crop(self.resize)
         if self.augment and not self.views:
             raise ConfigError(f"--augment {self.augment} needs --views: how many augmented versions of each image")
         if self.views and not self.augment:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from pipeline.config import ImageConfig
+from pipeline.config.extract import share_of_crop
 from pipeline.data.augment import Augment
 from pipeline.data.source import ImageSource, array_key, file_key
 from pipeline.errors import ImageError
@@ -190,8 +191,8 @@ def resize(image: Image.Image, config: ImageConfig) -> Pixels:
     method = Image.Resampling[config.interpolation.upper()]
     if config.resize == "pad":
         image = ImageOps.pad(image, (width, height), method, color="white")
-    elif config.resize == "crop":
-        image = ImageOps.fit(image, (width, height), method)
+    elif config.resize.startswith("crop"):
+        image = ImageOps.fit(image, (width, height), method, bleed=(1 - share_of_crop(config.resize)) / 2)
     elif image.size != (width, height):
         image = image.resize((width, height), method)
     return np.asarray(image)
@@ -240,7 +241,7 @@ def _draft(image: Image.Image, config: ImageConfig, enlarge: int) -> None:
         height, width = width, height
     ratios = (width * enlarge / image.width, height * enlarge / image.height)
     # Padding needs the picture to fit into the size; cropping and stretching need it to cover the size.
-    ratio = min(ratios) if config.resize == "pad" else max(ratios)
+    ratio = min(ratios) if config.resize == "pad" else max(ratios) / share_of_crop(config.resize)
     if ratio <= 0.5:
         image.draft(None, (max(1, round(image.width * ratio)), max(1, round(image.height * ratio))))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.config.extract import share_of_crop
+
 USAGE = "usage.py"
 
 OPEN = {
@@ -38,7 +40,7 @@ OPEN = {
 RESIZE = {
     "stretch": "picture = picture.resize(({width}, {height}), {method})",
     "pad": 'picture = ImageOps.pad(picture, ({width}, {height}), {method}, color="white")',
-    "crop": "picture = ImageOps.fit(picture, ({width}, {height}), {method})",
+    "crop": "picture = ImageOps.fit(picture, ({width}, {height}), {method}, bleed={bleed})",
 }
 
 SCRIPT = '''\
@@ -57,7 +59,7 @@ file = str(Path(__file__).with_name({file!r}))
 for path in sys.argv[1:]:
     picture = Image.open(path)
     wide, high = picture.size if picture.getexif().get(274, 1) < 5 else picture.size[::-1]  # 274: orientation
-    share = {fit}({width} / wide, {height} / high)
+    share = {fit}({width} / wide, {height} / high){kept}
     if share <= 0.5:  # large JPEGs were shrunk by the decoder in training, too
         picture.draft(None, (round(picture.width * share), round(picture.height * share)))
     picture = ImageOps.exif_transpose(picture).convert("RGB")
@@ -80,15 +82,18 @@ def usage(form: str, file: str, metadata: dict[str, Any]) -> str:
     """
     imported, opened, asked = OPEN[form]
     height, width = metadata["image_size"]
+    share = share_of_crop(metadata["resize"])
+    resize = "crop" if metadata["resize"].startswith("crop") else metadata["resize"]
     method = f"Image.Resampling.{metadata['interpolation'].upper()}"
     return SCRIPT.format(
         imported=imported,
         names=list(metadata["class_names"]),
         file=file,
         opened=opened,
+        kept="" if share == 1 else f" / {share}",
         fit="min" if metadata["resize"] == "pad" else "max",
         width=width,
         height=height,
-        resized=RESIZE[metadata["resize"]].format(width=width, height=height, method=method),
+        resized=RESIZE[resize].format(width=width, height=height, method=method, bleed=(1 - share) / 2),
         asked=asked,
     )
