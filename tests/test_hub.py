@@ -337,14 +337,15 @@ def test_several_blocks_stand_side_by_side(ready: Callable[[str], HubPreset], im
 
 
 class TestImageSizes:
+    @pytest.mark.parametrize("name", ["dinov2", pytest.param("dinov3", marks=pytest.mark.slow)])
     def test_positions_are_brought_to_another_size_as_keras_hub_does_it(
-        self, preset: Callable[[str], Saved], random: np.random.Generator
+        self, name: str, preset: Callable[[str], Saved], random: np.random.Generator
     ) -> None:
-        saved = preset("dinov2")
+        saved = preset(name)
         images = random.integers(0, 256, (2, 64, 64, 3), np.uint8)
         other = models.Backbone.from_preset(str(saved.folder), image_shape=(64, 64, 3))
         scaled = images * np.float32(SCALE) + np.float32(OFFSET)
-        expected = np.asarray(other({"images": scaled}))
+        expected = np.asarray(other(dict.fromkeys(other.input, scaled)))
         network = opened(saved, (64, 64)).network()
         assert expected.shape == (2, 3 + 64, 16)
         np.testing.assert_allclose(network.model(images), expected, atol=1e-5 * np.abs(expected).max())

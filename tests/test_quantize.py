@@ -37,7 +37,9 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     keras.utils.set_random_seed(0)
     layers = keras.layers
     pixels = keras.Input((SIDE, SIDE, 3))
-    x = layers.Conv2D(16, 3, strides=2, activation="relu", name="first")(layers.Rescaling(1 / 255)(pixels))
+    x = layers.Conv2D(16, 3, strides=2, activation="relu", name="first")(
+        layers.Rescaling(1 / 255, name="shares")(pixels)
+    )
     for number in range(3):
         new = layers.Conv2D(8, 3, padding="same", activation="relu", name=f"conv{number}")(x)
         x = layers.Concatenate()([x, layers.Rescaling(30.0)(new)])
@@ -155,7 +157,7 @@ def test_costly_layers_go_back_first(config: ExtractConfig, cache: Path, monkeyp
 
 def test_what_cannot_be_quantised(config: ExtractConfig, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineError, match="nothing to gain by int8"):
-        open_plan(replace(config, endpoint="rescaling"), cache)
+        open_plan(replace(config, endpoint="shares"), cache)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise ValueError("no such operation\nand more")

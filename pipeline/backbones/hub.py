@@ -257,7 +257,7 @@ def _tower(folder: Path, image_size: tuple[int, int] | None, policy: str) -> tup
     """The network of a preset that takes pictures, and the size of those."""
     backbone = _loaded(folder, policy)
     tower = getattr(backbone, "vision_encoder", backbone)  # of what has a tower for text as well
-    native = tuple((*(getattr(tower, "image_shape", None) or (None, None)), None)[:2])
+    native = tuple(getattr(tower, "image_shape", (None, None))[:2])
     size = image_size or (native if None not in native else USUAL_SIZE)
     if None in native or native == size:
         return _at_home(tower, folder, policy), size
@@ -267,8 +267,8 @@ def _tower(folder: Path, image_size: tuple[int, int] | None, policy: str) -> tup
         tower = _loaded(folder, policy, image_shape=(*size, 3))
     except WeightsError as error:
         raise ConfigError(
-            f"--image-size {sides(size)}: {folder} has its positions learnt for {sides(native)} pixels, and KerasHub "
-            "brings them to no other size; leave it out"
+            f"--image-size {sides(size)}: {error}. It was trained on {sides(native)} pixels, and can't be brought to "
+            "others; leave it out"
         ) from error
     return _at_home(tower, folder, policy), size
 
