@@ -437,3 +437,14 @@ def test_file_of_newer_operators_is_exported(tmp_path: Path) -> None:
     given = FORMATS["onnx"].load(tmp_path / "out.onnx")(images)
     expected = head(run_by_onnxruntime(path, images, "top").mean((2, 3)))
     np.testing.assert_allclose(given, expected, atol=1e-5)
+
+
+def test_from_python(file: Path, images: np.ndarray, tmp_path: Path) -> None:
+    """The transformer of scikit-learn takes such a file, too."""
+    from sklearn.base import clone
+
+    from pipeline import FeatureExtractor
+
+    made = clone(FeatureExtractor(str(file), image_size=(32, 48), mean=MEAN, std=STD, precision="float32", cache=None))
+    expected = run_by_onnxruntime(file, images, "top").mean((2, 3))
+    np.testing.assert_allclose(made.fit_transform(images), expected, rtol=1e-4, atol=1e-5)
