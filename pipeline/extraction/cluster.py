@@ -29,7 +29,7 @@ from pipeline.util.stopping import Stopping, stopping
 from pipeline.util.text import counted
 
 ON = "ray"
-TRIES = 3  # times that a block is given to another actor because its actor died
+RESTARTS = 5  # of an actor that died, with its node or over a block that kills whoever computes it
 ROUNDS = 8  # blocks for each actor, at least, so that all end at about the same time
 HEARD = 1.0  # seconds after which Ctrl-C is looked for
 
@@ -250,8 +250,8 @@ def compute(
     kind = ray.remote(Worker).options(
         num_cpus=0 if gpu else cpus,
         num_gpus=1 if gpu else 0,
-        max_restarts=-1,
-        max_task_retries=TRIES,
+        max_restarts=RESTARTS,
+        max_task_retries=-1,  # a node that is gone refuses many times before Ray takes it for dead
         max_concurrency=2,  # so that it hears that it shall stop
         runtime_env={"env_vars": {} if gpu else {"LOKY_MAX_CPU_COUNT": str(cpus)}},
     )
@@ -356,8 +356,8 @@ class _Pool:
             ) from error
         except self._ray.exceptions.RayError as error:
             raise EngineError(
-                f"A node of the cluster died {TRIES + 1} times over one block: {first_line(error)}; what was computed "
-                "is kept, and the same command goes on from there"
+                f"An actor of the cluster died {RESTARTS + 1} times: {first_line(error)}; what was computed is kept, and "
+                "the same command goes on from there"
             ) from error
         if isinstance(answer, Versions) and answer != (here := Versions.here()):
             raise EngineError(
