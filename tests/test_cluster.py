@@ -15,13 +15,14 @@ import pytest
 from conftest import FakeEngine, rows_of
 
 from pipeline import commands
-from pipeline.config import ExtractConfig, ExtractOptions, FeatureSpec, ImageConfig
+from pipeline.config import ExtractConfig, ExtractOptions, FeatureSpec, HeadConfig, ImageConfig, TrainingOptions
 from pipeline.data import ArraySource
 from pipeline.errors import ConfigError, EngineError, ImageError, StoppedError, StoreError
 from pipeline.extraction import cluster, pass_
 from pipeline.extraction.cluster import Opened, Versions
 from pipeline.extraction.pass_ import Row
 from pipeline.store.shards import FeatureStore
+from pipeline.util import ray_cluster
 
 ray = pytest.importorskip("ray")
 
@@ -221,13 +222,13 @@ def test_blocks_are_made_as_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("on", ["dask", "ray:/host", "host:10001", ""])
 def test_what_is_no_cluster(on: str) -> None:
     with pytest.raises(ConfigError, match="--on is"):
-        cluster.check_on(on)
+        ray_cluster.check_on(on)
 
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'tlpipe\[ray\]'"):
-        cluster.check_on("ray")
+        ray_cluster.check_on("ray")
 
 
 def test_a_cluster_that_can_not_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +240,22 @@ def test_a_cluster_that_can_not_be_reached(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(
         EngineError, match="The Ray cluster ray://host:1 can't be reached: Could not reach it; .*ray status"
     ):
-        cluster.connected("ray://host:1")
+        ray_cluster.connected("ray://host:1")
+
+
+@pytest.mark.slow
+def test_folds_seeds_and_settings_are_fitted_there(extracted: Any, cache: Path, reports: Path) -> None:
+    def fitted(on: str | None) -> tuple[Any, Any]:
+        options = TrainingOptions(cv=2, seeds=2, on=on)
+        run = commands.train_head(HeadConfig("ridge"), cache, reports, options)
+        mlps = HeadConfig("mlp8", epochs=2)
+        swept = commands.sweep(["mlp8"], "small", mlps, cache, reports, TrainingOptions(on=on))
+        return run.repeats, {str(one["settings"]): one["val_accuracy"] for one in swept.candidates}
+
+    (repeats, rated), (repeats_there, rated_there) = fitted(None), fitted("ray")
+    assert repeats_there["rounds"] == repeats["rounds"]
+    assert rated_there == pytest.approx(rated, abs=0.05)
+    assert len(rated) > 2
 
 
 @pytest.mark.slow

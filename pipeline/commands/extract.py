@@ -38,6 +38,7 @@ from pipeline.store.records import (
 from pipeline.util import log
 from pipeline.util.memo import Memo
 from pipeline.util.options import parse_part
+from pipeline.util.ray_cluster import ON, check_on
 from pipeline.util.text import counted
 
 
@@ -111,7 +112,7 @@ def extract(
     of_data = records_of_data(cache, config.data)
     config = _as_before(config, of_data, cache, again=options.again)
     # What is wrong with the options is said before the data is read.
-    cluster.check_on(options.on)
+    check_on(options.on)
     pretrained = backbone_for(config, cache)
     alike = _split_alike(config, of_data)
     opened = open_dataset(
@@ -164,12 +165,12 @@ def extract(
 
 def _elsewhere(
     config: ExtractConfig, options: ExtractOptions, plan: Plan, source: ImageSource
-) -> Callable[[list[Row]], PassReport]:
+) -> Callable[[Sequence[Row]], PassReport]:
     """What computes rows on a cluster."""
     opened = cluster.opener(_with_whole_paths(config), plan, place_of(str(plan.cache)), options.batch_size)
     use_gpu = plan.choice.engine != "openvino"
     return lambda rows: cluster.compute(
-        options.on or cluster.ON, opened, source, rows, use_gpu=use_gpu, workers=options.workers
+        options.on or ON, opened, source, rows, use_gpu=use_gpu, workers=options.workers
     )
 
 

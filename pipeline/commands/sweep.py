@@ -22,6 +22,7 @@ from pipeline.selection.grid import candidates
 from pipeline.selection.trials import Candidate, Ratings, rate
 from pipeline.store.records import find_records
 from pipeline.store.table import FeatureTable
+from pipeline.util.ray_cluster import check_on, spread
 from pipeline.util.text import counted
 
 
@@ -55,6 +56,7 @@ def sweep(
     if not heads:
         raise ConfigError("--head names no head; leave it out for all that a sweep tries")
     check_name(options.name, reports)
+    check_on(options.on)
     if not budget > 0:
         raise ConfigError(f"--budget is {budget:g}; give seconds above 0")
     candidates(heads, grid, common, [0], [0])  # what is wrong with the options is said before the data is read
@@ -66,7 +68,8 @@ def sweep(
     most = int(table.views[table.splits == "train"].max(initial=0))
     views = sorted({0, most}) if common.views is None else [common.views]
     tried = candidates(heads, grid, common, views, sorted({0, options.averaged}))
-    ratings = rate(tried, rounds_of(table, options, common.seed), len(table.class_names), budget)
+    with spread(options.on):
+        ratings = rate(tried, rounds_of(table, options, common.seed), len(table.class_names), budget)
     searched = time.perf_counter()
     winner = ratings.rated[0].candidate
     chosen = replace(options, test_views=winner.test_views)

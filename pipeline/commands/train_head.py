@@ -13,6 +13,7 @@ from pipeline.runs.run import HeadRun
 from pipeline.selection.features import open_table, rounds_of
 from pipeline.selection.fit import fit_head, fitted_fields, save_fitted
 from pipeline.selection.trials import repeat
+from pipeline.util.ray_cluster import check_on, spread
 
 
 def train_head(config: HeadConfig, cache: Path, reports: Path, options: TrainingOptions = TrainingOptions()) -> HeadRun:
@@ -31,6 +32,7 @@ def train_head(config: HeadConfig, cache: Path, reports: Path, options: Training
     """
     start = time.perf_counter()
     check_name(options.name, reports)
+    check_on(options.on)
     make_head(config)  # what is wrong with the options is said before the data is read
     table = open_table(cache, options, config.views, f"Training {config.head}")
     # What the repeats lack is said before anything is fitted.
@@ -41,7 +43,8 @@ def train_head(config: HeadConfig, cache: Path, reports: Path, options: Training
     repeats = None
     if rounds:
         repeats = {"folds": options.cv, "seeds": options.seeds}
-        repeats |= repeat(fitted.config, rounds, len(table.class_names), options.averaged)
+        with spread(options.on):
+            repeats |= repeat(fitted.config, rounds, len(table.class_names), options.averaged)
     seconds = {
         "load": loaded - start,
         "fit": fitted.seconds,

@@ -69,7 +69,7 @@ HEAD_FORMS = {
 HEAD = "logreg"
 SWEPT_HEADS, GRID = "logreg,ridge,centroid,knn,linear,mlp", "small"  # what a sweep tries
 CURVE_HEAD, DRAWS = "ridge", 5  # of a learning curve, and random choices at each number of images
-NOT_OF_A_CURVE = ("calibrate", "cv", "seeds")  # options that a learning curve has no use for
+NOT_OF_A_CURVE = ("calibrate", "cv", "seeds", "on")  # options that a learning curve has no use for
 TOP = 3  # classes that predict names of each image
 HEADS_HELP = (
     "logreg, ridge, centroid, knn20 (any number of neighbours), linear, mlp512-128 (any hidden widths), or bn-mlp50 "
@@ -171,6 +171,9 @@ class TrainingOptions:
     )
     seeds: int = option(1, "Number of seeds: mean and deviation over them.", bounds=COUNT)
     name: str | None = option(None, "A name for the run, which finds it again.")
+    on: str | None = option(
+        None, "Where folds, seeds and settings of mlp are fitted: ray, or a cluster ray://host:10001. [default: here]"
+    )
 
     def __post_init__(self) -> None:
         check(self)

@@ -6,7 +6,6 @@ Ray places the actors, starts them again elsewhere if their node dies, and gives
 from __future__ import annotations
 
 import math
-import os
 import platform
 import time
 from collections import Counter
@@ -16,19 +15,19 @@ from typing import Any, Protocol
 
 from pipeline.config import ExtractConfig, FeatureSpec
 from pipeline.data import ImageSource
-from pipeline.errors import ConfigError, EngineError, StoppedError, TlpipeError
+from pipeline.errors import EngineError, StoppedError, TlpipeError
 from pipeline.extraction import pass_
 from pipeline.extraction.engines import Engine
 from pipeline.extraction.pass_ import SHARD_ROWS, PassReport, Row
 from pipeline.extraction.plan import Plan, open_plan
-from pipeline.util import log, machine, runtime
+from pipeline.util import log, runtime
 from pipeline.util.files import first_line
 from pipeline.util.progress import progress
+from pipeline.util.ray_cluster import connected
 from pipeline.util.remote import shared
 from pipeline.util.stopping import Stopping, stopping
 from pipeline.util.text import counted
 
-ON = "ray"
 RESTARTS = 5  # of an actor that died, with its node or over a block that kills whoever computes it
 ROUNDS = 8  # blocks for each actor, at least, so that all end at about the same time
 HEARD = 1.0  # seconds after which Ctrl-C is looked for
@@ -143,22 +142,6 @@ class Worker:
         self._wish.signal = 1
 
 
-def check_on(on: str | None) -> None:
-    """Refuse what is no cluster, and a cluster without the library.
-
-    Raises:
-        ConfigError: In these cases.
-    """
-    if on is None:
-        return
-    if on != ON and not on.startswith(f"{ON}://"):
-        raise ConfigError(f"--on is {on!r}; give {ON}, or the address of a cluster: {ON}://host:10001")
-    try:
-        import ray  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("--on needs Ray; pip install 'tlpipe[ray]'") from error
-
-
 def opener(config: ExtractConfig, plan: Plan, cache: str, batch_size: int | None) -> Opened:
     """What opens the engine of a plan on another machine, as it is here; one that would compute otherwise is refused.
 
@@ -187,30 +170,6 @@ def _check_spec(there: FeatureSpec, here: FeatureSpec) -> None:
         )
 
 
-def connected(on: str) -> Any:
-    """Ray, connected to a cluster: that of the address, else of $RAY_ADDRESS, else one that is started here.
-
-    Raises:
-        EngineError: If it can't be reached, or has another version of Python or Ray.
-    """
-    import ray
-
-    if ray.is_initialized():
-        return ray
-    known: dict[str, Any] = {} if on == ON else {"address": on}
-    if on == ON and not os.environ.get("RAY_ADDRESS"):
-        known |= {"num_cpus": machine.cpu_count(), "include_dashboard": False}
-    try:
-        ray.init(logging_level="ERROR", log_to_driver=False, **known)
-    except Exception as error:  # of many kinds
-        where = os.environ.get("RAY_ADDRESS", "on this machine") if on == ON else on
-        raise EngineError(
-            f"The Ray cluster {where} can't be reached: {first_line(error)}; see whether it runs (ray status), and has "
-            f"the same versions of Python and Ray as this machine ({platform.python_version()}, {ray.__version__})"
-        ) from error
-    return ray
-
-
 def compute(
     on: str,
     opened: Opened,
@@ -227,7 +186,7 @@ def compute(
     that grows by demand does.
 
     Args:
-        on: The cluster, as in `connected`.
+        on: The cluster, as in `ray_cluster.connected`.
         opened: Opens the plan and the engine on a node.
         source: Where the images come from, on every node.
         rows: What to compute.
@@ -356,8 +315,8 @@ class _Pool:
             ) from error
         except self._ray.exceptions.RayError as error:
             raise EngineError(
-                f"An actor of the cluster died {RESTARTS + 1} times: {first_line(error)}; what was computed is kept, and "
-                "the same command goes on from there"
+                f"An actor of the cluster died {RESTARTS + 1} times: {first_line(error)}; what was computed is kept, "
+                "and the same command goes on from there"
             ) from error
         if isinstance(answer, Versions) and answer != (here := Versions.here()):
             raise EngineError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,7 +180,7 @@ def complete(
     source: ImageSource,
     batch_size: int | None = None,
     workers: int | None = None,
-    elsewhere: Callable[[list[Row]], PassReport] | None = None,
+    elsewhere: Callable[[Sequence[Row]], PassReport] | None = None,
 ) -> Done:
     """Compute what the store lacks of some images.
 
@@ -222,23 +223,51 @@ def complete(
     return Done(plan, report, refused, n_wanted, started)
 
 
+class Missing(Sequence[Row]):
+    """Rows that the store lacks, made as they are asked for: there may be many millions of them.
+
+    Args:
+        keys: Image keys, shape [n].
+        locations: Where the images lie.
+        augment: How views are made.
+        places: Number of the image, and the view, shape [m, 2].
+    """
+
+    def __init__(
+        self, keys: NDArray[np.bytes_], locations: Sequence[str], augment: Augment | None, places: NDArray[np.int64]
+    ) -> None:
+        self._keys, self._locations, self._augment, self._places = keys, locations, augment, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, number: int) -> Row: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Row]: ...
+    def __getitem__(self, number: int | slice) -> Row | list[Row]:
+        if isinstance(number, slice):
+            return [self[place] for place in range(len(self))[number]]
+        index, view = self._places[number].tolist()
+        (key,) = row_keys(self._keys[index : index + 1], self._augment, view)
+        return Row(bytes(key), bytes(self._keys[index]), view, index, self._locations[index])
+
+
 def _missing(
     plan: Plan,
     keys: NDArray[np.bytes_],
     first: NDArray[np.int64],
     locations: Sequence[str],
-    refused: Container[bytes],
-) -> list[Row]:
+    refused: Collection[bytes],
+) -> Missing:
     """The rows that the store lacks, view by view, of images that are not refused."""
-    rows = []
     distinct = keys if len(first) == len(keys) else keys[first]
+    wanted = ~among(distinct, refused)
+    places = []
     for view in range(plan.views + 1):
-        view_keys = row_keys(distinct, plan.augment, view)
-        for place in np.flatnonzero(~plan.store.has(view_keys)).tolist():
-            index = int(first[place])
-            if (image_key := bytes(keys[index])) not in refused:
-                rows.append(Row(bytes(view_keys[place]), image_key, view, index, locations[index]))
-    return rows
+        indices = first[wanted & ~plan.store.has(row_keys(distinct, plan.augment, view))]
+        places.append(np.stack([indices, np.full_like(indices, view)], axis=1))
+    return Missing(keys, locations, plan.augment, np.concatenate(places))
 
 
 def warn_unreadable(unreadable: Mapping[str, str], n: int) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from pipeline.heads.base import Head, predict
 from pipeline.store.rows import Part, nothing
 from pipeline.util import machine, runtime
 from pipeline.util.stopping import deaf_children
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,22 @@ def one_by_one(make: Callable[[HeadConfig], Head]) -> FitMany:
     return fit_many
 
 
+def _returned(backend: Any) -> str:
+    """How a joblib backend gives results: one by one if it can."""
+    return "generator" if backend.supports_return_generator else "list"
+
+
+def one_each(function: Callable[..., T], each: Iterable[tuple[Any, ...]]) -> Iterable[T]:
+    """Call a function with one set of arguments after the other; on a cluster, if the caller has set one, at once."""
+    from joblib import Parallel, delayed
+    from joblib.parallel import get_active_backend
+
+    with_all: Iterable[T] = Parallel(return_as=_returned(get_active_backend()[0]))(
+        delayed(function)(*one) for one in each
+    )
+    return with_all
+
+
 def in_processes(make: Callable[[HeadConfig], Head]) -> FitMany:
     """Fit settings at the same time, in a process for each processor; where there is a GPU, one after the other.
 
@@ -86,15 +105,17 @@ def in_processes(make: Callable[[HeadConfig], Head]) -> FitMany:
     def fit_many(
         configs: Sequence[HeadConfig], train: Part, vals: Sequence[Part], n_classes: int, seconds: float
     ) -> Iterator[Trial]:
-        n_jobs = min(machine.cpu_count(), len(configs))
-        if n_jobs == 1 or machine.has_nvidia_gpu():
+        from joblib import Parallel, delayed
+        from joblib.parallel import get_active_backend
+
+        backend, given = get_active_backend()  # of a cluster, if the caller has set one
+        n_jobs = min(given or machine.cpu_count(), len(configs))
+        if n_jobs == 1 or (given is None and machine.has_nvidia_gpu()):
             yield from alone(configs, train, vals, n_classes, seconds)
             return
-        from joblib import Parallel, delayed
-
         end = time.monotonic() + seconds
-        threads = machine.cpu_count() // n_jobs
-        with Parallel(n_jobs=n_jobs, return_as="generator") as parallel:
+        threads = max(1, machine.cpu_count() // n_jobs)
+        with Parallel(n_jobs=n_jobs, return_as=_returned(backend)) as parallel:
             for start in range(0, len(configs), n_jobs):
                 if start and time.monotonic() >= end:
                     return

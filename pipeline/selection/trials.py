@@ -14,6 +14,7 @@ from pipeline.config import HeadConfig
 from pipeline.errors import ConfigError, RunError, TlpipeError
 from pipeline.evaluation.metrics import scores
 from pipeline.heads import Head, kind_of, make_head, predict
+from pipeline.heads.many import one_each
 from pipeline.runs.run import CandidateFields
 from pipeline.selection.folds import Round
 from pipeline.store.rows import Part, joined
@@ -93,15 +94,7 @@ def repeat(config: HeadConfig, rounds: Sequence[Round], n_classes: int, test_vie
     """
     rated = Rated(Candidate(config, test_views))
     with progress("Repeating", len(rounds), "fits") as advance:
-        for turn in rounds:
-            head, _ = make_head(replace(config, seed=config.seed + turn.seed))
-            inner = turn.inner()
-            train, chosen_by = inner.train(config.views), inner.vals()[0]
-            head.fit(train, chosen_by, n_classes)
-            if head.refits:
-                head.refit(joined(train, chosen_by))
-            vals = turn.vals()
-            found = scores(mean_over_views(head, vals[: test_views + 1]), vals[0].labels)
+        for found in one_each(_fit_round, ((config, turn, n_classes, test_views) for turn in rounds)):
             rated.accuracies.append(found["accuracy"])
             rated.log_losses.append(found["log_loss"])
             advance(1)
@@ -112,6 +105,18 @@ def repeat(config: HeadConfig, rounds: Sequence[Round], n_classes: int, test_vie
         "log_loss": rated.log_loss,
         "rounds": rated.accuracies,
     }
+
+
+def _fit_round(config: HeadConfig, turn: Round, n_classes: int, test_views: int) -> dict[str, Any]:
+    """Train a head for one round, as `train-head` does it, and rate it."""
+    head, _ = make_head(replace(config, seed=config.seed + turn.seed))
+    inner = turn.inner()
+    train, chosen_by = inner.train(config.views), inner.vals()[0]
+    head.fit(train, chosen_by, n_classes)
+    if head.refits:
+        head.refit(joined(train, chosen_by))
+    vals = turn.vals()
+    return scores(mean_over_views(head, vals[: test_views + 1]), vals[0].labels)
 
 
 @dataclass(frozen=True, slots=True)
