@@ -208,6 +208,21 @@ class TestParquet:
         assert list(found.unreadable) == [f"all.parquet[{N}]"]
         assert fake_engine.n_computed == N
 
+    def test_labels_beyond_their_names(self, colours: Path, tmp_path: Path) -> None:
+        features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["blue", "red"]}}
+        schema = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+        pictures = [path.read_bytes() for path in files_of(colours)[:4]]
+        for labels, good in (([0, 1, None, -1], True), ([0, 1, 2, 7], False)):
+            table = pyarrow.table({"image": pictures, "label": pyarrow.array(labels, pyarrow.int64())})
+            parquet.write_table(table.replace_schema_metadata(schema), tmp_path / "a.parquet")
+            if good:
+                assert labels_of(opened(tmp_path / "a.parquet")) == ["blue", "red", "", ""]
+                continue
+            with pytest.raises(
+                DataError, match="row 2: 'label' is 2, and the schema names 2 classes, 0 to 1 .* 2 rows"
+            ):
+                opened(tmp_path / "a.parquet")
+
     def test_labels_of_images_without_any(self, colours: Path, tmp_path: Path) -> None:
         """As hidden test sets are published: -1 where numbers stand for names."""
         about = {"info": {"features": {"label": {"names": list(CLASSES), "_type": "ClassLabel"}}}}
@@ -285,6 +300,19 @@ class TestTar:
         found = opened(tmp_path / "torn.tar", Memo(tmp_path))
         assert len(found.dataset) == 6
         assert any("is torn" in note and "6 pictures before that" in note for note in found.notes)
+
+    def test_of_members_of_one_name_the_last_counts(self, tmp_path: Path) -> None:
+        with tarfile.open(tmp_path / "train.tar", "w") as tar:
+            add(tar, "1.png", picture())
+            add(tar, "1.cls", b"cat")
+            add(tar, "2.png", picture() + b"2")
+            add(tar, "2.cls", b"dog")
+            add(tar, "1.png", picture() + b"3")
+        for memo in (None, Memo(tmp_path), Memo(tmp_path)):
+            found = opened(tmp_path / "train.tar", memo)
+            assert list(found.dataset.locations) == ["train.tar/1", "train.tar/2"]
+            assert found.source.read(0) == picture() + b"3"
+            assert any("1 member of a name that was there before: 1.png; the last counts" in one for one in found.notes)
 
     def test_links_joined_tars_and_odd_labels(self, tmp_path: Path) -> None:
         def link(tar: tarfile.TarFile, name: str, target: str, kind: bytes) -> None:

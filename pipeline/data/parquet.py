@@ -17,6 +17,7 @@ from pipeline.data.manifest import COMMON_NAMES, check_header, column_of, named_
 from pipeline.data.packed import PackedSource, split_of_file
 from pipeline.errors import DataError, ImageError
 from pipeline.util.remote import Held
+from pipeline.util.text import counted
 from pipeline.util.texts import Texts
 
 if TYPE_CHECKING:
@@ -191,8 +192,18 @@ def _texts(held: Held) -> dict[str, list[str]]:
     found = {}
     for column, rows in values.items():
         known = dict(enumerate(names.get(column, ())))
+        if beyond := [row for row, value in enumerate(rows) if known and not _is_named(value, known)]:
+            raise DataError(
+                f"{path}, row {beyond[0]}: {column!r} is {rows[beyond[0]]}, and the schema names {len(known)} classes, "
+                f"0 to {len(known) - 1}, or -1 for none; mend {counted(len(beyond), 'row')}, or name another column"
+            )
         found[column] = [_text(value, known) for value in rows]
     return found
+
+
+def _is_named(value: Any, names: dict[int, str]) -> bool:
+    """Whether a number has a name, or stands for none."""
+    return value is None or value == -1 or value in names
 
 
 def _text(value: Any, names: dict[int, str]) -> str:

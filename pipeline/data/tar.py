@@ -51,12 +51,14 @@ class Contents:
     Attributes:
         samples: Those that have a picture, in their order.
         without: Names that have none.
+        twice: Names of members that are there more than once.
         torn: Whether its end is missing.
         behind: Bytes that lie behind its end.
     """
 
     samples: list[Sample] = field(default_factory=list)
     without: list[str] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)
     torn: bool = False
     behind: int = 0
 
@@ -117,6 +119,11 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
         splits += [split_of_file(file)] * len(found)
         locations += [f"{printable(file.name)}/{printable(sample.name)}" for sample in found]
         without += [f"{printable(file.name)}/{printable(one)}" for one in contents.without]
+        if contents.twice:
+            names = counted(len(contents.twice), "member")
+            notes.append(
+                f"{file} has {names} of a name that was there before: {shortened(contents.twice)}; the last counts"
+            )
         if contents.torn:
             before = counted(len(found), "picture")
             notes.append(f"{file} is torn, as its end is missing; {before} before that can be read")
@@ -156,11 +163,14 @@ def _looked_through(path: Path, named: Path) -> Contents:
     places: dict[str, tuple[int, int]] = {}
     links: dict[str, str] = {}
     end, size = 0, path.stat().st_size
+    twice: list[str] = []
     try:
         with tarfile.open(path, "r:") as tar, suppress(tarfile.ReadError):  # where it is torn
             for member in tar:
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 name = posixpath.normpath(member.name)
+                if name in places or name in links:
+                    twice.append(name)
                 if member.isreg() and not member.issparse() and member.offset_data + member.size <= size:
                     places[name] = (member.offset_data, member.size)
                 elif member.issym():
@@ -174,7 +184,7 @@ def _looked_through(path: Path, named: Path) -> Contents:
         ) from error
     mark = bytes(2 * tarfile.BLOCKSIZE)  # zeros, by which a tar ends
     record = -(-(end + len(mark)) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
-    found = Contents(torn=_part(path, (end, len(mark))) != mark, behind=max(0, size - record))
+    found = Contents(twice=twice, torn=_part(path, (end, len(mark))) != mark, behind=max(0, size - record))
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     for name in [*places, *links]:
         folder, slash, base = name.rpartition("/")
