@@ -243,6 +243,16 @@ def test_a_cluster_that_can_not_be_reached(monkeypatch: pytest.MonkeyPatch) -> N
         ray_cluster.connected("ray://host:1")
 
 
+def test_a_cache_that_is_not_shared(
+    extracted: Any, cache: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pictures / "dark" / "0.png").write_bytes((pictures / "light" / "1.png").read_bytes() + b"more")
+    done = pass_.PassReport(n_computed=1)
+    monkeypatch.setattr(cluster, "compute", lambda *args, **options: done)
+    with pytest.raises(StoreError, match="Other machines computed 1 row, which are not in .* give a --cache that all"):
+        commands.extract(ExtractConfig(str(pictures)), cache, ExtractOptions(on="ray"))
+
+
 @pytest.mark.slow
 def test_folds_seeds_and_settings_are_fitted_there(extracted: Any, cache: Path, reports: Path) -> None:
     def fitted(on: str | None) -> tuple[Any, Any]:

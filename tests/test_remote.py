@@ -203,6 +203,13 @@ class TestPacks:
             opened(data, memo)
             assert server.read() == [], data
 
+    def test_a_table_that_changes_is_read_anew_in_the_same_process(self, put: str, bucket: Any) -> None:
+        for names in (["red/01.jpg", "blue/00.jpg"], ["red/03.jpg", "blue/02.jpg", "blue/04.jpg"]):
+            rows = "".join(f"{name},{name[:3]}\n" for name in names)
+            bucket.pipe_file("pictures/colours/list.csv", f"path,label\n{rows}".encode())
+            bucket.ls("pictures/colours", refresh=False)
+            assert list(opened(f"{put}/list.csv").dataset.locations) == names
+
     def test_a_copy_that_went_is_fetched_again(self, bucket: Any, colours: Path, tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "s.tar", "w") as tar:
             tar.add(colours / "red" / "01.jpg", "a.jpg")

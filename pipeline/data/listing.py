@@ -86,6 +86,7 @@ def _reached(data: str) -> Path:
         return Path(data)
     path = remote.place(data)
     if is_remote(path):
+        remote.forget_lists(path)
         with remote.reaching(path):
             is_folder = path.is_dir()
         if is_folder:

@@ -173,7 +173,11 @@ def files_meant(data: str) -> list[Path]:
     except ValueError as error:
         raise DataError(f"{data}: {error}; braces stand around what varies: shard-{{000..009}}.tar") from error
     with ThreadPoolExecutor(remote.READERS) as pool:
-        files = [file for some in pool.map(_matching, map(remote.place, named)) for file in some]
+        places = [remote.place(one) for one in named]
+        for place in places:
+            if is_remote(place):
+                remote.forget_lists(place)
+        files = [file for some in pool.map(_matching, places) for file in some]
         are_there = list(pool.map(_is_file, files))
     if absent := [str(file) for file, is_there in zip(files, are_there, strict=True) if not is_there]:
         raise DataError(

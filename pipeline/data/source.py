@@ -273,8 +273,14 @@ def source_of(files: Sequence[str]) -> ImageSource:
         names = roots.setdefault(root, [])
         places.append((numbers.setdefault(root, len(numbers)), len(names)))
         names.append(name)
-    sources = [RemoteSource(names, remote.place(root)) if root else FileSource(names) for root, names in roots.items()]
+    sources = [_remote_source(names, root) if root else FileSource(names) for root, names in roots.items()]
     return sources[0] if len(sources) == 1 else MixedSource(sources, places)
+
+
+def _remote_source(names: Sequence[str], root: str) -> RemoteSource:
+    folder = remote.place(root)
+    remote.forget_lists(folder)
+    return RemoteSource(names, folder)
 
 
 class MixedSource:

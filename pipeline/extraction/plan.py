@@ -16,7 +16,7 @@ from pipeline.config import ExtractConfig, FeatureSpec, ImageConfig
 from pipeline.data import ImageSource, Opened, among, in_order
 from pipeline.data.augment import Augment
 from pipeline.data.images import reader_name
-from pipeline.errors import DataError, EngineError
+from pipeline.errors import DataError, EngineError, StoreError
 from pipeline.extraction import pass_
 from pipeline.extraction.engines import Engine, EngineChoice, choose, for_graph, graph_folder, open_engine
 from pipeline.extraction.pass_ import PassReport, Row
@@ -26,6 +26,7 @@ from pipeline.util import log, machine, runtime
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted
 
+SEEN = 10_000  # rows that are looked for, of those that other machines computed
 NAMED_AT_MOST = 10  # unreadable images named on the terminal; the answer of --json lists all
 
 
@@ -194,7 +195,7 @@ def complete(
         elsewhere: Computes rows on other machines and stores them; by default they are computed here.
 
     Raises:
-        StoreError: If the disk is full; what was published stays.
+        StoreError: If the disk is full, where what was published stays; or if other machines write to another cache.
         StoppedError: After Ctrl-C or SIGTERM, with all that was computed stored.
     """
     store = plan.store
@@ -220,6 +221,11 @@ def complete(
         )
     refused |= {key: str(error) for key, (_, error) in report.unreadable.items()}
     store.refresh()
+    if elsewhere and report.n_computed and not store.has(np.array([row.key for row in rows[:SEEN]])).any():
+        raise StoreError(
+            f"Other machines computed {counted(report.n_computed, 'row')}, which are not in {plan.cache} here; give a "
+            "--cache that all of them share"
+        )
     return Done(plan, report, refused, n_wanted, started)
 
 

@@ -75,8 +75,8 @@ def place(text: str, *, cached: bool = True) -> Path:
         fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:
         raise DataError(
-            f"{text} can't be opened: {error}; pip install 'tlpipe[remote]' opens s3, gs, hf and https"
-        ) from (error)
+            f"{text} can't be opened: {error}; for s3, gs, hf and https: pip install 'tlpipe[remote]'"
+        ) from error
     with reaching(text):
         options = _OPTIONS.get(protocol, {}) | ({} if cached else {"use_listings_cache": False})
         return UPath(text if text.endswith("://") else text.rstrip("/"), **options)  # type: ignore[no-any-return]
@@ -118,6 +118,11 @@ def reaching(address: object) -> Iterator[None]:
         ) from error
 
 
+def forget_lists(path: Path) -> None:
+    """Have what lies at addresses listed again: lists that were kept may be older than what is asked for now."""
+    path.fs.invalidate_cache()  # type: ignore[attr-defined]
+
+
 def look_through(root: Path) -> None:
     """List a folder at an address and all below it, each level's folders at the same time.
 
@@ -126,8 +131,6 @@ def look_through(root: Path) -> None:
     Raises:
         DataError: If a folder can't be listed to its end.
     """
-    fs: Any = root.fs  # type: ignore[attr-defined]
-    fs.invalidate_cache()
     with ThreadPoolExecutor(READERS) as pool:
         level = [root]
         while level:
