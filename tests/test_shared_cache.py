@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from pipeline.commands import cache as care
 from pipeline.config import ExtractConfig, Folders, HeadConfig
 from pipeline.errors import ConfigError, StoreError
 from pipeline.store.records import records
-from pipeline.store.shards import FeatureStore
+from pipeline.store.shards import FeatureStore, stores
 from pipeline.util import local_copies, remote
 from pipeline.util.checked import here, publish_checked
 
@@ -190,6 +194,25 @@ class TestTrouble:
         assert len(features) == N and len(copies) < len(shards)
         assert sum(path.stat().st_size for path in copies) < 2 * 20_000
         assert commands.train_head(HeadConfig("logreg"), cache, reports).metrics
+
+    @pytest.mark.slow
+    def test_killed_at_random_moments(self, pictures: Path, cache: Path, tmp_path: Path, server: Any) -> None:
+        network = ("--backbone", "mobilenet025", "--weights", "random", "--image-size", "32", "--quiet")
+        command = [sys.executable, "-m", "pipeline", "extract", str(pictures), *network, "--cache"]
+        subprocess.run([*command, str(tmp_path / "cache")], check=True)
+        server.seconds = 0.02
+        draw = random.Random(0)
+        for _ in range(5):
+            process = subprocess.Popen([*command, str(cache)])
+            time.sleep(draw.uniform(1, 6))
+            process.kill()
+            process.wait()
+        subprocess.run([*command, str(cache)], check=True)
+        (expected,), (found,) = stores(tmp_path / "cache"), stores(cache)
+        assert expected.open() == found.open() == []
+        keys = np.unique(np.concatenate([shard.keys for shard in expected.shards]))
+        np.testing.assert_array_equal(found.read(keys), expected.read(keys))
+        assert care.verify(cache).damaged == []
 
     def test_no_bucket(self, bucket: Any, pictures: Path, fake_engine: FakeEngine) -> None:
         with pytest.raises(StoreError, match="s3://nowhere/cache/.* can't be .*: .*bucket.*check the address"):
