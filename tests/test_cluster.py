@@ -97,9 +97,7 @@ def test_several_actors_take_blocks_in_turn(store: FeatureStore, config: ImageCo
     assert len(list(store.cache.glob("by *"))) == 2
 
 
-def test_what_can_not_be_read_is_told_and_quarantined(
-    store: FeatureStore, config: ImageConfig, images: np.ndarray
-) -> None:
+def test_what_can_not_be_read_is_told(store: FeatureStore, config: ImageConfig, images: np.ndarray) -> None:
     class Torn(ArraySource):
         def read(self, index: int) -> Any:
             if index == 7:
@@ -111,6 +109,8 @@ def test_what_can_not_be_read_is_told_and_quarantined(
     assert report.n_computed == N - 1
     ((key, (location, error)),) = report.unreadable.items()
     assert key == rows[7].key and str(error) == "torn" and location == rows[7].location
+    assert store.quarantined() == {}  # actors would overwrite each other's lists
+    pass_.quarantine(store, report, config)
     assert set(store.quarantined()) == {rows[7].key}
 
 
@@ -152,14 +152,11 @@ def test_errors_there_are_errors_here(store: FeatureStore, config: ImageConfig, 
 
 def test_stopped(store: FeatureStore, config: ImageConfig, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     class Wish:
-        """Ctrl-C after a second."""
-
-        def __init__(self) -> None:
-            self.end = time.monotonic() + 3.0
+        """Ctrl-C when there is a shard."""
 
         @property
         def signal(self) -> int | None:
-            return 2 if time.monotonic() > self.end else None
+            return 2 if any(store.folder.glob("shards/*.h5")) else None
 
     class Stopping:
         def __enter__(self) -> Wish:
@@ -237,6 +234,9 @@ def test_a_cluster_that_can_not_be_reached(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(EngineError, match=r"The Ray cluster ray://127.0.0.1:1 can't be reached: .*refused"):
+        ray_cluster.connected("ray://127.0.0.1:1")
+    monkeypatch.setattr(ray_cluster, "_check_answers", lambda address: None)
     with pytest.raises(
         EngineError, match="The Ray cluster ray://host:1 can't be reached: Could not reach it; .*ray status"
     ):

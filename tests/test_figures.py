@@ -272,7 +272,7 @@ class TestPrecision:
     ) -> None:
         """`auto` would take bfloat16 on this machine; the run was rated in float32."""
         change_run(reports / run.id, extracts=[{**json.loads(extract_json(reports, run))[0], "precision": "auto"}])
-        monkeypatch.setattr(plan, "choose", lambda engine, precision: EngineChoice("openvino", "bfloat16"))
+        monkeypatch.setattr(plan, "choose", lambda engine, precision, **_: EngineChoice("openvino", "bfloat16"))
         (config,) = open_classifier(reports, run.id).configs
         assert (config.engine, config.precision) == ("auto", "float32")
 
@@ -282,7 +282,7 @@ class TestPrecision:
         specs = [{**run.specs[0].to_json(), "precision": "openvino-bfloat16"}]
         change_run(reports / run.id, specs=specs)
 
-        def lacking(engine: str, precision: str) -> EngineChoice:
+        def lacking(engine: str, precision: str, **_: object) -> EngineChoice:
             if precision == "bfloat16":
                 raise EngineError("This processor doesn't compute in bfloat16; use --precision float32 or auto")
             return EngineChoice("openvino", "float32")
@@ -291,7 +291,7 @@ class TestPrecision:
         (config,) = open_classifier(reports, run.id).configs
         assert config.precision == "float32"
         assert "computed in float32; figures were measured in openvino-bfloat16" in caplog.text
-        monkeypatch.setattr(plan, "choose", lambda engine, precision: EngineChoice(engine, precision))
+        monkeypatch.setattr(plan, "choose", lambda engine, precision, **_: EngineChoice(engine, precision))
         (config,) = open_classifier(reports, run.id).configs
         assert (config.engine, config.precision) == ("openvino", "bfloat16")
 

@@ -219,7 +219,7 @@ class TestParquet:
                 assert labels_of(opened(tmp_path / "a.parquet")) == ["blue", "red", "", ""]
                 continue
             with pytest.raises(
-                DataError, match="row 2: 'label' is 2, and the schema names 2 classes, 0 to 1 .* 2 rows"
+                DataError, match="row 2: 'label' is 2, and the schema names 2 classes, 0 to 1, .* 2 rows"
             ):
                 opened(tmp_path / "a.parquet")
 

@@ -249,6 +249,46 @@ class TestPacks:
                 thread.join()
 
 
+class TestStamps:
+    def test_pictures_of_a_mixed_table_are_fetched_once(
+        self, put: str, colours: Path, tmp_path: Path, server: ObjectStore
+    ) -> None:
+        (tmp_path / "own.jpg").write_bytes((colours / "blue" / "00.jpg").read_bytes())
+        names = [f"{put}/{path.parent.name}/{path.name}" for path in sorted(colours.rglob("[0-9]*.jpg"))]
+        rows = "".join(f"{name},{'ab'[number % 2]}\n" for number, name in enumerate([*names, "own.jpg"]))
+        (tmp_path / "list.csv").write_text(f"path,label\n{rows}")
+        server.calm()
+        found = opened(tmp_path / "list.csv")
+        for row in range(len(found.dataset)):
+            found.source.read(row)
+        assert len(server.read()) == len(names)
+
+    def test_of_the_web_are_times(self) -> None:
+        info = {"size": 7, "Last-Modified": "Sun, 22 Nov 2026 08:00:00 GMT"}
+        assert remote._stamp(info) == (7, 1795334400 * 10**9)
+        assert remote._stamp({"size": 7, "Last-Modified": "odd"}) is None
+        assert remote._stamp({"size": 7, "ETag": "b"}) != remote._stamp({"size": 7, "ETag": "a"})
+
+    def test_where_folders_are_not_listed_each_file_is_asked_for(
+        self, put: str, server: ObjectStore, colours: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        type(bucket).clear_instance_cache()
+        root = remote.place(put)
+        names = [f"blue/{path.name}" for path in (colours / "blue").iterdir()]
+        server.fails = lambda number, method, address: "list-type" in address
+        assert set(remote.stamps(root, names)) == set(names)
+
+    def test_what_nothing_tells_of_is_fetched_by_each_process(self, tmp_path: Path) -> None:
+        held = remote.Held(remote.place("memory://somewhere/a.csv"))
+        assert held.stamp is None and remote._PROCESS in held._state
+
+    def test_chains_end_in_whole_paths(self) -> None:
+        assert remote.whole_address("zip://a::b.zip") == f"zip://a::{Path.cwd()}/b.zip"
+        assert remote.whole_address("zip://a::s3://b/c.zip") == "zip://a::s3://b/c.zip"
+        assert remote.whole_address("S3://b/c/") == "S3://b/c"
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     """A web server that says nothing of what it is asked."""
 
@@ -296,6 +336,22 @@ class TestTrouble:
         assert result.n_computed == N - 2
         assert "changed since its key was computed" in result.unreadable["red/01.jpg"]
         assert "can't be read" in result.unreadable["red/03.jpg"]
+
+    def test_a_password_is_not_taken(self) -> None:
+        with pytest.raises(DataError, match=r"^https://\.\.\. holds a password") as error:
+            opened("https://someone:hunter2@host/list.csv")
+        assert "hunter2" not in str(error.value)
+
+    def test_names_with_colons(self, bucket: Any, colours: Path) -> None:
+        for number, path in enumerate(sorted(colours.rglob("[0-9]*.jpg"))):
+            bucket.put_file(str(path), f"pictures/odd/{path.parent.name}/a::b {number}%#?.jpg")
+        found = opened("s3://pictures/odd")
+        assert sorted(found.dataset.keys.tolist()) == sorted(
+            digest_of(path.read_bytes()).encode() for path in colours.rglob("[0-9]*.jpg")
+        )
+        bucket.put_file(str(path), "pictures/odd/c::d/1.jpg")
+        with pytest.raises(DataError, match="holds the folder 'c::d', whose name can't stand in an address"):
+            opened("s3://pictures/odd")
 
     def test_no_bucket_no_account_no_server(
         self, put: str, server: ObjectStore, bucket: Any, monkeypatch: pytest.MonkeyPatch

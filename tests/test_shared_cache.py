@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from pipeline import commands
 from pipeline.commands import cache as care
 from pipeline.config import ExtractConfig, Folders, HeadConfig
 from pipeline.errors import ConfigError, StoreError
-from pipeline.store.records import records
+from pipeline.store.records import load_dataset, records, save_dataset
 from pipeline.store.shards import FeatureStore, stores
 from pipeline.util import local_copies, remote
 from pipeline.util.checked import here, publish_checked
+from pipeline.util.files import matching
 
 N = 120  # pictures of the fixture `pictures`
 
@@ -122,6 +124,40 @@ class TestCare:
         assert again.n_computed == extracted.n_computed
         np.testing.assert_array_equal(features_of(cache, extracted), expected)
         assert [str(item.path) for item in care.gc(cache, tmp_path / "reports").found] == [f"{path}.damaged"]
+
+    def test_what_can_not_be_had_now_is_not_taken_for_damaged(
+        self,
+        extracted: Any,
+        cache: Path,
+        reports: Path,
+        server: Any,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        on_another_machine(monkeypatch, tmp_path)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        type(cache.fs).clear_instance_cache()  # type: ignore[attr-defined]
+        again = remote.shared(str(cache))
+        server.fails = lambda number, method, address: method == "GET" and "shards" in address and ".h5" in address
+        with pytest.raises(StoreError, match=r"can't be (read|written): .*"):
+            commands.train_head(HeadConfig("logreg"), again, reports)
+        server.calm()
+        assert not matching(again / "features", "*/shards/*.damaged")
+        assert commands.train_head(HeadConfig("logreg"), again, reports).metrics
+
+    def test_two_that_save_the_same_dataset_keep_it(self, extracted: Any, cache: Path) -> None:
+        dataset = load_dataset(cache, extracted.record.dataset)
+        save_dataset(cache, replace(dataset, name="another name"))
+        assert len(matching(cache / "datasets", "*.h5")) == 2
+        assert len(load_dataset(cache, extracted.record.dataset)) == len(dataset)
+
+    def test_runs_of_another_machine_keep_their_features(
+        self, extracted: Any, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        commands.train_head(HeadConfig("logreg"), cache, reports)
+        monkeypatch.setattr("platform.node", lambda: "another")
+        shutil.rmtree(reports)
+        assert care.gc(cache, reports).away != []
 
     def test_a_copy_that_was_damaged_here_is_fetched_again(self, extracted: Any, cache: Path, bucket: Any) -> None:
         expected = features_of(cache, extracted)

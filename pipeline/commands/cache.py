@@ -227,10 +227,14 @@ def gc(cache: Path, reports: Path, *, delete: bool = False) -> Cleaned:
 def _in_use(cache: Path, reports: Path) -> tuple[set[str], list[str]]:
     """Ids of features that runs need, and the reports folders that are not there to be asked."""
     folders = {reports.resolve(): set[str]()}
-    for use in uses(cache):
-        folders.setdefault(Path(use.reports), set()).add(use.features)
     in_use: set[str] = set()
     away = []
+    for use in uses(cache):
+        if use.is_here():
+            folders.setdefault(Path(use.reports), set()).add(use.features)
+        else:
+            in_use.add(use.features)
+            away.append(f"{use.machine}:{use.reports}")
     for folder, features in folders.items():
         # The place of another disk is an empty folder while the disk is away; the folder that was named is what it is.
         if is_marked(folder) or (folder == reports.resolve() and folder.is_dir()):
@@ -239,7 +243,7 @@ def _in_use(cache: Path, reports: Path) -> tuple[set[str], list[str]]:
         elif features:
             in_use |= features
             away.append(str(folder))
-    return in_use, away
+    return in_use, sorted(set(away))
 
 
 def _found(cache: Path, reports: Path, in_use: set[str]) -> list[Needless]:

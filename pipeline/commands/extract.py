@@ -38,7 +38,7 @@ from pipeline.store.records import (
 from pipeline.util import log
 from pipeline.util.memo import Memo
 from pipeline.util.options import parse_part
-from pipeline.util.ray_cluster import ON, check_on
+from pipeline.util.ray_cluster import ON, check_on, connected
 from pipeline.util.text import counted
 
 
@@ -113,6 +113,8 @@ def extract(
     config = _as_before(config, of_data, cache, again=options.again)
     # What is wrong with the options is said before the data is read.
     check_on(options.on)
+    if options.on:
+        connected(options.on)
     pretrained = backbone_for(config, cache)
     alike = _split_alike(config, of_data)
     opened = open_dataset(

@@ -218,7 +218,7 @@ class RemoteSource(FileSource):
 
     def _fetched(self, name: str, key: str = "") -> bytes:
         try:
-            return remote.read(self._root / name, key)
+            return remote.read(self._root, name, key)
         except DataError as error:
             raise ImageError(str(error), lasting=False) from error
 
@@ -307,9 +307,14 @@ class MixedSource:
         """Image keys; each source is asked once, as it may read many at a time."""
         keys = np.zeros(len(self), KEY_DTYPE)
         errors: dict[int, ImageError] = {}
-        for number, source in enumerate(self.sources):
-            rows = [row for row, (own, _) in enumerate(self.places) if own == number]
-            found = source.take([self.places[row][1] for row in rows]).keys(memo, rehash=rehash)
+        rows_of: list[list[int]] = [[] for _ in self.sources]
+        for row, (number, _) in enumerate(self.places):
+            rows_of[number].append(row)
+        for rows, source in zip(rows_of, self.sources, strict=True):
+            positions = [self.places[row][1] for row in rows]
+            # A source that is asked itself remembers its keys, by which it finds what it fetched.
+            part = source if positions == list(range(len(source))) else source.take(positions)
+            found = part.keys(memo, rehash=rehash)
             keys[rows] = found.column
             errors |= {rows[position]: error for position, error in found.errors.items()}
         return ImageKeys(keys, errors)

@@ -113,7 +113,8 @@ def compute(
         engine: What computes.
         workers: Decoding threads; by default as many as read the source best.
         written_by: What the shards say of what computed them.
-        wish: Where somebody else says that it shall end early, which is no error; by default Ctrl-C and SIGTERM do.
+        wish: Where somebody else says that it shall end early, which is no error, and who quarantines what can't be
+            read; by default Ctrl-C and SIGTERM end it.
 
     Raises:
         StoreError: If the disk is full; what was published stays.
@@ -137,12 +138,8 @@ def compute(
             advance(len(done))
         before = time.perf_counter()
         shard.publish()
-        reader = images.reader_name(config)
-        store.quarantine(
-            Quarantined(key.decode(), location, str(error), reader)
-            for key, (location, error) in report.unreadable.items()
-            if error.lasting
-        )
+        if wish is None:
+            quarantine(store, report, config)
         report.write += time.perf_counter() - before
         report.n_computed = shard.n_published
         report.compute = time.perf_counter() - start - report.read - report.write
@@ -153,6 +150,16 @@ def compute(
             signal=stop.signal,
         )
     return report
+
+
+def quarantine(store: FeatureStore, report: PassReport, config: ImageConfig) -> None:
+    """Remember the images that a pass can never read."""
+    reader = images.reader_name(config)
+    store.quarantine(
+        Quarantined(key.decode(), location, str(error), reader)
+        for key, (location, error) in report.unreadable.items()
+        if error.lasting
+    )
 
 
 class _ShardWriter:

@@ -214,6 +214,7 @@ def complete(
     log.info("%s of %s to compute with %s", f"{len(rows):,}", counted(n_wanted, "row"), by)
     if elsewhere:
         started, report = time.perf_counter(), elsewhere(rows)
+        pass_.quarantine(store, report, plan.images)
     else:
         engine, started = plan.engine(batch_size), time.perf_counter()
         report = pass_.compute(

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,11 +31,13 @@ from pipeline.util.files import (
     mark_folder,
     matching,
     read_json,
+    remove,
     write_json,
 )
 from pipeline.util.references import one_meant
 from pipeline.util.texts import Texts
 
+SETTLED = 3600  # seconds after which no other machine that saved the same dataset can be about to read it
 TEXTS = 10_000  # read or written at a time
 
 
@@ -104,8 +107,8 @@ def save_dataset(cache: Path, dataset: Dataset) -> None:
     mark_folder(cache)
     saved = publish_checked(folder, buffer.getbuffer(), ".h5", f"{dataset.id}-")
     for path in matching(folder, f"{dataset.id}-*.h5"):
-        if path != saved:
-            path.unlink(missing_ok=True)
+        if path != saved and path.stat().st_mtime < time.time() - SETTLED:
+            remove(path)
 
 
 def _texts_digest(dataset: Dataset) -> str:
@@ -116,7 +119,8 @@ def _texts_digest(dataset: Dataset) -> str:
 
 def _path_of(cache: Path, dataset_id: str) -> Path | None:
     """The file of a dataset."""
-    return min(matching(cache / "datasets", f"{dataset_id}-*.h5"), default=None)
+    found = matching(cache / "datasets", f"{dataset_id}-*.h5")
+    return max(found, key=lambda path: path.stat().st_mtime) if len(found) > 1 else next(iter(found), None)
 
 
 def _write_texts(file: h5py.File, name: str, texts: Sequence[str]) -> None:
@@ -203,6 +207,8 @@ def _read_record(path: Path) -> TableRecord | StoreError:
             raise ValueError(f"it belongs to {record.id!r}")
         datetime.fromisoformat(record.created)
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        if is_remote(path) and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise StoreError(f"{path} can't be read: {error}; check the account and the network") from error
         return StoreError(f"{path} can't be read ({error}); run the tlpipe extract that made it again, or remove it")
     return record
 
@@ -241,7 +247,8 @@ def place_of(data: str) -> str:
         return data
     parts = parts_of(data) if is_pattern(data) else [data]
     return ",".join(
-        part.rstrip("/") if remote.is_address(part) else str(Path(part).expanduser().resolve()) for part in parts
+        remote.whole_address(part) if remote.is_address(part) else str(Path(part).expanduser().resolve())
+        for part in parts
     )
 
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from pipeline.config import FeatureSpec
 from pipeline.data import KEY_DTYPE
-from pipeline.errors import StoreError
 from pipeline.util import remote
 from pipeline.util.checked import read_checked
 from pipeline.util.files import decoded, digest_of, is_remote
@@ -56,7 +55,11 @@ def shard_bytes(
 
 
 def verified(path: Path, digest: str) -> Shard | str:
-    """Read a whole shard of the spec of this digest; the cause if it doesn't hold what was written."""
+    """Read a whole shard of the spec of this digest; the cause if it doesn't hold what was written.
+
+    Raises:
+        StoreError: If it lies at an address and can't be had from there, which says nothing of what it holds.
+    """
     try:
         data = read_checked(path)
         if data is None:
@@ -65,7 +68,7 @@ def verified(path: Path, digest: str) -> Shard | str:
             keys, shape = file["key"][:], file["features"].shape
             spec = file.attrs["spec"]
             written_by = json.loads(file.attrs.get("written_by", "{}"))
-    except (OSError, KeyError, RuntimeError, ValueError, StoreError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
         return f"can't be read: {str(error).splitlines()[0]}"
     if spec != digest:
         return "belongs to another spec"

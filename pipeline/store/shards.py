@@ -27,7 +27,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.store.shard import Shard, SoundShards, shard_bytes, states, verified
 from pipeline.util import log
 from pipeline.util.checked import here, publish_checked
-from pipeline.util.files import decoded, is_remote, mark_folder, matching, published, read_json, write_json
+from pipeline.util.files import asking, decoded, is_remote, mark_folder, matching, published, read_json, write_json
 from pipeline.util.machine import cpu_count
 
 DAMAGED_SUFFIX = ".damaged"
@@ -90,8 +90,8 @@ class FeatureStore:
     def refresh(self, *, set_aside: bool = True) -> list[Damage]:
         """As `open`, but shards that are open are not looked at again: a published file is never written to."""
         damaged: list[Damage] = []
-        if set_aside and self.folder.is_dir():
-            with suppress(StoreError):  # a cache that can only be read
+        with asking(self.folder), suppress(StoreError):  # a cache that can only be read
+            if set_aside and self.folder.is_dir():
                 self._write_spec()
         paths = self._paths()
         known = {shard.path: shard for shard in self.shards}
@@ -274,7 +274,7 @@ class FeatureStore:
     def quarantined(self) -> dict[bytes, Quarantined]:
         """Images that could not be read, by image key."""
         found = {}
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), asking(self._quarantine_path):
             for line in self._quarantine_path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     entry = decoded(Quarantined, json.loads(line))

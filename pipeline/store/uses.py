@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.errors import StoreError
-from pipeline.util.files import decoded, digest_of, matching, read_json, write_json
+from pipeline.util.files import asking, decoded, digest_of, is_remote, matching, read_json, write_json
 
 FOLDER = "uses"
 
@@ -19,10 +20,16 @@ class Use:
     Attributes:
         reports: The reports folder, its whole path.
         features: Their id.
+        machine: Where that folder is, if the cache lies at an address; "" otherwise.
     """
 
     reports: str
     features: str
+    machine: str = ""
+
+    def is_here(self) -> bool:
+        """Whether the folder is one of this machine."""
+        return self.machine in ("", platform.node())
 
 
 def remember_use(cache: Path, reports: Path, features: Iterable[str]) -> None:
@@ -32,9 +39,11 @@ def remember_use(cache: Path, reports: Path, features: Iterable[str]) -> None:
         StoreError: If the cache can't be written.
     """
     for name in features:
-        use = Use(str(reports.resolve()), name)
-        path = cache / FOLDER / f"{digest_of(f'{use.reports}/{name}'.encode())}.json"
-        if not path.exists():
+        use = Use(str(reports.resolve()), name, platform.node() if is_remote(cache) else "")
+        path = cache / FOLDER / f"{digest_of(f'{use.machine}{use.reports}/{name}'.encode())}.json"
+        with asking(path):
+            is_there = path.exists()
+        if not is_there:
             write_json(path, asdict(use))
 
 

@@ -6,14 +6,19 @@ copy, which can never be an older one.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import DataError, StoreError
 from pipeline.util import remote
-from pipeline.util.files import digest_of, digest_of_file, is_remote, published
+from pipeline.util.files import asking, digest_of, digest_of_file, is_remote, published
 from pipeline.util.local_copies import local_copy
 
 _seen: dict[Path, tuple[int, int]] = {}  # inode and size of the local copies that this process found sound
+
+
+class _ChangedError(StoreError):
+    """A file at an address holds something else than was written."""
 
 
 def publish_checked(folder: Path, data: bytes | memoryview, suffix: str, prefix: str = "") -> Path:
@@ -33,7 +38,8 @@ def publish_checked(folder: Path, data: bytes | memoryview, suffix: str, prefix:
         if digest_of_file(partial) != digest:
             raise StoreError(f"{path} reads otherwise than it was written; is the disk failing?")
     if is_remote(path):  # who writes a file will likely read it
-        local_copy(str(path), lambda copy: _write(copy, data), suffix)
+        with suppress(StoreError):
+            local_copy(str(path), lambda copy: _write(copy, data), suffix)
     return path
 
 
@@ -42,12 +48,17 @@ def _write(copy: Path, data: bytes | memoryview) -> None:
 
 
 def is_sound(path: Path) -> bool:
-    """Whether a file is there and holds what `publish_checked` wrote."""
+    """Whether a file is there and holds what `publish_checked` wrote.
+
+    Raises:
+        StoreError: If it lies at an address and can't be had from there.
+    """
+    if is_remote(path):
+        with asking(path):
+            return path.exists() and read_checked(path) is not None
     try:
-        if is_remote(path):
-            return path.exists() and bool(here(path))
         return path.stem.endswith(digest_of_file(path))
-    except (OSError, StoreError):
+    except OSError:
         return False
 
 
@@ -56,9 +67,12 @@ def read_checked(path: Path) -> bytes | None:
 
     Raises:
         OSError: If the file can't be read.
-        StoreError: If it lies at an address and can't be had from there as it was written.
+        StoreError: If it lies at an address and can't be had from there.
     """
-    data = here(path).read_bytes()
+    try:
+        data = here(path).read_bytes()
+    except _ChangedError:
+        return None
     return data if path.stem.endswith(digest_of(data)) else None
 
 
@@ -82,4 +96,4 @@ def here(path: Path) -> Path:
             raise StoreError(str(error)) from error
         except FileNotFoundError:  # another process took its room
             continue
-    raise StoreError(f"{path} was changed after it was written; run tlpipe extract again")
+    raise _ChangedError(f"{path} was changed after it was written; run tlpipe extract again")

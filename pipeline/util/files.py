@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, TlpipeError
 
 T = TypeVar("T")
 
@@ -44,6 +44,25 @@ def _partial_name(path: Path) -> Path:
 def is_remote(path: Path) -> bool:
     """Whether a path lies at an address that fsspec opens, not on this machine."""
     return not isinstance(path, Path)
+
+
+@contextmanager
+def asking(path: Path) -> Iterator[None]:
+    """Say in plain words that an address of the cache can't be reached; nothing changes on this machine.
+
+    Raises:
+        StoreError: In place of any error but that something isn't there.
+    """
+    try:
+        yield
+    except (TlpipeError, FileNotFoundError):
+        raise
+    except Exception as error:
+        if not is_remote(path):
+            raise
+        raise StoreError(
+            f"{path} can't be read: {first_line(error)}; check the address, the account, and the network"
+        ) from error
 
 
 @contextmanager
@@ -77,7 +96,7 @@ def published(path: Path) -> Iterator[Path]:
         StoreError: If the disk is full or can't be written; nothing is left behind.
     """
     if is_remote(path):
-        with tempfile.TemporaryDirectory(prefix="tlpipe-") as folder:
+        with writing(Path(tempfile.gettempdir()) / path.name), tempfile.TemporaryDirectory(prefix="tlpipe-") as folder:
             yield (written := Path(folder) / path.name)
             _put(written, path)
         return
@@ -165,7 +184,9 @@ def mark_folder(folder: Path) -> None:
         StoreError: If the folder can't be written.
     """
     marker = folder / MARKER
-    if not marker.exists():
+    with asking(marker):
+        is_there = marker.exists()
+    if not is_there:
         with published(marker) as partial:
             partial.write_text("tlpipe wrote this folder; it is never read as data.\n", encoding="utf-8")
 
@@ -244,19 +265,16 @@ def matching(folder: Path, pattern: str) -> list[Path]:
         StoreError: If it lies at an address that can't be listed.
     """
     try:
-        return sorted(folder.glob(pattern))
-    except Exception as error:
-        if not is_remote(folder):
-            raise
-        raise StoreError(
-            f"{folder} can't be read: {first_line(error)}; check the address, the account, and the network"
-        ) from error
+        with asking(folder):
+            return sorted(folder.glob(pattern))
+    except FileNotFoundError as error:  # not even the bucket
+        raise StoreError(f"{folder} can't be read: {first_line(error)}; check the address") from error
 
 
 def remove(path: Path) -> None:
     """Remove a file or a folder, on this machine or at an address; one that is gone is no error."""
     if is_remote(path):
-        with suppress(FileNotFoundError):
+        with asking(path), suppress(FileNotFoundError):
             path.fs.rm(path.path, recursive=True)  # type: ignore[attr-defined]
     elif path.is_dir():
         shutil.rmtree(path)
@@ -267,5 +285,6 @@ def remove(path: Path) -> None:
 def folder_size(folder: Path) -> int:
     """Bytes of all files below `folder`."""
     if is_remote(folder):
-        return int(folder.fs.du(folder.path))  # type: ignore[attr-defined]
+        with asking(folder):
+            return int(folder.fs.du(folder.path))  # type: ignore[attr-defined]
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -80,7 +80,7 @@ def _lines(what: str, total: int, unit: str) -> Advance:
         nonlocal last, done
         done += count
         now = time.monotonic()
-        if now - last >= LINE_EVERY and done < total:
+        if now - last >= LINE_EVERY and 0 < done < total:
             last = now
             rate = done / (now - start)
             come, left = f"{done:,} of {total:,} {unit}", (total - done) / rate

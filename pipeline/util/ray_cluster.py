@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +15,9 @@ from pipeline.util import machine
 from pipeline.util.files import first_line
 
 ON = "ray"
+ANSWERED = 10.0  # seconds
+
+_reached: list[str] = []  # the cluster that this process is connected to
 
 
 def check_on(on: str | None) -> None:
@@ -39,20 +44,30 @@ def connected(on: str) -> Any:
     """
     import ray
 
+    address = (os.environ.get("RAY_ADDRESS") or "local") if on == ON else on
     if ray.is_initialized():
+        if _reached and _reached[-1] != address:
+            raise EngineError(f"This process uses the Ray cluster {_reached[-1]}; use {address} in another")
         return ray
-    known: dict[str, Any] = {} if on == ON else {"address": on}
-    if on == ON and not os.environ.get("RAY_ADDRESS"):
+    known: dict[str, Any] = {"address": address}
+    if address == "local":
         known |= {"num_cpus": machine.cpu_count(), "include_dashboard": False}
     try:
+        _check_answers(address)
         ray.init(logging_level="ERROR", log_to_driver=False, **known)
     except Exception as error:  # of many kinds
-        where = os.environ.get("RAY_ADDRESS", "on this machine") if on == ON else on
         raise EngineError(
-            f"The Ray cluster {where} can't be reached: {first_line(error)}; see whether it runs (ray status), and has "
-            f"the same versions of Python and Ray as this machine ({platform.python_version()}, {ray.__version__})"
+            f"The Ray cluster {address} can't be reached: {first_line(error)}; see whether it runs (ray status), and "
+            f"has the same versions of Python and Ray as this machine ({platform.python_version()}, {ray.__version__})"
         ) from error
+    _reached.append(address)
     return ray
+
+
+def _check_answers(address: str) -> None:
+    """See whether a host of the cluster answers at all, as Ray itself would try for minutes."""
+    if found := re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address):
+        socket.create_connection((found[1], int(found[2])), timeout=ANSWERED).close()
 
 
 @contextmanager

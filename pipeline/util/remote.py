@@ -8,12 +8,13 @@ those of that file system, set by its own variables and files.
 from __future__ import annotations
 
 import errno
-import os
 import re
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from pipeline.util.memo import Stamp
 READERS = 48  # requests at a time: each waits long and needs little
 TAGS = ("ETag", "etag", "blob_id", "md5Hash", "CRC")
 """What tells a file's content from another: what S3, Google, the Hugging Face Hub and zip files call it."""
-TIMES = ("LastModified", "mtime", "updated", "modified", "created")
+TIMES = ("LastModified", "Last-Modified", "mtime", "updated", "modified", "created")
 FEW = 8  # files of a folder that are asked for one by one, sooner than the folder's whole list
 
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -33,6 +34,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "http": {"use_listings_cache": True},
     "https": {"use_listings_cache": True},
 }
+
+
+_PROCESS = uuid.uuid4().hex
 
 
 class Entry(NamedTuple):
@@ -52,7 +56,13 @@ class Entry(NamedTuple):
 
 def is_address(text: str) -> bool:
     """Whether a text is an address, not a path of this machine."""
-    return re.match(r"[a-z][a-z0-9+.-]+://", text) is not None
+    return re.match(r"(?i)[a-z][a-z0-9+.-]+://", text) is not None
+
+
+def whole_address(text: str) -> str:
+    """An address that means the same from any folder: a file at the end of zip://flowers::flowers.zip gets its path."""
+    head, chained, end = text.rpartition("::")
+    return f"{head}::{Path(end).absolute()}" if chained and not is_address(end) else text.rstrip("/")
 
 
 def place(text: str, *, cached: bool = True) -> Path:
@@ -67,7 +77,15 @@ def place(text: str, *, cached: bool = True) -> Path:
     """
     if not is_address(text):
         return Path(text).expanduser()
-    protocol = text.partition("://")[0]
+    protocol, _, rest = text.partition("://")
+    text, protocol = f"{protocol.lower()}://{rest}", protocol.lower()
+    if protocol == "file":
+        return Path(rest)
+    if re.match(r"[^/]*:[^/]*@", rest):
+        raise DataError(
+            f"{protocol}://... holds a password, which would be kept beside the features; give it to fsspec instead "
+            "(filesystem-spec.readthedocs.io, configuration)"
+        )
     try:
         import fsspec
         from upath import UPath
@@ -135,11 +153,24 @@ def look_through(root: Path) -> None:
         level = [root]
         while level:
             level = [
-                folder / entry.name
+                inside(folder, entry.name)
                 for folder, found in zip(level, pool.map(entries, level), strict=True)
                 for entry in found
                 if entry.folder
             ]
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A folder in a folder at an address.
+
+    Raises:
+        DataError: If its name can't stand in an address.
+    """
+    if "::" in name:
+        raise DataError(
+            f"{folder} holds the folder {name!r}, whose name can't stand in an address, as :: joins; rename it"
+        )
+    return folder / name
 
 
 def entries(folder: Path) -> list[Entry]:
@@ -171,9 +202,10 @@ def stamps(folder: Path, names: Iterable[str]) -> dict[str, Stamp]:
         for above, some in by_folder.items():
             infos: Mapping[str, dict[str, Any] | None] = {}
             if len(some) > FEW:
-                infos = _listed(folder / above if above else folder)
+                with suppress(DataError):  # web servers often list nothing
+                    infos = _listed(folder / above if above else folder)
             asked = [name for name in some if name.rpartition("/")[2] not in infos]
-            each = dict(zip(asked, pool.map(lambda name: _info(folder / name), asked), strict=True))
+            each = dict(zip(asked, pool.map(lambda name: _info(folder, name), asked), strict=True))
             for name in some:
                 info = each[name] if name in each else infos[name.rpartition("/")[2]]
                 if info is not None and (stamp := _stamp(info)):
@@ -185,13 +217,19 @@ def stamp(path: Path) -> Stamp | None:
     """The stamp of one file, on this machine or at an address; None if it is gone, or nothing tells a change."""
     if not is_remote(path):
         return Stamp.of(path) if path.is_file() else None
-    info = _info(path)
+    info = _info(path, "")
     return None if info is None else _stamp(info)
 
 
-def _info(path: Path) -> dict[str, Any] | None:
+def _path_in(folder: Path, name: str) -> str:
+    """What a file is called in its file system, where `::` in a name joins nothing."""
+    own: str = folder.path  # type: ignore[attr-defined]
+    return f"{own.rstrip('/')}/{name}" if own and name else own or name
+
+
+def _info(folder: Path, name: str) -> dict[str, Any] | None:
     try:
-        return path.fs.info(path.path)  # type: ignore[attr-defined, no-any-return]
+        return folder.fs.info(_path_in(folder, name))  # type: ignore[attr-defined, no-any-return]
     except Exception:  # reading it gives the error, with its cause
         return None
 
@@ -206,6 +244,9 @@ def _stamp(info: Mapping[str, Any]) -> Stamp | None:
         if info.get(name):
             return Stamp(size, -int(digest_of(str(info[name]).encode())[:15], 16))
     when = next((info[name] for name in TIMES if info.get(name)), None)
+    if isinstance(when, str):
+        with suppress(ValueError):  # as the web has it
+            when = parsedate_to_datetime(when)
     if isinstance(when, datetime):
         return Stamp(size, int(when.timestamp() * 1e9))
     if isinstance(when, (int, float)):
@@ -213,11 +254,12 @@ def _stamp(info: Mapping[str, Any]) -> Stamp | None:
     return None
 
 
-def read(path: Path, key: str = "") -> bytes:
+def read(folder: Path, name: str, key: str = "") -> bytes:
     """Read a file at an address; what was read is kept on this machine, as long as there is room.
 
     Args:
-        path: The file.
+        folder: Where its name begins.
+        name: The file.
         key: Digest of what it held when it was first read; a local copy of that will do. "" if it isn't known.
 
     Raises:
@@ -225,9 +267,9 @@ def read(path: Path, key: str = "") -> bytes:
     """
     if key and (data := kept(key)) is not None:
         return data
-    with reaching(path):
-        try:
-            data = bytes(path.fs.cat_file(path.path, start=0))  # type: ignore[attr-defined]  # else its size is asked for
+    with reaching(f"{folder}/{name}"):
+        try:  # without a start its size would be asked for
+            data = bytes(folder.fs.cat_file(_path_in(folder, name), start=0))  # type: ignore[attr-defined]
         except OSError as error:
             if error.errno != errno.EINVAL:  # of nothing there is no range
                 raise
@@ -247,7 +289,7 @@ class Held:
         self.path = path
         self.stamp = stamp(path)
         # What nothing tells a change of is fetched once by each process.
-        self._state = f"{path} {self.stamp or os.getpid()}"
+        self._state = f"{path} {self.stamp or _PROCESS}"
 
     def file(self) -> Path:
         """Where the file can be opened now; fetched again, if others took its room.
