@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import shutil
 import subprocess
@@ -145,6 +146,25 @@ class TestCare:
         assert not matching(again / "features", "*/shards/*.damaged")
         assert commands.train_head(HeadConfig("logreg"), again, reports).metrics
 
+    def test_gc_in_the_middle_of_an_extract_takes_nothing_of_it(
+        self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module = importlib.import_module("pipeline.commands.extract")
+
+        def then_gc(function: Any) -> Any:
+            def called(*arguments: Any) -> Any:
+                found = function(*arguments)
+                care.gc(cache, reports, delete=True)
+                return found
+
+            return called
+
+        for name in ("save_dataset", "save_record", "complete"):
+            monkeypatch.setattr(module, name, then_gc(getattr(module, name)))
+        commands.extract(ExtractConfig(str(pictures)), cache)
+        monkeypatch.undo()
+        assert commands.train_head(HeadConfig("centroid"), cache, reports).metrics
+
     def test_two_that_save_the_same_dataset_keep_it(self, extracted: Any, cache: Path) -> None:
         dataset = load_dataset(cache, extracted.record.dataset)
         save_dataset(cache, replace(dataset, name="another name"))
@@ -172,7 +192,7 @@ class TestCare:
     ) -> None:
         (pictures / "dark" / "0.png").unlink()
         commands.extract(ExtractConfig(str(pictures), views=1, augment="flip"), cache)
-        module = __import__("importlib").import_module("pipeline.commands.cache")
+        module = importlib.import_module("pipeline.commands.cache")
         monkeypatch.setattr(module, "ABANDONED", -100.0)
         found = care.gc(cache, reports, delete=True)
         assert {item.path.parent.name for item in found.found} == {"tables", "datasets"}
@@ -219,7 +239,7 @@ class TestTrouble:
     def test_little_room_for_copies(
         self, pictures: Path, cache: Path, fake_engine: FakeEngine, reports: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        pass_ = __import__("importlib").import_module("pipeline.extraction.pass_")
+        pass_ = importlib.import_module("pipeline.extraction.pass_")
         monkeypatch.setattr(pass_, "SHARD_ROWS", 16)
         monkeypatch.setenv("TLPIPE_LOCAL_CACHE_GB", "0.00002")  # 20,000 bytes: a few shards
         result = commands.extract(ExtractConfig(str(pictures)), cache)

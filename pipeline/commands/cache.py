@@ -247,6 +247,7 @@ def _in_use(cache: Path, reports: Path) -> tuple[set[str], list[str]]:
 
 
 def _found(cache: Path, reports: Path, in_use: set[str]) -> list[Needless]:
+    saved = matching(cache / "datasets", "*.h5")  # before the records: one that is saved now has its record already
     known = records(cache, strict=True)
     newest = {(record.config, record.spec, record.complete): record for record in known}
     needed = [record for record in known if record.id in in_use or record in newest.values()]
@@ -256,7 +257,7 @@ def _found(cache: Path, reports: Path, in_use: set[str]) -> list[Needless]:
             path = cache / "tables" / f"{record.id}.json"
             found.append(_needless(path, "a newer extract of the same data took its place"))
     datasets = {record.dataset for record in needed}
-    for path in matching(cache / "datasets", "*.h5"):
+    for path in saved:
         if path.stem.partition("-")[0] not in datasets:
             found.append(_needless(path, "no features belong to it any more"))
     for store in stores(cache):

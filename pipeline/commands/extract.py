@@ -130,10 +130,11 @@ def extract(
         log.warning("%s", note)
     plan = plan_for(config, cache, pretrained)
     dataset = opened.dataset
-    # Known from now on: what a stopped pass leaves behind belongs to something.
-    save_dataset(cache, dataset)
+    # Known from now on: what a stopped pass leaves behind belongs to something. The record comes first, as `cache gc`
+    # takes a dataset that no record names.
     record = _record(plan, opened, config, dataset, made_by)
     begun = _begin_record(cache, record)
+    save_dataset(cache, dataset)
     if options.part is not None:
         opened = _part_of(opened, options.part)
         dataset = opened.dataset
@@ -146,8 +147,9 @@ def extract(
     if options.part is None:
         dataset = _settled(opened, config, alike, done)
         if dataset is not opened.dataset:
-            save_dataset(cache, dataset)
             record = _record(plan, opened, config, dataset, made_by)
+            _begin_record(cache, record)
+            save_dataset(cache, dataset)
         record = _end_record(cache, begun, record)
     report = done.report
     seconds = {"start": done.started - start, "read": report.read, "compute": report.compute, "write": report.write}
