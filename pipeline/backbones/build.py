@@ -160,7 +160,10 @@ def load_tuned(path: Path, row: Anatomy | None, top: str, policy: str = "float32
         loaded = keras.models.load_model(path, compile=False, safe_mode=True)
         _thaw(loaded)
         mend(loaded)
-        backbone = keras.Model(loaded.inputs[0], tensor_of(loaded, top), name="backbone")
+        backbone = keras.Model(loaded.inputs[0], tensor_of(loaded, top))
+        pixels = keras.Input(loaded.inputs[0].shape[1:], dtype="uint8", name="pixels")
+        # Once more layer by layer: what was mended gives other shapes than the graph in the file declares.
+        backbone = keras.Model(pixels, apply(backbone, pixels), name="backbone")
         if policy != "float32":
             arrays, backbone = backbone.get_weights(), _under(backbone, policy)
             backbone.set_weights(arrays)

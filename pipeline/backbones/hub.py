@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.backbones.build import dtype_policy, first_line, fresh_names
 from pipeline.backbones.catalogue import Anatomy, Block
-from pipeline.backbones.graph import nodes, weights_digest
+from pipeline.backbones.graph import Node, nodes, weights_digest
 from pipeline.backbones.network import Network
 from pipeline.backbones.parts import NETWORKS, NOT_CONVERTED, blocks_of, hold_back_warnings, mend, taken_apart
 from pipeline.config.extract import INTERPOLATIONS
@@ -303,10 +303,18 @@ def _stages(tower: keras.Model, model: keras.Model) -> tuple[Block, ...]:
     outputs = getattr(tower, "pyramid_outputs", None) or {}
     names = [tensor._keras_history.operation.name for tensor in outputs.values()]
     if len(set(names)) < len(names) or not names or not set(names) <= there:
-        numbers = sorted({int(match[1]) for name in there if (match := re.match(r"block_(\d+)(?:_|$)", name))})
-        numbered = (Block(f"stage{number}", rf"block_{number}(_|$)") for number in numbers)  # as in MobileNet
-        return (Block("stem", ".*"), *numbered)
+        return _numbered(nodes(model))
     ends = [f"{re.escape(name)}$" for name in names]
     middle = [Block(f"stage{at}", after=ends[at - 1], output=ends[at]) for at in range(1, len(ends) - 1)]
     last = [Block(f"stage{len(ends) - 1}", after=ends[-2])] if len(ends) > 1 else []
     return (Block("stage0", ".*", output=ends[0]), *middle, *last)
+
+
+def _numbered(order: list[Node]) -> tuple[Block, ...]:
+    """The stages of a network whose layers have numbers in their names, after a stem if anything lies below them."""
+    weighty = [node.name for node in order if getattr(node.layer, "weights", ())]
+    numbers = sorted({int(match[1]) for name in weighty if (match := re.match(r"block_?(\d+)_", name))})
+    stages = [Block(f"stage{at}", rf"block_?{number}_") for at, number in enumerate(numbers)]
+    if stages and re.match(stages[0].first, weighty[0]):
+        return (Block("stage0", ".*"), *stages[1:])
+    return (Block("stem", ".*"), *stages)

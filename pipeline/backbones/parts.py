@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,13 +90,6 @@ def _swin(layer: Any) -> Run:
     return run
 
 
-def _siglip_patches(layer: Any) -> Run:
-    """With the number of tokens that it gives; it declares one more."""
-    n_tokens = (layer.image_size // layer.patch_size) ** 2
-    layer.compute_output_shape = lambda shape: (shape[0], n_tokens, layer.hidden_dim)
-    return layer  # type: ignore[no-any-return]
-
-
 def _swin_patches(layer: Any) -> Run:
     """Part by part, as the whole can't be saved."""
 
@@ -127,11 +120,16 @@ NETWORKS = {
     "SwinTransformerBackbone": "block",
     "SigLIPBackbone": "block",
     "CLIPBackbone": "block",
+    "MetaCLIP2Backbone": "block",
+    "MiTBackbone": "stage",
     "ResNetBackbone": "stage",
     "EfficientNetBackbone": "stage",
     "DenseNetBackbone": "stage",
     "MobileNetBackbone": "stage",
     "HGNetV2Backbone": "stage",
+    "CSPNetBackbone": "stage",
+    "VGGBackbone": "stage",
+    "XceptionBackbone": "stage",
 }
 """Networks of KerasHub that can be had as backbones, and what their endpoints are called, with a number."""
 
@@ -146,7 +144,6 @@ APART: dict[str, Callable[[Any], Run]] = {
     "DeiTEncoder": _deit,
     "SwinTransformerStage": _swin,
     "HGNetV2Encoder": _hgnet,
-    "SigLIPVisionEmbedding": _siglip_patches,
 }
 """For each class of KerasHub that holds several blocks, or reaches around them: what runs in its place."""
 
@@ -157,6 +154,7 @@ BLOCKS = {
     "SwinTransformerBlock": "block",
     "SigLIPEncoderLayer": "block",
     "CLIPEncoderLayer": "block",
+    "MetaCLIP2EncoderLayer": "block",
     "SigLIPMultiHeadAttentionPooling": "head",
     "HGNetV2Stage": "stage",
 }
@@ -168,8 +166,10 @@ TOKENS: dict[str, Callable[[Any], int]] = {
     "DINOV3Embedding": lambda layer: 1 + layer.num_register_tokens,
     "DeiTEmbeddings": lambda _: 2,  # class and distillation
     "CLIPVisionEmbedding": lambda _: 1,
+    "MetaCLIP2VisionEmbedding": lambda _: 1,
     "SigLIPVisionEmbedding": lambda _: 0,
     "SwinTransformerBlock": lambda _: 0,
+    "HierarchicalTransformerEncoder": lambda _: 0,
 }
 """How many tokens come before those of the patches, the class token first, by the class of a layer that tells it."""
 
@@ -183,6 +183,7 @@ def taken_apart(backbone: keras.Model, pixels: Any) -> Any:
             make = _swin_patches
         return make(layer) if make else layer
 
+    mend(backbone)
     found = backbone._run_through_graph([pixels], operation_fn=operation)
     if isinstance(found, dict):  # of what gives its stages, the last
         return found[max(found, key=lambda name: (name != "stem", name))]
@@ -203,7 +204,7 @@ def blocks_of(model: keras.Model) -> tuple[Block, ...]:
     for layer in model.layers:
         if word := BLOCKS.get(type(layer).__name__):
             found.setdefault(word, []).append(f"{re.escape(layer.name)}$")
-    if not found:  # what is taken apart further has blocks by its names
+    if not found and prefix_tokens(model) is not None:  # what is taken apart further has blocks by its names
         numbered = (re.match(r"block(\d+)_", layer.name) for layer in model.layers)
         found["block"] = [f"block{number}_" for number in dict.fromkeys(match[1] for match in numbered if match)]
     if not any(found.values()):
@@ -228,16 +229,23 @@ def hold_back_warnings() -> None:
 
 
 def mend(model: keras.Model) -> None:
-    """Let a graph of layers of KerasHub be saved and loaded again, wherever these layers stand by themselves.
+    """Let layers of KerasHub stand by themselves in a graph, so that it can be saved, loaded again and taken apart.
 
     Nobody loads them alone there, so that some name more than they take when they are made, or less.
     """
     for layer in model.layers:
+        kind = type(layer).__name__
         if type(layer).__module__.startswith("keras_hub."):
             layer.get_config = _config_of(layer)
-        if type(layer).__name__ == "DINOV2Embedding" and layer.image_shape == layer.position_embedding_shape:
+        if kind == "DINOV2Embedding" and layer.image_shape == layer.position_embedding_shape:
             # It keeps what was trained only if the changes add up to more than nothing.
             layer._is_interpolated_position_embeddings_updated = lambda: True
+        if kind == "SigLIPVisionEmbedding":  # it declares one token more than it gives
+            layer.compute_output_shape = _rows_of(layer.num_positions, layer.hidden_dim)
+
+
+def _rows_of(n_tokens: int, width: int) -> Callable[[Sequence[int | None]], tuple[int | None, ...]]:
+    return lambda shape: (shape[0], n_tokens, width)
 
 
 PLAIN = (bool, int, float, str, list, tuple, type(None))
@@ -253,7 +261,10 @@ def _config_of(layer: Any) -> Callable[[], dict[str, Any]]:
         except AttributeError:  # it asks for what it doesn't have
             own = runtime.keras().layers.Layer.get_config(layer)
         found = {name: value for name, value in own.items() if name in names | {"name", "trainable", "dtype"}}
-        more = {name: getattr(layer, name) for name in names - found.keys() if hasattr(layer, name)}
+        # What a layer hands on when it is made is kept by the part that takes it.
+        keepers = (layer, *layer._flatten_layers(include_self=False, recursive=False))
+        kept = ((name, one) for name in names - found.keys() for one in reversed(keepers) if hasattr(one, name))
+        more = {name: getattr(one, name) for name, one in kept}
         # A share of dropped paths is kept by the layer that drops them.
         more = {name: getattr(value, "drop_prob", value) for name, value in more.items()}
         return {**{name: value for name, value in more.items() if isinstance(value, PLAIN)}, **found}

@@ -11,14 +11,22 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backbones import OnnxFile, Pretrained, is_onnx, open_backbone
+from pipeline.backbones import Backbone, OnnxFile, Pretrained, is_onnx, open_backbone
 from pipeline.config import ExtractConfig, FeatureSpec, ImageConfig
 from pipeline.data import ImageSource, Opened, among, in_order
 from pipeline.data.augment import Augment
 from pipeline.data.images import reader_name
 from pipeline.errors import DataError, EngineError, StoreError
 from pipeline.extraction import pass_
-from pipeline.extraction.engines import Engine, EngineChoice, choose, for_graph, graph_folder, open_engine
+from pipeline.extraction.engines import (
+    Engine,
+    EngineChoice,
+    choose,
+    for_graph,
+    graph_folder,
+    in_place_of_openvino,
+    open_engine,
+)
 from pipeline.extraction.pass_ import PassReport, Row
 from pipeline.store.shards import FeatureStore
 from pipeline.store.table import row_keys
@@ -159,7 +167,12 @@ def plan_for(config: ExtractConfig, cache: Path, pretrained: Pretrained | OnnxFi
         precision=choice.spec_precision,
         dtype=config.dtype or _dtype(config),
     )
-    choice = for_graph(choice, pretrained.network, spec.endpoint, spec.pooling, graph_folder(cache, spec))
+    graph = pretrained.network, spec.endpoint, spec.pooling, graph_folder(cache, spec)
+    if (config.engine, choice.engine) == ("auto", "openvino") and not isinstance(pretrained.row, Backbone):
+        # Of the networks of the table it is known that OpenVINO converts them.
+        if config.precision != "int8":
+            choice = in_place_of_openvino(config.precision, *graph, pretrained.memo) or choice
+    choice = for_graph(choice, *graph)
     spec = replace(spec, precision=choice.spec_precision)
     augment = Augment.parse(config.augment) if config.augment else None
     images = ImageConfig(spec.image_size, spec.resize, spec.interpolation, config.pixel_limit)

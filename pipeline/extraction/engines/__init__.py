@@ -23,9 +23,21 @@ from pipeline.extraction.engines.pictures import crops
 from pipeline.util import log, machine, runtime
 from pipeline.util.files import digest_of
 from pipeline.util.local_copies import own_part
+from pipeline.util.memo import Memo
 from pipeline.util.options import one_of
 
-__all__ = ["Engine", "EngineChoice", "OpenedBy", "call", "choose", "for_graph", "graph_folder", "judge", "open_engine"]
+__all__ = [
+    "Engine",
+    "EngineChoice",
+    "OpenedBy",
+    "call",
+    "choose",
+    "for_graph",
+    "graph_folder",
+    "in_place_of_openvino",
+    "judge",
+    "open_engine",
+]
 
 if TYPE_CHECKING:
     import openvino
@@ -160,6 +172,36 @@ def _on_jax(precision: str) -> EngineChoice:
     if precision == "int8" or (precision == "float16" and on_cpu):
         raise EngineError(f"--engine jax doesn't compute in {precision} here; use --precision auto")
     return EngineChoice("jax", precision if precision != "auto" else "float32" if on_cpu else "bfloat16")
+
+
+def in_place_of_openvino(
+    precision: str, network: OpenedBy, endpoint: str, pooling: str, graph: Path, memo: Memo | None
+) -> EngineChoice | None:
+    """What `auto` takes for a graph that OpenVINO can't convert, such as Swin's; None for one that it can.
+
+    Args:
+        precision: As in `ExtractConfig`.
+        network: As in `open_engine`, and so are endpoint, pooling and graph.
+        endpoint: As in the feature spec.
+        pooling: As in the feature spec.
+        graph: Where a converted graph is kept.
+        memo: Where the answer is remembered, so that the network is loaded for it once.
+
+    Raises:
+        EngineError: If what is left doesn't compute in this precision.
+    """
+    question = f"what runs the graph {graph.name} in place of OpenVINO"
+    other = memo.recall_text(question) if memo else None
+    if other is None:
+        other = ""
+        try:
+            _in_float32(network, endpoint, pooling, graph)
+        except EngineError as error:
+            other = "onnxruntime" if isinstance(network("float32"), OnnxNetwork) else "tensorflow"
+            log.info("%s, as --engine auto does now", error)
+        if memo:
+            memo.remember_text(question, other)
+    return choose(other, precision, onnx=other == "onnxruntime") if other else None
 
 
 def for_graph(choice: EngineChoice, network: OpenedBy, endpoint: str, pooling: str, graph: Path) -> EngineChoice:
