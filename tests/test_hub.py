@@ -64,6 +64,43 @@ def _clip() -> Any:
     return models.CLIPBackbone(CLIPVisionEncoder(**TOWER), text, projection_dim=8)
 
 
+def _metaclip2() -> Any:
+    from keras_hub.src.models.metaclip_2.metaclip_2_text_encoder import MetaCLIP2TextEncoder
+    from keras_hub.src.models.metaclip_2.metaclip_2_vision_encoder import MetaCLIP2VisionEncoder
+
+    text = MetaCLIP2TextEncoder(**WORDS, intermediate_dim=32, max_sequence_length=4)
+    return models.MetaCLIP2Backbone(MetaCLIP2VisionEncoder(**TOWER), text, projection_dim=8)
+
+
+def _mit() -> Any:
+    return models.MiTBackbone(
+        layerwise_depths=[1, 2],
+        num_layers=2,
+        layerwise_num_heads=[1, 2],
+        layerwise_sr_ratios=[2, 1],
+        max_drop_path_rate=0.1,
+        layerwise_patch_sizes=[7, 3],
+        layerwise_strides=[4, 2],
+        image_shape=(32, 32, 3),
+        hidden_dims=[8, 16],
+    )
+
+
+def _cspnet() -> Any:
+    return models.CSPNetBackbone(
+        stem_filters=8,
+        stem_kernel_size=3,
+        stem_strides=1,
+        stackwise_depth=[1, 1, 2],
+        stackwise_strides=[2, 2, 2],
+        stackwise_num_filters=[8, 16, 16],
+        block_ratio=[1.0, 0.5, 0.5],
+        expand_ratio=[2.0, 1.0, 1.0],
+        block_type="dark_block",
+        stage_type="csp",
+    )
+
+
 def _efficientnet() -> Any:
     blocks = {"kernel_sizes": [3, 3], "num_repeats": [1, 2], "input_filters": [8, 8], "output_filters": [8, 16]}
     blocks |= {"expansion_ratios": [1, 2], "squeeze_and_excite_ratios": [0.25, 0.25], "strides": [1, 2]}
@@ -155,6 +192,8 @@ KINDS = {
     ),
     "siglip": Kind(_siglip, layers.SigLIPImageConverter, (*BLOCKS, "head"), 0),
     "clip": Kind(_clip, layers.CLIPImageConverter, BLOCKS, 1),
+    "metaclip2": Kind(_metaclip2, layers.MetaCLIP2ImageConverter, BLOCKS, 1),
+    "mit": Kind(_mit, layers.MiTImageConverter, ("stage0", "stage1")),
     "densenet": Kind(
         lambda: models.DenseNetBackbone([1, 2], compression_ratio=0.5, growth_rate=8, image_shape=(None, None, 3)),
         layers.DenseNetImageConverter,
@@ -176,11 +215,22 @@ KINDS = {
     "efficientnet": Kind(_efficientnet, layers.EfficientNetImageConverter, ("stage0", "stage1")),
     "mobilenet": Kind(_mobilenet, layers.MobileNetImageConverter, ("stem", "stage0", "stage1", "stage2", "stage3")),
     "hgnetv2": Kind(_hgnet, layers.HGNetV2ImageConverter, ("stem", "stage0", "stage1")),
+    "cspnet": Kind(_cspnet, layers.CSPNetImageConverter, ("stage0", "stage1", "stage2")),
+    "vgg": Kind(
+        lambda: models.VGGBackbone([1, 2, 1], [8, 8, 16]), layers.VGGImageConverter, ("stage0", "stage1", "stage2")
+    ),
+    "xception": Kind(
+        lambda: models.XceptionBackbone(
+            [[8, 8], [8, 16], [16, 16], [16, 16]], stackwise_pooling=[False, True, False, False]
+        ),
+        layers.XceptionImageConverter,
+        ("stage0", "stage1", "stage2", "stage3"),
+    ),
 }
 TRANSFORMERS = [name for name, kind in KINDS.items() if kind.prefix is not None]
 
 
-SLOW = {"siglip", "swin", "deit", "clip", "dinov3", "mobilenet", "hgnetv2", "efficientnet", "densenet"}
+SLOW = KINDS.keys() - {"vit", "dinov2", "resnet"}
 MOST = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in KINDS]
 WITH_TOKENS = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in TRANSFORMERS]
 

@@ -218,14 +218,14 @@ def blocks_of(model: keras.Model) -> tuple[Block, ...]:
 
 
 def hold_back_warnings() -> None:
-    """Let Keras be silent of what it warns of each time in Swin: masks that are none of its own, and a missing build.
+    """Let Keras be silent of what it warns of each time: masks in Swin that are none of its own, and missing builds.
 
     Both do no harm.
     """
     warnings.filterwarnings(
         "ignore", message=r"Layer 'attn' \(of type WindowAttention\) was passed an input with a mask"
     )
-    warnings.filterwarnings("ignore", message=r"`build\(\)` was called on layer 'stage_")
+    warnings.filterwarnings("ignore", message=r"`build\(\)` was called on layer '(stage|patch_and_embed)_")
 
 
 def mend(model: keras.Model) -> None:
@@ -263,10 +263,11 @@ def _config_of(layer: Any) -> Callable[[], dict[str, Any]]:
         found = {name: value for name, value in own.items() if name in names | {"name", "trainable", "dtype"}}
         # What a layer hands on when it is made is kept by the part that takes it.
         keepers = (layer, *layer._flatten_layers(include_self=False, recursive=False))
-        kept = ((name, one) for name in names - found.keys() for one in reversed(keepers) if hasattr(one, name))
-        more = {name: getattr(one, name) for name, one in kept}
-        # A share of dropped paths is kept by the layer that drops them.
-        more = {name: getattr(value, "drop_prob", value) for name, value in more.items()}
-        return {**{name: value for name, value in more.items() if isinstance(value, PLAIN)}, **found}
+        for name in names - found.keys():
+            value = next((getattr(one, name) for one in keepers if hasattr(one, name)), ...)
+            value = getattr(value, "drop_prob", value)  # of the layer that drops paths
+            if isinstance(value, PLAIN):
+                found[name] = value
+        return found
 
     return get_config
