@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from pipeline.config import ExtractConfig, FinetuneConfig, FinetuneOptions, Head
 from pipeline.errors import ConfigError, EndpointError, EngineError, WeightsError
 from pipeline.extraction.engines import EngineChoice, choose, judge, open_engine
 from pipeline.extraction.engines.base import call
+from pipeline.extraction.plan import open_plan
 from pipeline.store.table import load_table
 from pipeline.util import runtime
 
@@ -336,6 +338,14 @@ class TestRefusals:
     def test_measuring(self, file: Path) -> None:
         with pytest.raises(ConfigError, match="has no gradients and no layers"):
             bench(str(file), None, 0.1)
+
+
+def test_auto_takes_what_runs(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that OpenVINO can't read is run by ONNX Runtime."""
+    config = ExtractConfig("", backbone=str(file), image_size=(32, 48), **SCALED)
+    refusing = Mock(side_effect=RuntimeError("unknown operator"))
+    monkeypatch.setattr("pipeline.extraction.engines.openvino._from_onnx", refusing)
+    assert open_plan(config, tmp_path).choice == EngineChoice("onnxruntime", "float32")
 
 
 @pytest.mark.parametrize("batch", ["n", 1])

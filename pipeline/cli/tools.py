@@ -36,14 +36,14 @@ def backbones(folders: Folders) -> Answer:
             row["name"],
             f"{row['parameters']:,}",
             f"{row['endpoints']}0, {row['endpoints']}1, ...",
-            "" if "openvino" in row["engines"] else f"--engine {row['engines'][0]}",
+            ", ".join(row["engines"]),
         ]
         for row in presets
     ]
     lines = [
         text,
         "",
-        *([render.aligned(["preset of KerasHub", "parameters", "blocks", "needs"], hub)] if hub else [NO_HUB]),
+        *([render.aligned(["preset of KerasHub", "parameters", "blocks", "engines"], hub)] if hub else [NO_HUB]),
         "",
         "hub:hf://ORG/NAME, hub:kaggle://... and hub:FOLDER, which save_to_preset wrote, will do too.",
         "So will a .keras file of your own, and an ONNX file (pip install 'tlpipe[onnx]'): --backbone FILE",
