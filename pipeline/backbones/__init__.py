@@ -5,7 +5,8 @@ from pipeline.backbones.catalogue import BACKBONES, Backbone, get_backbone
 from pipeline.backbones.graph import apply, cuts, nodes, tensor_of, weights_digest
 from pipeline.backbones.hub import presets
 from pipeline.backbones.network import Network, Unfrozen
-from pipeline.backbones.onnx_file import OnnxFile, OnnxGraph, OnnxNetwork, is_onnx
+from pipeline.backbones.onnx_file import OnnxFile, is_onnx
+from pipeline.backbones.onnx_graph import OnnxGraph, OnnxNetwork
 from pipeline.backbones.weights import (
     Pretrained,
     check_keras,

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.backbones.catalogue import Anatomy, Backbone
-from pipeline.backbones.graph import apply, tensor_of
+from pipeline.backbones.graph import apply, nodes, tensor_of
 from pipeline.backbones.network import Network
-from pipeline.backbones.parts import hold_back_warnings, mend
+from pipeline.backbones.parts import hold_back_warnings, mend, mended
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.util import runtime
 
@@ -116,12 +116,7 @@ def load_network(path: Path, image_size: tuple[int, int], policy: str = "float32
         WeightsError: If it can't be loaded.
         ConfigError: If it doesn't take images of this size.
     """
-    keras = runtime.keras()
-    hold_back_warnings()
-    try:
-        loaded = keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises many kinds, for damaged files and for code it won't run
-        raise WeightsError(f"{path} can't be loaded as a Keras model: {first_line(error)}") from error
+    keras, loaded = runtime.keras(), _load_model(path)
     if not getattr(loaded, "inputs", None) or len(loaded.inputs) != 1 or len(loaded.inputs[0].shape) != 4:
         raise ConfigError(f"{path} is no model with one input of images [n, height, width, 3]; such a one is needed")
     expected = tuple(loaded.inputs[0].shape[1:])
@@ -131,14 +126,11 @@ def load_network(path: Path, image_size: tuple[int, int], policy: str = "float32
             f"{path} takes images of {sides} with {expected[2]} channels, not {image_size[0]}x{image_size[1]} RGB; "
             f"give --image-size {sides}"
         )
-    _thaw(loaded)
-    mend(loaded)
     with fresh_names(), dtype_policy(policy):
         pixels = keras.Input((*image_size, 3), dtype="uint8", name="pixels")
         takes_bytes = loaded.inputs[0].dtype == "uint8"  # such as a model that tlpipe fine-tuned
         inside = pixels if takes_bytes else keras.layers.Rescaling(1.0, name="preprocessing")(pixels)
         model = keras.Model(pixels, apply(_under(loaded, policy), inside), name=re.sub(r"\W", "_", path.stem))
-    model.set_weights(loaded.get_weights())
     return Network(model, None)
 
 
@@ -154,43 +146,45 @@ def load_tuned(path: Path, row: Anatomy | None, top: str, policy: str = "float32
     Raises:
         WeightsError: If it can't be loaded, or has no such layer.
     """
-    keras = runtime.keras()
+    keras, loaded = runtime.keras(), _load_model(path)
+    if top not in (node.name for node in nodes(loaded)):
+        raise WeightsError(f"{path} has no layer {top!r}, so it is not the model of its run")
+    found = keras.Model(loaded.inputs[0], tensor_of(loaded, top))
+    pixels = keras.Input(found.inputs[0].shape[1:], dtype="uint8", name="pixels")
+    # Once more layer by layer: those that were mended give other shapes than the graph in the file declares.
+    model = found if policy == "float32" else _under(found, policy)
+    return Network(keras.Model(pixels, apply(model, pixels), name="backbone"), row)
+
+
+def _load_model(path: Path) -> keras.Model:
+    """Load a file of Keras without running code from it, with layers that can all be trained.
+
+    Raises:
+        WeightsError: If it can't be loaded.
+    """
     hold_back_warnings()
     try:
-        loaded = keras.models.load_model(path, compile=False, safe_mode=True)
-        _thaw(loaded)
-        mend(loaded)
-        backbone = keras.Model(loaded.inputs[0], tensor_of(loaded, top))
-        pixels = keras.Input(loaded.inputs[0].shape[1:], dtype="uint8", name="pixels")
-        # Once more layer by layer: what was mended gives other shapes than the graph in the file declares.
-        backbone = keras.Model(pixels, apply(backbone, pixels), name="backbone")
-        if policy != "float32":
-            arrays, backbone = backbone.get_weights(), _under(backbone, policy)
-            backbone.set_weights(arrays)
-    except StopIteration as error:
-        raise WeightsError(f"{path} has no layer {top!r}, so it is not the model of its run") from error
+        model = runtime.keras().models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many kinds, for damaged files and for code it won't run
         raise WeightsError(f"{path} can't be loaded as a Keras model: {first_line(error)}") from error
-    mend(backbone)
-    return Network(backbone, row)
-
-
-def _thaw(model: keras.Model) -> None:
-    """Let all layers be trained again: what was frozen when a model was saved is not frozen for good."""
     for layer in model._flatten_layers():
-        layer.trainable = True
+        layer.trainable = True  # what was frozen when a model was saved is not frozen for good
+    mend(model)
+    return model
 
 
 def _under(model: keras.Model, policy: str) -> keras.Model:
-    """A copy for a dtype policy, with weights as Keras draws them: a loaded layer keeps the one it was saved with."""
+    """A copy for a dtype policy, with the same weights: a loaded layer keeps the policy it was saved with."""
     keras = runtime.keras()
 
     def under(operation: Any) -> Any:
         if not isinstance(operation, keras.layers.Layer):
             return operation  # such as the flip of colours, which has no policy
-        return type(operation).from_config({**operation.get_config(), "dtype": policy})
+        return mended(type(operation).from_config({**operation.get_config(), "dtype": policy}))
 
-    return keras.models.clone_model(model, clone_function=under)
+    copy = keras.models.clone_model(model, clone_function=under)
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def first_line(error: Exception) -> str:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from pipeline.errors import UnknownBackboneError
+from pipeline.util.text import did_you_mean
 
 Preprocessing = Literal["torch", "caffe", "tf", "inside", "efficientnet"]
 """`torch`: shares of white, less ImageNet's mean, by its standard deviation. `caffe`: BGR less ImageNet's mean.
@@ -205,6 +205,5 @@ def get_backbone(name: str) -> Backbone:
     try:
         return BACKBONES[name]
     except KeyError:
-        near = get_close_matches(name, BACKBONES, n=3)
-        hint = f"Did you mean {' or '.join(near)}?" if near else "List them: tlpipe backbones"
+        hint = did_you_mean(name, BACKBONES) or "List them: tlpipe backbones"
         raise UnknownBackboneError(f"Unknown backbone {name!r}. {hint}") from None

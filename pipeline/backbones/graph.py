@@ -30,6 +30,11 @@ class Node:
     outputs: tuple[Any, ...]
     parents: tuple[int, ...]
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether training changes anything in the layer; a network's own normalisation of pixels is fixed."""
+        return bool(getattr(self.layer, "trainable_weights", ()))
+
 
 def apply(model: keras.Model, tensor: Any) -> Any:
     """The first output of a model with one input, on another tensor: its layers one by one, not as one nested layer."""

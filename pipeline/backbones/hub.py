@@ -13,7 +13,6 @@ import sys
 import time
 from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ from pipeline.errors import ConfigError, UnknownBackboneError, WeightsError
 from pipeline.util import runtime
 from pipeline.util.files import decoded, digest_of
 from pipeline.util.memo import YOUNG, Memo, Stamp
-from pipeline.util.text import sides
+from pipeline.util.text import did_you_mean, sides
 
 if TYPE_CHECKING:
     import keras
@@ -93,8 +92,8 @@ def _fetched(preset: str) -> Path:
     from keras_hub.src.utils.preset_utils import get_file
 
     if "://" not in preset and preset not in hub.models.Backbone.presets:
-        near = get_close_matches(preset, hub.models.Backbone.presets, n=3)
-        hint = f"Did you mean {' or '.join(PREFIX + one for one in near)}?" if near else "List them: tlpipe backbones"
+        near = did_you_mean(PREFIX + preset, (PREFIX + one for one in hub.models.Backbone.presets))
+        hint = near or "List them: tlpipe backbones"
         raise UnknownBackboneError(f"KerasHub has no preset {preset!r}, and there is no such folder. {hint}")
     try:
         with redirect_stdout(sys.stderr):  # where progress is drawn
@@ -312,9 +311,9 @@ def _stages(tower: keras.Model, model: keras.Model) -> tuple[Block, ...]:
 
 def _numbered(order: list[Node]) -> tuple[Block, ...]:
     """The stages of a network whose layers have numbers in their names, after a stem if anything lies below them."""
-    weighty = [node.name for node in order if getattr(node.layer, "weights", ())]
-    numbers = sorted({int(match[1]) for name in weighty if (match := re.match(r"block_?(\d+)_", name))})
+    trained = [node.name for node in order if node.is_trained]
+    numbers = sorted({int(match[1]) for name in trained if (match := re.match(r"block_?(\d+)_", name))})
     stages = [Block(f"stage{at}", rf"block_?{number}_") for at, number in enumerate(numbers)]
-    if stages and re.match(stages[0].first, weighty[0]):
+    if stages and re.match(stages[0].first, trained[0]):
         return (Block("stage0", ".*"), *stages[1:])
     return (Block("stem", ".*"), *stages)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from pipeline.backbones.catalogue import Anatomy, Block
@@ -15,6 +14,7 @@ from pipeline.config import POOLINGS
 from pipeline.errors import EndpointError
 from pipeline.util import runtime
 from pipeline.util.options import one_of
+from pipeline.util.text import did_you_mean
 
 if TYPE_CHECKING:
     import keras
@@ -135,10 +135,10 @@ class Network:
         start = 0 if blocks == "all" else self._lowest(order, blocks)
         positions = {node.name: position for position, node in enumerate(order)}
         cut = max((positions[name] for name in cuts(features) if positions[name] < start), default=0)
-        if not any(_is_trained(node) for node in order[: cut + 1]):
+        if not any(node.is_trained for node in order[: cut + 1]):
             cut = 0
         depths = self._depths(order)
-        trained = {node.name: depths[at] for at, node in enumerate(order) if at >= start and _is_trained(node)}
+        trained = {node.name: depths[at] for at, node in enumerate(order) if at >= start and node.is_trained}
         return Unfrozen(order[cut].name, trained, cut == 0)
 
     def _lowest(self, order: list[Node], blocks: str) -> int:
@@ -237,12 +237,7 @@ def unknown_layer(row: Anatomy | None, option: str, name: str, layers: Sequence[
     blocks = [block.name for block in row.blocks] if row else []
     if option == "--blocks":
         blocks += ["all", "none"]
-    near = get_close_matches(name.lower(), dict.fromkeys([*blocks, *layers]), n=3)
-    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    near = did_you_mean(name.lower(), dict.fromkeys([*blocks, *layers]))
     legal = f"Blocks are {', '.join(blocks)}; any layer's name will do too." if blocks else "Any layer's name will do."
-    return EndpointError(f"{option}: there is no block or layer {name!r}. {hint}{legal}")
-
-
-def _is_trained(node: Node) -> bool:
-    """Whether training changes anything in a layer; a network's own normalisation of pixels is fixed."""
-    return bool(getattr(node.layer, "trainable_weights", ()))
+    hints = filter(None, (near, legal))
+    return EndpointError(f"{option}: there is no block or layer {name!r}. {' '.join(hints)}")

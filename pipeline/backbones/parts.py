@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -229,23 +229,25 @@ def hold_back_warnings() -> None:
 
 
 def mend(model: keras.Model) -> None:
-    """Let layers of KerasHub stand by themselves in a graph, so that it can be saved, loaded again and taken apart.
+    """Mend all layers of a model, as `mended` does."""
+    for layer in model.layers:
+        mended(layer)
+
+
+def mended(layer: Any) -> Any:
+    """The layer itself, which if it is of KerasHub can stand alone in a graph that is saved and loaded again.
 
     Nobody loads them alone there, so that some name more than they take when they are made, or less.
     """
-    for layer in model.layers:
-        kind = type(layer).__name__
-        if type(layer).__module__.startswith("keras_hub."):
-            layer.get_config = _config_of(layer)
-        if kind == "DINOV2Embedding" and layer.image_shape == layer.position_embedding_shape:
-            # It keeps what was trained only if the changes add up to more than nothing.
-            layer._is_interpolated_position_embeddings_updated = lambda: True
-        if kind == "SigLIPVisionEmbedding":  # it declares one token more than it gives
-            layer.compute_output_shape = _rows_of(layer.num_positions, layer.hidden_dim)
-
-
-def _rows_of(n_tokens: int, width: int) -> Callable[[Sequence[int | None]], tuple[int | None, ...]]:
-    return lambda shape: (shape[0], n_tokens, width)
+    kind = type(layer).__name__
+    if type(layer).__module__.startswith("keras_hub."):
+        layer.get_config = _config_of(layer)
+    if kind == "DINOV2Embedding" and layer.image_shape == layer.position_embedding_shape:
+        # It keeps what was trained only if the changes add up to more than nothing.
+        layer._is_interpolated_position_embeddings_updated = lambda: True
+    if kind == "SigLIPVisionEmbedding":  # it declares one token more than it gives
+        layer.compute_output_shape = lambda shape: (shape[0], layer.num_positions, layer.hidden_dim)
+    return layer
 
 
 PLAIN = (bool, int, float, str, list, tuple, type(None))

@@ -168,10 +168,9 @@ def plan_for(config: ExtractConfig, cache: Path, pretrained: Pretrained | OnnxFi
         dtype=config.dtype or _dtype(config),
     )
     graph = pretrained.network, spec.endpoint, spec.pooling, graph_folder(cache, spec)
-    if (config.engine, choice.engine) == ("auto", "openvino") and not isinstance(pretrained.row, Backbone):
-        # Of the networks of the table it is known that OpenVINO converts them.
-        if config.precision != "int8":
-            choice = in_place_of_openvino(config.precision, *graph, pretrained.memo) or choice
+    free = config.engine == "auto" and choice.engine == "openvino" and config.precision != "int8"
+    if free and not isinstance(pretrained.row, Backbone):  # OpenVINO converts all of the table
+        choice = in_place_of_openvino(config.precision, *graph, pretrained.memo) or choice
     choice = for_graph(choice, *graph)
     spec = replace(spec, precision=choice.spec_precision)
     augment = Augment.parse(config.augment) if config.augment else None

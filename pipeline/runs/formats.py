@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backbones import OnnxGraph
-from pipeline.backbones.onnx_file import FEATURES, IMAGE, session_of
+from pipeline.backbones.onnx_graph import FEATURES, IMAGE, session_of
 from pipeline.errors import ConfigError
 from pipeline.heads import PROBABILITIES
 from pipeline.util import machine, runtime

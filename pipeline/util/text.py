@@ -1,8 +1,9 @@
-"""Numbers as people read them."""
+"""Numbers and names as people read them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 
 def counted(n: int, noun: str, several: str = "") -> str:
@@ -32,3 +33,9 @@ def interval(low: float, high: float, sign: str = "") -> str:
 def percent(share: float) -> str:
     """A share in per cent."""
     return f"{100 * share:.1f} %"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The question whether one of up to three near names was meant; empty if none is near."""
+    near = get_close_matches(name, list(known), n=3)
+    return f"Did you mean {' or '.join(near)}?" if near else ""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backbones import OnnxGraph
-from pipeline.backbones.onnx_file import IMAGE, session_of
+from pipeline.backbones.onnx_graph import IMAGE, session_of
 from pipeline.errors import EngineError
 from pipeline.extraction.engines.base import padded
 from pipeline.util import machine
