@@ -266,10 +266,10 @@ def _config_of(layer: Any) -> Callable[[], dict[str, Any]]:
         # What a layer hands on when it is made is kept by the part that takes it.
         keepers = (layer, *layer._flatten_layers(include_self=False, recursive=False))
         for name in names - found.keys():
-            value = next((getattr(one, name) for one in keepers if hasattr(one, name)), ...)
-            value = getattr(value, "drop_prob", value)  # of the layer that drops paths
-            if isinstance(value, PLAIN):
-                found[name] = value
+            values = [getattr(one, name) for one in keepers if hasattr(one, name)]
+            values = [getattr(one, "drop_prob", one) for one in values]  # of the layer that drops paths
+            if values and isinstance(values[0], PLAIN):
+                found[name] = values[0]
         return found
 
     return get_config

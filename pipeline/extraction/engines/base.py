@@ -20,7 +20,7 @@ class EngineChoice:
     """An engine and a precision, resolved for this machine.
 
     Attributes:
-        engine: "tensorflow", "openvino" or "jax".
+        engine: "tensorflow", "openvino", "jax" or "onnxruntime".
         precision: "float32", "bfloat16", "float16" or "int8"; "auto" where a graph must be measured to tell whether
             int8 is worth it.
         graph: Digest of the graph in int8; "" for other precisions, and where the graph isn't made yet.
