@@ -182,7 +182,8 @@ def _under(model: keras.Model, policy: str) -> keras.Model:
             return operation  # such as the flip of colours, which has no policy
         return mended(type(operation).from_config({**operation.get_config(), "dtype": policy}))
 
-    copy = keras.models.clone_model(model, clone_function=under)
+    with dtype_policy(policy):  # some layers leave it to their parts to find theirs
+        copy = keras.models.clone_model(model, clone_function=under)
     copy.set_weights(model.get_weights())
     return copy
 
