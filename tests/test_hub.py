@@ -419,6 +419,10 @@ class TestImageSizes:
         expected = np.asarray(saved.backbone(images * np.float32(SCALE) + np.float32(OFFSET)))
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
+    def test_mit_takes_squares(self, preset: Callable[[str], Saved]) -> None:
+        with pytest.raises(ConfigError, match="--image-size 64x144: .* takes square pictures alone"):
+            opened(preset("mit"), (64, 144))
+
     @pytest.mark.parametrize("name", ["vit", pytest.param("clip", marks=pytest.mark.slow)])
     def test_others_are_refused(self, name: str, preset: Callable[[str], Saved]) -> None:
         with pytest.raises(ConfigError, match="--image-size 64x64: .*leave it out"):

@@ -1,6 +1,5 @@
 """Pretrained networks: which there are, where their weights are, and how their graphs are taken apart."""
 
-from pipeline.backbones.build import first_line
 from pipeline.backbones.catalogue import BACKBONES, Backbone, get_backbone
 from pipeline.backbones.graph import apply, cuts, nodes, tensor_of, weights_digest
 from pipeline.backbones.hub import presets
@@ -31,7 +30,6 @@ __all__ = [
     "check_keras",
     "cuts",
     "find_imagenet",
-    "first_line",
     "get_backbone",
     "is_onnx",
     "is_path",

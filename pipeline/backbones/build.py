@@ -14,6 +14,7 @@ from pipeline.backbones.network import Network
 from pipeline.backbones.parts import hold_back_warnings, mend, mended
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.util import runtime
+from pipeline.util.text import first_line
 
 if TYPE_CHECKING:
     import keras
@@ -186,11 +187,3 @@ def _under(model: keras.Model, policy: str) -> keras.Model:
         copy = keras.models.clone_model(model, clone_function=under)
     copy.set_weights(model.get_weights())
     return copy
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text; its kind if it has none."""
-    if "safe_mode" in str(error):  # Keras would advise to switch it off
-        return "it holds code, such as a Lambda layer, and no code is run from a file"
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -16,17 +16,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.backbones.build import dtype_policy, first_line, fresh_names
+from pipeline.backbones.build import dtype_policy, fresh_names
 from pipeline.backbones.catalogue import Anatomy, Block
 from pipeline.backbones.graph import Node, nodes, weights_digest
 from pipeline.backbones.network import Network
-from pipeline.backbones.parts import NETWORKS, NOT_CONVERTED, blocks_of, hold_back_warnings, mend, taken_apart
+from pipeline.backbones.parts import NETWORKS, NOT_CONVERTED, SQUARE, blocks_of, hold_back_warnings, mend, taken_apart
 from pipeline.config.extract import INTERPOLATIONS
 from pipeline.errors import ConfigError, UnknownBackboneError, WeightsError
 from pipeline.util import runtime
 from pipeline.util.files import decoded, digest_of
 from pipeline.util.memo import YOUNG, Memo, Stamp
-from pipeline.util.text import did_you_mean, sides
+from pipeline.util.text import did_you_mean, first_line, sides
 
 if TYPE_CHECKING:
     import keras
@@ -258,6 +258,8 @@ def _tower(folder: Path, image_size: tuple[int, int] | None, policy: str) -> tup
     tower = getattr(backbone, "vision_encoder", backbone)  # of what has a tower for text as well
     native = tuple(getattr(tower, "image_shape", (None, None))[:2])
     size = image_size or (native if None not in native else USUAL_SIZE)
+    if type(tower).__name__ in SQUARE and size[0] != size[1]:
+        raise ConfigError(f"--image-size {sides(size)}: {folder} takes square pictures alone; give one number")
     if None in native or native == size:
         return _at_home(tower, folder, policy), size
     if tower is not backbone:

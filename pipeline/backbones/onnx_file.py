@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.backbones.build import first_line
 from pipeline.backbones.onnx_graph import Entry, OnnxNetwork
 from pipeline.backbones.scaling import Scaling, preparation
 from pipeline.errors import ConfigError, EndpointError, WeightsError
 from pipeline.util import runtime
 from pipeline.util.files import digest_of, digest_of_file
 from pipeline.util.memo import Memo, Stamp
-from pipeline.util.text import did_you_mean, sides
+from pipeline.util.text import did_you_mean, first_line, sides
 
 if TYPE_CHECKING:
     import onnx

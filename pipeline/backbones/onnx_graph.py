@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.backbones.build import first_line
 from pipeline.backbones.scaling import Scaling
 from pipeline.backbones.tokens import prefix_of
 from pipeline.config import POOLINGS
 from pipeline.errors import EndpointError, WeightsError
 from pipeline.util.options import one_of
-from pipeline.util.text import sides
+from pipeline.util.text import first_line, sides
 
 if TYPE_CHECKING:
     import onnx

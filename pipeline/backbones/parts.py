@@ -112,6 +112,7 @@ def _hgnet(layer: Any) -> Run:
     return run
 
 
+SQUARE = ("MiTBackbone",)  # of those that work out the sides from the number of their tokens
 NETWORKS = {
     "ViTBackbone": "block",
     "DINOV2Backbone": "block",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.backbones.build import build_network, check_image_size, first_line, load_network, load_tuned
+from pipeline.backbones.build import build_network, check_image_size, load_network, load_tuned
 from pipeline.backbones.catalogue import BACKBONES, Anatomy, Backbone, Block, get_backbone
 from pipeline.backbones.graph import weights_digest
 from pipeline.backbones.hub import PREFIX, HubFacts, facts_of, folder_of, is_preset, load_preset
@@ -29,7 +29,7 @@ from pipeline.errors import ConfigError, RunError, WeightsError
 from pipeline.util import runtime
 from pipeline.util.files import decoded, digest_of, read_json
 from pipeline.util.memo import Memo, Stamp
-from pipeline.util.text import sides
+from pipeline.util.text import first_line, sides
 
 if TYPE_CHECKING:
     import keras

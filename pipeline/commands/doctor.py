@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pipeline.backbones import BACKBONES, Pretrained, find_imagenet, first_line, keras_file
+from pipeline.backbones import BACKBONES, Pretrained, find_imagenet, keras_file
 from pipeline.backbones.weights import open_keras
 from pipeline.config import BACKBONE, ENGINES
 from pipeline.data.packed import there
@@ -23,6 +23,7 @@ from pipeline.errors import EngineError
 from pipeline.extraction.engines import choose, judge
 from pipeline.util import machine, runtime
 from pipeline.util.files import is_remote
+from pipeline.util.text import first_line
 
 CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
 

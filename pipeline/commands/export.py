@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backbones import OnnxFile, OnnxGraph, first_line
+from pipeline.backbones import OnnxFile, OnnxGraph
 from pipeline.data import Opened, open_labelled
 from pipeline.errors import ConfigError, DataError, ImageError, RunError, StoppedError
 from pipeline.evaluation.calibration import LEAST
@@ -30,6 +30,7 @@ from pipeline.util.files import PARTIAL_SUFFIX, flush_to_disk, published_folder,
 from pipeline.util.memo import Memo
 from pipeline.util.progress import progress
 from pipeline.util.stopping import stopping
+from pipeline.util.text import first_line
 
 if TYPE_CHECKING:
     import keras

@@ -21,12 +21,11 @@ from pipeline.extraction.engines import Engine
 from pipeline.extraction.pass_ import SHARD_ROWS, PassReport, Row
 from pipeline.extraction.plan import Plan, open_plan
 from pipeline.util import log, runtime
-from pipeline.util.files import first_line
 from pipeline.util.progress import progress
 from pipeline.util.ray_cluster import connected
 from pipeline.util.remote import shared
 from pipeline.util.stopping import Stopping, stopping
-from pipeline.util.text import counted
+from pipeline.util.text import counted, first_line
 
 RESTARTS = 5  # of an actor that died, with its node or over a block that kills whoever computes it
 ROUNDS = 8  # blocks for each actor, at least, so that all end at about the same time

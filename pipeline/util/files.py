@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from pipeline.errors import StoreError, TlpipeError
+from pipeline.util.text import first_line
 
 T = TypeVar("T")
 
@@ -206,11 +207,6 @@ def _has_field(path: Path, name: str) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(value, dict) and name in value
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, or else what it is."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def digest_of(data: bytes | memoryview) -> str:

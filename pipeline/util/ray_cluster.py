@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, EngineError
 from pipeline.util import machine
-from pipeline.util.files import first_line
+from pipeline.util.text import first_line
 
 ON = "ray"
 ANSWERED = 10.0  # seconds

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import DataError, TlpipeError
-from pipeline.util.files import digest_of, first_line, is_remote
+from pipeline.util.files import digest_of, is_remote
 from pipeline.util.local_copies import keep, kept, local_copy
 from pipeline.util.memo import Stamp
+from pipeline.util.text import first_line
 
 READERS = 48  # requests at a time: each waits long and needs little
 TAGS = ("ETag", "etag", "blob_id", "md5Hash", "CRC")

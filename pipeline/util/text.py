@@ -39,3 +39,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The question whether one of up to three near names was meant; empty if none is near."""
     near = get_close_matches(name, list(known), n=3)
     return f"Did you mean {' or '.join(near)}?" if near else ""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text; its kind if it has none."""
+    if "safe_mode" in str(error):  # Keras would advise to switch it off
+        return "it holds code, such as a Lambda layer, and no code is run from a file"
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
