@@ -17,6 +17,7 @@ from pipeline.data.source import KEY_DTYPE
 from pipeline.errors import ConfigError, DataError, StoreError
 from pipeline.evaluation.metrics import scores
 from pipeline.heads import make_head, predict
+from pipeline.store import records
 from pipeline.store.records import TableRecord, find_records, load_dataset, now, save_dataset, save_record
 from pipeline.store.rows import Part, StoredFeatures, joined
 from pipeline.store.shards import FeatureStore
@@ -233,7 +234,18 @@ def test_up_to_view_and_select(draw: Callable[..., Path]) -> None:
     assert two.select(two.views == 1).labels.tolist() == [0, 1, 0, 1]
 
 
-def test_a_dataset_is_written_again_only_if_it_says_something_else(tmp_path: Path) -> None:
+def test_of_texts_those_saved_last_count(tmp_path: Path) -> None:
+    keys, labels = np.array([b"1" * 32, b"2" * 32], KEY_DTYPE), np.array([0, 1])
+    dataset = Dataset("drawn", keys, labels, np.array(["train", "val"]), ("a.png", "b.png"), ("a", "b"))
+    for name in ("first", "second", "first", "third", "second"):
+        save_dataset(tmp_path, replace(dataset, name=name))
+        assert load_dataset(tmp_path, dataset.id).name == name
+
+
+def test_a_dataset_is_written_again_only_if_it_says_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "SETTLED", -1.0)
     keys, labels = np.array([b"1" * 32, b"2" * 32], KEY_DTYPE), np.array([0, 1])
     dataset = Dataset("drawn", keys, labels, np.array(["train", "val"]), ("a.png", "b.png"), ("a", "b"))
 
