@@ -91,12 +91,14 @@ def keep(data: bytes, key: str) -> None:
     path = _path(key)
     partial = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}.partial")
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
             partial.write_bytes(data)  # not flushed: `kept` looks whether it is whole
             partial.replace(path)
-        finally:
+        except OSError:
             partial.unlink(missing_ok=True)
+            raise
         _count(len(data))
 
 

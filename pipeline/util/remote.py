@@ -24,7 +24,7 @@ from pipeline.util.local_copies import keep, kept, local_copy
 from pipeline.util.memo import Stamp
 from pipeline.util.text import first_line
 
-READERS = 48  # requests at a time: each waits long and needs little
+READERS = 96  # requests at a time: each waits long and needs little
 TAGS = ("ETag", "etag", "blob_id", "md5Hash", "CRC")
 """What tells a file's content from another: what S3, Google, the Hugging Face Hub and zip files call it."""
 TIMES = ("LastModified", "Last-Modified", "mtime", "updated", "modified", "created")
