@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from pipeline.store.records import (
 from pipeline.util import log
 from pipeline.util.memo import Memo
 from pipeline.util.options import parse_part
-from pipeline.util.ray_cluster import ON, check_on, connected
+from pipeline.util.ray_cluster import check_on, connected
 from pipeline.util.text import counted
 
 
@@ -138,7 +139,7 @@ def extract(
     if options.part is not None:
         opened = _part_of(opened, options.part)
         dataset = opened.dataset
-    elsewhere = _elsewhere(config, options, plan, opened.source) if options.on else None
+    elsewhere = _elsewhere(options.on, config, options, plan, opened.source) if options.on else None
     done = complete(
         plan, dataset.keys, dataset.locations, opened.source, options.batch_size, options.workers, elsewhere
     )
@@ -168,14 +169,12 @@ def extract(
 
 
 def _elsewhere(
-    config: ExtractConfig, options: ExtractOptions, plan: Plan, source: ImageSource
+    on: str, config: ExtractConfig, options: ExtractOptions, plan: Plan, source: ImageSource
 ) -> Callable[[Sequence[Row]], PassReport]:
     """What computes rows on a cluster."""
     opened = cluster.opener(_with_whole_paths(config), plan, place_of(str(plan.cache)), options.batch_size)
     use_gpu = plan.choice.engine != "openvino"
-    return lambda rows: cluster.compute(
-        options.on or ON, opened, source, rows, use_gpu=use_gpu, workers=options.workers
-    )
+    return partial(cluster.compute, on, opened, source, use_gpu=use_gpu, workers=options.workers)
 
 
 def _told(dataset: Dataset) -> str:

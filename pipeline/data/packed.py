@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,7 +15,7 @@ from braceexpand import braceexpand
 from numpy.typing import NDArray
 
 from pipeline.data.folder import PACKS, SPLIT_NAMES, has_pictures, scan
-from pipeline.data.source import KEY_DTYPE, ImageKeys, file_key
+from pipeline.data.source import KEY_DTYPE, ImageKeys, InParts, file_key
 from pipeline.errors import DataError, ImageError
 from pipeline.util import remote
 from pipeline.util.files import is_remote
@@ -49,7 +48,7 @@ class Pack(Protocol):
         """
 
 
-class PackedSource:
+class PackedSource(InParts):
     """Images in packs.
 
     Args:
@@ -58,17 +57,8 @@ class PackedSource:
     """
 
     def __init__(self, packs: Sequence[Pack], indices: Sequence[int] | NDArray[np.int64] | None = None) -> None:
+        super().__init__(map(len, packs), indices)
         self.packs = packs
-        self.starts = np.cumsum([0, *map(len, packs)]).tolist()
-        self.indices = np.arange(self.starts[-1]) if indices is None else np.asarray(indices, np.int64)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @property
-    def workers(self) -> int:
-        """One for each processor."""
-        return cpu_count()
 
     def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
         """Image keys: the same as of files with the same bytes. Packs that the memo knows unchanged are not read."""
@@ -99,9 +89,8 @@ class PackedSource:
 
     def read(self, index: int) -> bytes:
         """A picture's bytes."""
-        position = int(self.indices[index])
-        number = bisect_right(self.starts, position) - 1
-        return self.packs[number].read(position - self.starts[number])
+        number, position = self.place(index)
+        return self.packs[number].read(position)
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> PackedSource:
         """Only these images."""
@@ -174,9 +163,8 @@ def files_meant(data: str) -> list[Path]:
         raise DataError(f"{data}: {error}; braces stand around what varies: shard-{{000..009}}.tar") from error
     with ThreadPoolExecutor(remote.READERS) as pool:
         places = [remote.place(one) for one in named]
-        for place in places:
-            if is_remote(place):
-                remote.forget_lists(place)
+        for place in filter(is_remote, places):
+            remote.forget_lists(place)
         files = [file for some in pool.map(_matching, places) for file in some]
         are_there = list(pool.map(_is_file, files))
     if absent := [str(file) for file, is_there in zip(files, are_there, strict=True) if not is_there]:

@@ -7,7 +7,7 @@ import os
 import stat
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,6 +181,7 @@ class RemoteSource(FileSource):
         super().__init__(names, str(root).rstrip("/"))
         self._root = root
         self._keys = np.zeros(len(self), KEY_DTYPE) if keys is None else keys
+        self._known: dict[str, Stamp] = {}
 
     @property
     def workers(self) -> int:
@@ -189,8 +190,10 @@ class RemoteSource(FileSource):
 
     def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
         """As of files, by what the file system at the address says of them."""
+        # Of all at once: a folder is listed once, however many of its files are asked for at a time.
+        self._known = remote.stamps(self._root, self.names)
         found = super().keys(memo, rehash=rehash)
-        self._keys = found.column
+        self._keys, self._known = found.column, {}
         return found
 
     def read(self, index: int) -> bytes:
@@ -210,8 +213,7 @@ class RemoteSource(FileSource):
         return path[len(str(self.folder)) + 1 :]
 
     def _stamps(self, paths: Sequence[str]) -> dict[str, Stamp]:
-        found = remote.stamps(self._root, [self._name(path) for path in paths])
-        return {path: found[name] for path in paths if (name := self._name(path)) in found}
+        return {path: self._known[name] for path in paths if (name := self._name(path)) in self._known}
 
     def _content(self, path: str) -> bytes:
         return self._fetched(self._name(path))
@@ -223,15 +225,16 @@ class RemoteSource(FileSource):
             raise ImageError(str(error), lasting=False) from error
 
 
-class ArraySource:
-    """Images in arrays, each [n, h, w] or [n, h, w, channels], which may be mapped from disk."""
+class InParts:
+    """Images that lie in parts, each of which holds many, counted through all of them.
 
-    def __init__(
-        self, parts: list[tuple[NDArray[Any], float]], indices: Sequence[int] | NDArray[np.int64] | None = None
-    ) -> None:
-        """Take arrays and the factor that brings each to 0..255."""
-        self.parts = parts
-        self.starts = np.cumsum([0, *(len(array) for array, _ in parts)]).tolist()
+    Args:
+        sizes: Number of images in each part.
+        indices: Which of them are meant; None for all.
+    """
+
+    def __init__(self, sizes: Iterable[int], indices: Sequence[int] | NDArray[np.int64] | None) -> None:
+        self.starts = np.cumsum([0, *sizes]).tolist()
         self.indices = np.arange(self.starts[-1]) if indices is None else np.asarray(indices, np.int64)
 
     def __len__(self) -> int:
@@ -242,6 +245,23 @@ class ArraySource:
         """One for each processor."""
         return cpu_count()
 
+    def place(self, index: int) -> tuple[int, int]:
+        """The part that an image lies in, and its position there."""
+        position = int(self.indices[index])
+        part = bisect_right(self.starts, position) - 1
+        return part, position - self.starts[part]
+
+
+class ArraySource(InParts):
+    """Images in arrays, each [n, h, w] or [n, h, w, channels], which may be mapped from disk."""
+
+    def __init__(
+        self, parts: list[tuple[NDArray[Any], float]], indices: Sequence[int] | NDArray[np.int64] | None = None
+    ) -> None:
+        """Take arrays and the factor that brings each to 0..255."""
+        super().__init__((len(array) for array, _ in parts), indices)
+        self.parts = parts
+
     def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
         """Image keys, always computed: arrays have no modification time of their own."""
         keys = np.zeros(len(self), KEY_DTYPE)
@@ -251,10 +271,9 @@ class ArraySource:
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Pixels 0..255."""
-        position = int(self.indices[index])
-        part = bisect_right(self.starts, position) - 1
+        part, position = self.place(index)
         array, factor = self.parts[part]
-        image = array[position - self.starts[part]]
+        image = array[position]
         pixels: NDArray[np.uint8] = image if image.dtype == np.uint8 else np.rint(image * factor).astype(np.uint8)
         return pixels
 

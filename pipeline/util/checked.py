@@ -39,12 +39,8 @@ def publish_checked(folder: Path, data: bytes | memoryview, suffix: str, prefix:
             raise StoreError(f"{path} reads otherwise than it was written; is the disk failing?")
     if is_remote(path):  # who writes a file will likely read it
         with suppress(StoreError):
-            local_copy(str(path), lambda copy: _write(copy, data), suffix)
+            local_copy(str(path), lambda copy: copy.write_bytes(data), suffix)
     return path
-
-
-def _write(copy: Path, data: bytes | memoryview) -> None:
-    copy.write_bytes(data)
 
 
 def is_sound(path: Path) -> bool:
@@ -54,8 +50,9 @@ def is_sound(path: Path) -> bool:
         StoreError: If it lies at an address and can't be had from there.
     """
     if is_remote(path):
-        with asking(path):
-            return path.exists() and read_checked(path) is not None
+        with asking(path), suppress(_ChangedError):
+            return path.exists() and bool(here(path))
+        return False
     try:
         return path.stem.endswith(digest_of_file(path))
     except OSError:

@@ -54,15 +54,32 @@ def asking(path: Path) -> Iterator[None]:
     Raises:
         StoreError: In place of any error but that something isn't there.
     """
+    if not is_remote(path):
+        yield
+        return
+    with in_plain_words(path, StoreError, passing=FileNotFoundError):
+        yield
+
+
+@contextmanager
+def in_plain_words(
+    address: object, kind: type[TlpipeError], done: str = "read", passing: type[Exception] = TlpipeError
+) -> Iterator[None]:
+    """Say in plain words that an address can't be reached, of which each file system has its own kinds of errors.
+
+    Args:
+        address: As the user knows it.
+        kind: The error that is raised in place of any other.
+        done: What couldn't be done.
+        passing: Errors that are raised as they are, beside those of tlpipe.
+    """
     try:
         yield
-    except (TlpipeError, FileNotFoundError):
+    except (TlpipeError, passing):
         raise
     except Exception as error:
-        if not is_remote(path):
-            raise
-        raise StoreError(
-            f"{path} can't be read: {first_line(error)}; check the address, the account, and the network"
+        raise kind(
+            f"{address} can't be {done}: {first_line(error)}; check the address, the account, and the network"
         ) from error
 
 
@@ -99,7 +116,8 @@ def published(path: Path) -> Iterator[Path]:
     if is_remote(path):
         with writing(Path(tempfile.gettempdir()) / path.name), tempfile.TemporaryDirectory(prefix="tlpipe-") as folder:
             yield (written := Path(folder) / path.name)
-            _put(written, path)
+            with in_plain_words(path, StoreError, "written"):
+                path.fs.put_file(str(written), path.path)  # type: ignore[attr-defined]
         return
     partial = _partial_name(path)
     with writing(path):
@@ -111,20 +129,6 @@ def published(path: Path) -> Iterator[Path]:
             flush_to_disk(path.parent)
         finally:
             partial.unlink(missing_ok=True)
-
-
-def _put(file: Path, path: Path) -> None:
-    """Put a file of this machine at an address.
-
-    Raises:
-        StoreError: In place of any error, of which each file system has its own kinds.
-    """
-    try:
-        path.fs.put_file(str(file), path.path)  # type: ignore[attr-defined]
-    except Exception as error:
-        raise StoreError(
-            f"{path} can't be written: {first_line(error)}; check the address, the account, and the network"
-        ) from error
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def most_bytes() -> float:
     return number * 1e9
 
 
-def local_copy(name: str, fetch: Callable[[Path], None], suffix: str = "") -> Path:
+def local_copy(name: str, fetch: Callable[[Path], object], suffix: str = "") -> Path:
     """The local copy of a file, which is fetched if there is none.
 
     Args:

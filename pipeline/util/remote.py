@@ -10,19 +10,18 @@ from __future__ import annotations
 import errno
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.errors import DataError, TlpipeError
-from pipeline.util.files import digest_of, is_remote
+from pipeline.errors import DataError
+from pipeline.util.files import digest_of, in_plain_words, is_remote
 from pipeline.util.local_copies import keep, kept, local_copy
 from pipeline.util.memo import Stamp
-from pipeline.util.text import first_line
 
 READERS = 96  # requests at a time: each waits long and needs little
 TAGS = ("ETag", "etag", "blob_id", "md5Hash", "CRC")
@@ -120,21 +119,13 @@ def divided(address: str) -> tuple[str, str]:
     return f"{protocol}://{host}", name
 
 
-@contextmanager
-def reaching(address: object) -> Iterator[None]:
+def reaching(address: object) -> AbstractContextManager[None]:
     """Say in plain words that an address can't be reached.
 
     Raises:
         DataError: In place of any error, of which each file system has its own kinds.
     """
-    try:
-        yield
-    except TlpipeError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"{address} can't be read: {first_line(error)}; check the address, the account, and the network"
-        ) from error
+    return in_plain_words(address, DataError)
 
 
 def forget_lists(path: Path) -> None:
