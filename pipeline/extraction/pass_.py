@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from pipeline.data.images import Pixels, read_pixels
 from pipeline.errors import ImageError, StoppedError, StoreError
 from pipeline.extraction.engines import Engine
 from pipeline.store.shards import FeatureStore, Quarantined
+from pipeline.store.table import row_keys
 from pipeline.util import log
 from pipeline.util.progress import progress
 from pipeline.util.stopping import Stopping, stopping
@@ -47,6 +49,36 @@ class Row:
     view: int
     index: int
     location: str
+
+
+class Missing(Sequence[Row]):
+    """Rows that the store lacks, made as they are asked for: there may be many millions of them.
+
+    Args:
+        keys: Image keys, shape [n].
+        locations: Where the images lie.
+        augment: How views are made.
+        places: Number of the image, and the view, shape [m, 2].
+    """
+
+    def __init__(
+        self, keys: NDArray[np.bytes_], locations: Sequence[str], augment: Augment | None, places: NDArray[np.int64]
+    ) -> None:
+        self._keys, self._locations, self._augment, self._places = keys, locations, augment, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, number: int) -> Row: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Row]: ...
+    def __getitem__(self, number: int | slice) -> Row | list[Row]:
+        if isinstance(number, slice):
+            return [self[place] for place in range(len(self))[number]]
+        index, view = self._places[number].tolist()
+        (key,) = row_keys(self._keys[index : index + 1], self._augment, view)
+        return Row(bytes(key), bytes(self._keys[index]), view, index, self._locations[index])
 
 
 @dataclass(slots=True)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ from pipeline.extraction.engines import (
     in_place_of_openvino,
     open_engine,
 )
-from pipeline.extraction.pass_ import PassReport, Row
+from pipeline.extraction.pass_ import Missing, PassReport, Row
 from pipeline.store.shards import FeatureStore
 from pipeline.store.table import row_keys
 from pipeline.util import log, machine, runtime
@@ -240,36 +239,6 @@ def complete(
             "--cache that all of them share"
         )
     return Done(plan, report, refused, n_wanted, started)
-
-
-class Missing(Sequence[Row]):
-    """Rows that the store lacks, made as they are asked for: there may be many millions of them.
-
-    Args:
-        keys: Image keys, shape [n].
-        locations: Where the images lie.
-        augment: How views are made.
-        places: Number of the image, and the view, shape [m, 2].
-    """
-
-    def __init__(
-        self, keys: NDArray[np.bytes_], locations: Sequence[str], augment: Augment | None, places: NDArray[np.int64]
-    ) -> None:
-        self._keys, self._locations, self._augment, self._places = keys, locations, augment, places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, number: int) -> Row: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Row]: ...
-    def __getitem__(self, number: int | slice) -> Row | list[Row]:
-        if isinstance(number, slice):
-            return [self[place] for place in range(len(self))[number]]
-        index, view = self._places[number].tolist()
-        (key,) = row_keys(self._keys[index : index + 1], self._augment, view)
-        return Row(bytes(key), bytes(self._keys[index]), view, index, self._locations[index])
 
 
 def _missing(
