@@ -18,8 +18,8 @@ from conftest import FakeEngine
 
 from pipeline import commands
 from pipeline.commands import cache as care
-from pipeline.config import ExtractConfig, Folders, HeadConfig
-from pipeline.errors import ConfigError, StoreError
+from pipeline.config import ExtractConfig, HeadConfig
+from pipeline.errors import StoreError
 from pipeline.store.records import load_dataset, records, save_dataset
 from pipeline.store.shards import FeatureStore, stores
 from pipeline.util import local_copies, remote
@@ -273,12 +273,6 @@ class TestTrouble:
     def test_no_bucket(self, bucket: Any, pictures: Path, fake_engine: FakeEngine) -> None:
         with pytest.raises(StoreError, match="s3://nowhere/cache/.* can't be .*: .*bucket.*check the address"):
             commands.extract(ExtractConfig(str(pictures)), remote.shared("s3://nowhere/cache"))
-
-    def test_runs_are_kept_on_this_machine(self) -> None:
-        from pipeline.util.options import made
-
-        with pytest.raises(ConfigError, match="runs are kept on this machine"):
-            made(Folders, {"reports": "s3://pictures/reports"})
 
     def test_what_is_published_twice_is_put_once(self, cache: Path, server: Any) -> None:
         first = publish_checked(cache / "some", b"data", ".h5")

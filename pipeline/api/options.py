@@ -49,7 +49,7 @@ def folders_of(cache: str | Path | None, reports: str | Path | None, *given: Any
     usual = first or Folders(cache=user_cache())
     return Folders(
         usual.cache if cache is None else shared(str(cache)),
-        usual.reports if reports is None else Path(reports).expanduser(),
+        usual.reports if reports is None else shared(str(reports)),
     )
 
 

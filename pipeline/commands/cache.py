@@ -27,9 +27,10 @@ from pipeline.store.shards import DAMAGED_SUFFIX, Damage, FeatureStore, stores
 from pipeline.store.table import load_table, row_keys
 from pipeline.store.uses import uses
 from pipeline.util import log
-from pipeline.util.files import PARTIAL_SUFFIX, folder_size, is_marked, matching, published, remove
+from pipeline.util.files import PARTIAL_SUFFIX, asking, folder_size, is_marked, matching, published, remove
 from pipeline.util.local_copies import own_part
 from pipeline.util.memo import Memo
+from pipeline.util.remote import shared
 
 ABANDONED = 24 * 3600  # seconds after which a file that was never finished is no one's any more
 LEFT = 7 * ABANDONED
@@ -231,13 +232,15 @@ def _in_use(cache: Path, reports: Path) -> tuple[set[str], list[str]]:
     away = []
     for use in uses(cache):
         if use.is_here():
-            folders.setdefault(Path(use.reports), set()).add(use.features)
+            folders.setdefault(shared(use.reports), set()).add(use.features)
         else:
             in_use.add(use.features)
             away.append(f"{use.machine}:{use.reports}")
     for folder, features in folders.items():
         # The place of another disk is an empty folder while the disk is away; the folder that was named is what it is.
-        if is_marked(folder) or (folder == reports.resolve() and folder.is_dir()):
+        with asking(folder):
+            is_there = is_marked(folder) or (folder == reports.resolve() and folder.is_dir())
+        if is_there:
             found = [run for run in all_runs(folder, strict=True) if isinstance(run, (RatedRun, CurveRun))]
             in_use.update(name for run in found for name in run.features.split(","))
         elif features:
@@ -272,7 +275,7 @@ def _found(cache: Path, reports: Path, in_use: set[str]) -> list[Needless]:
     ]
     found += [_needless(path, "is damaged, and was set aside") for path in matching(cache, f"**/*{DAMAGED_SUFFIX}")]
     why = "a fine-tuning that was interrupted over a week ago could be resumed from it"
-    return found + [_needless(path, why) for path in _older(LEFT, (reports / FOLDER).glob("*"))]
+    return found + [_needless(path, why) for path in _older(LEFT, (own_part(reports) / FOLDER).glob("*"))]
 
 
 def _young(path: Path) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
-from pipeline.errors import ConfigError, RunError, StoreError
+from pipeline.errors import ConfigError, RunError
 from pipeline.runs.find import BEST, LATEST, all_runs, find_run
-from pipeline.runs.folder import rename_run
+from pipeline.runs.folder import remove_run, rename_run
 from pipeline.runs.run import FinetuneRun, RatedRun, Run
 
 NAME = r"[\w][\w.-]{0,59}"
@@ -76,8 +75,5 @@ def rm(references: list[str], reports: Path) -> list[Run]:
                 f"tlpipe runs rm {run.head_run} {run.id}"
             )
     for _, folder in found.values():
-        try:
-            shutil.rmtree(folder)
-        except OSError as error:
-            raise StoreError(f"{folder} can't be removed: {error.strerror}") from error
+        remove_run(folder)
     return [run for run, _ in found.values()]

@@ -6,10 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import ConfigError
 from pipeline.util.machine import cache_folder
 from pipeline.util.options import option
-from pipeline.util.remote import is_address, shared
+from pipeline.util.remote import shared
 
 
 def user_cache() -> Path:
@@ -21,14 +20,6 @@ def user_cache() -> Path:
     return shared(named) if named else cache_folder()
 
 
-def _of_this_machine(text: str) -> Path:
-    if is_address(text):
-        raise ConfigError(
-            f"--reports is {text}; runs are kept on this machine: give a folder (--cache takes addresses)"
-        )
-    return Path(text).expanduser()
-
-
 @dataclass(frozen=True, slots=True)
 class Folders:
     """The folders that commands read from and write to."""
@@ -38,9 +29,10 @@ class Folders:
         "Folder of features and datasets, or an address such as s3://bucket/cache; $TLPIPE_CACHE, else ./cache.",
         parse=shared,
     )
-    reports: Path = option(Path("reports"), "Folder of runs.", parse=_of_this_machine)
+    reports: Path = option(Path("reports"), "Folder of runs, or an address such as s3://bucket/reports.", parse=shared)
 
     def __post_init__(self) -> None:
         """Take text for the place that it means."""
-        if isinstance(self.cache, str):
-            object.__setattr__(self, "cache", shared(self.cache))
+        for name in ("cache", "reports"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, shared(value))

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import RunError
 from pipeline.util.files import digest_of, published
+from pipeline.util.local_copies import own_part
 
-FOLDER = ".unfinished"  # in the reports folder; names that start with a dot are no runs
+FOLDER = ".unfinished"  # in the reports folder, or the own part of one; names that start with a dot are no runs
 PARTS = ("now", "optimizer", "best")
 
 
@@ -55,7 +56,7 @@ class Checkpoint:
             reports: The reports folder.
             request: All that the user asked for.
         """
-        return cls(reports / FOLDER / digest_of(json.dumps(request, sort_keys=True).encode()))
+        return cls(own_part(reports) / FOLDER / digest_of(json.dumps(request, sort_keys=True).encode()))
 
     @contextmanager
     def claimed(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ from pipeline.errors import RunError
 from pipeline.extraction.plan import Done, Plan, complete, open_plan, pinned
 from pipeline.heads import PROBABILITIES
 from pipeline.runs.find import find_run
+from pipeline.runs.folder import at_hand
 from pipeline.runs.run import FinetuneRun, HeadRun
 from pipeline.runs.trained_head import TrainedHead, trained_head
 from pipeline.util import log
@@ -169,7 +170,7 @@ def open_classifier(reports: Path, reference: str | None, precision: str | None 
 
 def _whole_model(folder: Path, run: FinetuneRun) -> ExtractConfig:
     """The probabilities of a fine-tuned model, as if they were features; in the precision in which it was rated."""
-    path, spec = folder / MODEL_FILE, run.specs[0]
+    path, spec = at_hand(folder, run) / MODEL_FILE, run.specs[0]
     if not path.is_file():
         raise RunError(f"{folder} has no {MODEL_FILE} any more; fine-tune again: {run.command}")
     if not zipfile.is_zipfile(path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,9 @@ from pipeline.errors import RunError
 from pipeline.runs.folder import read_run
 from pipeline.runs.run import TYPES, RatedRun, Run
 from pipeline.util import log
+from pipeline.util.files import is_remote, matching
 from pipeline.util.references import one_meant
+from pipeline.util.remote import READERS, shared
 
 LATEST, BEST = "latest", "best"
 
@@ -23,18 +26,23 @@ def all_runs(reports: Path, *, strict: bool = False) -> list[Run]:
 
     Raises:
         RunError: If `strict`, for one that can't be read.
+        StoreError: If the folder lies at an address that can't be reached.
     """
-    found = []
-    for path in reports.glob("*/run.json"):
-        if path.parent.name.startswith("."):
-            continue
-        try:
-            found.append(read_run(path.parent))
-        except RunError as error:
-            if strict:
-                raise
-            log.warning("%s", error)
-    return sorted(found, key=lambda run: (run.created, run.id))
+    folders = [path.parent for path in matching(reports, "*/run.json") if not path.parent.name.startswith(".")]
+    with ThreadPoolExecutor(READERS if is_remote(reports) else 1) as pool:
+        read = list(pool.map(_run_or_why_not, folders))
+    for problem in (one for one in read if isinstance(one, RunError)):
+        if strict:
+            raise problem
+        log.warning("%s", problem)
+    return sorted((one for one in read if isinstance(one, Run)), key=lambda run: (run.created, run.id))
+
+
+def _run_or_why_not(folder: Path) -> Run | RunError:
+    try:
+        return read_run(folder)
+    except RunError as error:
+        return error
 
 
 def find_run(reports: Path, reference: str | None, kinds: tuple[type[Any], ...]) -> tuple[Any, Path]:
@@ -51,10 +59,11 @@ def find_run(reports: Path, reference: str | None, kinds: tuple[type[Any], ...])
     """
     wanted = " or ".join(_commands(kinds))
     if reference is not None and os.sep in reference:
-        run = read_run(Path(reference))
+        folder = shared(reference)
+        run = read_run(folder)
         if not isinstance(run, kinds):
             raise RunError(f"{reference} is a run of tlpipe {run.stage}; one of tlpipe {wanted} is needed")
-        return run, Path(reference)
+        return run, folder
     known = [run for run in all_runs(reports) if isinstance(run, kinds)]
     if not known and reference in (None, LATEST, BEST):
         first = _commands(kinds)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,13 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.heads import kind_of
 from pipeline.runs import legacy
 from pipeline.runs.predictions import (
-    HISTORY,
-    PREDICTIONS,
-    SEEN,
+    READ_AS_BYTES,
     Predictions,
     write_history,
     write_predictions,
@@ -31,7 +30,20 @@ from pipeline.runs.predictions import (
 )
 from pipeline.runs.run import TYPES, CurveRun, FinetuneRun, RatedRun, Run
 from pipeline.store.uses import remember_use
-from pipeline.util.files import decoded, digest_of, mark_folder, published_folder, read_json, write_json
+from pipeline.util.files import (
+    asking,
+    decoded,
+    digest_of_file,
+    is_remote,
+    mark_folder,
+    published,
+    published_folder,
+    read_json,
+    remove_whole,
+    write_json,
+)
+from pipeline.util.local_copies import own_part
+from pipeline.util.remote import fetch
 
 RUN = "run.json"
 HEADER = tuple(one.name for one in fields(Run))
@@ -92,7 +104,7 @@ def save_run(
     folder = reports / run.id
     if isinstance(run, (RatedRun, CurveRun)):
         remember_use(cache, reports, run.features.split(","))
-    with published_folder(folder) as partial:
+    with published_folder(folder, last=RUN) as partial:
         write_history(partial, history)
         if isinstance(run, RatedRun):
             write_predictions(partial, run.class_names, predictions)
@@ -100,10 +112,44 @@ def save_run(
             write_seen(partial, seen)
         if save_models is not None:
             save_models(partial)
-        checked = [name for name in (HISTORY, PREDICTIONS, SEEN) if (partial / name).is_file()]
-        run.files = {name: digest_of((partial / name).read_bytes()) for name in checked}
+        run.files = {path.name: digest_of_file(path) for path in sorted(partial.iterdir()) if path.is_file()}
         _write(partial / RUN, run)
     return folder
+
+
+def at_hand(folder: Path, run: Run) -> Path:
+    """Where libraries can open a run's model files: its folder, or a copy of those of one that lies at an address.
+
+    Raises:
+        RunError: If a file of it is gone.
+        StoreError: If it can't be had, or there is no room for it.
+    """
+    if not is_remote(folder):
+        return folder
+    copy = own_part(folder.parent) / folder.name
+    for name, digest in run.files.items():
+        if name in READ_AS_BYTES:
+            continue
+        if Path(name).name != name:
+            raise RunError(f"{folder / RUN} is not what tlpipe wrote: it names a file {name!r}")
+        if not (copy / name).is_file() or digest_of_file(copy / name) != digest:
+            try:
+                with asking(folder / name), published(copy / name) as partial:
+                    fetch(folder / name, partial)
+            except DataError as error:
+                raise RunError(f"{error}; if it is gone, make the run again: {run.command}") from error
+    return copy
+
+
+def remove_run(folder: Path) -> None:
+    """Remove a run folder; at no moment a part of one is there that could be taken for a run.
+
+    Raises:
+        StoreError: If it can't be removed.
+    """
+    remove_whole(folder, RUN)
+    if is_remote(folder):
+        shutil.rmtree(own_part(folder.parent) / folder.name, ignore_errors=True)
 
 
 def rename_run(folder: Path, run: Run, name: str | None) -> None:
@@ -131,7 +177,8 @@ def read_run(folder: Path) -> Run:
     """
     path = folder / RUN
     try:
-        value = read_json(path)
+        with asking(path):
+            value = read_json(path)
     except (OSError, ValueError) as error:
         raise RunError(f"{folder} is no run that can be read: {error}") from error
     try:

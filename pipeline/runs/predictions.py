@@ -15,11 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.dataset import SPLITS
-from pipeline.errors import RunError
-from pipeline.util.files import digest_of
+from pipeline.errors import DataError, RunError
+from pipeline.util.files import digest_of, is_remote
+from pipeline.util.remote import read
 
 KEY_BYTES = 16
 PREDICTIONS, HISTORY, SEEN = "predictions.h5", "history.csv", "seen.npz"
+READ_AS_BYTES = (PREDICTIONS, HISTORY, SEEN)
+"""Files that are read whole, and compared with the digest in run.json, before anything parses them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +113,12 @@ def read_seen(folder: Path, files: Mapping[str, str]) -> dict[bytes, set[str]] |
 
 def _read(path: Path, files: Mapping[str, str]) -> bytes:
     """The bytes of a file, if they are those that run.json knows; a `ValueError` if not."""
-    data = path.read_bytes()
-    if files.get(path.name, digest_of(data)) != digest_of(data):
+    digest = files.get(path.name, "")
+    try:
+        data = read(path.parent, path.name, digest) if is_remote(path) else path.read_bytes()
+    except DataError as error:
+        raise RunError(str(error)) from error
+    if digest not in ("", digest_of(data)):
         raise ValueError("it was changed after it was written")
     return data
 
@@ -164,7 +171,7 @@ def read_history(folder: Path, files: Mapping[str, str]) -> list[dict[str, float
         RunError: If it isn't what `save_run` wrote.
     """
     path = folder / HISTORY
-    if not path.is_file() and HISTORY not in files:
+    if HISTORY not in files and not path.is_file():
         return []
     try:
         lines = io.StringIO(_read(path, files).decode(), newline="")

@@ -82,7 +82,7 @@ class Run:
         name: What the user calls it; None for nothing.
         versions: Of Python and the libraries.
         notes: What a user should know; nothing reads them but people.
-        files: Digests of the files beside run.json that are checked when they are read.
+        files: Digests of the files beside run.json, by which they are checked when they are read.
     """
 
     id: str

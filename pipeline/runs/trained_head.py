@@ -16,6 +16,7 @@ from pipeline.errors import CacheMismatchError, DataError, EngineError, RunError
 from pipeline.evaluation.calibration import tempered
 from pipeline.heads import Head, load_head
 from pipeline.runs.find import find_run
+from pipeline.runs.folder import at_hand
 from pipeline.runs.run import HeadRun
 from pipeline.store.rows import check_finite
 from pipeline.util import log, runtime
@@ -144,4 +145,6 @@ def trained_head(run: HeadRun, folder: Path) -> TrainedHead:
     if any(spec.precision.startswith("jax-") for spec in run.specs):
         with suppress(EngineError):  # what computes the features then will say what it needs
             runtime.keras_on("jax")
-    return TrainedHead(run, load_head(folder, run.config), tuple(run.class_names), tuple(run.specs), temperature)
+    return TrainedHead(
+        run, load_head(at_hand(folder, run), run.config), tuple(run.class_names), tuple(run.specs), temperature
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import StoreError
 from pipeline.util.files import asking, decoded, digest_of, is_remote, matching, read_json, write_json
+from pipeline.util.remote import is_address
 
 FOLDER = "uses"
 
@@ -18,9 +19,9 @@ class Use:
     """Features that a run was made of.
 
     Attributes:
-        reports: The reports folder, its whole path.
+        reports: The reports folder, its whole path or address.
         features: Their id.
-        machine: Where that folder is, if the cache lies at an address; "" otherwise.
+        machine: Where that folder is, if only the cache lies at an address; "" otherwise.
     """
 
     reports: str
@@ -39,7 +40,8 @@ def remember_use(cache: Path, reports: Path, features: Iterable[str]) -> None:
         StoreError: If the cache can't be written.
     """
     for name in features:
-        use = Use(str(reports.resolve()), name, platform.node() if is_remote(cache) else "")
+        machine = platform.node() if is_remote(cache) and not is_remote(reports) else ""
+        use = Use(str(reports.resolve()), name, machine)
         path = cache / FOLDER / f"{digest_of(f'{use.machine}{use.reports}/{name}'.encode())}.json"
         with asking(path):
             is_there = path.exists()
@@ -57,7 +59,8 @@ def uses(cache: Path) -> list[Use]:
     for path in matching(cache / FOLDER, "*.json"):
         try:
             use = decoded(Use, read_json(path))
-            Path(use.reports).is_dir()  # a name that no file system could hold is an error here
+            if not is_address(use.reports):
+                Path(use.reports).is_dir()  # a name that no file system could hold is an error here
             found.append(use)
         except (OSError, ValueError) as error:
             raise StoreError(

@@ -132,16 +132,25 @@ def published(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def published_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def published_folder(path: Path, *, replace: bool = False, last: str = "") -> Iterator[Path]:
     """Yield a temporary folder that becomes `path`, with all its files on disk, only if the block succeeds.
+
+    At an address, which has no folders, the file by which a folder is known is put after all others.
 
     Args:
         path: Where it is published.
         replace: Whether a folder that is there makes room for it.
+        last: The name of that file.
 
     Raises:
         StoreError: If the disk is full or can't be written; nothing is left behind.
     """
+    if is_remote(path):
+        with writing(Path(tempfile.gettempdir()) / path.name), tempfile.TemporaryDirectory(prefix="tlpipe-") as written:
+            yield Path(written)
+            with in_plain_words(path, StoreError, "written"):
+                _put_folder(Path(written), path, last)
+        return
     partial, aside = _partial_name(path), _partial_name(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,6 +169,18 @@ def published_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             for folder in (partial, aside):
                 if folder.exists():
                     shutil.rmtree(folder)
+
+
+def _put_folder(written: Path, path: Path, last: str) -> None:
+    """Put all files of a folder at an address; what was there before, and isn't among them, is removed."""
+    fs = path.fs  # type: ignore[attr-defined]
+    before = fs.find(path.path)  # type: ignore[attr-defined]
+    files = [file for file in written.rglob("*") if file.is_file()]
+    put = {f"{path.path}/{file.relative_to(written).as_posix()}": file for file in files}  # type: ignore[attr-defined]
+    for name, file in sorted(put.items(), key=lambda pair: pair[1].name == last):
+        fs.put_file(str(file), name)
+    if gone := [name for name in before if name not in put]:
+        fs.rm(gone)
 
 
 def _exchange(fresh: Path, path: Path, aside: Path) -> None:
@@ -280,6 +301,28 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def remove_whole(folder: Path, first: str) -> None:
+    """Remove a folder so that at no moment a part of it could be taken for the whole.
+
+    Args:
+        folder: The folder, on this machine or at an address.
+        first: The file by which it is known, which goes first at an address.
+
+    Raises:
+        StoreError: If it can't be removed.
+    """
+    if is_remote(folder):
+        remove(folder / first)
+        remove(folder)
+        return
+    aside = _partial_name(folder)
+    try:
+        folder.rename(aside)
+        shutil.rmtree(aside)
+    except OSError as error:
+        raise StoreError(f"{folder} can't be removed: {error.strerror}") from error
 
 
 def folder_size(folder: Path) -> int:

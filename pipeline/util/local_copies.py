@@ -31,9 +31,12 @@ def folder() -> Path:
     return Path(named).expanduser() if named else cache_folder() / "local"
 
 
-def own_part(cache: Path) -> Path:
-    """The folder of this machine for what a cache holds that no other machine needs: itself, unless at an address."""
-    return folder() / "own" / digest_of(str(cache).encode()) if is_remote(cache) else cache
+def own_part(place: Path) -> Path:
+    """The folder of this machine for what a cache, or a folder of runs, holds that no other machine needs.
+
+    That is the place itself, unless it is at an address.
+    """
+    return folder() / "own" / digest_of(str(place).encode()) if is_remote(place) else place
 
 
 def most_bytes() -> float:
