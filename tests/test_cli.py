@@ -82,6 +82,11 @@ def test_the_whole_chain_on_drawn_pictures(run: Any, red_and_blue: Path) -> None
     assert tuned["metrics"]["val"]["accuracy"] >= tuned["baseline"]["val"]["accuracy"]
     assert (run.folder / "reports" / tuned["run"] / "model.keras").is_file()
 
+    rates = ("--learning-rate", "0.001", "--learning-rate", "0.0001")
+    several = answer(run("finetune", "--blocks", "none", "--epochs", "1", *rates, "--json"))
+    assert [one["config"]["learning_rate"] for one in several["runs"]] == [0.001, 0.0001]
+    assert several["failed"] == []
+
     listed = answer(run("cache", "ls", "--json"))["tables"]
     assert listed[0]["features_id"] == first["features_id"]
     assert answer(run("cache", "verify", "--json"))["damaged"] == []

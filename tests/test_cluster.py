@@ -15,12 +15,22 @@ import pytest
 from conftest import FakeEngine, rows_of
 
 from pipeline import commands
-from pipeline.config import ExtractConfig, ExtractOptions, FeatureSpec, HeadConfig, ImageConfig, TrainingOptions
+from pipeline.config import (
+    ExtractConfig,
+    ExtractOptions,
+    FeatureSpec,
+    FinetuneConfig,
+    FinetuneOptions,
+    HeadConfig,
+    ImageConfig,
+    TrainingOptions,
+)
 from pipeline.data import ArraySource
 from pipeline.errors import ConfigError, EngineError, ImageError, StoppedError, StoreError
 from pipeline.extraction import cluster, pass_
 from pipeline.extraction.cluster import Opened, Versions
 from pipeline.extraction.pass_ import Row
+from pipeline.runs.run import FinetuneRun
 from pipeline.store.shards import FeatureStore
 from pipeline.util import ray_cluster
 
@@ -281,3 +291,18 @@ def test_extract_with_a_real_network(pictures: Path, tmp_path: Path) -> None:
     keys = np.unique(np.concatenate([shard.keys for shard in stores[0].shards]))
     np.testing.assert_array_equal(stores[0].read(keys), stores[1].read(keys))
     assert commands.extract(config, tmp_path / "there").n_computed == 0
+
+
+@pytest.mark.slow
+def test_fine_tuning_with_several_settings(pictures: Path, cache: Path, reports: Path) -> None:
+    commands.extract(ExtractConfig(str(pictures), "mobilenet025", "random", image_size=(32, 32)), cache)
+    commands.train_head(HeadConfig("ridge"), cache, reports)
+    configs = [FinetuneConfig("block13", epochs=1, learning_rate=rate) for rate in (1e-3, 1e-4)]
+    here = commands.finetune_each(configs, cache, reports)
+    there = commands.finetune_each(configs, cache, reports, FinetuneOptions(on="ray"))
+    for config in configs:
+        one, other = here[config], there[config]
+        assert isinstance(one, FinetuneRun) and isinstance(other, FinetuneRun)
+        assert other.metrics["test"]["accuracy"] == pytest.approx(one.metrics["test"]["accuracy"], abs=0.05)
+        assert (reports / other.id / "model.keras").is_file()
+        assert "--learning-rate 0.001" in other.command or config.learning_rate == 1e-4

@@ -165,10 +165,11 @@ def test_fine_tuned_runs(pictures: Path, home: Path, reports: Path, tmp_path: Pa
 def test_from_the_command_line(pictures: Path, tmp_path: Path, bucket: Any) -> None:
     """The whole chain with both places at addresses, and JSON that names them."""
 
+    places = ("--cache", "s3://pictures/c", "--reports", "s3://pictures/r")
+
     def tlpipe(*words: str) -> Any:
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline", *words, "--json", "--cache", "s3://pictures/c", "--reports"]
-            + ["s3://pictures/r"],
+            [sys.executable, "-m", "pipeline", *words, "--json", *places],
             capture_output=True,
             text=True,
             check=True,

@@ -20,11 +20,19 @@ from pipeline import commands
 from pipeline.backbones import open_backbone
 from pipeline.commands import FinetuneOptions, TrainingOptions
 from pipeline.config import ExtractConfig, FinetuneConfig, HeadConfig, SplitConfig
-from pipeline.errors import CacheMismatchError, ConfigError, DataError, RunError, StoreError, WeightsError
+from pipeline.errors import (
+    CacheMismatchError,
+    ConfigError,
+    DataError,
+    EndpointError,
+    RunError,
+    StoreError,
+    WeightsError,
+)
 from pipeline.finetuning import Checkpoint, State
 from pipeline.runs.find import all_runs
 from pipeline.runs.folder import read_run
-from pipeline.runs.run import Run
+from pipeline.runs.run import FinetuneRun, Run
 from pipeline.store.records import find_record
 from pipeline.store.shards import FeatureStore
 from pipeline.store.table import load_table
@@ -508,3 +516,41 @@ def test_several_devices_train_the_same(pictures: Path, cache: Path, reports: Pa
         for name in ("loss", "learning_rate"):
             assert float(row[name]) == pytest.approx(float(other[name]), rel=1e-3, nan_ok=True), name
     assert float(losses[0][2]["loss"]) < 0.95 * float(losses[0][1]["loss"])
+
+
+class TestSeveralSettings:
+    def test_each_is_a_run_of_its_own(self, head: Run, cache: Path, reports: Path) -> None:
+        configs = [FinetuneConfig("block13", **{**QUICK, "learning_rate": rate}) for rate in (1e-3, 1e-4)]
+        alone = commands.finetune(configs[1], cache, reports)
+        found = commands.finetune_each(configs, cache, reports)
+        assert list(found) == configs
+        runs = [one for one in found.values() if isinstance(one, FinetuneRun)]
+        assert [run.config.learning_rate for run in runs] == [1e-3, 1e-4]
+        assert {run.head_run for run in runs} == {head.id}
+        assert runs[1].metrics == alone.metrics
+        assert f"--learning-rate 0.001 --head-run {head.id}" in runs[0].command
+
+    def test_one_that_fails_ends_no_other(self, head: Run, cache: Path, reports: Path) -> None:
+        good, bad = (FinetuneConfig(block, epochs=1) for block in ("block13", "block99"))
+        found = commands.finetune_each([bad, good], cache, reports)
+        assert isinstance(found[bad], EndpointError) and "block99" in str(found[bad])
+        assert isinstance(found[good], FinetuneRun)
+
+    def test_a_head_is_trained_once_for_all(self, head: Run, cache: Path, reports: Path) -> None:
+        configs = [FinetuneConfig("none", epochs=1, seed=seed) for seed in (0, 1)]
+        found = commands.finetune_each(configs, cache, reports, FinetuneOptions(head="mlp8"))
+        heads = {one.head_run for one in found.values() if isinstance(one, FinetuneRun)}
+        assert len(heads) == 1 and heads != {head.id}
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (FinetuneOptions(name="best-one"), "--name best-one names one run, and these settings make 2"),
+            (FinetuneOptions(head="mlp8", resume=True), "--resume needs the same: --head-run RUN"),
+            (FinetuneOptions(on="dask"), "--on is 'dask'"),
+        ],
+    )
+    def test_refused(self, options: FinetuneOptions, message: str, head: Run, cache: Path, reports: Path) -> None:
+        configs = [FinetuneConfig("none", epochs=1, seed=seed) for seed in (0, 1)]
+        with pytest.raises(ConfigError, match=message):
+            commands.finetune_each(configs, cache, reports, options)

@@ -27,6 +27,7 @@ from pipeline.config import (
     TrainingOptions,
 )
 from pipeline.config.head import CURVE_HEAD, DRAWS, GRID, HEAD, NOT_OF_A_CURVE, SWEPT_HEADS
+from pipeline.errors import TlpipeError
 from pipeline.runs.run import FinetuneRun, HeadRun, SweepRun
 from pipeline.util.options import made, parse_counts
 
@@ -146,5 +147,10 @@ def finetune(
         **options: As listed below. `head_run` may be what `train_head` or `sweep` returned.
     """
     at = folders_of(cache, reports)
-    config = made(FinetuneConfig, {**options, "blocks": joined(blocks)})
-    return RunResult(commands.finetune(config, at.cache, at.reports, made(FinetuneOptions, options)), at)
+    config, training = made(FinetuneConfig, {**options, "blocks": joined(blocks)}), made(FinetuneOptions, options)
+    if training.on is None:
+        return RunResult(commands.finetune(config, at.cache, at.reports, training), at)
+    found = commands.finetune_each([config], at.cache, at.reports, training)[config]
+    if isinstance(found, TlpipeError):
+        raise found
+    return RunResult(found, at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import json
 import logging
 import os
@@ -45,13 +46,15 @@ class Answer:
         return self.text if isinstance(self.text, str) else self.text()
 
 
-def takes(parameter: str, kind: type, without: tuple[str, ...] = ()) -> Decorator[Any]:
+def takes(parameter: str, kind: type, without: tuple[str, ...] = (), *, each: bool = False) -> Decorator[Any]:
     """Give a command all options of a dataclass; its function receives them as one argument.
 
     Args:
         parameter: The name of that argument.
         kind: The dataclass.
         without: Options that this command doesn't have; their defaults hold.
+        each: Whether an option may be given several times; the argument is a list then, of one dataclass for each
+            combination of what was given.
     """
     shown = [one for one in declared(kind) if one.name not in without]
 
@@ -59,17 +62,21 @@ def takes(parameter: str, kind: type, without: tuple[str, ...] = ()) -> Decorato
         @functools.wraps(function)
         def composed(**values: Any) -> Any:
             given = {one.name: values.pop(one.name) for one in shown}
-            return function(**values, **{parameter: made(kind, given)})
+            if not each:
+                return function(**values, **{parameter: made(kind, given)})
+            several = [(value or (None,)) if isinstance(value, tuple) else (value,) for value in given.values()]
+            made_of = [dict(zip(given, choice, strict=True)) for choice in itertools.product(*several)]
+            return function(**values, **{parameter: [made(kind, one) for one in made_of]})
 
         for one in reversed(shown):
-            composed = _option(one)(composed)
+            composed = _option(one, multiple=each)(composed)
         return composed
 
     return decorate
 
 
-def _option(one: Declared) -> Decorator[Any]:
-    """Declare an option of a dataclass to Click."""
+def _option(one: Declared, *, multiple: bool = False) -> Decorator[Any]:
+    """Declare an option of a dataclass to Click; if `multiple`, one that may be given several times, unless a flag."""
     hint = str if one.option.parse else one.hint
     known = {
         "type": next(iter(get_args(hint)), hint),  # int of `int | None`
@@ -81,7 +88,10 @@ def _option(one: Declared) -> Decorator[Any]:
         return click.argument(one.name, **known)
     name = option_name(one.name)
     names = f"{name}/--no-{name[2:]}" if hint == bool | None else name
-    return click.option(names, one.name, is_flag=known["type"] is bool, **known)
+    is_flag = known["type"] is bool
+    if multiple and not is_flag:
+        known |= {"multiple": True, "default": [] if one.default is None else [one.default]}
+    return click.option(names, one.name, is_flag=is_flag, **known)
 
 
 def _help(one: Declared) -> str:

@@ -41,6 +41,8 @@ def _row(parameter: Any) -> str:
     text = " ".join((getattr(parameter, "help", None) or "").split())
     named = re.search(r" *\[default: (.*)\]$", text)
     given = parameter.to_info_dict()["default"]
+    if parameter.multiple:
+        given = next(iter(given), None)
     default = "" if given in (None, False) else f"`{given}`"
     if named:
         text, default = text[: named.start()], default or named[1]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.compare import Difference
     from pipeline.inspection.duplicates import Group
     from pipeline.inspection.findings import Inspection
-    from pipeline.runs.run import CurveRun, EvaluateRun, HeadRun, RatedRun, Run, SweepRun
+    from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, HeadRun, RatedRun, Run, SweepRun
 
 FIGURES = re.compile(r"[-+\d.,% ()]*(to [-+\d.,% ()]*)?|[\d.,]+ [kMGT]?B")
 
@@ -130,6 +130,17 @@ def runs_text(runs: Sequence[Run]) -> str:
     """Runs as a table."""
     columns = ["run", "data", "features", "head", "options", "val", "test", "seconds"]
     return aligned(columns, [_run_line(run) for run in runs])
+
+
+def tuned_text(runs: Sequence[FinetuneRun], failed: Sequence[Mapping[str, str]]) -> str:
+    """What fine-tuning with several settings gave, and what failed."""
+    lines = [runs_text(runs)] if runs else []
+    rated = [run for run in runs if "val" in run.metrics]
+    if len(rated) > 1:
+        best = max(rated, key=lambda run: float(run.metrics["val"]["accuracy"]))
+        lines.append(f"Best on val: {best.id}; the best of several is a little lucky there, test tells more.")
+    lines += [f"Failed: tlpipe finetune {one['settings']}: {one['cause']}" for one in failed]
+    return "\n".join(lines)
 
 
 def _run_line(run: Run) -> list[str]:

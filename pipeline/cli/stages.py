@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import shlex
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
@@ -21,7 +22,7 @@ from pipeline.config import (
 )
 from pipeline.config.head import CURVE_HEAD, DRAWS, GRID, HEAD, HEADS_HELP, NOT_OF_A_CURVE, SWEPT_HEADS
 from pipeline.errors import ConfigError
-from pipeline.util.options import parse_counts
+from pipeline.util.options import parse_counts, words_of
 
 same_features = click.option(
     "--features",
@@ -132,12 +133,27 @@ def learning_curve(
 
 
 @command("finetune")
-@takes("config", FinetuneConfig)
+@takes("configs", FinetuneConfig, each=True)
 @takes("options", FinetuneOptions)
 @takes("folders", Folders)
-def finetune(config: FinetuneConfig, options: FinetuneOptions, folders: Folders) -> Answer:
-    """Fine-tune the top blocks below a trained head, from activations cached below them, or a whole network."""
+def finetune(configs: list[FinetuneConfig], options: FinetuneOptions, folders: Folders) -> Answer:
+    """Fine-tune the top blocks below a trained head, from activations cached below them, or a whole network.
+
+    An option that is given several times is tried with each value; every combination becomes a run of its own.
+    """
     from pipeline import commands
 
-    run = commands.finetune(config, folders.cache, folders.reports, options)
-    return Answer(run.to_json(), render.run_text(run, str(folders.reports / run.id)))
+    if len(configs) == 1 and options.on is None:
+        run = commands.finetune(configs[0], folders.cache, folders.reports, options)
+        return Answer(run.to_json(), render.run_text(run, str(folders.reports / run.id)))
+    from pipeline.runs.run import FinetuneRun
+
+    found = commands.finetune_each(configs, folders.cache, folders.reports, options)
+    runs = [one for one in found.values() if isinstance(one, FinetuneRun)]
+    failed = [
+        {"settings": shlex.join(words_of(asdict(config), asdict(FinetuneConfig()))), "cause": str(one)}
+        for config, one in found.items()
+        if not isinstance(one, FinetuneRun)
+    ]
+    value = {"runs": [run.to_json() for run in runs], "failed": failed}
+    return Answer(value, lambda: render.tuned_text(runs, failed), failed=bool(failed))

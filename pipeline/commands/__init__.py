@@ -5,6 +5,7 @@ from pipeline.commands.evaluate import evaluate
 from pipeline.commands.export import Export, export
 from pipeline.commands.extract import ExtractResult, extract
 from pipeline.commands.finetune import finetune
+from pipeline.commands.finetune_each import finetune_each
 from pipeline.commands.inspect import inspect
 from pipeline.commands.learning_curve import learning_curve
 from pipeline.commands.predict import Answers, ImageAnswer, predict
@@ -30,6 +31,7 @@ __all__ = [
     "export",
     "extract",
     "finetune",
+    "finetune_each",
     "inspect",
     "learning_curve",
     "open_classifier",

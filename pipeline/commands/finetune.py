@@ -96,10 +96,10 @@ def _finetune(
     _check_devices(config, strategy.num_replicas_in_sync)
     runtime.keras().utils.set_random_seed(config.seed)
     if options.head and trains_first:
-        head_run = _trained_first(options.head, config, cache, reports, options)
+        head_run = trained_first(options.head, config, cache, reports, options)
     with strategy.scope():
         begun = begin(config, cache, reports, head_run)
-    table, examples, engine = _read_examples(begun, cache, options.memory)
+    table, examples, engine = read_examples(begun, cache, options.memory)
     extracted = time.perf_counter()
     logs = checkpoint.logs if options.tensorboard else None
     if logs:
@@ -143,9 +143,7 @@ def _finetune(
     return run
 
 
-def _read_examples(
-    begun: Start, cache: Path, memory: int | None
-) -> tuple[FeatureTable, dict[str, Part], Engine | None]:
+def read_examples(begun: Start, cache: Path, memory: int | None) -> tuple[FeatureTable, dict[str, Part], Engine | None]:
     """A table of the images, what is read in training (pooled features, activations, or images), and its engine.
 
     What is trained may stand on features of a fast engine; validation and test images are read as the saved model will
@@ -279,7 +277,7 @@ def _request(config: FinetuneConfig, options: FinetuneOptions) -> dict[str, Any]
     return {**asdict(config), **{name: asked[name] for name in ("head_run", "head", "features", "memory")}}
 
 
-def _trained_first(name: str, config: FinetuneConfig, cache: Path, reports: Path, options: FinetuneOptions) -> str:
+def trained_first(name: str, config: FinetuneConfig, cache: Path, reports: Path, options: FinetuneOptions) -> str:
     """Train the head that was asked for; its run."""
     head = HeadConfig(name, seed=config.seed)
     with suppress(RunError):  # it isn't fitted yet; a head without layers says so

@@ -114,6 +114,5 @@ def _command(winner: Candidate, table: FeatureTable, options: TrainingOptions, c
     words += [f"--test-views {winner.test_views}"] if winner.test_views else []
     words += [f"--memory {options.memory}"] if options.memory else []
     words += ["--calibrate"] if options.calibrate else []
-    words += [shlex.join(["--cache", str(cache)])] if cache != Folders().cache else []
-    words += [shlex.join(["--reports", str(reports)])] if reports != Folders().reports else []
-    return " ".join(words)
+    words += [shlex.join(Folders(cache, reports).words())]
+    return " ".join(filter(None, words))

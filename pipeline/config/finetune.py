@@ -107,6 +107,9 @@ class FinetuneOptions:
     resume: bool = option(False, "Go on after the last whole epoch of the same command.")
     tensorboard: bool = option(False, "Write logs for TensorBoard, too.")
     name: str | None = option(None, "A name for the run, which finds it again.")
+    on: str | None = option(
+        None, "Where it is trained, each run on a GPU or a node: ray, or a cluster ray://host:10001. [default: here]"
+    )
 
     def __post_init__(self) -> None:
         if self.head_run and self.head:

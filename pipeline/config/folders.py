@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.util.machine import cache_folder
-from pipeline.util.options import option
+from pipeline.util.options import option, words_of
 from pipeline.util.remote import shared
 
 
@@ -30,6 +30,11 @@ class Folders:
         parse=shared,
     )
     reports: Path = option(Path("reports"), "Folder of runs, or an address such as s3://bucket/reports.", parse=shared)
+
+    def words(self) -> list[str]:
+        """What names them on the command line, where they are not those of a command that names none."""
+        mine, usual = ({"cache": one.cache, "reports": one.reports} for one in (self, Folders()))
+        return words_of(mine, usual)
 
     def __post_init__(self) -> None:
         """Take text for the place that it means."""

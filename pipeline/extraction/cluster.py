@@ -22,7 +22,7 @@ from pipeline.extraction.pass_ import SHARD_ROWS, PassReport, Row
 from pipeline.extraction.plan import Plan, open_plan
 from pipeline.util import log, runtime
 from pipeline.util.progress import progress
-from pipeline.util.ray_cluster import connected
+from pipeline.util.ray_cluster import Shares, connected
 from pipeline.util.remote import shared
 from pipeline.util.stopping import Stopping, stopping
 from pipeline.util.text import counted, first_line
@@ -198,25 +198,20 @@ def compute(
         StoppedError: After Ctrl-C or SIGTERM, with all that was computed stored.
     """
     ray = connected(on)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpu = use_gpu and any(node.get("GPU") for node in nodes)
-    room = [node.get("GPU" if gpu else "CPU", 0.0) for node in nodes]
-    cpus = cpus or max(1, int(min((node["CPU"] for node in nodes if node.get("CPU")), default=1)))
-    n_actors = max(1, sum(int(free // (1 if gpu else cpus)) for free in room))
-    block = max(1, min(SHARD_ROWS, math.ceil(len(rows) / (ROUNDS * n_actors))))
+    shares = Shares.of(ray, use_gpu=use_gpu, cpus=cpus)
+    block = max(1, min(SHARD_ROWS, math.ceil(len(rows) / (ROUNDS * shares.n))))
     blocks = (list(rows[start : start + block]) for start in range(0, len(rows), block))
     kind = ray.remote(Worker).options(
-        num_cpus=0 if gpu else cpus,
-        num_gpus=1 if gpu else 0,
+        **shares.demands(),
         max_restarts=RESTARTS,
         max_task_retries=-1,  # a node that is gone refuses many times before Ray takes it for dead
         max_concurrency=2,  # so that it hears that it shall stop
-        runtime_env={"env_vars": {} if gpu else {"LOKY_MAX_CPU_COUNT": str(cpus)}},
+        runtime_env={"env_vars": {} if shares.gpu else {"LOKY_MAX_CPU_COUNT": str(shares.cpus)}},
     )
     task = Task([ray.put(opened), ray.put(source)])
-    log.info("%s of Ray, blocks of up to %s rows", counted(n_actors, "actor"), f"{block:,}")
+    log.info("%s of Ray, blocks of up to %s rows", counted(shares.n, "actor"), f"{block:,}")
     most = math.ceil(len(rows) / block)
-    pool = _Pool(ray, kind.remote, min(n_actors + 1, most), most)
+    pool = _Pool(ray, kind.remote, min(shares.n + 1, most), most)
     start = time.perf_counter()
     report = pool.run(lambda actor, some: actor.compute.remote(task, some, workers), blocks, len(rows))
     report.compute = time.perf_counter() - start

@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError, EngineError
@@ -70,9 +71,47 @@ def _check_answers(address: str) -> None:
         socket.create_connection((found[1], int(found[2])), timeout=ANSWERED).close()
 
 
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How a cluster is shared out among workers that each fill a GPU or a node.
+
+    Attributes:
+        n: Workers that there is room for, one at least.
+        gpu: Whether each takes a GPU.
+        cpus: Processors that each takes, where it takes no GPU.
+    """
+
+    n: int
+    gpu: bool
+    cpus: int
+
+    @classmethod
+    def of(cls, ray: Any, *, use_gpu: bool, cpus: int | None = None) -> Shares:
+        """The shares of the cluster that Ray is connected to.
+
+        Args:
+            ray: The library, connected.
+            use_gpu: Whether a worker takes a GPU, if the cluster has such.
+            cpus: Processors of a worker; by default those of the smallest node.
+        """
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpu = use_gpu and any(node.get("GPU") for node in nodes)
+        room = [node.get("GPU" if gpu else "CPU", 0.0) for node in nodes]
+        cpus = cpus or max(1, int(min((node["CPU"] for node in nodes if node.get("CPU")), default=1)))
+        return cls(max(1, sum(int(free // (1 if gpu else cpus)) for free in room)), gpu, cpus)
+
+    def demands(self) -> dict[str, int]:
+        """What a worker asks Ray for."""
+        return {"num_cpus": 0, "num_gpus": 1} if self.gpu else {"num_cpus": self.cpus, "num_gpus": 0}
+
+
 @contextmanager
-def spread(on: str | None) -> Iterator[None]:
+def spread(on: str | None, *, whole_nodes: bool = False) -> Iterator[None]:
     """Let joblib send what the block does in parallel to a cluster; without one all stays as it is.
+
+    Args:
+        on: The cluster, as in `connected`; None for none.
+        whole_nodes: Whether each task takes a GPU, or else a node, for itself; by default a processor.
 
     Raises:
         EngineError: As `connected`.
@@ -85,5 +124,10 @@ def spread(on: str | None) -> Iterator[None]:
 
     ray = connected(on)
     register_ray()
-    with parallel_config(backend="ray", n_jobs=max(1, int(ray.cluster_resources().get("CPU", 1)))):
+    if whole_nodes:
+        shares = Shares.of(ray, use_gpu=True)
+        n_jobs, demands = shares.n, shares.demands()
+    else:
+        n_jobs, demands = max(1, int(ray.cluster_resources().get("CPU", 1))), None
+    with parallel_config(backend="ray", n_jobs=n_jobs, ray_remote_args=demands):
         yield
