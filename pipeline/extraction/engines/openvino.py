@@ -71,8 +71,20 @@ def converted(build: Callable[[], keras.Model | OnnxGraph], folder: Path) -> ope
         raise EngineError(f"OpenVINO can't convert {model.name}: {cause[:200]}; use --engine {other}") from error
     if stop.signal is not None:
         raise StoppedError("Stopped before the first image. The same command again starts anew.", signal=stop.signal)
+    _name_by_place(graph)
     keep(graph, folder)
     return graph
+
+
+def _name_by_place(graph: openvino.Model) -> None:
+    """Name operations by their place in the graph.
+
+    OpenVINO numbers them by all that a process has converted before, and which of two equal rewritings its CPU plugin
+    takes hangs on names: the same network would be another graph from time to time.
+    """
+    for place, node in enumerate(graph.get_ordered_ops()):
+        if node.get_type_name() not in ("Parameter", "Result"):
+            node.set_friendly_name(f"{node.get_type_name()}_{place}")
 
 
 def _from_onnx(model: OnnxGraph) -> openvino.Model:
