@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ from pipeline.backbones import BACKBONES, Backbone, cuts, get_backbone, open_bac
 from pipeline.backbones.build import build_network, load_network, load_tuned
 from pipeline.backbones.graph import nodes
 from pipeline.backbones.network import Network
+from pipeline.config import FeatureSpec
 from pipeline.errors import ConfigError, EndpointError, UnknownBackboneError, WeightsError
 from pipeline.util import runtime
 from pipeline.util.memo import Memo
@@ -421,3 +423,21 @@ class TestWeights:
 def test_keras_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     assert runtime.keras_home() == tmp_path
+
+
+def test_the_last_rate_here_is_listed(tmp_path: Path, spec: FeatureSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.commands.backbones import LEAST_TIMED, backbones, remember_rate
+    from pipeline.util import machine
+
+    def rates() -> dict[str, Any]:
+        return {row["name"]: row["rate"] for row in backbones(tmp_path) if row["rate"]}
+
+    remember_rate(tmp_path, spec, "openvino", "float32", LEAST_TIMED - 1, 1.0)
+    assert rates() == {}, "a few images tell no rate"
+    for rate in (40.0, 44.5):
+        remember_rate(tmp_path, spec, "openvino", "float32", LEAST_TIMED, rate)
+    (found,) = rates().values()
+    assert list(rates()) == [spec.backbone]
+    assert (found["images_per_second"], found["engine"], found["image_size"]) == (44.5, "openvino", spec.image_size)
+    monkeypatch.setattr(machine, "processor", lambda: "another one")
+    assert rates() == {}, "of another machine that shares the cache"

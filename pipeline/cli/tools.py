@@ -19,18 +19,21 @@ from pipeline.util.text import percent, readable_size, sides
 @command("backbones")
 @takes("folders", Folders)
 def backbones(folders: Folders) -> Answer:
-    """List the backbones: sizes, widths, blocks, what they need, and whether their weights are here."""
+    """List the backbones: sizes, widths, blocks, whether their weights are here, and how fast the last extract ran."""
     from pipeline import commands
     from pipeline.commands.backbones import hub_presets
 
-    rows, presets = commands.backbones(), hub_presets(folders.cache)
+    rows, presets = commands.backbones(folders.cache), hub_presets(folders.cache)
     cells: list[list[Any]] = []
     for row in rows:
         names = row["blocks"]
         short = names if len(names) <= 8 else [*names[:2], "...", *names[-2:]]
         here = "here" if row["weights"] else ""
-        cells.append([row["name"], row["native_size"], row["least_size"], row["width"], here, " ".join(short)])
-    text = render.aligned(["name", "native px", "least px", "features", "weights", "blocks"], cells)
+        rate = f"{row['rate']['images_per_second']:.3g} ({sides(row['rate']['image_size'])} px)" if row["rate"] else ""
+        sizes = [row["native_size"], row["least_size"], row["width"]]
+        cells.append([row["name"], *sizes, here, rate, " ".join(short)])
+    columns = ["name", "native px", "least px", "features", "weights", "images/s here", "blocks"]
+    text = render.aligned(columns, cells)
     hub = [
         [
             row["name"],

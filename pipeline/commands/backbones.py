@@ -2,11 +2,59 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.backbones import BACKBONES, find_imagenet, presets
+from pipeline.config import FeatureSpec
+from pipeline.util import machine
+from pipeline.util.files import decoded
 from pipeline.util.memo import Memo
+
+LEAST_TIMED = 64  # images, fewer of which say little of a rate
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How fast the last extract with a backbone ran on this machine.
+
+    Attributes:
+        images_per_second: Of the pass.
+        image_size: (height, width), pixels.
+        engine: Which.
+        precision: In which precision.
+        processor: On which processor, as a cache may be shared by several machines.
+    """
+
+    images_per_second: float
+    image_size: tuple[int, int]
+    engine: str
+    precision: str
+    processor: str
+
+
+def remember_rate(
+    cache: Path, spec: FeatureSpec, engine: str, precision: str, n: int, images_per_second: float
+) -> None:
+    """Remember how fast a pass ran, if it was long enough to tell."""
+    if n >= LEAST_TIMED:
+        rate = Rate(images_per_second, spec.image_size, engine, precision, machine.processor())
+        Memo(cache).remember_text(_question(spec.backbone), json.dumps(asdict(rate)))
+
+
+def rate_here(memo: Memo, backbone: str) -> Rate | None:
+    """How fast the last extract with a backbone ran on this machine; None if nothing is known."""
+    with suppress(ValueError):
+        if text := memo.recall_text(_question(backbone)):
+            return decoded(Rate, json.loads(text))
+    return None
+
+
+def _question(backbone: str) -> str:
+    return f"rate of {backbone} on {machine.processor()}"
 
 
 def hub_presets(cache: Path) -> list[dict[str, Any]]:
@@ -14,8 +62,12 @@ def hub_presets(cache: Path) -> list[dict[str, Any]]:
     return presets(Memo(cache))
 
 
-def backbones() -> list[dict[str, Any]]:
-    """A row for each backbone of the table: its sizes in pixels, its width, its blocks, and where its weights lie."""
+def backbones(cache: Path) -> list[dict[str, Any]]:
+    """A row for each backbone of the table.
+
+    It has its sizes in pixels, its width, its blocks, where its weights lie, and how fast it ran here, if it did.
+    """
+    memo = Memo(cache)
     return [
         {
             "name": row.name,
@@ -24,6 +76,7 @@ def backbones() -> list[dict[str, Any]]:
             "width": row.width,
             "blocks": [block.name for block in row.blocks],
             "weights": str(path) if (path := find_imagenet(row)) else None,
+            "rate": asdict(rate) if (rate := rate_here(memo, row.name)) else None,
         }
         for row in BACKBONES.values()
     ]

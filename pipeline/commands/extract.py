@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backbones import whole_name
+from pipeline.commands.backbones import remember_rate
 from pipeline.config import ExtractConfig, ExtractOptions
 from pipeline.data import Dataset, Opened, open_dataset, shortened, split_again
 from pipeline.data.dataset import among
@@ -153,6 +154,9 @@ def extract(
             save_dataset(cache, dataset)
         record = _end_record(cache, begun, record)
     report = done.report
+    if elsewhere is None:
+        timed = (plan.choice.engine, plan.choice.precision, report.n_computed, report.images_per_second)
+        remember_rate(cache, plan.spec, *timed)
     seconds = {"start": done.started - start, "read": report.read, "compute": report.compute, "write": report.write}
     return ExtractResult(
         record=record,
