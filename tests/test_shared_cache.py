@@ -274,6 +274,11 @@ class TestTrouble:
         with pytest.raises(StoreError, match="s3://nowhere/cache/.* can't be .*: .*bucket.*check the address"):
             commands.extract(ExtractConfig(str(pictures)), remote.shared("s3://nowhere/cache"))
 
+    def test_no_bucket_to_look_into(self, bucket: Any) -> None:
+        with pytest.raises(StoreError, match="s3://nowhere/cache.* can't be read: there is no bucket nowhere"):
+            care.ls(remote.shared("s3://nowhere/cache"))
+        assert care.ls(remote.shared("s3://pictures/new")) == []
+
     def test_what_is_published_twice_is_put_once(self, cache: Path, server: Any) -> None:
         first = publish_checked(cache / "some", b"data", ".h5")
         server.calm()

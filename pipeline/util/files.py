@@ -287,9 +287,23 @@ def matching(folder: Path, pattern: str) -> list[Path]:
     """
     try:
         with asking(folder):
-            return sorted(folder.glob(pattern))
+            found = sorted(folder.glob(pattern))
+            if is_remote(folder) and not found:
+                _check_bucket(folder)
+            return found
     except FileNotFoundError as error:  # not even the bucket
         raise StoreError(f"{folder} can't be read: {first_line(error)}; check the address") from error
+
+
+def _check_bucket(folder: Path) -> None:
+    """Tell an address where nothing is yet from one that can't be, as some file systems list nothing in both cases.
+
+    Raises:
+        FileNotFoundError: If there is no such bucket.
+    """
+    bucket = folder.path.partition("/")[0]  # type: ignore[attr-defined]
+    if bucket and not folder.fs.exists(bucket):  # type: ignore[attr-defined]
+        raise FileNotFoundError(f"there is no bucket {bucket}")
 
 
 def remove(path: Path) -> None:
