@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -421,6 +422,19 @@ class TestManifest:
         assert set(splits[:, 0].tolist()) == {"train", "val", "test"}
         assert found.groups is not None and found.groups.tolist() == [number // 3 for number in range(60)]
         assert found.id != replace(found, groups=None).id
+
+    def test_link_out_of_the_folder(self, folder: Path, tmp_path_factory: Any, draw: Draw) -> None:
+        outside = draw(tmp_path_factory.mktemp("outside") / "secret.png")
+        draw(folder / "1.png")
+        (folder / "inside.png").symlink_to(folder / "1.png")
+        (folder / "link.png").symlink_to(outside)
+        (folder / "deep").symlink_to(outside.parent)
+        assert (
+            opened(self.write(folder, [("path", "label"), ("inside.png", "x"), ("1.png", "y")])).dataset.keys.size == 2
+        )
+        for name in ("link.png", "deep/secret.png"):
+            with pytest.raises(DataError, match="leaves the folder"):
+                opened(self.write(folder, [("path", "label"), (name, "x")]))
 
     def test_link_to_itself(self, folder: Path) -> None:
         (folder / "loop.png").symlink_to(folder / "loop.png")

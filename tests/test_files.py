@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
+import errno
+import io
+import json
+import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pipeline.util.files import folder_size, published, published_folder, read_json, write_json
+from pipeline.errors import StoreError
+from pipeline.util import archives, disk, files, machine
+from pipeline.util.files import (
+    PARTIAL_SUFFIX,
+    folder_size,
+    is_abandoned,
+    partial_name,
+    published,
+    published_folder,
+    read_json,
+    sealed,
+    unsealed,
+    write_json,
+)
 
 
 def test_published_file_appears_whole(tmp_path: Path) -> None:
@@ -79,3 +99,134 @@ def test_a_folder_that_replaces_another_is_never_gone(
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
     if exchange and sys.platform == "linux":
         assert gone == 0
+
+
+class TestSealedJson:
+    VALUE = {"name": "Größe", "values": [1, 2.5, None, True], "inside": {"a": "b"}}  # noqa: RUF012
+
+    def test_any_changed_bit_is_noticed_or_harmless(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.json"
+        write_json(path, self.VALUE)
+        data, n_noticed = path.read_bytes(), 0
+        for position in range(len(data)):
+            for bit in range(8):
+                changed = bytearray(data)
+                changed[position] ^= 1 << bit
+                path.write_bytes(changed)
+                try:
+                    assert read_json(path) == self.VALUE, (position, bit)  # a space that became another
+                except ValueError:
+                    n_noticed += 1
+        assert n_noticed > 7 * len(data)
+
+    def test_one_of_before_there_were_seals(self, tmp_path: Path) -> None:
+        (tmp_path / "old.json").write_text(json.dumps(self.VALUE))
+        assert read_json(tmp_path / "old.json") == self.VALUE
+
+    @pytest.mark.parametrize("lost", ["written_by", "digest"])
+    def test_half_a_seal(self, lost: str) -> None:
+        value = sealed(self.VALUE)
+        value.pop(lost)
+        with pytest.raises(ValueError, match="changed after it was written"):
+            unsealed(value)
+
+    def test_no_object(self) -> None:
+        with pytest.raises(ValueError, match="no JSON object"):
+            unsealed([1])
+
+
+class TestLeftOver:
+    def partial_of_one_that_is_gone(self, path: Path) -> Path:
+        script = f"from pipeline.util.files import partial_name; import pathlib; print(partial_name(pathlib.Path({str(path)!r})))"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        return Path(done.stdout.strip())
+
+    def test_of_processes_that_are_gone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        left, mine = self.partial_of_one_that_is_gone(tmp_path / "a.h5"), partial_name(tmp_path / "a.h5")
+        assert is_abandoned(left) and not is_abandoned(mine)
+        elsewhere = left.with_name(left.name.replace(files._machine(), "0" * 8))
+        assert not is_abandoned(elsewhere), "of another machine that shares the folder"
+        assert not is_abandoned(tmp_path / f".a.h5.12-34{PARTIAL_SUFFIX}"), "of an older version"
+
+    def test_the_next_to_write_there_removes_them(self, tmp_path: Path) -> None:
+        left = self.partial_of_one_that_is_gone(tmp_path / "a")
+        left.mkdir()
+        (left / "file").write_text("half")
+        mine = partial_name(tmp_path / "a")
+        mine.write_text("of a process that runs")
+        with published(tmp_path / "b") as partial:
+            partial.write_text("whole")
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([mine.name, "b"])
+
+
+class TestDisk:
+    def test_nothing_else_changes_what_is_on_disk(self) -> None:
+        """So that the tests of crashes see every change. Libraries write where `disk.change` stands beside the call."""
+        changing = {"write_bytes", "write_text", "unlink", "rmdir", "rmtree", "fsync", "rename", "mkdir", "connect"}
+        allowed = {  # folders of the system for what is temporary, and of other programs
+            "weights.py": "Keras's own folder",
+            "cifar.py": "Keras's own folder",
+            "estimators.py": "a temporary folder",
+            "loading.py": "a temporary folder",
+            "formats.py": "inside what publishes an export",
+            "files.py": "renameat2 of the system",
+            "checkpoint.py": "a folder that may not be empty",
+            "export.py": "a folder that may not be empty",
+            "folder.py": "local copies",
+        }
+        found = {}
+        for path in sorted(Path(files.__file__).parents[1].rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if (
+                    isinstance(node, ast.Call)
+                    and isinstance(node.func, ast.Attribute)
+                    and node.func.attr in changing
+                    and not (isinstance(node.func.value, ast.Name) and node.func.value.id in ("disk", "pool"))
+                    and path.name not in ("disk.py", *allowed)
+                ):
+                    found[f"{path.name}:{node.lineno}"] = node.func.attr
+        assert not found
+
+    def test_a_disk_that_fails_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(change: str, path: Path) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(disk, "announce", full)
+        with pytest.raises(StoreError, match="No space is left"):
+            write_json(tmp_path / "a.json", {})
+
+    def test_a_tree_is_removed_and_links_are_not_followed(self, tmp_path: Path) -> None:
+        (tmp_path / "kept").mkdir()
+        (tmp_path / "kept" / "file").write_text("stays")
+        (tmp_path / "tree" / "deep").mkdir(parents=True)
+        (tmp_path / "tree" / "deep" / "file").write_text("goes")
+        (tmp_path / "tree" / "link").symlink_to(tmp_path / "kept")
+        disk.remove_tree(tmp_path / "tree")
+        assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+        assert (tmp_path / "kept" / "file").is_file()
+
+
+class TestArchives:
+    def test_arrays(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "a.npz", one=np.arange(5), text="some")
+        with archives.arrays_of(tmp_path / "a.npz") as found:
+            assert found["one"].tolist() == [0, 1, 2, 3, 4]
+
+    def test_more_than_fits(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        np.savez_compressed(tmp_path / "bomb.npz", zeros=np.zeros(10**6))
+        assert (tmp_path / "bomb.npz").stat().st_size < 20_000
+        monkeypatch.setattr(machine, "memory_limit", lambda: 10**6)
+        with pytest.raises(ValueError, match="unpacks to 8.0 MB, and 750.0 kB is what fits"):
+            archives.check_archive(tmp_path / "bomb.npz")
+
+    def test_an_array_that_claims_to_be_larger(self, tmp_path: Path) -> None:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**15,)})
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            archive.writestr("a.npy", header.getvalue())
+        with pytest.raises(ValueError, match="larger than the archive says"):
+            archives.check_archive(tmp_path / "a.npz")
+
+    def test_no_archive(self) -> None:
+        with pytest.raises(ValueError, match="no sound zip file"):
+            archives.check_archive(io.BytesIO(b"PK nothing"))

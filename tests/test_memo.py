@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sqlite3
 import time
 from pathlib import Path
 
 import pytest
 
+from pipeline.util import disk
 from pipeline.util.memo import ASKED, YOUNG, Memo, Stamp
 
 
@@ -90,3 +93,31 @@ def test_asked_by_path_for_more_files_than_one_question_holds(tmp_path: Path, ol
     assert memo.recall("image", {paths[7]: stamp}) == {paths[7]: "7"}
     memo.forget("image", paths[:-1])
     assert memo.recall("image", dict.fromkeys(paths, stamp)) == {paths[-1]: paths[-1].name}
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), sqlite3.OperationalError("disk I/O error")]
+)
+def test_without_a_database_everything_works(
+    error: Exception, tmp_path: Path, old_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memo, stamp = Memo(tmp_path), Stamp.of(old_file)
+    memo.remember("image", {old_file: (stamp, "digest")}, time.time_ns())
+
+    def fail(change: str, path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(disk, "announce", fail)
+    assert memo.recall("image", {old_file: stamp}) == {}
+    memo.remember("image", {old_file: (stamp, "other")}, time.time_ns())
+    monkeypatch.undo()
+    assert memo.recall("image", {old_file: stamp}) == {old_file: "digest"}
+
+
+def test_a_row_that_was_changed_is_not_believed(tmp_path: Path, old_file: Path) -> None:
+    memo, stamp = Memo(tmp_path), Stamp.of(old_file)
+    memo.remember("image", {old_file: (stamp, "a digest of 32 letters")}, time.time_ns())
+    data = memo.path.read_bytes()
+    assert data.count(b"a digest of 32 letters") == 1
+    memo.path.write_bytes(data.replace(b"a digest of 32 letters", b"b digest of 32 letters"))
+    assert memo.recall("image", {old_file: stamp}) == {}

@@ -27,7 +27,16 @@ from pipeline.store.shards import DAMAGED_SUFFIX, Damage, FeatureStore, stores
 from pipeline.store.table import load_table, row_keys
 from pipeline.store.uses import uses
 from pipeline.util import log
-from pipeline.util.files import PARTIAL_SUFFIX, asking, folder_size, is_marked, matching, published, remove
+from pipeline.util.files import (
+    PARTIAL_SUFFIX,
+    asking,
+    folder_size,
+    is_abandoned,
+    is_marked,
+    matching,
+    published,
+    remove,
+)
 from pipeline.util.local_copies import own_part
 from pipeline.util.memo import Memo
 from pipeline.util.remote import shared
@@ -270,9 +279,9 @@ def _found(cache: Path, reports: Path, in_use: set[str]) -> list[Needless]:
         if path not in graphs:
             found.append(_needless(path, "no features that are needed were computed with it"))
     found = [item for item in found if not _young(item.path)]
-    found += [
-        _needless(path, "was never finished") for path in _older(ABANDONED, matching(cache, f"**/.*{PARTIAL_SUFFIX}"))
-    ]
+    left = [path for place in (cache, reports) for path in matching(place, f"**/.*{PARTIAL_SUFFIX}")]
+    left = [path for path in left if is_abandoned(path) or path in _older(ABANDONED, [path])]
+    found += [_needless(path, "was never finished") for path in left if not any(one in path.parents for one in left)]
     found += [_needless(path, "is damaged, and was set aside") for path in matching(cache, f"**/*{DAMAGED_SUFFIX}")]
     why = "a fine-tuning that was interrupted over a week ago could be resumed from it"
     return found + [_needless(path, why) for path in _older(LEFT, (own_part(reports) / FOLDER).glob("*"))]

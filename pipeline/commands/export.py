@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,8 +24,8 @@ from pipeline.runs.formats import BATCH, FORMATS, Format, Joined, Runtime, forma
 from pipeline.runs.predictions import read_predictions
 from pipeline.runs.usage import USAGE, usage
 from pipeline.store.records import now
-from pipeline.util import runtime
-from pipeline.util.files import PARTIAL_SUFFIX, flush_to_disk, published_folder, writing
+from pipeline.util import disk, runtime
+from pipeline.util.files import published_folder, temporary_folder, writing
 from pipeline.util.memo import Memo
 from pipeline.util.progress import progress
 from pipeline.util.stopping import stopping
@@ -124,7 +123,7 @@ def export(
     target = _beside_others(path) if alone else published_folder(place, replace=output is None)
     with target as folder:
         found = _written_and_run(form, model, folder / path.name, metadata, pixels)
-        (folder / script.name).write_text(usage(form.name, path.name, metadata), encoding="utf-8")
+        disk.write(folder / script.name, usage(form.name, path.name, metadata))
         agreement = float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
         difference = float(np.abs(found - expected).max())
         _check(form, plan, agreement, difference, len(pixels))
@@ -166,7 +165,7 @@ def _check_free(*paths: Path) -> None:
 def _made(folder: Path) -> Iterator[None]:
     """Make a folder, with those above it, that are gone again if the block fails."""
     absent = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(folder)
     try:
         yield
     except BaseException:
@@ -179,18 +178,14 @@ def _made(folder: Path) -> Iterator[None]:
 @contextmanager
 def _beside_others(output: Path) -> Iterator[Path]:
     """A temporary folder, whose files are published beside those that are there only if the block succeeds."""
-    with (
-        writing(output),
-        _made(output.parent),
-        tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.", suffix=PARTIAL_SUFFIX) as partial,
-    ):
-        yield Path(partial)
+    with writing(output), _made(output.parent), temporary_folder(output) as partial:
+        yield partial
         # What the file refers to comes before it.
-        paths = sorted(Path(partial).iterdir(), key=lambda path: path.name == output.name)
+        paths = sorted(partial.iterdir(), key=lambda path: path.name == output.name)
         _check_free(*(output.parent / path.name for path in paths))
         for path in paths:
-            flush_to_disk(path)
-            path.replace(output.parent / path.name)
+            disk.flush(path)
+            disk.rename(path, output.parent / path.name)
 
 
 def _check(form: Format, plan: Plan, agreement: float, difference: float, n: int) -> None:
@@ -232,7 +227,7 @@ def _written_and_run(
     try:
         # A KeyboardInterrupt inside TensorFlow would come out as an error of its own.
         with stopping() as stop:
-            form.write(model, path, metadata)
+            form.write(model, disk.change("write", path), metadata)
             load = None if stop.signal else form.load(path)
             found = np.empty((0, 0)) if load is None or stop.signal else _run(load, pixels)
         if stop.signal is not None:

@@ -44,7 +44,7 @@ from pipeline.runs.run import FinetuneRun, HeadRun
 from pipeline.store.records import find_record, splits_of
 from pipeline.store.rows import Part
 from pipeline.store.table import FeatureTable, load_table, read_features
-from pipeline.util import log, machine, runtime
+from pipeline.util import disk, log, machine, runtime
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted
 
@@ -104,7 +104,7 @@ def _finetune(
     logs = checkpoint.logs if options.tensorboard else None
     if logs:
         if state is None:
-            shutil.rmtree(logs, ignore_errors=True)
+            disk.remove_tree(logs)
         log.info("Logs for TensorBoard are in %s", logs)
 
     def keeping(arrays: dict[str, list[NDArray[Any]]], history: list[dict[str, float]]) -> None:
@@ -122,9 +122,9 @@ def _finetune(
     run, predictions = _described(begun, table, examples, models, tuned, options, seconds)
 
     def save_models(folder: Path) -> None:
-        models.serving().save(folder / MODEL_FILE)
+        models.serving().save(disk.change("write", folder / MODEL_FILE))
         if logs:
-            shutil.copytree(logs, folder / logs.name)
+            shutil.copytree(logs, disk.change("write", folder / logs.name))
 
     try:
         save_run(

@@ -13,6 +13,7 @@ from pipeline.data.dataset import Listing
 from pipeline.data.folder import SPLIT_NAMES
 from pipeline.data.source import ArraySource
 from pipeline.errors import DataError
+from pipeline.util.archives import arrays_of
 from pipeline.util.texts import Texts
 
 Part = tuple[str, str, NDArray[Any], NDArray[Any] | None]
@@ -28,7 +29,7 @@ def read_npz(path: Path) -> Listing:
         DataError: If arrays are missing or don't fit each other.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with arrays_of(path) as file:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # zipfile, zlib and NumPy raise many kinds; what is no archive has no names
         raise DataError(

@@ -217,7 +217,7 @@ def _inside(manifest: Path, name: str) -> str:
         file = Path(os.path.normpath(folder / name))
         leaves = not file.absolute().is_relative_to(Path(os.path.normpath(folder.absolute())))
         file.exists()
-        file.resolve(strict=False)
+        leaves = leaves or not file.resolve(strict=False).is_relative_to(folder.resolve())
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, or a name no file can have
         raise DataError(f"{manifest} names {name!r}, which can't be followed: {error}") from error
     if file.is_symlink() and not file.exists():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import RunError
+from pipeline.util import disk
+from pipeline.util.archives import arrays_of
 from pipeline.util.files import digest_of, published
 from pipeline.util.local_copies import own_part
 
@@ -65,8 +66,8 @@ class Checkpoint:
         Raises:
             RunError: If one does.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
+        disk.make_folder(self.folder)
+        with disk.change("write", self.folder / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it, however a process ends
             except OSError as error:
@@ -103,7 +104,7 @@ class Checkpoint:
         if not self.exists():
             return None
         try:
-            with self._file.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            with arrays_of(self._file) as file:
                 counts = {name: sum(key.startswith(f"{name}_") for key in file.files) for name in PARTS}
                 arrays = {name: [file[f"{name}_{i}"] for i in range(count)] for name, count in counts.items()}
                 about = json.loads(str(file["about"]))
@@ -117,8 +118,8 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Forget it, and the folder of all of them if it was the last."""
-        shutil.rmtree(self.folder, ignore_errors=True)
         with suppress(OSError):
+            disk.remove_tree(self.folder)
             self.folder.parent.rmdir()
 
     @property

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pipeline.config import HeadConfig
 from pipeline.heads.base import check_array, damaged, not_fitted, probabilities_of
 from pipeline.heads.prepare import Preparation
-from pipeline.util import runtime
+from pipeline.util import disk, runtime
+from pipeline.util.archives import arrays_of
 
 if TYPE_CHECKING:
     import keras
@@ -102,14 +103,14 @@ class AffineHead:
             raise not_fitted()
         maps = {"trained": self.trained, "final": self.final}
         arrays = {f"{name}_{field}": array for name, part in maps.items() for field, array in part.arrays().items()}
-        np.savez(folder / FILE, **arrays)
+        np.savez(disk.change("write", folder / FILE), **arrays)
 
     @classmethod
     def load(cls, folder: Path, config: HeadConfig) -> Self:
         """As `Head.load`."""
         head = cls(config)
         try:
-            with np.load(folder / FILE, allow_pickle=False) as file:
+            with arrays_of(folder / FILE) as file:
                 head.trained, head.final = (_read(file, name) for name in ("trained", "final"))
         except Exception as error:  # NumPy and zipfile raise many kinds
             raise damaged(folder / FILE, error) from error

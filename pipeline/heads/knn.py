@@ -18,6 +18,8 @@ from pipeline.heads.base import COSINE_TEMPERATURE, FitReport, check_array, dama
 from pipeline.heads.many import Trial
 from pipeline.heads.prepare import Preparation
 from pipeline.store.rows import Part, nothing
+from pipeline.util import disk
+from pipeline.util.archives import arrays_of
 
 if TYPE_CHECKING:
     import keras
@@ -116,14 +118,14 @@ class KnnHead:
             raise not_fitted()
         arrays = self.prepare.arrays()
         counts: dict[str, Any] = {"n_classes": np.array(self.n_classes), "n_train": np.array(self.n_train)}
-        np.savez(folder / FILE, bank=self.bank, labels=self.labels, **counts, **arrays)
+        np.savez(disk.change("write", folder / FILE), bank=self.bank, labels=self.labels, **counts, **arrays)
 
     @classmethod
     def load(cls, folder: Path, config: HeadConfig) -> KnnHead:
         """As `Head.load`."""
         head = cls(config)
         try:
-            with np.load(folder / FILE, allow_pickle=False) as file:
+            with arrays_of(folder / FILE) as file:
                 head.prepare = Preparation.read(file)
                 head.bank, labels = check_array(file["bank"], 2), file["labels"]
                 head.n_classes = int(file["n_classes"])

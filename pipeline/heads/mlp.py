@@ -18,7 +18,8 @@ from pipeline.store.rows import Part
 from pipeline.training.optimizer import default_batch_size, diverged, learning_rates, optimizer_with_rates, sparse_loss
 from pipeline.training.passes import Passes
 from pipeline.training.watch import Watch
-from pipeline.util import runtime
+from pipeline.util import disk, runtime
+from pipeline.util.archives import check_archive
 from pipeline.util.progress import progress
 from pipeline.util.text import counted
 
@@ -181,13 +182,14 @@ class MlpHead:
         """As `Head.save`: a `.keras` file."""
         if self.model is None:
             raise not_fitted()
-        self.model.save(folder / FILE)
+        self.model.save(disk.change("write", folder / FILE))
 
     @classmethod
     def load(cls, folder: Path, config: HeadConfig) -> MlpHead:
         """As `Head.load`, in Keras's safe mode, which runs no code from the file."""
         head = cls(config)
         try:
+            check_archive(folder / FILE)
             head.model = runtime.keras().models.load_model(folder / FILE, compile=False, safe_mode=True)
         except Exception as error:  # Keras, zipfile and h5py raise many kinds
             raise damaged(folder / FILE, error) from error

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.util import disk
 from pipeline.util.files import published
 
 Spec = dict[str, Any]
@@ -204,9 +205,9 @@ def write_figure(path: Path, spec: Spec) -> None:
 
     fixed = _fixed(spec)
     with published(path.with_suffix(".svg")) as partial:
-        partial.write_text(svg(spec), encoding="utf-8")
+        disk.write(partial, svg(spec))
     with published(path.with_suffix(".png")) as partial:
-        partial.write_bytes(vl_convert.vegalite_to_png(fixed, VERSION, scale=2))
+        disk.write(partial, vl_convert.vegalite_to_png(fixed, VERSION, scale=2))
 
 
 @cache

@@ -17,6 +17,7 @@ from pipeline.pages import charts, leaderboard
 from pipeline.pages.pictures import Pictures
 from pipeline.pages.run_page import CONFUSION, RunData, context, figures
 from pipeline.runs.run import CurveRun, EvaluateRun, Run
+from pipeline.util import disk
 from pipeline.util.files import mark_folder, published
 
 INDEX, RUN_PAGE = "index.html", "report.html"
@@ -88,7 +89,7 @@ def _sha256(text: str) -> str:
 def _write(path: Path, template: str, values: dict[str, Any]) -> None:
     text = _environment().get_template(template).render(values)
     with published(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        disk.write(partial, text)
 
 
 def write_run(folder: Path, data: RunData, made_of: str) -> Path:

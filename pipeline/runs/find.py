@@ -28,14 +28,19 @@ def all_runs(reports: Path, *, strict: bool = False) -> list[Run]:
         RunError: If `strict`, for one that can't be read.
         StoreError: If the folder lies at an address that can't be reached.
     """
-    folders = [path.parent for path in matching(reports, "*/run.json") if not path.parent.name.startswith(".")]
-    with ThreadPoolExecutor(READERS if is_remote(reports) else 1) as pool:
-        read = list(pool.map(_run_or_why_not, folders))
+    read = _read_all(reports)
     for problem in (one for one in read if isinstance(one, RunError)):
         if strict:
             raise problem
         log.warning("%s", problem)
     return sorted((one for one in read if isinstance(one, Run)), key=lambda run: (run.created, run.id))
+
+
+def _read_all(reports: Path) -> list[Run | RunError]:
+    """Each run, or why it can't be read."""
+    folders = [path.parent for path in matching(reports, "*/run.json") if not path.parent.name.startswith(".")]
+    with ThreadPoolExecutor(READERS if is_remote(reports) else 1) as pool:
+        return list(pool.map(_run_or_why_not, folders))
 
 
 def _run_or_why_not(folder: Path) -> Run | RunError:
@@ -64,7 +69,9 @@ def find_run(reports: Path, reference: str | None, kinds: tuple[type[Any], ...])
         if not isinstance(run, kinds):
             raise RunError(f"{reference} is a run of tlpipe {run.stage}; one of tlpipe {wanted} is needed")
         return run, folder
-    known = [run for run in all_runs(reports) if isinstance(run, kinds)]
+    # Where the newest is asked for, a damaged one might be that.
+    strict = reference in (None, LATEST, BEST)
+    known = [run for run in all_runs(reports, strict=strict) if isinstance(run, kinds)]
     if not known and reference in (None, LATEST, BEST):
         first = _commands(kinds)[0]
         raise RunError(f"There is no run of tlpipe {wanted} in {reports} yet; make one with: tlpipe {first}")

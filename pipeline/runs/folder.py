@@ -180,7 +180,9 @@ def read_run(folder: Path) -> Run:
         with asking(path):
             value = read_json(path)
     except (OSError, ValueError) as error:
-        raise RunError(f"{folder} is no run that can be read: {error}") from error
+        raise RunError(
+            f"{path} can't be read: {error}; name another run, or remove this one: rm -r {shlex.quote(str(folder))}"
+        ) from error
     try:
         flat = {**value, **value.pop("payload")} if "payload" in value else legacy.upgraded(value)
         flat.pop("payload", None)

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from pipeline.data.dataset import SPLITS
 from pipeline.errors import DataError, RunError
+from pipeline.util import disk
+from pipeline.util.archives import arrays_of
 from pipeline.util.files import digest_of, is_remote
 from pipeline.util.remote import read
 
@@ -59,7 +61,7 @@ def both_right(one: Predictions, other: Predictions) -> tuple[NDArray[np.bool_],
 
 def write_predictions(folder: Path, class_names: list[str], predictions: Sequence[Predictions]) -> None:
     """Write predictions, and the names of the classes in the order of their probabilities."""
-    with h5py.File(folder / PREDICTIONS, "w") as file:
+    with h5py.File(disk.change("write", folder / PREDICTIONS), "w") as file:
         file.create_dataset("class_names", data=class_names, dtype=h5py.string_dtype())
         for part in predictions:
             group = file.create_group(part.split)
@@ -72,7 +74,7 @@ def write_history(folder: Path, history: Sequence[dict[str, float]]) -> None:
     """Write a row for each epoch, or for each setting that was tried; no file if there are none."""
     if not history:
         return
-    with (folder / HISTORY).open("w", newline="", encoding="utf-8") as file:
+    with disk.change("write", folder / HISTORY).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(history[0]))
         writer.writeheader()
         writer.writerows(history)
@@ -81,7 +83,7 @@ def write_history(folder: Path, history: Sequence[dict[str, float]]) -> None:
 def write_seen(folder: Path, seen: Mapping[str, NDArray[np.bytes_]]) -> None:
     """Write the image keys [n] of each split, 16 bytes an image, so that a run knows them without any cache."""
     arrays: dict[str, Any] = {split: _packed(keys) for split, keys in seen.items()}
-    np.savez(folder / SEEN, **arrays)
+    np.savez(disk.change("write", folder / SEEN), **arrays)
 
 
 def _packed(keys: NDArray[np.bytes_]) -> NDArray[np.uint8]:
@@ -102,7 +104,7 @@ def read_seen(folder: Path, files: Mapping[str, str]) -> dict[bytes, set[str]] |
         return None
     try:
         found: dict[bytes, set[str]] = {}
-        with np.load(io.BytesIO(_read(folder / SEEN, files)), allow_pickle=False) as file:
+        with arrays_of(io.BytesIO(_read(folder / SEEN, files))) as file:
             for split in file.files:
                 for key in file[split]:
                     found.setdefault(key.tobytes().hex().encode(), set()).add(split)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -191,6 +192,10 @@ def now() -> str:
 def records(cache: Path, *, strict: bool = False) -> list[TableRecord]:
     """All records of a cache, the oldest first; what can't be read is left aside, with a warning.
 
+    Args:
+        cache: The cache folder.
+        strict: Whether all must be sound, as where the newest is asked for: a damaged one might be that.
+
     Raises:
         StoreError: If `strict`, for one that can't be read.
     """
@@ -213,7 +218,10 @@ def _read_record(path: Path) -> TableRecord | StoreError:
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         if is_remote(path) and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise StoreError(f"{path} can't be read: {error}; check the account and the network") from error
-        return StoreError(f"{path} can't be read ({error}); run the tlpipe extract that made it again, or remove it")
+        return StoreError(
+            f"{path} can't be read: {error}; run the tlpipe extract that made it again, or name other features, or "
+            f"remove it: rm {shlex.quote(str(path))}"
+        )
     return record
 
 
@@ -224,7 +232,7 @@ def read_record(cache: Path, record_id: str) -> TableRecord | None:
 
 def remove_record(cache: Path, record: TableRecord) -> None:
     """Forget a record."""
-    (cache / "tables" / f"{record.id}.json").unlink(missing_ok=True)
+    remove(cache / "tables" / f"{record.id}.json")
 
 
 def records_of_data(cache: Path, data: str) -> list[TableRecord]:
@@ -283,7 +291,7 @@ def find_record(cache: Path, reference: str | None) -> TableRecord:
     Raises:
         StoreError: If there is none, or several fit.
     """
-    known = records(cache)
+    known = records(cache, strict=reference is None)
     if reference is None:
         newest = newest_pooled(known)
         if newest is None:

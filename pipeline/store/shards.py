@@ -25,9 +25,20 @@ from pipeline.config import FeatureSpec
 from pipeline.data import KEY_DTYPE, in_order
 from pipeline.errors import ConfigError, StoreError
 from pipeline.store.shard import Shard, SoundShards, shard_bytes, states, verified
-from pipeline.util import log
+from pipeline.util import disk, log
 from pipeline.util.checked import here, publish_checked
-from pipeline.util.files import asking, decoded, is_remote, mark_folder, matching, published, read_json, write_json
+from pipeline.util.files import (
+    asking,
+    decoded,
+    is_remote,
+    mark_folder,
+    matching,
+    published,
+    read_json,
+    sealed,
+    unsealed,
+    write_json,
+)
 from pipeline.util.machine import cpu_count
 
 DAMAGED_SUFFIX = ".damaged"
@@ -108,7 +119,7 @@ class FeatureStore:
                 if set_aside:
                     # Another process may have been faster, or the cache is one that can only be read.
                     with suppress(OSError):
-                        path.rename(path.with_name(path.name + DAMAGED_SUFFIX))
+                        disk.rename(path, path.with_name(path.name + DAMAGED_SUFFIX))
         self._sound.remember(fresh, before, stamped)
         # In the same order whatever is remembered, so that of a row that lies in several shards the same one is read.
         self.shards = sorted([*self.shards, *fresh], key=lambda shard: shard.path)
@@ -277,8 +288,8 @@ class FeatureStore:
         with suppress(FileNotFoundError), asking(self._quarantine_path):
             for line in self._quarantine_path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    entry = decoded(Quarantined, json.loads(line))
-                except (ValueError, TypeError):
+                    entry = decoded(Quarantined, unsealed(json.loads(line)))
+                except (ValueError, TypeError, RecursionError):  # the image is tried again
                     log.warning("A line of %s can't be read and is left aside", self._quarantine_path)
                 else:
                     found[entry.key.encode()] = entry
@@ -290,9 +301,10 @@ class FeatureStore:
         if not fresh:
             return
         self._write_spec()
-        lines = [json.dumps(asdict(entry), ensure_ascii=False) for entry in {**self.quarantined(), **fresh}.values()]
+        entries = {**self.quarantined(), **fresh}.values()
+        lines = [json.dumps(sealed(asdict(entry)), ensure_ascii=False) for entry in entries]
         with published(self._quarantine_path) as partial:
-            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            disk.write(partial, "\n".join(lines) + "\n")
 
 
 def stores(cache: Path) -> list[FeatureStore]:

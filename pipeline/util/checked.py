@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import DataError, StoreError
-from pipeline.util import remote
+from pipeline.util import disk, remote
 from pipeline.util.files import asking, digest_of, digest_of_file, is_remote, published
 from pipeline.util.local_copies import local_copy
 
@@ -34,12 +34,12 @@ def publish_checked(folder: Path, data: bytes | memoryview, suffix: str, prefix:
     if is_sound(path):
         return path
     with published(path) as partial:
-        partial.write_bytes(data)
+        disk.write(partial, data)
         if digest_of_file(partial) != digest:
             raise StoreError(f"{path} reads otherwise than it was written; is the disk failing?")
     if is_remote(path):  # who writes a file will likely read it
         with suppress(StoreError):
-            local_copy(str(path), lambda copy: copy.write_bytes(data), suffix)
+            local_copy(str(path), lambda copy: disk.write(copy, data), suffix)
     return path
 
 
@@ -88,7 +88,7 @@ def here(path: Path) -> Path:
             if _seen.get(copy) == (stat.st_ino, stat.st_size) or path.stem.endswith(digest_of_file(copy)):
                 _seen[copy] = (stat.st_ino, stat.st_size)
                 return copy
-            copy.unlink()
+            disk.remove(copy)
         except DataError as error:
             raise StoreError(str(error)) from error
         except FileNotFoundError:  # another process took its room

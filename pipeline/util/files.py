@@ -7,11 +7,13 @@ import errno
 import hashlib
 import json
 import os
-import shutil
+import platform
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +21,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from pipeline.errors import StoreError, TlpipeError
+from pipeline.util import disk
 from pipeline.util.text import first_line
 
 T = TypeVar("T")
@@ -29,17 +32,46 @@ MARKER = ".tlpipe"
 """The file by which a folder that tlpipe wrote is known, whatever it is called: it is never data."""
 
 
-def flush_to_disk(path: Path) -> None:
-    """Make a file's bytes, or a folder's list of names, outlive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
+@cache
+def _machine() -> str:
+    """What tells this machine, since it was started, from others that share a folder with it."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    since = boot.read_text(encoding="utf-8") if boot.is_file() else ""
+    return digest_of(f"{platform.node()} {since}".encode())[:8]
+
+
+def partial_name(path: Path) -> Path:
+    """A name beside a path for what is to become it, by which its process is known."""
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether a temporary file or folder belongs to a process of this machine that is gone."""
+    found = re.search(rf"\.([0-9a-f]{{8}})-(\d+)-[0-9a-f]{{8}}{re.escape(PARTIAL_SUFFIX)}$", path.name)
+    if found is None or found[1] != _machine():
+        return False
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        os.kill(int(found[2]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # it is there, and somebody else's; or no process could have this number
+        return False
+    return False
 
 
-def _partial_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+_looked_through: set[Path] = set()
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what processes that are gone left in a folder, the first time that this process writes there."""
+    if folder in _looked_through:
+        return
+    _looked_through.add(folder)
+    with os.scandir(folder) as found:
+        left = [Path(entry.path) for entry in found if entry.name.endswith(PARTIAL_SUFFIX)]
+    for path in filter(is_abandoned, left):
+        with suppress(OSError):
+            remove(path)
 
 
 def is_remote(path: Path) -> bool:
@@ -119,16 +151,31 @@ def published(path: Path) -> Iterator[Path]:
             with in_plain_words(path, StoreError, "written"):
                 path.fs.put_file(str(written), path.path)  # type: ignore[attr-defined]
         return
-    partial = _partial_name(path)
+    partial = partial_name(path)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(path.parent)
+        _remove_abandoned(path.parent)
         try:
-            yield partial
-            flush_to_disk(partial)
-            partial.replace(path)
-            flush_to_disk(path.parent)
+            yield disk.change("write", partial)
+            disk.flush(partial)
+            disk.rename(partial, path)
+            disk.flush(path.parent)
         finally:
-            partial.unlink(missing_ok=True)
+            if partial.exists():
+                disk.remove(partial)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`, which is removed in the end; what other processes left there is, too."""
+    _remove_abandoned(path.parent)
+    partial = partial_name(path)
+    disk.make_folder(partial)
+    try:
+        yield partial
+    finally:
+        if partial.exists():
+            disk.remove_tree(partial)
 
 
 @contextmanager
@@ -151,24 +198,18 @@ def published_folder(path: Path, *, replace: bool = False, last: str = "") -> It
             with in_plain_words(path, StoreError, "written"):
                 _put_folder(Path(written), path, last)
         return
-    partial, aside = _partial_name(path), _partial_name(path)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        try:
+        disk.make_folder(path.parent)
+        with temporary_folder(path) as partial:
             yield partial
             for file in partial.rglob("*"):
-                flush_to_disk(file)
-            flush_to_disk(partial)
+                disk.flush(file)
+            disk.flush(partial)
             if replace and path.is_dir():
-                _exchange(partial, path, aside)
+                _exchange(partial, path)
             else:
-                partial.replace(path)
-            flush_to_disk(path.parent)
-        finally:
-            for folder in (partial, aside):
-                if folder.exists():
-                    shutil.rmtree(folder)
+                disk.rename(partial, path)
+            disk.flush(path.parent)
 
 
 def _put_folder(written: Path, path: Path, last: str) -> None:
@@ -183,7 +224,7 @@ def _put_folder(written: Path, path: Path, last: str) -> None:
         fs.rm(gone)
 
 
-def _exchange(fresh: Path, path: Path, aside: Path) -> None:
+def _exchange(fresh: Path, path: Path) -> None:
     """Let a fresh folder and one that is there change places, so that at no moment there is none.
 
     Source: renameat2(2) with RENAME_EXCHANGE, of Linux 3.15 and glibc 2.28. Where there is none the old folder is moved
@@ -192,15 +233,17 @@ def _exchange(fresh: Path, path: Path, aside: Path) -> None:
     Raises:
         OSError: If it can't be done; the old folder is there then.
     """
+    disk.change("exchange", path)
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is not None and rename(AT_FDCWD, os.fsencode(fresh), AT_FDCWD, os.fsencode(path), RENAME_EXCHANGE) == 0:
         return
-    path.rename(aside)
-    try:
-        fresh.replace(path)
-    except OSError:
-        aside.rename(path)
-        raise
+    with temporary_folder(path) as aside:
+        disk.rename(path, aside / path.name)
+        try:
+            disk.rename(fresh, path)
+        except OSError:
+            disk.rename(aside / path.name, path)
+            raise
 
 
 def mark_folder(folder: Path) -> None:
@@ -214,7 +257,7 @@ def mark_folder(folder: Path) -> None:
         is_there = marker.exists()
     if not is_there:
         with published(marker) as partial:
-            partial.write_text("tlpipe wrote this folder; it is never read as data.\n", encoding="utf-8")
+            disk.write(partial, "tlpipe wrote this folder; it is never read as data.\n")
 
 
 def is_marked(folder: Path) -> bool:
@@ -248,21 +291,53 @@ def digest_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Publish `value` as indented JSON."""
+WRITER, DIGEST = "written_by", "digest"
+"""Fields of a JSON object that tlpipe wrote: who wrote it, and the digest of all else, by which a change is noticed. A
+single changed bit can make only one of them unknown, and the other one then tells."""
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with what tells later whether it was changed."""
+    body = {WRITER: "tlpipe", **value}
+    return {**body, DIGEST: digest_of(_canonical(body))}
+
+
+def unsealed(value: Any) -> dict[str, Any]:
+    """A JSON object that `sealed` made, without what it added; one from before there were seals as it is.
+
+    Raises:
+        ValueError: If it is no object, or was changed.
+    """
+    if not isinstance(value, dict):
+        raise ValueError("it is no JSON object")
+    if WRITER not in value and DIGEST not in value:
+        return value
+    body = {name: one for name, one in value.items() if name != DIGEST}
+    if body.pop(WRITER, None) != "tlpipe" or sealed(body)[DIGEST] != value.get(DIGEST):
+        raise ValueError("it was changed after it was written")
+    return body
+
+
+def _canonical(value: Any) -> bytes:
+    """A JSON value as bytes that its spaces and the order of its fields don't change."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Publish a sealed JSON object, indented."""
     with published(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        disk.write(partial, json.dumps(sealed(value), indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote.
 
     Raises:
         OSError: If it can't be read.
-        ValueError: If it isn't JSON, or holds text that is no Unicode, which nothing could print or write.
+        ValueError: If it was changed, isn't a JSON object, or holds text that is no Unicode, which nothing could print.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = unsealed(json.loads(path.read_text(encoding="utf-8")))
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
@@ -311,10 +386,10 @@ def remove(path: Path) -> None:
     if is_remote(path):
         with asking(path), suppress(FileNotFoundError):
             path.fs.rm(path.path, recursive=True)  # type: ignore[attr-defined]
-    elif path.is_dir():
-        shutil.rmtree(path)
+    elif path.is_dir() and not path.is_symlink():
+        disk.remove_tree(path)
     else:
-        path.unlink(missing_ok=True)
+        disk.remove(path)
 
 
 def remove_whole(folder: Path, first: str) -> None:
@@ -331,10 +406,10 @@ def remove_whole(folder: Path, first: str) -> None:
         remove(folder / first)
         remove(folder)
         return
-    aside = _partial_name(folder)
+    aside = partial_name(folder)
     try:
-        folder.rename(aside)
-        shutil.rmtree(aside)
+        disk.rename(folder, aside)
+        disk.remove_tree(aside)
     except OSError as error:
         raise StoreError(f"{folder} can't be removed: {error.strerror}") from error
 

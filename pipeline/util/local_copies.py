@@ -10,10 +10,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from threading import Lock, get_ident
+from threading import Lock
 
 from pipeline.errors import ConfigError
-from pipeline.util.files import digest_of, is_remote, published
+from pipeline.util import disk
+from pipeline.util.files import digest_of, is_remote, partial_name, published
 from pipeline.util.machine import cache_folder
 
 GIGABYTES = 50.0  # unless $TLPIPE_LOCAL_CACHE_GB says otherwise
@@ -92,15 +93,14 @@ def kept(key: str) -> bytes | None:
 def keep(data: bytes, key: str) -> None:
     """Keep bytes under their digest; not on a disk that is full."""
     path = _path(key)
-    partial = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}.partial")
+    partial = partial_name(path)
     with suppress(OSError):
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(path.parent)
         try:
-            partial.write_bytes(data)  # not flushed: `kept` looks whether it is whole
-            partial.replace(path)
+            disk.write(partial, data)  # not flushed: `kept` looks whether it is whole
+            disk.rename(partial, path)
         except OSError:
-            partial.unlink(missing_ok=True)
+            disk.remove(partial)
             raise
         _count(len(data))
 
@@ -133,7 +133,7 @@ def _count(size: int) -> None:
                 if total <= LEFT * most:
                     break
                 with suppress(OSError):
-                    os.unlink(path)  # noqa: PTH108
+                    disk.remove(Path(path))
                 total -= size
 
 

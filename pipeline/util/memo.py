@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from pipeline.util import disk
 from pipeline.util.local_copies import own_part
 
 P = TypeVar("P", str, Path)
@@ -20,7 +22,16 @@ P = TypeVar("P", str, Path)
 YOUNG = 2_000_000_000  # nanoseconds
 ASKED = 500  # paths in one question, of the 999 variables that any SQLite takes
 
-INSERT = "INSERT OR REPLACE INTO memo VALUES (?, ?, ?, ?, ?)"
+TABLE = (
+    "CREATE TABLE IF NOT EXISTS checked (kind TEXT, path TEXT, size INTEGER, mtime_ns INTEGER, value TEXT, "
+    "sum INTEGER, PRIMARY KEY (kind, path))"
+)
+INSERT = "INSERT OR REPLACE INTO checked VALUES (?, ?, ?, ?, ?, ?)"
+
+
+def _sum(*row: object) -> int:
+    """Of a row, by which a changed bit is noticed: SQLite itself looks at its structure alone."""
+    return zlib.crc32(repr(row).encode())
 
 
 def _name(path: Path | str) -> str:
@@ -84,12 +95,16 @@ class Memo:
             stamped: When the stamps were taken, nanoseconds of the wall clock; that is, before the files were read.
         """
         latest = stamped - YOUNG
-        rows = [(kind, _name(path), stamp.size, stamp.mtime_ns, text) for path, (stamp, text) in texts.items()]
-        self._write(INSERT, [row for row in rows if row[3] < latest])
+        rows: list[tuple[str | int, ...]] = []
+        for path, (stamp, text) in texts.items():
+            if stamp.mtime_ns < latest:
+                known: tuple[str | int, ...] = (kind, _name(path), stamp.size, stamp.mtime_ns, text)
+                rows.append((*known, _sum(*known)))
+        self._write(INSERT, rows)
 
     def forget(self, kind: str, files: Iterable[P]) -> None:
         """Forget what was remembered of some files."""
-        self._write("DELETE FROM memo WHERE kind = ? AND path = ?", [(kind, _name(path)) for path in files])
+        self._write("DELETE FROM checked WHERE kind = ? AND path = ?", [(kind, _name(path)) for path in files])
 
     def recall_text(self, name: str) -> str | None:
         """What was remembered under a name that stands for no file."""
@@ -97,7 +112,7 @@ class Memo:
 
     def remember_text(self, name: str, text: str) -> None:
         """Remember a text under a name that stands for no file."""
-        self._write(INSERT, [(name, "", 0, 0, text)])
+        self._write(INSERT, [(name, "", 0, 0, text, _sum(name, "", 0, 0, text))])
 
     def _rows(self, kind: str, names: Sequence[str]) -> Iterator[tuple[str, int, int, str]]:
         """Name, size, time and text of what is remembered of some names."""
@@ -108,11 +123,13 @@ class Memo:
                 for start in range(0, len(names), ASKED):
                     some = names[start : start + ASKED]
                     marks = ", ".join("?" * len(some))
-                    yield from database.execute(
-                        f"SELECT path, size, mtime_ns, value FROM memo WHERE kind = ? AND path IN ({marks})",
+                    for path, size, mtime, text, kept in database.execute(
+                        f"SELECT path, size, mtime_ns, value, sum FROM checked WHERE kind = ? AND path IN ({marks})",
                         (kind, *some),
-                    )
-        except sqlite3.DatabaseError:  # damaged, or busy for long
+                    ):
+                        if kept == _sum(kind, path, size, mtime, text):
+                            yield path, size, mtime, text
+        except (OSError, sqlite3.Error):  # damaged, busy for long, or on a disk that is full
             return
 
     def _write(self, statement: str, rows: Sequence[tuple[str | int, ...]]) -> None:
@@ -120,13 +137,13 @@ class Memo:
         if not rows:
             return
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            disk.make_folder(self.path.parent)
             self._execute(statement, rows)
         except (OSError, sqlite3.OperationalError):  # busy, or a full disk: the digests are only computed again
             return
-        except sqlite3.DatabaseError:
-            with suppress(OSError, sqlite3.DatabaseError):  # a cache that can only be read
-                self.path.unlink(missing_ok=True)
+        except sqlite3.Error:
+            with suppress(OSError, sqlite3.Error):  # a cache that can only be read
+                disk.remove(self.path)
                 self._execute(statement, rows)
 
     def _execute(self, statement: str, rows: Sequence[tuple[str | int, ...]]) -> None:
@@ -134,9 +151,6 @@ class Memo:
             database.executemany(statement, rows)
 
     def _open(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self.path, timeout=20)
-        database.execute(
-            "CREATE TABLE IF NOT EXISTS memo (kind TEXT, path TEXT, size INTEGER, mtime_ns INTEGER, value TEXT, "
-            "PRIMARY KEY (kind, path))"
-        )
+        database = disk.database(self.path)
+        database.execute(TABLE)
         return database

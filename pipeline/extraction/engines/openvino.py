@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.backbones import OnnxGraph
 from pipeline.errors import EngineError, StoppedError, StoreError
 from pipeline.extraction.engines.base import padded
-from pipeline.util import log, machine, runtime
+from pipeline.util import disk, log, machine, runtime
 from pipeline.util.files import digest_of, published_folder, read_json, write_json
 from pipeline.util.stopping import stopping
 
@@ -104,7 +103,7 @@ def _from_keras(model: keras.Model) -> openvino.Model:
 def keep(graph: openvino.Model, folder: Path, facts: dict[str, Any] | None = None) -> None:
     """Keep a graph, and what is known of it, if it can be: another process may have been faster."""
     with suppress(StoreError), published_folder(folder) as partial:
-        runtime.openvino().save_model(graph, partial / "model.xml", compress_to_fp16=False)
+        runtime.openvino().save_model(graph, disk.change("write", partial / "model.xml"), compress_to_fp16=False)
         if facts is not None:
             write_json(partial / FACTS, facts)
         write_json(partial / CHECKSUMS, _checksums(partial))
@@ -124,7 +123,8 @@ def whole(folder: Path) -> bool:
             return True
     except (OSError, ValueError) as error:
         log.debug("%s can't be read: %s", folder, error)
-    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        disk.remove_tree(folder)
     return False
 
 
@@ -135,7 +135,8 @@ def kept(folder: Path) -> openvino.Model | None:
             return _core().read_model(folder / "model.xml")
         except RuntimeError as error:  # another version of OpenVINO may not read it
             log.debug("%s can't be read: %s", folder, error)
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                disk.remove_tree(folder)
     return None
 
 

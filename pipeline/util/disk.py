@@ -1,0 +1,87 @@
+"""The one way by which tlpipe changes what is on disk, so that tests can end the process, or fail, at every change.
+
+What libraries write (HDF5, NumPy, Keras, OpenVINO) is written into temporary files and folders of `files.published`
+and `files.published_folder`, and is announced here as one change each.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+
+def _nothing(change: str, path: Path) -> None:
+    """Nobody wants to know."""
+
+
+announce: Callable[[str, Path], None] = _nothing
+"""Called before each change with what is done to which path; what it raises is as if the disk had failed."""
+
+
+def change(what: str, path: Path) -> Path:
+    """Announce that a library will write a file or a folder.
+
+    Args:
+        what: One word: "write".
+        path: Where.
+
+    Returns:
+        The same path.
+    """
+    announce(what, path)
+    return path
+
+
+def write(path: Path, data: bytes | memoryview | str) -> None:
+    """Write a whole file; text in UTF-8."""
+    change("write", path).write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def flush(path: Path) -> None:
+    """Make a file's bytes, or a folder's list of names, outlive a power cut."""
+    descriptor = os.open(change("flush", path), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Give a file or folder another name; a file that has it is replaced at the same moment."""
+    change("rename", new)
+    old.replace(new)
+
+
+def remove(path: Path) -> None:
+    """Remove a file; one that is gone is no error."""
+    change("remove", path).unlink(missing_ok=True)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and all in it, file by file; what is gone is no error."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            remove(Path(parent) / name)
+        for entry in list(os.scandir(parent)):  # links to folders, which a walk doesn't follow
+            if entry.is_symlink():
+                remove(Path(entry.path))
+        with suppress(FileNotFoundError):
+            change("remove", Path(parent)).rmdir()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; one that is there is no error."""
+    if not folder.is_dir():
+        change("make", folder).mkdir(parents=True, exist_ok=True)
+
+
+def database(path: Path) -> sqlite3.Connection:
+    """Open a database of SQLite, which writes by its own journal.
+
+    Raises:
+        sqlite3.Error: If it can't be opened.
+    """
+    return sqlite3.connect(change("database", path), timeout=20)

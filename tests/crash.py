@@ -1,0 +1,288 @@
+"""Commands that are ended, or whose disk fails, at every single change that they make to it.
+
+    python tests/crash.py extract train-head ...        # all commands without a name
+
+Each command runs in a copy of the same folder, in a process of its own, which is killed (SIGKILL) before its first,
+second, third ... change, or meets a full disk from there on (ENOSPC), or one that fails (EIO). Then what is on the disk
+must be whole, the same command must end well, and what it gives must be what an undisturbed one gives. Prints a line of
+JSON for each command: how many changes it makes, how often it was disturbed, and what did not hold.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import conftest
+import pytest
+
+from pipeline.cli.main import app
+from pipeline.commands import cache as care
+from pipeline.runs.find import all_runs
+from pipeline.store.records import load_dataset, records
+from pipeline.store.shards import stores
+from pipeline.util import disk, files
+from pipeline.util.files import digest_of_file
+
+HOWS = ("kill", "full", "broken")
+DATA, CACHE, REPORTS = "shades", "cache", "reports"
+PLACES = ("--cache", CACHE, "--reports", REPORTS)
+SMALL = ("--backbone", "mobilenet025", "--weights", "random", "--image-size", "32")
+
+
+class Counter:
+    """Counts changes, and disturbs at one of them.
+
+    Args:
+        at: Which; 0 for none.
+        how: One of `HOWS`.
+    """
+
+    def __init__(self, at: int, how: str) -> None:
+        self.at, self.how, self.n = at, how, 0
+
+    def __call__(self, change: str, path: Path) -> None:
+        self.n += 1
+        if not self.at or self.n < self.at or (self.how != "full" and self.n > self.at):
+            return
+        if self.how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if change in ("remove", "flush") and self.how == "full":  # which take no room
+            return
+        if change == "database":
+            raise sqlite3.OperationalError("disk I/O error" if self.how == "broken" else "database or disk is full")
+        number = errno.ENOSPC if self.how == "full" else errno.EIO
+        raise OSError(number, os.strerror(number), str(path))
+
+
+@dataclass
+class Ended:
+    """How a command ended: its exit status, minus the signal that killed it; what it printed; changes that it made."""
+
+    status: int
+    text: str
+    changes: int
+
+
+def call(arguments: tuple[str, ...], folder: Path, at: int = 0, how: str = "kill") -> Ended:
+    """Run a command in a folder, in a process of its own that has all libraries already."""
+    told = folder.with_name("told")
+    told.unlink(missing_ok=True)
+    child = os.fork()
+    if not child:
+        os.chdir(folder)
+        disk.announce = counter = Counter(at, how)
+        files._looked_through.clear()
+        text = io.StringIO()
+        status = 99
+        try:
+            with redirect_stdout(text), redirect_stderr(text):
+                app(list(arguments), standalone_mode=True)
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 0 if end.code is None else 98
+        except BaseException:
+            text.write(traceback.format_exc())
+        told.write_text(json.dumps([status, text.getvalue(), counter.n]))
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return Ended(-os.WTERMSIG(status), "", at)
+    return Ended(*json.loads(told.read_text()))
+
+
+def rows_of(cache: Path) -> dict[bytes, bytes]:
+    """All rows of a cache: spec and key, and features."""
+    found: dict[bytes, bytes] = {}
+    for store in stores(cache):
+        assert store.open(set_aside=False) == []
+        for shard in store.shards:
+            for key, row in zip(shard.keys, store.read(shard.keys), strict=True):
+                name = store.digest.encode() + bytes(key)
+                assert found.get(name, row.tobytes()) == row.tobytes(), "a row differs from its copy"
+                found[name] = row.tobytes()
+    return found
+
+
+def check_whole(folder: Path) -> None:
+    """What lies there can be read, and is what was written."""
+    cache, reports = folder / CACHE, folder / REPORTS
+    assert care.verify(cache).damaged == []
+    rows_of(cache)
+    for record in records(cache, strict=True):
+        if record.complete:
+            load_dataset(cache, record.dataset)
+    for run in all_runs(reports, strict=True):
+        for name, digest in run.files.items():
+            assert digest_of_file(reports / run.id / name) == digest, name
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    """What the newest run found."""
+    run = all_runs(folder / REPORTS)[-1]
+    return {"stage": run.stage, "head": getattr(run, "head", ""), "metrics": getattr(run, "metrics", None)}
+
+
+def pages_of(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in (folder / REPORTS).rglob("*.html"))
+
+
+def tree_of(folder: Path) -> list[str]:
+    """Names of the runs, and of the files of the cache, but for what a machine keeps for itself."""
+    cache = [str(path.relative_to(folder)) for path in (folder / CACHE).rglob("*") if path.is_file()]
+    return sorted(name for name in cache if "memo" not in name) + [run.id for run in all_runs(folder / REPORTS)]
+
+
+def csv_of(folder: Path) -> str:
+    return (folder / "labels.csv").read_text()
+
+
+def exports_of(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("export/*/*"))
+
+
+@dataclass
+class Case:
+    """A command.
+
+    Attributes:
+        arguments: Of the command line.
+        before: Commands that make what it starts from.
+        given: What it gives, which must be the same in the end.
+        first: Changes the folder before the command, if need be.
+    """
+
+    arguments: tuple[str, ...]
+    before: tuple[tuple[str, ...], ...]
+    given: Callable[[Path], Any]
+    first: Callable[[Path], None] = field(default=lambda _: None)
+
+
+def remove_pictures(folder: Path) -> None:
+    """So that a second extract leaves rows that nothing needs."""
+    for path in sorted((folder / DATA / "dark").iterdir())[:20]:
+        path.unlink()
+
+
+def make_old(folder: Path) -> None:
+    """What is younger than a day is kept by gc."""
+    for path in (folder / CACHE).rglob("*"):
+        if "memo" not in path.name:
+            os.utime(path, (1e9, 1e9))
+
+
+EXTRACT = ("extract", DATA, *PLACES)
+RIDGE = ("train-head", "--head", "ridge", *PLACES)
+AGAIN = ("extract", DATA, "--image-size", "32", *PLACES)
+CASES = {
+    "extract": Case(EXTRACT, (), lambda folder: len(rows_of(folder / CACHE))),
+    "train-head": Case(RIDGE, (EXTRACT,), metrics_of),
+    "sweep": Case(("sweep", "--head", "ridge", *PLACES), (EXTRACT,), metrics_of),
+    "evaluate": Case(("evaluate", "latest", *PLACES), (EXTRACT, RIDGE), metrics_of),
+    "predict": Case(("predict", "latest", DATA, "--csv", "labels.csv", *PLACES), (EXTRACT, RIDGE), csv_of),
+    "report": Case(("report", *PLACES), (EXTRACT, RIDGE), pages_of),
+    "runs-rm": Case(("runs", "rm", "train-head-ridge", *PLACES), (EXTRACT, RIDGE), tree_of),
+    "cache-gc": Case(("cache", "gc", "--delete", *PLACES), (EXTRACT,), tree_of, make_old),
+    # These need Keras.
+    "export": Case(("export", "latest", "--format", "keras", *PLACES), (EXTRACT, RIDGE), exports_of),
+    "finetune": Case(
+        ("finetune", "--blocks", "block13", "--epochs", "2", "--resume", *PLACES),
+        (EXTRACT, ("train-head", "--head", "linear", "--epochs", "2", *PLACES)),
+        metrics_of,
+    ),
+}
+REAL = ("export", "finetune")
+
+
+def prepared(case: Case, folder: Path, real: bool) -> None:
+    """Make what a command starts from."""
+    conftest.draw_shades(folder / DATA)
+    for arguments in case.before:
+        done = call(with_network(arguments, real), folder)
+        assert done.status == 0, done.text
+    if case is CASES["cache-gc"]:
+        remove_pictures(folder)
+        assert call(with_network(EXTRACT, real), folder).status == 0
+    case.first(folder)
+
+
+def with_network(arguments: tuple[str, ...], real: bool) -> tuple[str, ...]:
+    return (*arguments, *SMALL) if real and arguments[0] == "extract" else arguments
+
+
+def tried(name: str, hows: tuple[str, ...] = HOWS, every: int = 1) -> dict[str, Any]:
+    """Disturb a command at every change, or every so many, in each way."""
+    case, real = CASES[name], name in REAL
+    problems: list[str] = []
+    n_tried = 0
+    with tempfile.TemporaryDirectory() as place:
+        start, work = Path(place) / "start", Path(place) / "work"
+        start.mkdir()
+        prepared(case, start, real)
+        shutil.copytree(start, work, symlinks=True)
+        arguments = with_network(case.arguments, real)
+        whole = call(arguments, work)
+        assert whole.status == 0, whole.text
+        expected = case.given(work)
+        for how in hows:
+            for at in range(1, whole.changes + 1, every):
+                n_tried += 1
+                shutil.rmtree(work)
+                shutil.copytree(start, work, symlinks=True)
+                try:
+                    disturb(case, arguments, work, at, how, expected)
+                except Exception as error:
+                    line = traceback.extract_tb(error.__traceback__)[-1].line
+                    problems.append(f"{how} at change {at}: {type(error).__name__}: {error} ({line})"[:2000])
+    return {"command": name, "changes": whole.changes, "tried": n_tried, "problems": problems}
+
+
+def disturb(case: Case, arguments: tuple[str, ...], work: Path, at: int, how: str, expected: Any) -> None:
+    """Disturb a command once, and see that nothing is lost."""
+    ended = call(arguments, work, at, how)
+    legal = (-signal.SIGKILL, 0) if how == "kill" else (0, 1)  # it may have made fewer changes this time
+    assert ended.status in legal and "Traceback" not in ended.text, f"it ended with {ended.status}: {ended.text}"
+    check_whole(work)
+    again = call(arguments, work)
+    gone = case is CASES["runs-rm"] and again.status == 1 and "is not among" in again.text
+    assert again.status == 0 or gone or "no run" in again.text, f"again: {again.text}"
+    check_whole(work)
+    given = case.given(work)
+    assert given == expected, f"{given} is not {expected}"
+    assert call(("cache", "gc", "--delete", *PLACES), work).status == 0
+    left = [str(path) for path in work.rglob("*.partial")]
+    assert not left, left
+
+
+def main() -> None:
+    names = [name for name in sys.argv[1:] if name in CASES] or list(CASES)
+    every = next((int(word) for word in sys.argv[1:] if word.isdecimal()), 1)
+    hows = tuple(how for how in HOWS if how in sys.argv[1:]) or HOWS
+    if not set(names) & set(REAL):
+        conftest.use_fake_engine(pytest.MonkeyPatch())
+    import pipeline.commands
+    import pipeline.selection.fit  # what is imported now is not imported by each process
+
+    assert pipeline.commands and np
+    for name in names:
+        print(json.dumps(tried(name, hows, every)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
