@@ -13,6 +13,7 @@ from pipeline import commands
 from pipeline.commands import cache as cache_commands
 from pipeline.config import ExtractConfig, HeadConfig
 from pipeline.extraction import plan
+from pipeline.extraction.engines import openvino
 from pipeline.runs.find import all_runs
 from pipeline.runs.predictions import read_history, read_predictions
 from pipeline.runs.run import EvaluateRun, HeadRun, SweepRun
@@ -29,6 +30,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     engine = FakeEngine()
     monkeypatch.setattr(plan, "open_engine", lambda *_: engine)
     monkeypatch.setattr(plan, "open_backbone", lambda *_: FakePretrained())
+    monkeypatch.setattr(openvino, "supports", lambda precision: precision != "int8")  # as the machine of then
     return engine
 
 

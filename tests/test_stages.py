@@ -612,11 +612,31 @@ class TestRecordsAndRuns:
             (reports / name / "run.json").write_text(text)
         assert [record.id for record in records(cache)] == [result.record.id]
         assert [known.id for known in all_runs(reports)] == [run.id]
-        assert find_run(reports, None, (HeadRun,)) == (run, reports / run.id)
-        with pytest.raises(RunError, match="no run of tlpipe finetune"):
-            find_run(reports, None, (FinetuneRun,))
+        assert find_record(cache, result.record.id[:12]).id == result.record.id
+        assert find_run(reports, run.id, (HeadRun,)) == (run, reports / run.id)
         with pytest.raises(RunError, match=run.id):
             find_run(reports, "nothing", (HeadRun,))
+
+    @pytest.mark.parametrize("reference", [None, "latest", "best"])
+    def test_a_damaged_one_may_be_the_newest(
+        self, reference: str | None, red_and_blue: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        """Then an older one is never taken in its place; each error says what mends it."""
+        record = commands.extract(ExtractConfig(str(red_and_blue)), cache).record
+        runs = [commands.train_head(HeadConfig(), cache, reports) for _ in range(2)]
+        path = cache / "tables" / f"{record.id}.json"
+        path.write_text(path.read_text().replace('"conv5"', '"conv4"'))
+        with pytest.raises(
+            StoreError, match=f"{record.id}.json can't be read: it was changed .* tlpipe extract .* rm "
+        ):
+            find_record(cache, None)
+        path = reports / runs[1].id / "run.json"
+        path.write_text(path.read_text().replace('"logreg"', '"ridge"'))
+        with pytest.raises(RunError, match=f"{runs[1].id}/run.json can't be read: it was changed .*; name another run"):
+            find_run(reports, reference, (HeadRun,))
+        assert find_run(reports, runs[0].id, (HeadRun,))[0] == runs[0]
+        commands.extract(ExtractConfig(str(red_and_blue)), cache)
+        assert find_record(cache, None).id == record.id, "the extract that made it mends it"
 
     def test_run_folder_elsewhere(
         self, red_and_blue: Path, cache: Path, reports: Path, fake_engine: FakeEngine

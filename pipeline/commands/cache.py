@@ -154,10 +154,11 @@ def _verified_files(cache: Path) -> tuple[int, list[Damage]]:
     damaged: list[Damage] = []
     sound = {store.folder: store for store in stores(cache)}
     for folder in matching(cache / "features", "[!.]*"):
-        n_files += len(matching(folder / "shards", "*.h5"))
+        shards = matching(folder / "shards", "*.h5")
+        n_files += len(shards)
         if folder in sound:
             damaged += sound[folder].verify()
-        else:
+        elif shards or (folder / "spec.json").exists():  # else a process ended before it wrote anything there
             damaged.append(Damage(folder / "spec.json", "is missing, or not what the folder's name says"))
     readable = {record.id for record in records(cache)}
     for path in matching(cache / "tables", "*.json"):

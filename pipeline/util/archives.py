@@ -65,5 +65,7 @@ def arrays_of(file: Path | io.BytesIO) -> Iterator[Any]:
         OSError: If it can't be read.
     """
     check_archive(file)
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
     with np.load(file, allow_pickle=False) as arrays:
         yield arrays
