@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-slow test-gpu docs lint setup clean
+.PHONY: demo test test-slow test-gpu docs dist lint setup clean
 
 demo: $(READY)
 	$(BIN)/tlpipe demo
@@ -29,6 +29,18 @@ test-gpu:
 
 docs: $(READY)
 	$(BIN)/python -m pipeline.cli.reference > docs/commands.md
+
+# The packages, and the wheel tried outside of the checkout: in an environment of its own, which has the libraries of
+# $(VENV) but not what is editable there.
+TRIED := build/wheel
+dist: $(READY)
+	rm -rf dist $(TRIED)
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv --without-pip $(TRIED)
+	$(BIN)/python -m pip --python $(TRIED)/bin/python install --quiet --no-deps dist/*.whl
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(TRIED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/libraries.pth"
+	tests/wheel.sh $(CURDIR)/$(TRIED)/bin/tlpipe
 
 lint: $(READY)
 	$(BIN)/ruff check .

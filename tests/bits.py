@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import conftest
 
 from pipeline.commands import cache as care
+from pipeline.config import SplitConfig
 from pipeline.data import open_dataset
 from pipeline.errors import TlpipeError
 from pipeline.extraction.engines import openvino
@@ -115,7 +116,7 @@ def answers(folder: Path) -> dict[str, Any]:
         features = load_table(cache, [find_record(cache, None)])
         return digest_of(features.array().tobytes()), features.labels.tolist(), features.splits.tolist()
 
-    ask("keys", lambda: open_dataset(str(folder / "shades"), memo=Memo(cache)).dataset.keys.tolist())
+    ask("keys", lambda: open_dataset(str(folder / "shades"), SplitConfig(), memo=Memo(cache)).dataset.keys.tolist())
     ask("table", table)
     ask("damaged", lambda: [item.path for item in care.verify(cache).damaged])
     ask("needless", lambda: sorted(str(item.path) for item in care.gc(cache, reports).found))

@@ -11,6 +11,7 @@ JSON for each command: how many changes it makes, how often it was disturbed, an
 from __future__ import annotations
 
 import errno
+import importlib
 import io
 import json
 import os
@@ -21,12 +22,10 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -44,6 +43,7 @@ from pipeline.util.files import digest_of_file
 HOWS = ("kill", "full", "broken")
 DATA, CACHE, REPORTS = "shades", "cache", "reports"
 PLACES = ("--cache", CACHE, "--reports", REPORTS)
+NOT_BEFORE_A_FORK = ("openvino", "nncf", "__")  # they start threads when they are imported
 SMALL = ("--backbone", "mobilenet025", "--weights", "random", "--image-size", "32")
 
 
@@ -99,12 +99,17 @@ def call(arguments: tuple[str, ...], folder: Path, at: int = 0, how: str = "kill
             status = end.code if isinstance(end.code, int) else 0 if end.code is None else 98
         except BaseException:
             text.write(traceback.format_exc())
-        told.write_text(json.dumps([status, text.getvalue(), counter.n]))
+        told.write_text(json.dumps([status, text.getvalue(), counter.n, list(sys.modules)]))
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         return Ended(-os.WTERMSIG(status), "", at)
-    return Ended(*json.loads(told.read_text()))
+    *found, modules = json.loads(told.read_text())
+    for name in modules:  # what is imported here is there in the processes to come
+        if name not in sys.modules and not name.startswith(NOT_BEFORE_A_FORK):
+            with suppress(ImportError):
+                importlib.import_module(name)
+    return Ended(*found)
 
 
 def rows_of(cache: Path) -> dict[bytes, bytes]:
@@ -276,10 +281,6 @@ def main() -> None:
     hows = tuple(how for how in HOWS if how in sys.argv[1:]) or HOWS
     if not set(names) & set(REAL):
         conftest.use_fake_engine(pytest.MonkeyPatch())
-    import pipeline.commands
-    import pipeline.selection.fit  # what is imported now is not imported by each process
-
-    assert pipeline.commands and np
     for name in names:
         print(json.dumps(tried(name, hows, every)), flush=True)
 

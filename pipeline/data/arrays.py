@@ -85,7 +85,7 @@ def read_array_folder(folder: Path) -> Listing:
 def _load(path: Path) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # NumPy parses the header as Python, of which many kinds come
         raise DataError(f"{path} can't be read: {error}; save it with numpy.save and without Python objects") from error
     return array
 

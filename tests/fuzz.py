@@ -1,0 +1,350 @@
+"""Files of every kind that tlpipe reads, changed at random: each is read, or refused in plain words.
+
+    python tests/fuzz.py 2000 [SEED] [KIND ...]
+
+No other error than tlpipe's own may come out, nothing may take more than 10 seconds or 2 GB, and no file outside of
+the data may be opened. Prints a line for each kind, and keeps what failed in tests/findings, which the quick tests
+read again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from pipeline.config import HeadConfig, ImageConfig, SplitConfig
+from pipeline.data import open_dataset
+from pipeline.data.images import decode, from_array
+from pipeline.errors import TlpipeError
+from pipeline.heads import load_head, make_head
+from pipeline.runs.folder import read_run
+from pipeline.util import log
+from pipeline.util.files import sealed, unsealed
+from pipeline.util.memo import Memo, Stamp
+
+FINDINGS = Path(__file__).parent / "findings"
+SECONDS = 10
+BYTES = 2 * 2**30
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+
+
+class TooLongError(Exception):
+    """It took more than it may."""
+
+
+def picture(form: str, mode: str = "RGB") -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, form)
+    return buffer.getvalue()
+
+
+def seeds(folder: Path) -> dict[str, list[Path]]:
+    """Small sound files of each kind."""
+    found: dict[str, list[Path]] = {}
+
+    def keep(kind: str, name: str, data: bytes) -> None:
+        path = folder / kind / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        found.setdefault(kind, []).append(path)
+
+    for form in FORMATS:
+        keep("picture", f"a.{form.lower()}", picture(form))
+    keep("picture", "palette.png", picture("PNG", "P"))
+    keep("picture", "grey.jpg", picture("JPEG", "L"))
+    keep("picture", "cmyk.jpg", picture("JPEG", "CMYK"))
+    images, labels = np.zeros((6, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1, 0, 1])
+    images += np.arange(6, dtype=np.uint8)[:, None, None, None]
+    for name, save in (("plain.npz", np.savez), ("packed.npz", np.savez_compressed)):
+        buffer = io.BytesIO()
+        save(buffer, images=images, labels=labels)
+        keep("npz", name, buffer.getvalue())
+    buffer = io.BytesIO()
+    np.save(buffer, images)
+    keep("npy", "train_images.npy", buffer.getvalue())
+    rows = "".join(f"{number}.png,{'xy'[number % 2]},{('train', 'val', 'test')[number % 3]}\n" for number in range(6))
+    keep("csv", "list.csv", f"path,label,split\n{rows}".encode())
+    keep("csv", "list.tsv", f"path,label,split\n{rows}".replace(",", "\t").encode())
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for number in range(6):
+            for suffix, data in (("png", picture("PNG")), ("cls", str(number % 2).encode())):
+                member = tarfile.TarInfo(f"{number}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    keep("tar", "a.tar", buffer.getvalue())
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    column = [{"bytes": picture("PNG") + bytes([number]), "path": None} for number in range(6)]
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"image": column, "label": ["x", "y"] * 3}), buffer)
+    keep("parquet", "a.parquet", buffer.getvalue())
+    before = Path(__file__).parent / "before" / "reports"
+    for path in sorted(before.glob("*/run.json")):
+        keep("run.json", path.parent.name, path.read_bytes())
+    for name in ("ridge", "knn3", "centroid"):
+        head, config = make_head(HeadConfig(name))
+        with tempfile.TemporaryDirectory() as place:
+            fitted(head).save(Path(place))
+            keep("head", name, (Path(place) / "head.npz").read_bytes())
+        assert config.head == name
+    for path in sorted((Path(__file__).parent / "before" / "cache").glob("features/*/shards/*.h5")):
+        keep("shard", path.name, path.read_bytes())
+    memo = Memo(folder / "memo")
+    memo.remember("image", {folder / f"{number}": (Stamp(number, number), "0" * 32) for number in range(20)}, 2**62)
+    keep("memo", "memo.sqlite", memo.path.read_bytes())
+    return found
+
+
+def fitted(head: Any) -> Any:
+    """A head that was fitted on a few drawn rows."""
+    from pipeline.store.rows import Part, nothing
+
+    features = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    keys = np.array([f"{number:032x}".encode() for number in range(12)])
+    part = Part(features, np.arange(12) % 2, keys, np.zeros(12, np.int64))
+    head.fit(part, nothing(part), 2)
+    return head
+
+
+def mutated(data: bytes, others: list[bytes], draw: random.Random) -> bytes:
+    """A few changes of the kinds that find most: bits, bytes, cuts, copies, numbers at their ends."""
+    found = bytearray(data)
+    for _ in range(draw.choice((1, 1, 2, 4, 16))):
+        if not found:
+            break
+        at = draw.randrange(len(found))
+        kind = draw.randrange(7)
+        if kind == 0:
+            found[at] ^= 1 << draw.randrange(8)
+        elif kind == 1:
+            found[at] = draw.choice((0, 1, 0x7F, 0x80, 0xFF, draw.randrange(256)))
+        elif kind == 2:
+            del found[at:]
+        elif kind == 3:
+            end = min(len(found), at + draw.randrange(1, 64))
+            found[at:at] = found[at:end]
+        elif kind == 4:
+            del found[at : at + draw.randrange(1, 64)]
+        elif kind == 5:
+            number = draw.choice((0, 2**31 - 1, 2**32 - 1, 2**63 - 1, 1))
+            found[at : at + 8] = number.to_bytes(8, draw.choice(("little", "big")))
+        else:
+            other = draw.choice(others)
+            start = draw.randrange(len(other))
+            found[at : at + 32] = other[start : start + 32]
+    return bytes(found)
+
+
+STRANGE = (None, True, -1, 0, 1e308, "", "../../x", "\ud800", [], {}, [[]], 2**70, "a" * 5000, "9999-99-99T00:00:00")
+
+
+def mutated_json(data: bytes, draw: random.Random) -> bytes:
+    """One value or name inside is another one; sealed again, so that what reads it must look itself."""
+    value = unsealed(json.loads(data))
+    holders: list[Any] = []
+
+    def collect(one: Any) -> None:
+        if isinstance(one, (dict, list)) and one:
+            holders.append(one)
+            for inner in one.values() if isinstance(one, dict) else one:
+                collect(inner)
+
+    collect(value)
+    for _ in range(draw.choice((1, 1, 2))):
+        holder = draw.choice(holders)
+        place = draw.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
+        if draw.random() < 0.2:
+            with suppress(IndexError):
+                holder.pop(place)
+        else:
+            holder[place] = draw.choice(STRANGE)
+    return json.dumps(sealed(value)).encode()
+
+
+def read_data(path: Path) -> None:
+    """As `extract` does, up to the pixels."""
+    opened = open_dataset(str(path), SplitConfig())
+    for row in range(min(len(opened.dataset), 8)):
+        with suppress(TlpipeError):
+            content = opened.source.read(row)
+            (decode(content, ImageConfig((16, 16))) if isinstance(content, bytes) else from_array(content))
+    opened.dataset.counts()
+
+
+def read_table(path: Path) -> None:
+    for number in range(6):
+        (path.parent / f"{number}.png").write_bytes(picture("PNG") + bytes([number]))
+    read_data(path)
+
+
+def read_picture(path: Path) -> None:
+    decode(path.read_bytes(), ImageConfig((16, 16)))
+
+
+def read_arrays(path: Path) -> None:
+    np.save(path.with_name("train_labels.npy"), np.array([0, 1, 0, 1, 0, 1]))
+    read_data(path.parent)
+
+
+def read_a_run(path: Path) -> None:
+    from pipeline.cli import render
+    from pipeline.runs.run import RatedRun
+
+    folder = path.with_name("run") / path.name
+    folder.mkdir(parents=True)
+    shutil.copy(path, folder / "run.json")
+    run = read_run(folder)
+    json.dumps(run.to_json())
+    render.runs_text([run])
+    if isinstance(run, RatedRun):
+        render.run_text(run, "folder")
+
+
+def read_head(path: Path) -> None:
+    folder = path.with_name("folder")
+    folder.mkdir()
+    shutil.copy(path, folder / "head.npz")
+    head = load_head(folder, HeadConfig(path.name))
+    with np.errstate(all="ignore"):
+        head.predict_proba(np.zeros((2, head.n_features), np.float32))
+
+
+def read_shard(path: Path) -> None:
+    from pipeline.store.shard import verified
+
+    found = verified(path, "0e29a2ef7158ea8a55a667a63dd5b329")
+    assert isinstance(found, str) or path.read_bytes() in SOUND, "a changed shard passed"
+
+
+def read_memo(path: Path) -> None:
+    cache = path.with_name("cache")
+    cache.mkdir()
+    shutil.copy(path, cache / "memo.sqlite")
+    memo = Memo(cache)
+    found = memo.recall(
+        "image", {path.parents[2] / "seeds" / f"{number}": Stamp(number, number) for number in range(20)}
+    )
+    assert set(found.values()) <= {"0" * 32}, "a changed row was believed"
+    memo.remember_text("a", "b")
+
+
+READERS: dict[str, Callable[[Path], None]] = {
+    "picture": read_picture,
+    "npz": read_data,
+    "npy": read_arrays,
+    "csv": read_table,
+    "tar": read_data,
+    "parquet": read_data,
+    "run.json": read_a_run,
+    "head": read_head,
+    "shard": read_shard,
+    "memo": read_memo,
+}
+SOUND: set[bytes] = set()
+opened_outside: list[str] = []
+watched: list[str] = []
+
+
+def watch(event: str, arguments: tuple[Any, ...]) -> None:
+    """Note what is opened outside of the folder of the data, but for libraries and what the system tells."""
+    if event == "open" and watched and isinstance(arguments[0], (str, bytes)):
+        path = os.path.abspath(os.fsdecode(arguments[0]))  # noqa: PTH100  # links are not what is asked for
+        known = (watched[0], sys.prefix, sys.base_prefix, "/proc", "/sys", "/dev", "/usr", "/etc/localtime", "/lib")
+        if not path.startswith((*known, str(Path(__file__).parents[1]), tempfile.gettempdir() + "/tlpipe-")):
+            opened_outside.append(path)
+
+
+def problem_of(kind: str, path: Path) -> str:
+    """What is wrong with how a file is read; "" if nothing is."""
+    opened_outside.clear()
+    watched[:] = [str(path.parent)]
+
+    def alarm(*_: object) -> None:
+        raise TooLongError(f"more than {SECONDS} s")
+
+    signal.signal(signal.SIGALRM, alarm)
+    signal.alarm(SECONDS)
+    try:
+        READERS[kind](path)
+    except TlpipeError:
+        pass
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        signal.alarm(0)
+        watched.clear()
+    return f"opened {opened_outside[0]}" if opened_outside else ""
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    numbers = [int(word) for word in words if word.isdecimal()]
+    n, seed = (numbers + [2000, 0][len(numbers) :])[:2]
+    kinds = [word for word in words if word in READERS] or list(READERS)
+    draw = random.Random(seed)
+    log.disabled = True
+    sys.addaudithook(watch)
+    failed = False
+    with tempfile.TemporaryDirectory() as name:
+        found = seeds(Path(name) / "seeds")
+        SOUND.update(path.read_bytes() for path in found["shard"])
+        for kind in kinds:
+            for path in found[kind]:  # what isn't changed is read
+                problem = problem_of(kind, fresh(Path(name) / "work", path.name, path.read_bytes()))
+                assert not problem, (kind, path.name, problem)
+        limit = Path("/proc/self/statm").read_text().split()[0]
+        resource.setrlimit(resource.RLIMIT_AS, (int(limit) * resource.getpagesize() + BYTES, resource.RLIM_INFINITY))
+        for kind in kinds:
+            problems: Counter[str] = Counter()
+            data = [path.read_bytes() for path in found[kind]]
+            for _ in range(n // len(kinds)):
+                number = draw.randrange(len(data))
+                bad = mutated_json(data[number], draw) if kind == "run.json" else mutated(data[number], data, draw)
+                path = fresh(Path(name) / "work", found[kind][number].name, bad)
+                if problem := problem_of(kind, path):
+                    if not problems[problem]:
+                        FINDINGS.mkdir(exist_ok=True)
+                        (FINDINGS / f"{kind}+{len(problems)}+{path.name}").write_bytes(bad)
+                    problems[problem] += 1
+            print(
+                f"{kind}: {n // len(kinds):,} files, {problems.total()} problems",
+                *problems.items(),
+                sep="\n  ",
+                flush=True,
+            )
+            failed |= bool(problems)
+    sys.exit(failed)
+
+
+def fresh(work: Path, name: str, data: bytes) -> Path:
+    """A file alone in a folder."""
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "data").mkdir(parents=True)
+    path = work / "data" / name
+    path.write_bytes(data)
+    return path
+
+
+if __name__ == "__main__":
+    main()
