@@ -306,3 +306,19 @@ def test_fine_tuning_with_several_settings(pictures: Path, cache: Path, reports:
         assert other.metrics["test"]["accuracy"] == pytest.approx(one.metrics["test"]["accuracy"], abs=0.05)
         assert (reports / other.id / "model.keras").is_file()
         assert "--learning-rate 0.001" in other.command or config.learning_rate == 1e-4
+
+
+def test_one_that_dies_ends_no_other_and_none_runs_here() -> None:
+    """Also where the cluster has room for only one at a time."""
+
+    def work(number: int) -> int:
+        if number == 1:
+            os._exit(1)
+        if number == 2:
+            raise ConfigError("no such thing")
+        return os.getpid()
+
+    first, died, refused, last = ray_cluster.each_there("ray", work, [(number,) for number in range(4)])
+    assert os.getpid() not in (first, last) and isinstance(first, int) and isinstance(last, int)
+    assert isinstance(died, EngineError) and "died" in str(died)
+    assert isinstance(refused, ConfigError) and str(refused) == "no such thing"

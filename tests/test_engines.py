@@ -422,3 +422,16 @@ class TestRealFeatures:
         )
         assert error < 0.2
         assert cosine > 0.98
+
+
+def test_converted_graphs_are_the_same_in_every_process(tmp_path: Path) -> None:
+    """OpenVINO numbers operations by all that it converted before; int8 chooses layers by what their names decide."""
+    from pipeline.extraction.engines import openvino
+
+    keras = runtime.keras()
+    pixels = keras.Input((16, 16, 3))
+    model = keras.Model(pixels, keras.layers.Conv2D(4, 3)(keras.layers.Rescaling(1 / 255)(pixels)))
+    graphs = [openvino.converted(lambda: model, tmp_path / name) for name in ("first", "second")]
+    names = [[node.get_friendly_name() for node in graph.get_ordered_ops()] for graph in graphs]
+    assert names[0] == names[1]
+    assert any(name.startswith("Convolution_") for name in names[0])

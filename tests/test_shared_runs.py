@@ -16,7 +16,7 @@ from pipeline import commands
 from pipeline.commands import cache as care
 from pipeline.commands import runs as commands_of_runs
 from pipeline.config import ExtractConfig, FinetuneConfig, Folders, HeadConfig
-from pipeline.errors import RunError, StoreError
+from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.runs.find import all_runs
 from pipeline.runs.predictions import read_history, read_predictions, read_seen
 from pipeline.util import local_copies, remote
@@ -119,8 +119,69 @@ def test_a_put_that_fails_leaves_no_run(extracted: Any, home: Path, reports: Pat
     with pytest.raises(StoreError, match=r"s3://pictures/reports/.* can't be written"):
         commands.train_head(HeadConfig("logreg"), home / "cache", reports)
     server.calm()
-    assert bucket.find("pictures/reports")
     assert all_runs(reports) == []
+    assert [name.rpartition("/")[2] for name in bucket.find("pictures/reports")] == [".tlpipe"], (
+        "what was put is removed"
+    )
+
+
+def test_another_head_in_its_place_is_not_used(
+    run: Any, home: Path, reports: Path, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = commands.train_head(HeadConfig("ridge"), home / "cache", reports)
+    bucket.copy(f"pictures/reports/{other.id}/head.npz", f"pictures/reports/{run.id}/head.npz")
+    on_another_machine(monkeypatch, tmp_path)
+    with pytest.raises(RunError, match="head.npz was changed after it was written"):
+        commands.open_head(reports, run.id)
+
+
+def test_a_run_from_before_all_files_had_digests(
+    run: Any, reports: Path, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"pictures/reports/{run.id}/run.json"
+    value = json.loads(bucket.cat_file(path))
+    for name in ("written_by", "digest"):
+        value.pop(name)
+    value["files"].pop("head.npz")
+    bucket.pipe_file(path, json.dumps(value).encode())
+    on_another_machine(monkeypatch, tmp_path)
+    assert commands.open_head(reports, run.id)[0].class_names == tuple(run.class_names)
+
+
+def test_one_damaged_run_ends_no_others(run: Any, reports: Path, bucket: Any, caplog: pytest.LogCaptureFixture) -> None:
+    bucket.pipe_file("pictures/reports/bad/run.json", b"{not json")
+    assert [one.id for one in all_runs(reports)] == [run.id]
+    assert "bad/run.json can't be read" in caplog.text and "network" not in caplog.text
+    assert commands.open_head(reports, run.id)[0].run == run
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://pictures/rep[1]", "s3://pictures/team?/x", "s3://p/*", "memory://x", "s3://"]
+)
+def test_where_nothing_could_be_found_again(address: str, bucket: Any) -> None:
+    with pytest.raises(ConfigError, match="patterns|keeps nothing"):
+        made(Folders, {"reports": address})
+
+
+def test_a_bucket_that_is_not_there_is_told_before_the_work(extracted: Any, home: Path, bucket: Any) -> None:
+    nowhere = made(Folders, {"reports": "s3://nowhere/reports"}).reports
+    with pytest.raises(StoreError, match=r"s3://nowhere/reports/.tlpipe can't be"):
+        commands.train_head(HeadConfig("no such head"), home / "cache", nowhere)
+
+
+def test_gc_finds_halves_of_runs_and_copies_of_runs_that_are_gone(
+    run: Any, home: Path, reports: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands.open_head(reports, run.id)
+    bucket.rm_file(f"pictures/reports/{run.id}/run.json")
+    assert care.gc(home / "cache", reports).found != [], "the copy of the model"
+    assert run.id not in str(
+        [item.path for item in care.gc(home / "cache", reports).found if "s3://" in str(item.path)]
+    )
+    monkeypatch.setattr(care, "ABANDONED", -10)
+    care.gc(home / "cache", reports, delete=True)
+    assert not bucket.find(f"pictures/reports/{run.id}")
+    assert not (local_copies.own_part(reports) / "runs" / run.id).exists()
 
 
 def test_gc_keeps_what_runs_at_an_address_need(run: Any, pictures: Path, home: Path, reports: Path) -> None:

@@ -536,6 +536,13 @@ class TestSeveralSettings:
         assert isinstance(found[bad], EndpointError) and "block99" in str(found[bad])
         assert isinstance(found[good], FinetuneRun)
 
+    def test_resumed_those_that_ended_are_not_trained_again(self, head: Run, cache: Path, reports: Path) -> None:
+        configs = [FinetuneConfig("none", epochs=1, seed=seed) for seed in (0, 1)]
+        first = commands.finetune_each(configs[:1], cache, reports)
+        both = commands.finetune_each(configs, cache, reports, FinetuneOptions(resume=True))
+        assert both[configs[0]] == first[configs[0]]
+        assert isinstance(both[configs[1]], FinetuneRun)
+
     def test_a_head_is_trained_once_for_all(self, head: Run, cache: Path, reports: Path) -> None:
         configs = [FinetuneConfig("none", epochs=1, seed=seed) for seed in (0, 1)]
         found = commands.finetune_each(configs, cache, reports, FinetuneOptions(head="mlp8"))

@@ -10,6 +10,7 @@ from pipeline.api.results import Extracted
 from pipeline.commands import cache as commands
 from pipeline.commands.cache import Cleaned, Verified
 from pipeline.store.records import TableRecord
+from pipeline.util.remote import of_this_machine
 
 
 class Cache:
@@ -67,7 +68,7 @@ class Cache:
             ConfigError: For another suffix, or if the file is there already.
             StoreError: If there are no such features.
         """
-        return commands.export(folders_of(cache, None, features).cache, joined(features), Path(target))
+        return commands.export(folders_of(cache, None, features).cache, joined(features), of_this_machine(str(target)))
 
 
 cache = Cache()

@@ -17,6 +17,7 @@ from pipeline.config.head import TOP
 from pipeline.data import shortened
 from pipeline.errors import DataError
 from pipeline.runs.run import EvaluateRun
+from pipeline.util.remote import of_this_machine
 
 
 @command(Columns)
@@ -83,7 +84,7 @@ def predict(
             f"predict takes paths, and was given {shortened(sorted(set(foreign)))}; arrays and pictures of Pillow are "
             "for load_model(run).predict_proba(images)"
         )
-    csv_file = None if csv is None else Path(csv)
+    csv_file = None if csv is None else of_this_machine(str(csv))
     answers = commands.predict(
         str(run),
         [str(name) for name in names],
@@ -118,7 +119,7 @@ def export(
         reports: Where the run lies.
     """
     at = folders_of(cache, reports)
-    target = None if output is None else Path(output)
+    target = None if output is None else of_this_machine(str(output))
     return with_folders(Exported, commands.export(str(run), format, at.cache, at.reports, target, precision), at)
 
 

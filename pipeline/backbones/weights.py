@@ -329,6 +329,8 @@ def open_backbone(
             raise ConfigError(f"--weights {weights} with --backbone {name}: a trained model brings its own weights")
         if preset:
             return _open_preset(name, image_size, memo)
+        if "://" in name:
+            raise WeightsError(f"--backbone {name} is an address; copy the run or the model here, and give its path")
         path = Path(name).expanduser()
         if path.is_dir():
             return _open_tuned(path, image_size, memo)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli import render
-from pipeline.cli.common import Answer, Group, command, takes
+from pipeline.cli.common import LOCAL_PATH, Answer, Group, command, takes
 from pipeline.cli.complete import COMPLETED
 from pipeline.config import Folders
 
@@ -54,7 +54,7 @@ def gc(delete: bool, folders: Folders) -> Answer:
 
 
 @command("export")
-@click.argument("target", type=click.Path(path_type=Path), help="File to write: .h5 or .npz.")
+@click.argument("target", type=LOCAL_PATH, help="File to write: .h5 or .npz.")
 @click.argument(
     "features",
     required=False,

@@ -13,15 +13,17 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
 
 from pipeline.cli.complete import COMPLETED
 from pipeline.config import HEAD_DEFAULTS, HeadConfig
-from pipeline.errors import StoppedError, TlpipeError
+from pipeline.errors import ConfigError, StoppedError, TlpipeError
 from pipeline.util import log
 from pipeline.util.options import SEED, SEED_HELP, Declared, declared, made, option_name
+from pipeline.util.remote import of_this_machine
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Function], Function]
@@ -125,6 +127,22 @@ run_argument = click.argument(
     shell_complete=COMPLETED["run"],
     help="A run of train-head, sweep or finetune: its id, a part of it, its name, latest, best, or reports/RUN.",
 )
+
+
+class _LocalPath(click.ParamType[Path]):
+    """A file or folder of this machine, which is to be written."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path that a text means."""
+        try:
+            return of_this_machine(str(value))
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+LOCAL_PATH = _LocalPath()
 
 
 class Group(click.Group):

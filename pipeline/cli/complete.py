@@ -17,7 +17,7 @@ from pipeline.config.head import HEAD_FORMS
 
 def _folders(ctx: click.Context) -> Folders:
     """The folders that the line names so far."""
-    named = {name: Path(ctx.params[name]) for name in ("cache", "reports") if ctx.params.get(name)}
+    named = {name: ctx.params[name] for name in ("cache", "reports") if ctx.params.get(name)}
     return Folders(**named)
 
 

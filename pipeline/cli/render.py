@@ -139,7 +139,7 @@ def tuned_text(runs: Sequence[FinetuneRun], failed: Sequence[Mapping[str, str]])
     if len(rated) > 1:
         best = max(rated, key=lambda run: float(run.metrics["val"]["accuracy"]))
         lines.append(f"Best on val: {best.id}; the best of several is a little lucky there, test tells more.")
-    lines += [f"Failed: tlpipe finetune {one['settings']}: {one['cause']}" for one in failed]
+    lines += [f"Failed     {one['command']}\n           {one['cause']}" for one in failed]
     return "\n".join(lines)
 
 

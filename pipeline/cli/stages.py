@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -22,7 +21,7 @@ from pipeline.config import (
 )
 from pipeline.config.head import CURVE_HEAD, DRAWS, GRID, HEAD, HEADS_HELP, NOT_OF_A_CURVE, SWEPT_HEADS
 from pipeline.errors import ConfigError
-from pipeline.util.options import parse_counts, words_of
+from pipeline.util.options import parse_counts
 
 same_features = click.option(
     "--features",
@@ -134,24 +133,29 @@ def learning_curve(
 
 @command("finetune")
 @takes("configs", FinetuneConfig, each=True)
-@takes("options", FinetuneOptions)
+@takes("starts", FinetuneOptions, each=True)
 @takes("folders", Folders)
-def finetune(configs: list[FinetuneConfig], options: FinetuneOptions, folders: Folders) -> Answer:
+def finetune(configs: list[FinetuneConfig], starts: list[FinetuneOptions], folders: Folders) -> Answer:
     """Fine-tune the top blocks below a trained head, from activations cached below them, or a whole network.
 
     An option that is given several times is tried with each value; every combination becomes a run of its own.
     """
     from pipeline import commands
+    from pipeline.commands.finetune_each import alone
+    from pipeline.runs.run import FinetuneRun
 
+    if len(starts) > 1:
+        raise ConfigError("--head-run, --head, --features, --memory, --name and --on take one value each; give one")
+    (options,) = starts
     if len(configs) == 1 and options.on is None:
         run = commands.finetune(configs[0], folders.cache, folders.reports, options)
         return Answer(run.to_json(), render.run_text(run, str(folders.reports / run.id)))
-    from pipeline.runs.run import FinetuneRun
-
     found = commands.finetune_each(configs, folders.cache, folders.reports, options)
+    if len(configs) == 1 and isinstance(only := found[configs[0]], FinetuneRun):
+        return Answer(only.to_json(), render.run_text(only, str(folders.reports / only.id)))
     runs = [one for one in found.values() if isinstance(one, FinetuneRun)]
     failed = [
-        {"settings": shlex.join(words_of(asdict(config), asdict(FinetuneConfig()))), "cause": str(one)}
+        {"command": alone(config, folders.cache, folders.reports, options), "cause": str(one)}
         for config, one in found.items()
         if not isinstance(one, FinetuneRun)
     ]

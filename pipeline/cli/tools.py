@@ -29,7 +29,7 @@ def backbones(folders: Folders) -> Answer:
         names = row["blocks"]
         short = names if len(names) <= 8 else [*names[:2], "...", *names[-2:]]
         here = "here" if row["weights"] else ""
-        rate = f"{row['rate']['images_per_second']:.3g} ({sides(row['rate']['image_size'])} px)" if row["rate"] else ""
+        rate = _rate_text(row["rate"])
         sizes = [row["native_size"], row["least_size"], row["width"]]
         cells.append([row["name"], *sizes, here, rate, " ".join(short)])
     columns = ["name", "native px", "least px", "features", "weights", "images/s here", "blocks"]
@@ -52,6 +52,15 @@ def backbones(folders: Folders) -> Answer:
         "So will a .keras file of your own, and an ONNX file (pip install 'tlpipe[onnx]'): --backbone FILE",
     ]
     return Answer({"backbones": rows, "presets": presets}, "\n".join(lines))
+
+
+def _rate_text(rate: dict[str, Any] | None) -> str:
+    if rate is None:
+        return ""
+    figure = (
+        f"{rate['images_per_second']:,.0f}" if rate["images_per_second"] >= 100 else f"{rate['images_per_second']:.1f}"
+    )
+    return f"{figure}, {sides(rate['image_size'])} px, {rate['engine']} {rate['precision']}"
 
 
 NO_HUB = "Presets of KerasHub (ViT, DINOv2, SigLIP, ...) need keras-hub: pip install 'tlpipe[hub]'"

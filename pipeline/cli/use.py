@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli import render
-from pipeline.cli.common import Answer, command, run_argument, seed_option, takes
+from pipeline.cli.common import LOCAL_PATH, Answer, command, run_argument, seed_option, takes
 from pipeline.cli.complete import COMPLETED
 from pipeline.config import Columns, Folders
 from pipeline.config.extract import NOT_OF_PREDICT
@@ -32,7 +32,7 @@ precision_option = click.option(
     shell_complete=COMPLETED["data"],
 )
 @click.option("--top", type=click.IntRange(1), default=TOP, help="Classes to name of each image.")
-@click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), help="Write a table here, too.")
+@click.option("--csv", type=LOCAL_PATH, help="Write a table here, too.")
 @precision_option
 @takes("columns", Columns, without=NOT_OF_PREDICT)
 @takes("folders", Folders)
@@ -91,7 +91,7 @@ def evaluate(
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     help="File (m.onnx) or folder to write. [default: reports/RUN/export/FORMAT]",
 )
 @precision_option

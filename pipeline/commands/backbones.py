@@ -54,7 +54,7 @@ def rate_here(memo: Memo, backbone: str) -> Rate | None:
 
 
 def _question(backbone: str) -> str:
-    return f"rate of {backbone} on {machine.processor()}"
+    return f"rate of {backbone} on {machine.cpu_count()} of {machine.processor()}"
 
 
 def hub_presets(cache: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from pipeline.extraction.recompute import Recomputed
 from pipeline.extraction.recompute import recompute as recompute_rows
 from pipeline.finetuning import FOLDER
 from pipeline.runs.find import all_runs
+from pipeline.runs.folder import RUN, RUNS
 from pipeline.runs.run import CurveRun, RatedRun
 from pipeline.store.records import TableRecord, find_record, load_dataset, records
 from pipeline.store.shard import SoundShards
@@ -33,13 +34,14 @@ from pipeline.util.files import (
     folder_size,
     is_abandoned,
     is_marked,
+    is_remote,
     matching,
     published,
     remove,
 )
 from pipeline.util.local_copies import own_part
 from pipeline.util.memo import Memo
-from pipeline.util.remote import shared
+from pipeline.util.remote import shared, unfinished
 
 ABANDONED = 24 * 3600  # seconds after which a file that was never finished is no one's any more
 LEFT = 7 * ABANDONED
@@ -284,6 +286,12 @@ def _found(cache: Path, reports: Path, in_use: set[str]) -> list[Needless]:
     left = [path for path in left if is_abandoned(path) or path in _older(ABANDONED, [path])]
     found += [_needless(path, "was never finished") for path in left if not any(one in path.parents for one in left)]
     found += [_needless(path, "is damaged, and was set aside") for path in matching(cache, f"**/*{DAMAGED_SUFFIX}")]
+    if is_remote(reports):
+        halves = unfinished(reports, RUN, time.time() - ABANDONED)
+        found += [Needless(path, "is a run that was never put whole", folder_size(path)) for path in halves]
+        kept = {run.id for run in all_runs(reports)}
+        copies = sorted((own_part(reports) / RUNS).glob("*"))
+        found += [_needless(path, "is a copy of a run that is gone") for path in copies if path.name not in kept]
     why = "a fine-tuning that was interrupted over a week ago could be resumed from it"
     return found + [_needless(path, why) for path in _older(LEFT, (own_part(reports) / FOLDER).glob("*"))]
 

@@ -18,7 +18,7 @@ from pipeline.evaluation.metrics import evaluate as metrics_of
 from pipeline.extraction.plan import warn_unreadable
 from pipeline.runs.classifier import Classifier, open_classifier
 from pipeline.runs.describe import made_now
-from pipeline.runs.folder import save_run
+from pipeline.runs.folder import check_reports, save_run
 from pipeline.runs.predictions import Predictions, both_right, read_seen
 from pipeline.runs.run import Against, EvaluateRun, uses_of
 from pipeline.store.records import load_dataset, place_of
@@ -62,6 +62,7 @@ def evaluate(
         DataError: If the data has no class that the run knows, or no image that can be read.
     """
     start = time.perf_counter()
+    check_reports(reports)
     classifier = open_classifier(reports, reference, precision)
     other = None if against is None else open_classifier(reports, against, precision)
     data = classifier.run.data if data is None else data

@@ -120,7 +120,7 @@ def export(
         _check_joins(form, plan)
     pixels, expected = _examples(classifier, plan, cache)
     model, metadata = _serving(classifier, plan), _metadata(classifier, plan)
-    target = _beside_others(path) if alone else published_folder(place, replace=output is None)
+    target = _beside_others(path) if alone else published_folder(place, replace=output is None, last=form.file)
     with target as folder:
         found = _written_and_run(form, model, folder / path.name, metadata, pixels)
         disk.write(folder / script.name, usage(form.name, path.name, metadata))

@@ -154,7 +154,7 @@ def extract(
             save_dataset(cache, dataset)
         record = _end_record(cache, begun, record)
     report = done.report
-    if elsewhere is None:
+    if elsewhere is None and made_by == "extract" and config.endpoint is None:  # else it is another network
         timed = (plan.choice.engine, plan.choice.precision, report.n_computed, report.images_per_second)
         remember_rate(cache, plan.spec, *timed)
     seconds = {"start": done.started - start, "read": report.read, "compute": report.compute, "write": report.write}

@@ -65,16 +65,26 @@ def finetune(
         EndpointError: If there are no such blocks.
         StoppedError: After Ctrl-C or SIGTERM; the checkpoint stays.
     """
-    if options.tensorboard and not runtime.installed("tensorboard"):
-        raise ConfigError("--tensorboard needs TensorBoard; install it with: pip install tensorboard")
-    if options.tensorboard and runtime.keras_backend() == "jax":
-        raise ConfigError("--tensorboard writes by TensorFlow, and Keras runs on JAX here; leave it out")
-    check_name(options.name, reports)
+    check_options(options, reports)
     checkpoint = Checkpoint.of(reports, _request(config, options))
     with checkpoint.claimed():
         run = _finetune(config, cache, reports, options, checkpoint)
         checkpoint.remove()
     return run
+
+
+def check_options(options: FinetuneOptions, reports: Path) -> None:
+    """Refuse what could not be done in the end, before anything is.
+
+    Raises:
+        ConfigError: If logs can't be written, or the run can't have its name.
+        StoreError: If no run can be kept at an address.
+    """
+    if options.tensorboard and not runtime.installed("tensorboard"):
+        raise ConfigError("--tensorboard needs TensorBoard; install it with: pip install tensorboard")
+    if options.tensorboard and runtime.keras_backend() == "jax":
+        raise ConfigError("--tensorboard writes by TensorFlow, and Keras runs on JAX here; leave it out")
+    check_name(options.name, reports)
 
 
 def _finetune(

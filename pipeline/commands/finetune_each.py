@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from pipeline.commands.finetune import finetune, read_examples, trained_first
+from pipeline.commands.finetune import check_options, finetune, read_examples, trained_first
 from pipeline.config import FinetuneConfig, FinetuneOptions, Folders
 from pipeline.errors import ConfigError, StoppedError, TlpipeError
 from pipeline.finetuning.start import begin
-from pipeline.heads.many import one_each
-from pipeline.runs.find import find_run
+from pipeline.runs.find import all_runs, find_run
 from pipeline.runs.folder import called
 from pipeline.runs.run import FinetuneRun, HeadRun
 from pipeline.util import runtime
 from pipeline.util.options import words_of
-from pipeline.util.ray_cluster import check_on, spread
+from pipeline.util.ray_cluster import check_on, each_there
 
 
 def finetune_each(
@@ -43,6 +42,7 @@ def finetune_each(
         RunError: If there is no such head.
     """
     check_on(options.on)
+    check_options(options, reports)
     settings = list(dict.fromkeys(configs))
     if options.name and len(settings) > 1:
         raise ConfigError(f"--name {options.name} names one run, and these settings make {len(settings)}; leave it out")
@@ -55,11 +55,24 @@ def finetune_each(
         options = replace(options, head=None, features=None, head_run=head)
     else:
         options = replace(options, head_run=find_run(reports, options.head_run, (HeadRun,))[0].id)
-    with spread(options.on, whole_nodes=True):
-        if options.on and len(settings) > 1:
-            cuts = {(config.blocks, config.views, config.augment): config for config in settings}
-            list(one_each(_compute_activations, [(config, cache, reports, options) for config in cuts.values()]))
-        return dict(zip(settings, one_each(_run, [(one, cache, reports, options) for one in settings]), strict=True))
+    each = {config: (config, cache, reports, options) for config in settings}
+    done = _ended(each, reports) if options.resume else {}
+    left = {config: one for config, one in each.items() if config not in done}
+    if options.on is None:
+        return done | {config: _run(*one) for config, one in left.items()}
+    if len(left) > 1:
+        cuts = {(config.blocks, config.views, config.augment): one for config, one in left.items()}
+        each_there(options.on, _compute_activations, list(cuts.values()))
+    return done | dict(zip(left, each_there(options.on, _run, list(left.values())), strict=True))
+
+
+def _ended(
+    each: Mapping[FinetuneConfig, tuple[FinetuneConfig, Path, Path, FinetuneOptions]], reports: Path
+) -> dict[FinetuneConfig, FinetuneRun | TlpipeError]:
+    """The runs of those settings that came to their end before the command was interrupted."""
+    by_command = {run.command: run for run in all_runs(reports) if isinstance(run, FinetuneRun)}
+    commands = {config: alone(*one) for config, one in each.items()}
+    return {config: by_command[command] for config, command in commands.items() if command in by_command}
 
 
 def _compute_activations(config: FinetuneConfig, cache: Path, reports: Path, options: FinetuneOptions) -> None:
@@ -72,7 +85,7 @@ def _compute_activations(config: FinetuneConfig, cache: Path, reports: Path, opt
 
 def _run(config: FinetuneConfig, cache: Path, reports: Path, options: FinetuneOptions) -> FinetuneRun | TlpipeError:
     try:
-        with called(_command(config, cache, reports, options)):
+        with called(alone(config, cache, reports, options)):
             return finetune(config, cache, reports, options)
     except StoppedError:
         raise
@@ -80,8 +93,8 @@ def _run(config: FinetuneConfig, cache: Path, reports: Path, options: FinetuneOp
         return error
 
 
-def _command(config: FinetuneConfig, cache: Path, reports: Path, options: FinetuneOptions) -> str:
+def alone(config: FinetuneConfig, cache: Path, reports: Path, options: FinetuneOptions) -> str:
     """The command line that makes one of the runs alone."""
     words = words_of(asdict(config), asdict(FinetuneConfig()))
-    words += words_of({"head_run": options.head_run, "memory": options.memory}, {})
+    words += words_of({"head_run": options.head_run, "memory": options.memory}, {"head_run": None, "memory": None})
     return shlex.join(["tlpipe", "finetune", *words, *Folders(cache, reports).words()])

@@ -25,7 +25,7 @@ from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, HeadRun, Rated
 from pipeline.store.records import find_records, load_dataset
 from pipeline.store.shards import FeatureStore
 from pipeline.util import log, runtime
-from pipeline.util.files import digest_of
+from pipeline.util.files import asking, digest_of, matching
 from pipeline.util.memo import Memo
 from pipeline.util.options import one_of
 from pipeline.util.progress import progress
@@ -117,15 +117,17 @@ def report(references: Sequence[str], cache: Path, reports: Path, *, method: str
     with progress("Drawing", len(chosen), "pages") as advance:
         for run in chosen:
             try:
-                pages[run.id], drawn = _page(run, reports, by_id, shelf)
+                with asking(reports):
+                    pages[run.id], drawn = _page(run, reports, by_id, shelf)
                 n_drawn += drawn
-            except (RunError, ConfigError) as error:
+            except (RunError, ConfigError, FileNotFoundError) as error:  # the last of one that was removed meanwhile
                 if references:
                     raise
                 log.warning("No page of %s: %s", run.id, error)
             advance(1)
-    inspections = sorted(path.name for path in reports.glob("inspect-*.html"))
-    index = write_index(reports, known, inspections)
+    inspections = [path.name for path in matching(reports, "inspect-*.html")]
+    with asking(reports):
+        index = write_index(reports, known, inspections)
     return Report(index, pages, n_drawn, time.perf_counter() - start)
 
 

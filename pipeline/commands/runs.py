@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, RunError
 from pipeline.runs.find import BEST, LATEST, all_runs, find_run
-from pipeline.runs.folder import remove_run, rename_run
+from pipeline.runs.folder import check_reports, remove_run, rename_run
 from pipeline.runs.run import FinetuneRun, RatedRun, Run
 
 NAME = r"[\w][\w.-]{0,59}"
@@ -34,11 +34,13 @@ def name(reference: str, to: str | None, reports: Path) -> Run:
 
 
 def check_name(given: str | None, reports: Path, but: str = "") -> None:
-    """Refuse a name that no run can have.
+    """Refuse a name that no run can have, and a place where none can be kept.
 
     Raises:
         ConfigError: If it is not legal, or another run has it.
+        StoreError: If the place is an address that can't be written.
     """
+    check_reports(reports)
     if given is None:
         return
     if not re.fullmatch(NAME, given) or given in (LATEST, BEST):

@@ -46,6 +46,7 @@ from pipeline.util.local_copies import own_part
 from pipeline.util.remote import fetch
 
 RUN = "run.json"
+RUNS = "runs"  # in the own part of a reports folder at an address: copies of model files
 HEADER = tuple(one.name for one in fields(Run))
 
 
@@ -121,24 +122,47 @@ def at_hand(folder: Path, run: Run) -> Path:
     """Where libraries can open a run's model files: its folder, or a copy of those of one that lies at an address.
 
     Raises:
-        RunError: If a file of it is gone.
+        RunError: If a file of it is gone, or was changed.
         StoreError: If it can't be had, or there is no room for it.
     """
     if not is_remote(folder):
         return folder
-    copy = own_part(folder.parent) / folder.name
-    for name, digest in run.files.items():
-        if name in READ_AS_BYTES:
-            continue
+    copy = own_part(folder.parent) / RUNS / folder.name
+    for name, digest in _model_files(folder, run).items():
         if Path(name).name != name:
             raise RunError(f"{folder / RUN} is not what tlpipe wrote: it names a file {name!r}")
-        if not (copy / name).is_file() or digest_of_file(copy / name) != digest:
-            try:
-                with asking(folder / name), published(copy / name) as partial:
-                    fetch(folder / name, partial)
-            except DataError as error:
-                raise RunError(f"{error}; if it is gone, make the run again: {run.command}") from error
+        if (copy / name).is_file() and digest in ("", digest_of_file(copy / name)):
+            continue
+        try:
+            with published(copy / name) as partial:
+                fetch(folder / name, partial)
+                if digest not in ("", digest_of_file(partial)):
+                    raise RunError(
+                        f"{folder / name} was changed after it was written; make the run again: {run.command}"
+                    )
+        except DataError as error:
+            raise RunError(f"{error}; if it is gone, make the run again: {run.command}") from error
     return copy
+
+
+def _model_files(folder: Path, run: Run) -> dict[str, str]:
+    """A run's model files with their digests; of one from before all files had digests with none."""
+    found = {name: digest for name, digest in run.files.items() if name not in READ_AS_BYTES}
+    if not found:
+        with asking(folder):
+            names = [path.name for path in folder.iterdir() if path.suffix in (".npz", ".keras")]
+        found = {name: "" for name in names if name not in READ_AS_BYTES}
+    return found
+
+
+def check_reports(reports: Path) -> None:
+    """See, before any work is done, that runs can be put at an address.
+
+    Raises:
+        StoreError: If they can't.
+    """
+    if is_remote(reports):
+        mark_folder(reports)
 
 
 def remove_run(folder: Path) -> None:
@@ -149,7 +173,7 @@ def remove_run(folder: Path) -> None:
     """
     remove_whole(folder, RUN)
     if is_remote(folder):
-        shutil.rmtree(own_part(folder.parent) / folder.name, ignore_errors=True)
+        shutil.rmtree(own_part(folder.parent) / RUNS / folder.name, ignore_errors=True)
 
 
 def rename_run(folder: Path, run: Run, name: str | None) -> None:
@@ -177,8 +201,7 @@ def read_run(folder: Path) -> Run:
     """
     path = folder / RUN
     try:
-        with asking(path):
-            value = read_json(path)
+        value = read_json(path)
     except (OSError, ValueError) as error:
         raise RunError(
             f"{path} can't be read: {error}; name another run, or remove this one: rm -r {shlex.quote(str(folder))}"

@@ -11,7 +11,7 @@ import platform
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import islice
@@ -212,16 +212,30 @@ def published_folder(path: Path, *, replace: bool = False, last: str = "") -> It
             disk.flush(path.parent)
 
 
+def _remove_all(place: Path, names: Iterable[str]) -> None:
+    """Remove files at an address by their whole names, in which nothing stands for a pattern."""
+    for name in names:
+        with suppress(FileNotFoundError):
+            place.fs.rm_file(name)  # type: ignore[attr-defined]
+
+
 def _put_folder(written: Path, path: Path, last: str) -> None:
-    """Put all files of a folder at an address; what was there before, and isn't among them, is removed."""
+    """Put all files of a folder at an address; what was there before is removed first.
+
+    The file by which the folder is known is the first that goes and the last that comes, so that parts of two folders
+    are never taken for one. If a file can't be put, none stays.
+    """
     fs = path.fs  # type: ignore[attr-defined]
-    before = fs.find(path.path)  # type: ignore[attr-defined]
     files = [file for file in written.rglob("*") if file.is_file()]
     put = {f"{path.path}/{file.relative_to(written).as_posix()}": file for file in files}  # type: ignore[attr-defined]
-    for name, file in sorted(put.items(), key=lambda pair: pair[1].name == last):
-        fs.put_file(str(file), name)
-    if gone := [name for name in before if name not in put]:
-        fs.rm(gone)
+    _remove_all(path, sorted(fs.find(path.path), key=lambda name: not name.endswith(f"/{last}")))  # type: ignore[attr-defined]
+    try:
+        for name, file in sorted(put.items(), key=lambda pair: pair[1].name == last):
+            fs.put_file(str(file), name)
+    except Exception:
+        with suppress(Exception):
+            _remove_all(path, put)
+        raise
 
 
 def _exchange(fresh: Path, path: Path) -> None:
@@ -334,10 +348,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: If it can't be read.
+        StoreError: If it lies at an address that can't be reached.
         ValueError: If it was changed, isn't a JSON object, or holds text that is no Unicode, which nothing could print.
     """
+    with asking(path):
+        data = path.read_bytes()
     try:
-        value = unsealed(json.loads(path.read_text(encoding="utf-8")))
+        value = unsealed(json.loads(data.decode()))
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
@@ -370,6 +387,9 @@ def matching(folder: Path, pattern: str) -> list[Path]:
         raise StoreError(f"{folder} can't be read: {first_line(error)}; check the address") from error
 
 
+WITH_BUCKETS = ("s3", "s3a", "gs", "gcs")
+
+
 def _check_bucket(folder: Path) -> None:
     """Tell an address where nothing is yet from one that can't be, as some file systems list nothing in both cases.
 
@@ -377,15 +397,15 @@ def _check_bucket(folder: Path) -> None:
         FileNotFoundError: If there is no such bucket.
     """
     bucket = folder.path.partition("/")[0]  # type: ignore[attr-defined]
-    if bucket and not folder.fs.exists(bucket):  # type: ignore[attr-defined]
+    if folder.protocol in WITH_BUCKETS and bucket and not folder.fs.exists(bucket):  # type: ignore[attr-defined]
         raise FileNotFoundError(f"there is no bucket {bucket}")
 
 
 def remove(path: Path) -> None:
     """Remove a file or a folder, on this machine or at an address; one that is gone is no error."""
     if is_remote(path):
-        with asking(path), suppress(FileNotFoundError):
-            path.fs.rm(path.path, recursive=True)  # type: ignore[attr-defined]
+        with in_plain_words(path, StoreError, "removed", passing=FileNotFoundError), suppress(FileNotFoundError):
+            _remove_all(path, path.fs.find(path.path))  # type: ignore[attr-defined]
     elif path.is_dir() and not path.is_symlink():
         disk.remove_tree(path)
     else:

@@ -1,6 +1,7 @@
 """Local copies of what lies at addresses, in a folder of bounded size from which the least recently used go first.
 
-Anything in it can be removed at any time: it is then fetched again.
+Copies can be removed at any time: they are then fetched again. Beside them lies what of a cache or of runs at an
+address only this machine needs: memo, graphs, and the checkpoints that `finetune --resume` goes on from.
 """
 
 from __future__ import annotations

@@ -6,14 +6,16 @@ import os
 import platform
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from pipeline.errors import ConfigError, EngineError
+from pipeline.errors import ConfigError, EngineError, TlpipeError
 from pipeline.util import machine
 from pipeline.util.text import first_line
+
+T = TypeVar("T")
 
 ON = "ray"
 ANSWERED = 10.0  # seconds
@@ -106,12 +108,8 @@ class Shares:
 
 
 @contextmanager
-def spread(on: str | None, *, whole_nodes: bool = False) -> Iterator[None]:
+def spread(on: str | None) -> Iterator[None]:
     """Let joblib send what the block does in parallel to a cluster; without one all stays as it is.
-
-    Args:
-        on: The cluster, as in `connected`; None for none.
-        whole_nodes: Whether each task takes a GPU, or else a node, for itself; by default a processor.
 
     Raises:
         EngineError: As `connected`.
@@ -124,10 +122,40 @@ def spread(on: str | None, *, whole_nodes: bool = False) -> Iterator[None]:
 
     ray = connected(on)
     register_ray()
-    if whole_nodes:
-        shares = Shares.of(ray, use_gpu=True)
-        n_jobs, demands = shares.n, shares.demands()
-    else:
-        n_jobs, demands = max(1, int(ray.cluster_resources().get("CPU", 1))), None
-    with parallel_config(backend="ray", n_jobs=n_jobs, ray_remote_args=demands):
+    with parallel_config(backend="ray", n_jobs=max(1, int(ray.cluster_resources().get("CPU", 1)))):
         yield
+
+
+def each_there(on: str, function: Callable[..., T], each: Sequence[tuple[Any, ...]]) -> list[T | TlpipeError]:
+    """Call a function with one set of arguments each on a cluster, where every call has a GPU, or a node, to itself.
+
+    Ray places the calls, and starts one again whose node died.
+
+    Args:
+        on: The cluster, as in `connected`.
+        function: What is called there.
+        each: Its arguments.
+
+    Returns:
+        Of each call what it gave, or why it gave nothing.
+
+    Raises:
+        EngineError: As `connected`.
+    """
+    ray = connected(on)
+    task = ray.remote(function).options(**Shares.of(ray, use_gpu=True).demands())
+    asked = [task.remote(*one) for one in each]
+    found: list[T | TlpipeError] = []
+    try:
+        for one in asked:
+            try:
+                found.append(ray.get(one))
+            except ray.exceptions.RayTaskError as error:
+                known = isinstance(error.cause, TlpipeError)
+                found.append(error.cause if known else EngineError(f"A node failed: {first_line(error.cause)}"))
+            except ray.exceptions.RayError as error:
+                found.append(EngineError(f"What ran it on the cluster died: {first_line(error)}"))
+    finally:
+        for one in asked[len(found) :]:  # after Ctrl-C
+            ray.cancel(one, force=True)
+    return found

@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.util.files import digest_of, in_plain_words, is_remote
 from pipeline.util.local_copies import keep, kept, local_copy
 from pipeline.util.memo import Stamp
@@ -101,12 +101,32 @@ def place(text: str, *, cached: bool = True) -> Path:
 
 
 def shared(text: str) -> Path:
-    """The folder of a cache that a text means; what others put there at an address is seen at once.
+    """The folder of a cache, or of runs, that a text means; what others put there at an address is seen at once.
 
     Raises:
         DataError: If it is an address of a kind that can't be opened here.
+        ConfigError: If nothing could be kept there, or found again.
     """
+    if is_address(text):
+        protocol, _, rest = text.partition("://")
+        if protocol.lower() == "memory" or not rest.strip("/"):
+            raise ConfigError(f"{text} keeps nothing; give a folder in a bucket, such as s3://bucket/cache")
+        if found := set("*?[]") & set(rest):
+            raise ConfigError(
+                f"{text} holds {' and '.join(sorted(found))}, which stand for patterns; take another name"
+            )
     return place(text, cached=False)
+
+
+def of_this_machine(text: str) -> Path:
+    """The file or folder that is to be written here.
+
+    Raises:
+        ConfigError: If the text is an address.
+    """
+    if is_address(text):
+        raise ConfigError(f"{text} is an address, and this is written on this machine; give a path, and copy it there")
+    return Path(text)
 
 
 def divided(address: str) -> tuple[str, str]:
@@ -235,15 +255,40 @@ def _stamp(info: Mapping[str, Any]) -> Stamp | None:
     for name in TAGS:
         if info.get(name):
             return Stamp(size, -int(digest_of(str(info[name]).encode())[:15], 16))
+    when = _changed(info)
+    return None if when is None else Stamp(size, int(when * 1e9))
+
+
+def _changed(info: Mapping[str, Any]) -> float | None:
+    """When a file was last changed, seconds; None if nothing tells."""
     when = next((info[name] for name in TIMES if info.get(name)), None)
     if isinstance(when, str):
         with suppress(ValueError):  # as the web has it
             when = parsedate_to_datetime(when)
     if isinstance(when, datetime):
-        return Stamp(size, int(when.timestamp() * 1e9))
-    if isinstance(when, (int, float)):
-        return Stamp(size, int(when * 1e9))
-    return None
+        return when.timestamp()
+    return float(when) if isinstance(when, (int, float)) else None
+
+
+def unfinished(folder: Path, known_by: str, since: float) -> list[Path]:
+    """Folders in one at an address that lack the file by which they are known, and were not changed lately.
+
+    Args:
+        folder: The folder.
+        known_by: The name of that file.
+        since: Seconds of the wall clock; what was changed later may be being written.
+    """
+    with reaching(folder):
+        found: dict[str, dict[str, Any]] = folder.fs.find(folder.path, detail=True)  # type: ignore[attr-defined]
+    own = folder.path.rstrip("/") + "/"  # type: ignore[attr-defined]
+    inside: dict[str, dict[str, float]] = {}
+    for path, info in found.items():
+        name, below, rest = path.removeprefix(own).partition("/")
+        if below and not name.startswith("."):
+            inside.setdefault(name, {})[rest] = _changed(info) or since + 1
+    return [
+        folder / name for name, files in sorted(inside.items()) if known_by not in files and max(files.values()) < since
+    ]
 
 
 def read(folder: Path, name: str, key: str = "") -> bytes:

@@ -48,13 +48,14 @@ if TYPE_CHECKING:
 # Small networks want more than 1 or 2, as each batch costs a call.
 OPENVINO_BATCH_SIZE = 8
 GPU_BATCH_SIZE = 128
+NAMED_BY_PLACE = "names by place"  # of operations; graphs of before had other names in each process
 
 
 def graph_folder(cache: Path, spec: FeatureSpec) -> Path:
     """Where the converted graph of some features is kept: it depends on neither the resize nor the precision."""
     graph = (SPEC_VERSION, spec.backbone, spec.weights_digest, spec.endpoint, spec.pooling, *spec.image_size)
-    libraries = (runtime.version("keras"), runtime.version("openvino"))
-    return own_part(cache) / "graphs" / digest_of(repr((graph, libraries)).encode())
+    made_by = (runtime.version("keras"), runtime.version("openvino"), NAMED_BY_PLACE)
+    return own_part(cache) / "graphs" / digest_of(repr((graph, made_by)).encode())
 
 
 OpenedBy = Callable[[str], Network | OnnxNetwork]
