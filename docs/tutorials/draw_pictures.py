@@ -34,9 +34,7 @@ def draw(kind: str, seed: str) -> Image.Image:
         return picture
     lengths = [radius] * 4 if kind == "square" else [radius, radius / 2] * 5
     angles = [turn + 2 * math.pi * corner / len(lengths) for corner in range(len(lengths))]
-    pen.polygon(
-        [(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(lengths, angles, strict=True)], fill=ink
-    )
+    pen.polygon([(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(lengths, angles, strict=True)], fill=ink)
     return picture
 
 
