@@ -19,8 +19,11 @@ from playwright.sync_api import Page, sync_playwright
 ROOT = Path(__file__).parent.parent
 TUTORIAL = ROOT / "docs" / "tutorials" / "first-classifier.md"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-WIDTH, HEIGHT = 1100, 760  # pixels
-COLOURS = 128
+COLOURS, MARGIN = 256, 16
+SHORTEN = """folder => {
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) texts.currentNode.data = texts.currentNode.data.replaceAll(folder, "");
+}"""
 
 
 def run_tutorial(work: Path) -> None:
@@ -45,27 +48,47 @@ def take(reports: Path, target: Path) -> list[Path]:
         browser = playwright.chromium.launch(
             executable_path=next(path for name in BROWSERS if (path := shutil.which(name))), args=["--no-sandbox"]
         )
-        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+        page = browser.new_page()
         shots = [
-            shot(page, reports / "index.html", target / "leaderboard.png", height=420),
-            shot(page, run, target / "run.png"),
-            shot(page, inspected, target / "inspect.png"),
+            shot(reports.parent, page, reports / "index.html", target / "leaderboard.png", (2080, 440), "pictures"),
+            shot(reports.parent, page, run, target / "run.png", (1000, 560), "Confusions", "#confusions button"),
+            shot(reports.parent, page, inspected, target / "inspect.png", (820, 680), "Byte-identical"),
         ]
         browser.close()
     return shots
 
 
-def shot(page: Page, path: Path, picture: Path, height: int = HEIGHT) -> Path:
-    """Take a picture of the upper part of a page, in few colours."""
-    page.set_viewport_size({"width": WIDTH, "height": height})
+def shot(
+    work: Path, page: Page, path: Path, picture: Path, size: tuple[int, int], heading: str, clicked: str = ""
+) -> Path:
+    """Take a picture of a part of a page, in few colours.
+
+    Args:
+        work: The folder of the tutorial, which is left out where the page names it.
+        page: A page of the browser.
+        path: The file that it opens.
+        picture: Where the picture goes.
+        size: (width, height), pixels.
+        heading: Where the part begins, by words of its heading.
+        clicked: What is clicked before, as a selector.
+    """
+    width, height = size
+    page.set_viewport_size({"width": width, "height": height})
     page.goto(path.resolve().as_uri())
+    page.evaluate(SHORTEN, f"{work.resolve()}/")
     for chart in page.locator(".chart").all():
         chart.scroll_into_view_if_needed()
         chart.locator("svg").wait_for()
-    page.evaluate("window.scrollTo(0, 0)")
-    page.screenshot(path=picture)
+    page.evaluate("Promise.all([...document.images].map(one => { one.loading = 'eager'; return one.decode() }))")
+    page.add_style_tag(content="main { max-width: none }")  # a table is shown in its whole width
+    if clicked:
+        page.locator(clicked).first.click()
+    box = page.locator("h2", has_text=heading).first.bounding_box()
+    assert box is not None
+    top = box["y"] + page.evaluate("window.scrollY") - MARGIN
+    page.screenshot(path=picture, full_page=True, clip={"x": 0, "y": top, "width": width, "height": height})
     with Image.open(picture) as taken:
-        small = taken.convert("RGB").quantize(COLOURS)
+        small = taken.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
     small.save(picture, optimize=True)
     return picture
 
