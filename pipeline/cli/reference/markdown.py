@@ -29,7 +29,7 @@ def prose(docstring: str | None) -> str:
         elif line.startswith("    ") and not line.startswith("     ") and (named := _NAMED.match(line.strip())):
             lines.append(f"- `{named[1]}`: {named[2]}")
         else:
-            lines.append(line[2:])
+            lines[-1] += f" {line.strip()}"
     return "\n".join(lines).strip()
 
 
