@@ -15,10 +15,10 @@ demo: $(READY)
 test: $(READY)
 	$(PYTEST) -m "not slow"
 
-# What `make test` leaves out: all large backbones, every format and head that is exported, the demo, the documentation from
-# end to end, the promised interface from outside, several devices.
+# What `make test` leaves out: all large backbones, every format and head that is exported, the demo, every page of the
+# documentation from end to end with its notebook and pictures, the promised interface from outside, several devices.
 test-slow: $(READY)
-	@echo "Beside make test: large backbones, all exports, the demo, the whole documentation, promises from outside (about 7 minutes)"
+	@echo "Beside make test: large backbones, all exports, the demo, the whole documentation, promises from outside (minutes)"
 	$(PYTEST) -m slow
 
 # On a machine with a GPU that JAX can use; TensorFlow need not be there. RUN is what starts Python.
