@@ -363,6 +363,7 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.weights
 @pytest.mark.browser
+@pytest.mark.timeout(1800)
 def test_screenshots_are_taken(tmp_path: Path) -> None:
     import screenshots
 
