@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-slow test-gpu docs dist lint setup clean
+.PHONY: demo test test-slow test-gpu docs screenshots dist lint setup clean
 
 demo: $(READY)
 	$(BIN)/tlpipe demo
@@ -15,10 +15,10 @@ demo: $(READY)
 test: $(READY)
 	$(PYTEST) -m "not slow"
 
-# What `make test` leaves out: all large backbones, every format and head that is exported, the demo, the README from
-# end to end, the promised interface from outside, several devices.
+# What `make test` leaves out: all large backbones, every format and head that is exported, the demo, every page of the
+# documentation from end to end with its notebook and pictures, the promised interface from outside, several devices.
 test-slow: $(READY)
-	@echo "Beside make test: large backbones, all exports, the demo, the whole README, promises from outside (about 7 minutes)"
+	@echo "Beside make test: large backbones, all exports, the demo, the whole documentation, promises from outside (minutes)"
 	$(PYTEST) -m slow
 
 # On a machine with a GPU that JAX can use; TensorFlow need not be there. RUN is what starts Python.
@@ -27,8 +27,13 @@ test-gpu:
 	KERAS_BACKEND=jax $(RUN) -m pytest -p no:cacheprovider -m gpu tests/test_gpu.py
 	KERAS_BACKEND=jax $(RUN) tests/benchmarks/gpu.py
 
+# The pages of the reference are written anew, then the site goes into build/site. `make screenshots` takes the pictures.
 docs: $(READY)
-	$(BIN)/python -m pipeline.cli.reference > docs/commands.md
+	$(BIN)/python -m pipeline.cli.reference docs/reference
+	$(BIN)/mkdocs build --strict --quiet --config-file .ci/mkdocs.yml
+
+screenshots: $(READY)
+	$(BIN)/python tests/screenshots.py docs/pictures
 
 # The packages, and the wheel tried outside of the checkout: in an environment of its own, which has the libraries of
 # $(VENV) but not what is editable there.

@@ -376,7 +376,7 @@ def test_cache(features: Extracted, run: RunResult[Any], cache: Path, reports: P
 def test_from_a_folder_to_a_model(
     red_and_blue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = ROOT / "docs" / "from_folder_to_model.py"
+    script = ROOT / "docs" / "how-to" / "from_folder_to_model.py"
     assert len(script.read_text().splitlines()) <= 25
     for path in sorted(red_and_blue.rglob("1?.png")):
         path.unlink()

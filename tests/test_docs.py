@@ -1,28 +1,71 @@
-"""The README and the help texts are part of the product."""
+"""The documentation and the help texts are part of the product."""
 
 from __future__ import annotations
 
 import importlib
 import io
 import json
+import os
 import pkgutil
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
+import time
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 import pipeline
+from pipeline import commands
 from pipeline.cli.main import app
+from pipeline.cli.reference import PAGES
+from pipeline.config import HeadConfig
+from pipeline.config.folders import FILES
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+MADE = [ROOT / "docs" / "reference" / name for name in PAGES]
+WRITTEN = [README, *sorted(set((ROOT / "docs").rglob("*.md")) - set(MADE))]
+"""The pages that people wrote; the others are made from the code."""
+
+CANT_RUN = {
+    "make demo": "is tested in tests/test_stages.py",
+    "make setup": "has happened",
+    "make lint": "and tests run one another",
+    "make test": "would run this test",
+    "make test-slow": "would run this test",
+    "make docs": "is done below",
+    ". .venv/bin/activate": "is for a shell; tests run in it",
+    "export TLPIPE_WEIGHTS=/data/weights": "names a folder that isn't there",
+    'eval "$(_TLPIPE_COMPLETE=bash_source tlpipe)"': "is for a shell; completion is tested in tests/test_cli.py",
+    "array=$(sbatch --parsable --array=1-16 slurm.sh pictures)": "needs Slurm; the script is read by bash below",
+    "sbatch --dependency=afterany:$array slurm.sh pictures": "needs Slurm",
+    "tlpipe extract alien-predator --backbone hub:dinov2_small --pooling cls+avg": "fetches a preset: tests/test_hub.py",
+    "tlpipe extract alien-predator --backbone hub:hf://keras/siglip_base_patch16_224 --endpoint block11": "the same",
+    "tlpipe extract alien-predator --backbone hub:FOLDER": "the same",
+    "tlpipe finetune --blocks block11": "goes on from a preset",
+    "tlpipe extract alien-predator --backbone resnet.onnx --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225": (
+        "needs a network as a file: tests/test_onnx_backbone.py"
+    ),
+    "tlpipe extract alien-predator --backbone vit.onnx --endpoint last_hidden_state --pooling cls+avg": "the same",
+    "tlpipe extract s3://bucket/flowers": "needs a bucket: tests/test_remote.py",
+    "tlpipe extract s3://bucket/flowers --cache s3://bucket/cache": "the same: tests/test_shared_cache.py",
+    "tlpipe train-head --cache s3://bucket/cache": "the same",
+    "tlpipe extract s3://bucket/flowers --cache s3://bucket/cache --on ray": "the same: tests/test_cluster.py",
+}
+"""Lines that are shown and not run, with the reason; those of tlpipe are parsed all the same."""
+
+QUICK = ("README.md", "docs/how-to/look-after-the-cache.md")
+"""Pages that are run, but for their long commands, among the quick tests."""
 
 
-def commands() -> list[tuple[str, ...]]:
+def all_commands() -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
     for name, item in app.commands.items():
         inner = getattr(item, "commands", None)
@@ -30,17 +73,16 @@ def commands() -> list[tuple[str, ...]]:
     return found
 
 
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
+@pytest.mark.parametrize("command", all_commands(), ids=" ".join)
 def test_every_command_is_documented_and_has_help(command: tuple[str, ...]) -> None:
     done = CliRunner().invoke(app, [*command, "--help"])
     assert done.exit_code == 0
     assert "--json" in done.output
     for option in re.findall(r"^ +(--[a-z-]+)(?: +[A-Z]+)? *$", done.output, re.MULTILINE):
         raise AssertionError(f"{option} has no help")
-    # `tlpipe cache ls|verify|gc|export` names four commands.
-    stem = "tlpipe " + " ".join(command[:1])
-    assert stem in README
-    assert command[-1] in README
+    text = "\n".join(page.read_text(encoding="utf-8") for page in WRITTEN)
+    assert " ".join(["tlpipe", *command]) in text
+    assert command[0] in README.read_text(encoding="utf-8")
 
 
 def test_help_knows_the_heads_and_their_defaults() -> None:
@@ -57,95 +99,166 @@ def test_help_knows_the_heads_and_their_defaults() -> None:
                 assert f": {value}" in own.split("[")[-1], (kind.name, name)
 
 
-def example_blocks() -> list[str]:
-    """The shell blocks of the README that are marked as runnable by their first line."""
-    return re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The blocks of a page that are run, in their order: "sh" or "python", and the text."""
+    return re.findall(r"```(sh|python)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def example_commands() -> list[str]:
-    lines = "\n".join(example_blocks()).replace("\\\n", " ").splitlines()
-    return [line.split("  #")[0].strip() for line in lines if line.startswith("tlpipe ")]
+def lines_of(block: str) -> list[str]:
+    """The lines of a block of the shell, without comments."""
+    lines = [line.split("  #")[0].strip() for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line]
 
 
-def test_readme_has_examples() -> None:
-    assert len(example_commands()) > 12
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
-def test_every_command_of_the_readme_is_understood() -> None:
-    """Its words and options are known; what they do is asked below."""
-    for line in example_commands():
-        words = shlex.split(line)[1:]
-        with app.make_context("tlpipe", words) as context:
-            name, command, rest = app.resolve_command(context, [*context._protected_args, *context.args])
-            while rest and rest[0] in getattr(command, "commands", ()):
-                name, command, rest = command.resolve_command(context, rest)
-            with command.make_context(name, rest, parent=context):
-                pass
+def test_there_are_examples() -> None:
+    assert sum(len(lines_of(text)) for page in WRITTEN for kind, text in blocks(page) if kind == "sh") > 60
+    shown = {line for page in WRITTEN for kind, text in blocks(page) if kind == "sh" for line in lines_of(text)}
+    assert not set(CANT_RUN) - shown
 
 
-@pytest.mark.weights
-@pytest.mark.data
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["quick", "whole"])
-def test_every_command_of_the_readme_runs(whole: bool, tmp_path: Path, data: Path) -> None:
-    """In the order of the page, in one folder; the pictures are a few of a public set, the backbone is made small.
+@pytest.mark.parametrize("page", WRITTEN, ids=name_of)
+def test_every_line_is_understood(page: Path) -> None:
+    """Words and options of tlpipe are known, Python compiles, extras and scripts exist; what they do is asked below."""
+    for kind, text in blocks(page):
+        if kind == "python":
+            compile(text, name_of(page), "exec")
+            continue
+        for line in lines_of(text):
+            words = shlex.split(line)
+            if words[0] == "tlpipe":
+                understood(words[1:])
+            elif words[0] == "pip":
+                assert set(re.findall(r"[a-z]+", words[-1])) <= extras(), line
+            elif words[0] == "make":
+                assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
+            else:
+                assert line in CANT_RUN or words[0] in ("python", "mv", "rm"), line
 
-    The quick half leaves out what takes seconds and differs from another line by options that have tests of their own.
-    """
-    import shutil
 
-    for split in ("train", "validation"):
-        for name in ("alien", "predator"):
-            target = tmp_path / "pictures" / split / name
-            target.mkdir(parents=True)
-            for number in range(1, 13):
-                shutil.copy(data / "alien-predator" / split / name / f"{number}.jpg", target)
-    cifar = tmp_path / "cifar10-5k.npz"
-    write_small_set(data / "cifar10" / "cifar10-5k.npz", cifar)
-    shutil.copy(cifar, tmp_path / "cifar10-30k.npz")
-    shutil.copytree(tmp_path / "pictures", tmp_path / "alien-predator")
-    rows = [f"{path.relative_to(tmp_path)},{path.parent.name},{path.name}" for path in tmp_path.glob("pictures/*/*/*")]
-    (tmp_path / "list.csv").write_text("\n".join(["path,species,camera", *sorted(rows)]))
-    (tmp_path / "tars").mkdir()
-    for number, name in enumerate(("alien", "predator")):
-        with tarfile.open(tmp_path / "tars" / f"train-{number:06d}.tar", "w") as tar:
-            for path in sorted((tmp_path / "pictures" / "train" / name).iterdir()):
-                tar.add(path, path.name)
-                label = tarfile.TarInfo(f"{path.stem}.cls")
-                label.size = len(name)
-                tar.addfile(label, io.BytesIO(name.encode()))
-    lines = [shlex.split(line)[1:] for line in example_commands()]
-    commands = [made_small(arguments) for arguments in lines if arguments[0] != "demo"]  # which has a test of its own
-    if not whole:
-        commands = [arguments for arguments in commands if " ".join(arguments) not in LONG]
+def understood(words: list[str]) -> None:
+    with app.make_context("tlpipe", words) as context:
+        name, command, rest = app.resolve_command(context, [*context._protected_args, *context.args])
+        while rest and rest[0] in getattr(command, "commands", ()):
+            name, command, rest = command.resolve_command(context, rest)
+        with command.make_context(name, rest, parent=context):
+            pass
+
+
+def extras() -> set[str]:
+    import importlib.metadata
+
+    return set(importlib.metadata.metadata("tlpipe").get_all("Provides-Extra"))
+
+
+def steps(page: Path) -> list[tuple[str, str]]:
+    """What is run of a page: "tlpipe", "shell" or "python", and the text, made small."""
+    found = []
+    for kind, text in blocks(page):
+        if kind == "python":
+            found.append(("python", python_made_small(text)))
+            continue
+        for line in lines_of(text):
+            if line in CANT_RUN or line.startswith("pip "):
+                continue
+            if line.startswith("tlpipe "):
+                found.append(("tlpipe", shlex.join(made_small(shlex.split(line)[1:]))))
+            else:
+                found.append(("shell", line))
+    return found
+
+
+def run(pages: list[tuple[Path, list[tuple[str, str]]]], world: Path, folder: Path) -> None:
+    """Run steps of pages, each in a folder of its own that holds what they speak of."""
+    asked = []
+    for number, (page, found) in enumerate(pages):
+        place = folder / str(number)
+        if any("draw_pictures.py" in text for _, text in found):
+            place.mkdir()
+            (place / "docs").symlink_to(ROOT / "docs")
+        else:
+            shutil.copytree(world, place)
+        asked.append((name_of(page), str(place), found))
     # One process for all: most of each would be spent on importing TensorFlow.
     script = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import test_docs; test_docs.run_all()"
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
         [sys.executable, "-c", script],
-        input=json.dumps(commands),
-        cwd=tmp_path,
+        input=json.dumps(asked),
+        env={**environment, "TLPIPE_CACHE": "cache"},
         capture_output=True,
         text=True,
         check=False,
     )
+    print(done.stderr)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def run_all() -> None:
+    """Run the steps on standard input, one after another, and end at the first that fails."""
+    for page, place, found in json.load(sys.stdin):
+        os.chdir(place)
+        names: dict[str, Any] = {}
+        for kind, text in found:
+            start = time.perf_counter()
+            if kind == "python":
+                exec(compile(text, page, "exec"), names)
+            elif kind == "shell":
+                subprocess.run(["bash", "-e", "-c", text], check=True)
+            else:
+                words = [one.replace("RUN", newest_run(Path())) if "RUN" in one else one for one in shlex.split(text)]
+                done = CliRunner().invoke(app, words)
+                if done.exit_code:
+                    sys.exit(f"{page}: {words} {done.output} {done.exception!r}")
+            print(f"{time.perf_counter() - start:6.1f} s  {page}: {text.splitlines()[0]}", file=sys.stderr)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages speak of: a few pictures of a public set in every form that they name."""
+    folder = tmp_path_factory.mktemp("world")
+    data = Path(os.environ["TLPIPE_TEST_DATA"])
+    for split in ("train", "validation"):
+        for name in ("alien", "predator"):
+            target = folder / "pictures" / split / name
+            target.mkdir(parents=True)
+            for number in range(1, 13):
+                shutil.copy(data / "alien-predator" / split / name / f"{number}.jpg", target)
+    write_small_set(data / "cifar10" / "cifar10-5k.npz", folder / "cifar10-5k.npz")
+    shutil.copy(folder / "cifar10-5k.npz", folder / "cifar10-30k.npz")
+    shutil.copytree(folder / "pictures", folder / "alien-predator")
+    shutil.copytree(folder / "pictures" / "validation", folder / "more-pictures")
+    shutil.copytree(folder / "pictures" / "validation" / "alien", folder / "unlabelled")
+    shutil.copy(folder / "unlabelled" / "1.jpg", folder)
+    pictures = [path.relative_to(folder) for path in sorted(folder.glob("pictures/*/*/*"))]
+    rows = [f"{path},{path.parent.name},{path.name}" for path in pictures]
+    (folder / "list.csv").write_text("\n".join(["path,species,camera", *rows]))
+    with zipfile.ZipFile(folder / "flowers.zip", "w") as file:
+        for path in pictures:
+            file.write(folder / path, Path("flowers", *path.parts[1:]))
+    (folder / "tars").mkdir()
+    for number, name in enumerate(("alien", "predator")):
+        with tarfile.open(folder / "tars" / f"train-{number:06d}.tar", "w") as tar:
+            for path in sorted((folder / "pictures" / "train" / name).iterdir()):
+                tar.add(path, path.name)
+                label = tarfile.TarInfo(f"{path.stem}.cls")
+                label.size = len(name)
+                tar.addfile(label, io.BytesIO(name.encode()))
+    return folder
+
+
 LONG = {
-    "finetune --blocks block12,block13 --epochs 2",
-    "finetune --blocks block13 --views 1 --augment flip --epochs 1",
-    "finetune --blocks block13 --augment flip,crop --epochs 1",
-    "finetune --blocks all --layer-decay 0.5 --remat --epochs 1",
-    "finetune --blocks all --weights random --epochs 1",
-    "finetune --head mlp512-128 --resume --epochs 1",
-    "sweep --epochs 2",
-    "sweep --head linear --grid full --epochs 2",
-    "train-head --head mlp512-128 --label-smoothing 0.1 --calibrate",
-    "export RUN --format openvino --output model",
-    "export RUN --output model.onnx",
-    "export RUN --format tflite",
     "report",
+    "export best --format keras",
+    "from pipeline import export, extract, finetune, inspect, predict, report, train_head",
+    "finetune --blocks block13 --epochs 1",
     "bench --seconds 0.1 --backbone mobilenet025 --image-size 32",
+    "doctor",
 }
+"""What the quick tests leave out; of Python the first line of a block."""
 
 
 def made_small(arguments: list[str]) -> list[str]:
@@ -163,13 +276,11 @@ def made_small(arguments: list[str]) -> list[str]:
     return arguments
 
 
-def run_all() -> None:
-    """Run the commands on standard input, one after another, and end at the first that fails."""
-    for arguments in json.load(sys.stdin):
-        words = [newest_run(Path()) if argument == "RUN" else argument for argument in arguments]
-        done = CliRunner().invoke(app, words)
-        if done.exit_code:
-            sys.exit(f"{words} {done.output} {done.exception!r}")
+def python_made_small(text: str) -> str:
+    """The same block with a small backbone."""
+    small = '"mobilenet025", image_size=64'
+    text = text.replace('("densenet121")', f"({small})").replace('backbone="densenet121"', f"backbone={small}")
+    return text.replace('extract("pictures")', f'extract("pictures", backbone={small})').replace('"conv5"', '"block13"')
 
 
 def newest_run(folder: Path) -> str:
@@ -195,11 +306,71 @@ def write_small_set(source: Path, target: Path) -> None:
         )
 
 
-def test_python_of_the_readme_compiles() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert blocks
-    for block in blocks:
-        compile(block, "README.md", "exec")
+@pytest.mark.weights
+@pytest.mark.data
+def test_quick_pages_run(world: Path, tmp_path: Path) -> None:
+    """Without what takes seconds and differs from another line by options that have tests of their own."""
+    pages = [page for page in WRITTEN if name_of(page) in QUICK]
+    run(
+        [(page, [step for step in steps(page) if step[1].splitlines()[0] not in LONG]) for page in pages],
+        world,
+        tmp_path,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.data
+@pytest.mark.parametrize("page", [page for page in WRITTEN if steps(page)], ids=name_of)
+def test_every_page_runs(page: Path, world: Path, tmp_path: Path) -> None:
+    """All blocks of a page, in their order, in one folder; the backbone is made small."""
+    run([(page, steps(page))], world, tmp_path)
+    assert unknown_files(tmp_path / "0") == []
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        assert (ROOT / target).is_file(), target
+
+
+def test_the_site_is_built(tmp_path: Path) -> None:
+    """With strict links; `make docs` does the same."""
+    command = ["mkdocs", "build", "--strict", "--quiet", "--config-file", ".ci/mkdocs.yml", "--site-dir", tmp_path]
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "reference" / "python.html").is_file()
+
+
+def test_the_script_for_slurm_is_bash() -> None:
+    subprocess.run(["bash", "-n", ROOT / "docs" / "how-to" / "slurm.sh"], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(ROOT / "docs" / "tutorials" / "features-in-a-notebook.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert all(cell.outputs for cell in notebook.cells[2:] if cell.cell_type == "code")
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.browser
+@pytest.mark.timeout(1800)
+def test_screenshots_are_taken(tmp_path: Path) -> None:
+    import screenshots
+
+    screenshots.main(tmp_path)
+    for path in (ROOT / "docs" / "pictures").iterdir():
+        assert path.stat().st_size < 200_000
+        assert (tmp_path / path.name).stat().st_size > 5_000
 
 
 def test_every_module_says_what_it_is_and_every_face_what_it_offers() -> None:
@@ -229,9 +400,36 @@ def test_the_page_of_the_house_names_every_door() -> None:
         assert (root / path).is_file() or (root.parent / path).is_file(), path
 
 
-def test_the_reference_is_that_of_the_code() -> None:
+@pytest.mark.parametrize("name", PAGES)
+def test_the_reference_is_that_of_the_code(name: str) -> None:
     """Made anew by `make docs`."""
-    from pipeline.cli.reference import reference
+    assert (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8") == PAGES[name]()
 
-    page = Path(pipeline.__file__).parent.parent / "docs" / "commands.md"
-    assert page.read_text(encoding="utf-8") == reference()
+
+def unknown_files(folder: Path) -> list[str]:
+    """Files in a cache and a reports folder that the table of files doesn't know."""
+    known = [re.compile(pattern_of(f"{one.folder}/{one.path}")) for one in FILES]
+    names = [
+        path.relative_to(folder).as_posix()
+        for place in ("cache", "reports")
+        for path in sorted((folder / place).rglob("*"))
+        if path.is_file()
+    ]
+    return [name for name in names if not any(one.fullmatch(name) for one in known)]
+
+
+def pattern_of(path: str) -> str:
+    """<any> stands for any names, other words in brackets for one name."""
+    parts = re.split(r"(<[^>]+>)", path)
+    return "".join(".+" if part == "<any>" else "[^/]+" if part.startswith("<") else re.escape(part) for part in parts)
+
+
+def test_the_table_of_files_knows_what_is_written(extracted: Any, cache: Path, reports: Path, pictures: Path) -> None:
+    """Pages, models and exports are asked about where the pages of the documentation run."""
+    run = commands.train_head(HeadConfig("ridge"), cache, reports)
+    commands.evaluate(run.id, None, cache, reports)
+    commands.inspect(str(pictures), cache, reports)
+    assert len(list(reports.rglob("*"))) > 8
+    assert unknown_files(cache.parent) == []
+    (reports / run.id / "other.bin").touch()
+    assert unknown_files(cache.parent) == [f"reports/{run.id}/other.bin"]

@@ -1,4 +1,4 @@
-"""Where results lie."""
+"""Where results lie, and in which files."""
 
 from __future__ import annotations
 
@@ -41,3 +41,81 @@ class Folders:
         for name in ("cache", "reports"):
             if isinstance(value := getattr(self, name), str):
                 object.__setattr__(self, name, shared(value))
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file, or several of a kind, that tlpipe writes.
+
+    Attributes:
+        folder: "cache" or "reports".
+        path: Where it lies below that folder; what stands between < and > differs from file to file.
+        what: What it holds.
+    """
+
+    folder: str
+    path: str
+    what: str
+
+
+FILES = (
+    File("cache", ".tlpipe", "By it a folder is known as one that tlpipe wrote, which is never read as data."),
+    File(
+        "cache",
+        "features/<spec digest>/spec.json",
+        "What these features are: backbone, digest of the weights, endpoint, pooling, size, resizing, precision.",
+    ),
+    File(
+        "cache",
+        "features/<spec digest>/shards/<digest>.h5",
+        "Features, immutable: `/key` [n], `/features` [n, ...], with their checksums and what computed them.",
+    ),
+    File("cache", "features/<spec digest>/quarantine.jsonl", "Images that can't be read, each with its cause."),
+    File(
+        "cache",
+        "datasets/<dataset id>-<digest>.h5",
+        "Rows of a dataset (image key, label, split, group, location, further columns) and its class names; no pixels.",
+    ),
+    File(
+        "cache",
+        "tables/<features id>.json",
+        "The record of an extract: which dataset, under which spec, with which options.",
+    ),
+    File("cache", "uses/<digest>.json", "A reports folder whose runs need features of this cache."),
+    File(
+        "cache",
+        "graphs/<digest>/<any>",
+        "A network converted for an engine, its checksums, and how near each engine came to Keras; made again if it "
+        "is removed.",
+    ),
+    File(
+        "cache",
+        "memo.sqlite",
+        "Digests of unchanged files, and which shards are sound; may be removed, which costs a second look.",
+    ),
+    File("reports", ".tlpipe", "As in the cache."),
+    File("reports", "index.html", "The leaderboard of all runs."),
+    File("reports", "inspect-<data>.html", "What `tlpipe inspect` found in a dataset."),
+    File("reports", "<run id>/run.json", "What was done, and what it gave: see below."),
+    File("reports", "<run id>/history.csv", "Losses, accuracies, learning rates and seconds of each epoch or trial."),
+    File(
+        "reports",
+        "<run id>/predictions.h5",
+        "For each split the probabilities [n, classes] with image keys and labels.",
+    ),
+    File("reports", "<run id>/seen.npz", "Keys of all images that the run was trained with, 16 bytes each."),
+    File("reports", "<run id>/head.npz", "The head, as arrays: logreg, ridge, centroid, knn, linear."),
+    File("reports", "<run id>/head.keras", "The head, as a model of Keras: mlp, bn-mlp."),
+    File("reports", "<run id>/model.keras", "The fine-tuned model: uint8 RGB images in, probabilities out."),
+    File("reports", "<run id>/report.html", "The page of the run."),
+    File("reports", "<run id>/<figure>.png", "The figures of the page: learning curves, confusion matrix."),
+    File("reports", "<run id>/<figure>.svg", "The same, as SVG."),
+    File("reports", "<run id>/export/<format>/<any>", "What `tlpipe export` wrote, and `usage.py`, which opens it."),
+    File("reports", "<run id>/tensorboard/<any>", "Logs for TensorBoard, with `--tensorboard`."),
+    File(
+        "reports",
+        ".unfinished/<digest>/<any>",
+        "A checkpoint of fine-tuning that was interrupted; `tlpipe cache gc` lists old ones.",
+    ),
+)
+"""All files that tlpipe writes into its two folders; a test holds a used cache and its reports against it."""

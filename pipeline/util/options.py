@@ -1,4 +1,4 @@
-"""Options, declared once as fields of a dataclass; the command line, Python and the README are made from them."""
+"""Options, declared once as fields of a dataclass; the command line, Python and the reference are made from them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Option:
     """What is known of a field that a user sets.
 
     Attributes:
-        help: What it means, for the command line and the README.
+        help: What it means, for the command line and the reference.
         legal: Its legal values, if they are a few words.
         several: Whether several of them may be joined by commas.
         bounds: Its legal numbers.

@@ -1,8 +1,8 @@
 #!/bin/bash
 # Extract on many machines that share a folder: each task of the array computes a part, and the job after it ends the work.
 #
-#   array=$(sbatch --parsable --array=1-16 docs/slurm.sh pictures)
-#   sbatch --dependency=afterany:$array docs/slurm.sh pictures
+#   array=$(sbatch --parsable --array=1-16 docs/how-to/slurm.sh pictures)
+#   sbatch --dependency=afterany:$array docs/how-to/slurm.sh pictures
 #
 #SBATCH --cpus-per-task=8
 #SBATCH --mem=16G

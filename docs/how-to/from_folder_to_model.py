@@ -1,4 +1,4 @@
-"""From a folder of pictures to a fine-tuned model in one file: python docs/from_folder_to_model.py PICTURES."""
+"""From a folder of pictures to a fine-tuned model in one file: python from_folder_to_model.py PICTURES."""
 
 import sys
 from typing import Any

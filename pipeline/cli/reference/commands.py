@@ -1,4 +1,4 @@
-"""The reference of the command line as Markdown, made of what the commands declare: `make docs`."""
+"""The page of the command line, made of what the commands declare."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import re
 from typing import Any
 
 from pipeline.cli.main import app
+from pipeline.cli.reference.markdown import MADE, cell
 
 SHARED = ("as_json", "quiet", "verbose", "help")
+SHARED_TEXT = """\
+Every command has `--json` (one JSON object, or a list, on standard output and nothing else there), `--quiet`,
+`--verbose` and `--help`. Exit status: 0 done; 1 an error, with what to do about it; 2 wrong usage; 130 or 143 stopped
+by Ctrl-C or SIGTERM, after which the same command goes on where it stopped."""
 
 
-def reference() -> str:
+def page() -> str:
     """A section for each command, with a table of its arguments and options."""
-    lines = [
-        "# Commands and their options",
-        "",
-        "Made by `make docs` of what the commands declare. Every command has `--json` (one JSON object, or a list, on",
-        "standard output and nothing else there), `--quiet`, `--verbose` and `--help`.",
-    ]
+    lines = ["# Commands", "", MADE, "", SHARED_TEXT]
     for name, command in sorted(_commands(app, "tlpipe")):
         lines += ["", f"## {name}", "", " ".join((command.help or "").split()), ""]
         rows = [_row(one) for one in command.params if one.name not in SHARED]
@@ -49,8 +49,4 @@ def _row(parameter: Any) -> str:
     names = ", ".join(f"`{one}`" for one in (*parameter.opts, *parameter.secondary_opts))
     if not parameter.opts[0].startswith("-"):
         names = f"`{str(parameter.name).upper()}`"
-    return f"| {names} | {default} | {text.replace('|', chr(92) + '|')} |"
-
-
-if __name__ == "__main__":
-    print(reference(), end="")
+    return f"| {names} | {default} | {cell(text)} |"

@@ -1,0 +1,104 @@
+"""Take the pictures of the documentation: python tests/screenshots.py FOLDER.
+
+The commands of the tutorial are run as they stand there, on drawn pictures, and their pages are opened in Chromium.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+ROOT = Path(__file__).parent.parent
+TUTORIAL = ROOT / "docs" / "tutorials" / "first-classifier.md"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+COLOURS, MARGIN = 256, 16
+SHORTEN = """folder => {
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) texts.currentNode.data = texts.currentNode.data.replaceAll(folder, "");
+}"""
+
+
+def run_tutorial(work: Path) -> None:
+    """Run the commands of the tutorial in a folder."""
+    (work / "docs").symlink_to(ROOT / "docs")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for block in re.findall(r"```sh\n(.*?)```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL):
+        subprocess.run(["bash", "-e", "-c", block], cwd=work, env={**os.environ, "PATH": path}, check=True)
+
+
+def take(reports: Path, target: Path) -> list[Path]:
+    """Take the pictures of all pages.
+
+    Args:
+        reports: The reports folder that the tutorial has left.
+        target: Where the pictures go.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    run = min(reports.glob("*-train-head-*/report.html"))
+    inspected = next(reports.glob("inspect-*.html"))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=next(path for name in BROWSERS if (path := shutil.which(name))), args=["--no-sandbox"]
+        )
+        page = browser.new_page()
+        shots = [
+            shot(reports.parent, page, reports / "index.html", target / "leaderboard.png", (2080, 440), "pictures"),
+            shot(reports.parent, page, run, target / "run.png", (1000, 560), "Confusions", "#confusions button"),
+            shot(reports.parent, page, inspected, target / "inspect.png", (820, 680), "Byte-identical"),
+        ]
+        browser.close()
+    return shots
+
+
+def shot(
+    work: Path, page: Page, path: Path, picture: Path, size: tuple[int, int], heading: str, clicked: str = ""
+) -> Path:
+    """Take a picture of a part of a page, in few colours.
+
+    Args:
+        work: The folder of the tutorial, which is left out where the page names it.
+        page: A page of the browser.
+        path: The file that it opens.
+        picture: Where the picture goes.
+        size: (width, height), pixels.
+        heading: Where the part begins, by words of its heading.
+        clicked: What is clicked before, as a selector.
+    """
+    width, height = size
+    page.set_viewport_size({"width": width, "height": height})
+    page.goto(path.resolve().as_uri())
+    page.evaluate(SHORTEN, f"{work.resolve()}/")
+    for chart in page.locator(".chart").all():
+        chart.scroll_into_view_if_needed()
+        chart.locator("svg").wait_for()
+    page.evaluate("Promise.all([...document.images].map(one => { one.loading = 'eager'; return one.decode() }))")
+    page.add_style_tag(content="main { max-width: none }")  # a table is shown in its whole width
+    if clicked:
+        page.locator(clicked).first.click()
+    box = page.locator("h2", has_text=heading).first.bounding_box()
+    assert box is not None
+    top = box["y"] + page.evaluate("window.scrollY") - MARGIN
+    page.screenshot(path=picture, full_page=True, clip={"x": 0, "y": top, "width": width, "height": height})
+    with Image.open(picture) as taken:
+        small = taken.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    small.save(picture, optimize=True)
+    return picture
+
+
+def main(target: Path) -> None:
+    """Run the tutorial in a folder that goes again, and take its pictures."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_tutorial(Path(folder))
+        take(Path(folder) / "reports", target)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
