@@ -83,6 +83,11 @@ def column(page: Page, number: int) -> list[str]:
     return found
 
 
+def captions(page: Page) -> list[str]:
+    texts: list[str] = page.locator("#gallery figure:not([hidden]) figcaption").all_inner_texts()
+    return texts
+
+
 def shown(page: Page) -> list[dict[str, str]]:
     found: list[dict[str, str]] = page.eval_on_selector_all(
         "#gallery figure", "all => all.filter(one => !one.hidden).map(one => ({...one.dataset}))"
@@ -153,6 +158,11 @@ class TestRunPage:
         assert page.get_by_role("button", name="Confidently wrong").get_attribute("aria-pressed") == "true"
         page.get_by_role("button", name="Least certain").click()
         assert all("uncertain" in one for one in shown(page))
+        shares = [float(text.split("%")[0].split()[-1]) for text in captions(page)]
+        assert shares == sorted(shares) and shares[0] < shares[-1], "the least certain first"
+        page.get_by_role("button", name="Confidently wrong").click()
+        shares = [float(text.split("%")[0].split()[-1]) for text in captions(page)]
+        assert shares == sorted(shares, reverse=True)
 
     def test_keyboard(self, path: Path, heads: list[Run], visit: Callable[..., Page]) -> None:
         page = visit(path)

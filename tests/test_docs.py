@@ -433,3 +433,30 @@ def test_the_table_of_files_knows_what_is_written(extracted: Any, cache: Path, r
     assert unknown_files(cache.parent) == []
     (reports / run.id / "other.bin").touch()
     assert unknown_files(cache.parent) == [f"reports/{run.id}/other.bin"]
+
+
+RECIPES = sorted((ROOT / "docs" / "recipes").glob("*.sh"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_line_of_a_recipe_is_understood(recipe: Path) -> None:
+    lines = [line for line in lines_of(recipe.read_text(encoding="utf-8")) if line.startswith("tlpipe ")]
+    assert len(lines) > 4
+    for line in lines:
+        understood(shlex.split(line)[1:])
+    done = subprocess.run(["sh", "-n", str(recipe)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["aliens", "padded"])
+def test_a_recipe_runs(name: str) -> None:
+    """On scans of digits, with a network of random weights at 32 px."""
+    recipes = ROOT / "docs" / "recipes"
+    small = ("--weights", "random", "--image-size", "32")
+    command = [sys.executable, str(recipes / "run.py"), str(recipes / f"{name}.sh"), "digits", *small]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line for line in done.stdout.splitlines() if " GB" in line]
+    assert len(rows) == recipes.joinpath(f"{name}.sh").read_text().count("\ntlpipe ")
+    assert sum("%" in row for row in rows) >= 4

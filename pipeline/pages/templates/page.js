@@ -44,6 +44,8 @@ if (gallery) {
   const show = (chosen, wanted, text) => {
     for (const button of [...cells, ...views]) button.setAttribute("aria-pressed", String(button === chosen));
     for (const figure of figures) figure.hidden = !wanted(figure);
+    // The surest come first, but where the least certain are asked for.
+    gallery.append(...(chosen.dataset.view === "uncertain" ? [...figures].reverse() : figures));
     const n = figures.filter((figure) => !figure.hidden).length;
     count.textContent = text(n);
   };

@@ -1,0 +1,78 @@
+"""Commands that are ended at any moment, changed bits, and changed files: the scripts beside this file, with small numbers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+FINDINGS = sorted((HERE / "findings").glob("*+*"))
+
+
+def run(script: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """A process of its own: the crash tests fork, which a process with threads can't do safely."""
+    command = [sys.executable, str(HERE / script), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def crashed(*words: object) -> list[dict[str, Any]]:
+    done = run("crash.py", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def test_killed_now_and_then() -> None:
+    """At every ninth change; the slow tests try each."""
+    for found in crashed("extract", "train-head", "kill", 9):
+        assert found["changes"] > 20 and found["tried"] > 2
+        assert found["problems"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    "command", ["extract", "train-head", "sweep", "evaluate", "predict", "report", "runs-rm", "cache-gc"]
+)
+def test_every_change_disturbed(command: str) -> None:
+    """Killed, on a full disk, and on one that fails."""
+    (found,) = crashed(command)
+    print(f"{command}: {found['changes']} changes, disturbed {found['tried']} times")
+    assert found["problems"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("command", ["export", "finetune"])
+def test_commands_of_keras_disturbed(command: str) -> None:
+    """At every third change, as each of these takes seconds."""
+    (found,) = crashed(command, 3)
+    print(f"{command}: {found['changes']} changes, disturbed {found['tried']} times")
+    assert found["problems"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_single_bits() -> None:
+    done = run("bits.py", 170)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_changed_files() -> None:
+    done = run("fuzz.py", 3000)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("path", FINDINGS, ids=lambda path: path.name)
+def test_what_once_failed(path: Path, tmp_path: Path) -> None:
+    """Each file is named by its kind, a number, and the name by which it is read."""
+    import fuzz
+
+    kind, _, name = path.name.split("+", 2)
+    assert fuzz.problem_of(kind, fuzz.fresh(tmp_path / "work", name, path.read_bytes())) == ""
