@@ -37,8 +37,8 @@ from pipeline.errors import TlpipeError
 from pipeline.heads import load_head, make_head
 from pipeline.runs.folder import read_run
 from pipeline.util import log
-from pipeline.util.files import sealed, unsealed
 from pipeline.util.memo import Memo, Stamp
+from pipeline.util.sealed import sealed, unsealed
 
 FINDINGS = Path(__file__).parent / "findings"
 SECONDS = 10

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline.config import ExtractConfig, FeatureSpec, ImageConfig, SplitConfig
 from pipeline.errors import ConfigError
-from pipeline.util.files import decoded
 from pipeline.util.options import parse_image_size
+from pipeline.util.sealed import decoded
 
 OTHER: dict[str, Any] = {
     "backbone": "vgg16",

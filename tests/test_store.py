@@ -21,8 +21,8 @@ from pipeline.store.shard import Shard, SoundShards, states
 from pipeline.store.shards import FeatureStore, Quarantined, stores
 from pipeline.util import checked as checked_files
 from pipeline.util import files
-from pipeline.util.files import decoded
 from pipeline.util.memo import YOUNG, Memo, Stamp
+from pipeline.util.sealed import decoded
 
 
 def keys_of(*numbers: int) -> list[bytes]:

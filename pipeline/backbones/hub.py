@@ -24,8 +24,9 @@ from pipeline.backbones.parts import NETWORKS, NOT_CONVERTED, SQUARE, blocks_of,
 from pipeline.config.extract import INTERPOLATIONS
 from pipeline.errors import ConfigError, UnknownBackboneError, WeightsError
 from pipeline.util import runtime
-from pipeline.util.files import decoded, digest_of
+from pipeline.util.files import digest_of
 from pipeline.util.memo import YOUNG, Memo, Stamp
+from pipeline.util.sealed import decoded
 from pipeline.util.text import did_you_mean, first_line, sides
 
 if TYPE_CHECKING:

@@ -27,8 +27,9 @@ from pipeline.backbones.scaling import INTERPOLATION, RESIZE
 from pipeline.config import FeatureSpec
 from pipeline.errors import ConfigError, RunError, WeightsError
 from pipeline.util import runtime
-from pipeline.util.files import decoded, digest_of, read_json
+from pipeline.util.files import digest_of
 from pipeline.util.memo import Memo, Stamp
+from pipeline.util.sealed import decoded, read_json
 from pipeline.util.text import first_line, sides
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import Any
 from pipeline.backbones import BACKBONES, find_imagenet, presets
 from pipeline.config import FeatureSpec
 from pipeline.util import machine
-from pipeline.util.files import decoded
 from pipeline.util.memo import Memo
+from pipeline.util.sealed import decoded
 
 LEAST_TIMED = 64  # images, fewer of which say little of a rate
 

@@ -28,20 +28,12 @@ from pipeline.store.shards import DAMAGED_SUFFIX, Damage, FeatureStore, stores
 from pipeline.store.table import load_table, row_keys
 from pipeline.store.uses import uses
 from pipeline.util import log
-from pipeline.util.files import (
-    PARTIAL_SUFFIX,
-    asking,
-    folder_size,
-    is_abandoned,
-    is_marked,
-    is_remote,
-    matching,
-    published,
-    remove,
-)
+from pipeline.util.addresses import asking, is_remote
+from pipeline.util.files import PARTIAL_SUFFIX, folder_size, is_abandoned, matching, published, remove
 from pipeline.util.local_copies import own_part
 from pipeline.util.memo import Memo
 from pipeline.util.remote import shared, unfinished
+from pipeline.util.sealed import is_marked
 
 ABANDONED = 24 * 3600  # seconds after which a file that was never finished is no one's any more
 LEFT = 7 * ABANDONED

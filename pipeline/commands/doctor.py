@@ -22,7 +22,7 @@ from pipeline.data.packed import there
 from pipeline.errors import EngineError
 from pipeline.extraction.engines import choose, judge
 from pipeline.util import machine, runtime
-from pipeline.util.files import is_remote
+from pipeline.util.addresses import is_remote
 from pipeline.util.text import first_line
 
 CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")

@@ -25,7 +25,8 @@ from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, HeadRun, Rated
 from pipeline.store.records import find_records, load_dataset
 from pipeline.store.shards import FeatureStore
 from pipeline.util import log, runtime
-from pipeline.util.files import asking, digest_of, matching
+from pipeline.util.addresses import asking
+from pipeline.util.files import digest_of, matching
 from pipeline.util.memo import Memo
 from pipeline.util.options import one_of
 from pipeline.util.progress import progress

@@ -12,7 +12,9 @@ from pipeline.data.dataset import Listing, printable, shortened
 from pipeline.data.source import FileSource, RemoteSource
 from pipeline.errors import DataError
 from pipeline.util import remote
-from pipeline.util.files import MARKER, is_marked, is_remote
+from pipeline.util.addresses import is_remote
+from pipeline.util.files import MARKER
+from pipeline.util.sealed import is_marked
 from pipeline.util.text import counted
 from pipeline.util.texts import Texts
 

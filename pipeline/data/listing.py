@@ -18,7 +18,7 @@ from pipeline.data.packed import files_in, files_meant, is_pattern, there
 from pipeline.data.source import ImageSource, MixedSource, source_of
 from pipeline.errors import DataError
 from pipeline.util import remote
-from pipeline.util.files import is_remote
+from pipeline.util.addresses import is_remote
 from pipeline.util.memo import Memo
 from pipeline.util.remote import Held
 

@@ -19,7 +19,7 @@ from pipeline.data.folder import SPLIT_NAMES
 from pipeline.data.source import source_of
 from pipeline.errors import DataError
 from pipeline.util import remote
-from pipeline.util.files import is_remote
+from pipeline.util.addresses import is_remote
 from pipeline.util.remote import Held
 from pipeline.util.text import counted
 

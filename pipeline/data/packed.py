@@ -18,7 +18,7 @@ from pipeline.data.folder import PACKS, SPLIT_NAMES, has_pictures, scan
 from pipeline.data.source import KEY_DTYPE, ImageKeys, InParts, file_key
 from pipeline.errors import DataError, ImageError
 from pipeline.util import remote
-from pipeline.util.files import is_remote
+from pipeline.util.addresses import is_remote
 from pipeline.util.machine import cpu_count
 from pipeline.util.memo import Memo, Stamp
 from pipeline.util.progress import Advance, progress

@@ -12,7 +12,8 @@ from pipeline.errors import RunError
 from pipeline.runs.folder import read_run
 from pipeline.runs.run import TYPES, RatedRun, Run
 from pipeline.util import log
-from pipeline.util.files import is_remote, matching
+from pipeline.util.addresses import is_remote
+from pipeline.util.files import matching
 from pipeline.util.references import one_meant
 from pipeline.util.remote import READERS, shared
 

@@ -30,20 +30,11 @@ from pipeline.runs.predictions import (
 )
 from pipeline.runs.run import TYPES, CurveRun, FinetuneRun, RatedRun, Run
 from pipeline.store.uses import remember_use
-from pipeline.util.files import (
-    asking,
-    decoded,
-    digest_of_file,
-    is_remote,
-    mark_folder,
-    published,
-    published_folder,
-    read_json,
-    remove_whole,
-    write_json,
-)
+from pipeline.util.addresses import asking, is_remote
+from pipeline.util.files import digest_of_file, mark_folder, published, published_folder, remove_whole
 from pipeline.util.local_copies import own_part
 from pipeline.util.remote import fetch
+from pipeline.util.sealed import decoded, read_json, write_json
 
 RUN = "run.json"
 RUNS = "runs"  # in the own part of a reports folder at an address: copies of model files

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from pipeline.data.dataset import SPLITS
 from pipeline.errors import DataError, RunError
 from pipeline.util import disk
+from pipeline.util.addresses import is_remote
 from pipeline.util.archives import arrays_of
-from pipeline.util.files import digest_of, is_remote
+from pipeline.util.files import digest_of
 from pipeline.util.remote import read
 
 KEY_BYTES = 16

@@ -24,18 +24,11 @@ from pipeline.data.dataset import UNKNOWN, UNLABELLED, KnownSplits, split_number
 from pipeline.data.packed import is_pattern, parts_of
 from pipeline.errors import ConfigError, StoreError
 from pipeline.util import log, remote
+from pipeline.util.addresses import is_remote
 from pipeline.util.checked import here, is_sound, publish_checked
-from pipeline.util.files import (
-    decoded,
-    digest_of,
-    is_remote,
-    mark_folder,
-    matching,
-    read_json,
-    remove,
-    write_json,
-)
+from pipeline.util.files import digest_of, mark_folder, matching, remove
 from pipeline.util.references import one_meant
+from pipeline.util.sealed import decoded, read_json, write_json
 from pipeline.util.texts import Texts
 
 SETTLED = 3600  # seconds after which no other machine that saved the same dataset can be about to read it

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from pipeline.config import FeatureSpec
 from pipeline.data import KEY_DTYPE
 from pipeline.util import remote
+from pipeline.util.addresses import is_remote
 from pipeline.util.checked import read_checked
-from pipeline.util.files import decoded, digest_of, is_remote
+from pipeline.util.files import digest_of
 from pipeline.util.memo import Memo, Stamp, stats
+from pipeline.util.sealed import decoded
 
 ASKED = 256  # shards at a time whose keys are asked of the memo
 

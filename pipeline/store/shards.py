@@ -26,20 +26,11 @@ from pipeline.data import KEY_DTYPE, in_order
 from pipeline.errors import ConfigError, StoreError
 from pipeline.store.shard import Shard, SoundShards, shard_bytes, states, verified
 from pipeline.util import disk, log
+from pipeline.util.addresses import asking, is_remote
 from pipeline.util.checked import here, publish_checked
-from pipeline.util.files import (
-    asking,
-    decoded,
-    is_remote,
-    mark_folder,
-    matching,
-    published,
-    read_json,
-    sealed,
-    unsealed,
-    write_json,
-)
+from pipeline.util.files import mark_folder, matching, published
 from pipeline.util.machine import cpu_count
+from pipeline.util.sealed import decoded, read_json, sealed, unsealed, write_json
 
 DAMAGED_SUFFIX = ".damaged"
 FEW = 8  # keys that are sooner compared with each stored one than each stored one is looked up among them

@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.errors import StoreError
-from pipeline.util.files import asking, decoded, digest_of, is_remote, matching, read_json, write_json
+from pipeline.util.addresses import asking, is_remote
+from pipeline.util.files import digest_of, matching
 from pipeline.util.remote import is_address
+from pipeline.util.sealed import decoded, read_json, write_json
 
 FOLDER = "uses"
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pipeline.errors import DataError, StoreError
 from pipeline.util import disk, remote
-from pipeline.util.files import asking, digest_of, digest_of_file, is_remote, published
+from pipeline.util.addresses import asking, is_remote
+from pipeline.util.files import digest_of, digest_of_file, published
 from pipeline.util.local_copies import local_copy
 
 _seen: dict[Path, tuple[int, int]] = {}  # inode and size of the local copies that this process found sound

@@ -5,26 +5,20 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
-import json
 import os
 import platform
 import re
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
 
-import msgspec
-
-from pipeline.errors import StoreError, TlpipeError
+from pipeline.errors import StoreError
 from pipeline.util import disk
+from pipeline.util.addresses import asking, check_bucket, in_plain_words, is_remote, put_folder, remove_all
 from pipeline.util.text import first_line
-
-T = TypeVar("T")
 
 PARTIAL_SUFFIX = ".partial"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of <fcntl.h> and <linux/fs.h>
@@ -72,47 +66,6 @@ def _remove_abandoned(folder: Path) -> None:
     for path in filter(is_abandoned, left):
         with suppress(OSError):
             remove(path)
-
-
-def is_remote(path: Path) -> bool:
-    """Whether a path lies at an address that fsspec opens, not on this machine."""
-    return not isinstance(path, Path)
-
-
-@contextmanager
-def asking(path: Path) -> Iterator[None]:
-    """Say in plain words that an address of the cache can't be reached; nothing changes on this machine.
-
-    Raises:
-        StoreError: In place of any error but that something isn't there.
-    """
-    if not is_remote(path):
-        yield
-        return
-    with in_plain_words(path, StoreError, passing=FileNotFoundError):
-        yield
-
-
-@contextmanager
-def in_plain_words(
-    address: object, kind: type[TlpipeError], done: str = "read", passing: type[Exception] = TlpipeError
-) -> Iterator[None]:
-    """Say in plain words that an address can't be reached, of which each file system has its own kinds of errors.
-
-    Args:
-        address: As the user knows it.
-        kind: The error that is raised in place of any other.
-        done: What couldn't be done.
-        passing: Errors that are raised as they are, beside those of tlpipe.
-    """
-    try:
-        yield
-    except (TlpipeError, passing):
-        raise
-    except Exception as error:
-        raise kind(
-            f"{address} can't be {done}: {first_line(error)}; check the address, the account, and the network"
-        ) from error
 
 
 @contextmanager
@@ -196,7 +149,7 @@ def published_folder(path: Path, *, replace: bool = False, last: str = "") -> It
         with writing(Path(tempfile.gettempdir()) / path.name), tempfile.TemporaryDirectory(prefix="tlpipe-") as written:
             yield Path(written)
             with in_plain_words(path, StoreError, "written"):
-                _put_folder(Path(written), path, last)
+                put_folder(Path(written), path, last)
         return
     with writing(path):
         disk.make_folder(path.parent)
@@ -210,32 +163,6 @@ def published_folder(path: Path, *, replace: bool = False, last: str = "") -> It
             else:
                 disk.rename(partial, path)
             disk.flush(path.parent)
-
-
-def _remove_all(place: Path, names: Iterable[str]) -> None:
-    """Remove files at an address by their whole names, in which nothing stands for a pattern."""
-    for name in names:
-        with suppress(FileNotFoundError):
-            place.fs.rm_file(name)  # type: ignore[attr-defined]
-
-
-def _put_folder(written: Path, path: Path, last: str) -> None:
-    """Put all files of a folder at an address; what was there before is removed first.
-
-    The file by which the folder is known is the first that goes and the last that comes, so that parts of two folders
-    are never taken for one. If a file can't be put, none stays.
-    """
-    fs = path.fs  # type: ignore[attr-defined]
-    files = [file for file in written.rglob("*") if file.is_file()]
-    put = {f"{path.path}/{file.relative_to(written).as_posix()}": file for file in files}  # type: ignore[attr-defined]
-    _remove_all(path, sorted(fs.find(path.path), key=lambda name: not name.endswith(f"/{last}")))  # type: ignore[attr-defined]
-    try:
-        for name, file in sorted(put.items(), key=lambda pair: pair[1].name == last):
-            fs.put_file(str(file), name)
-    except Exception:
-        with suppress(Exception):
-            _remove_all(path, put)
-        raise
 
 
 def _exchange(fresh: Path, path: Path) -> None:
@@ -274,23 +201,6 @@ def mark_folder(folder: Path) -> None:
             disk.write(partial, "tlpipe wrote this folder; it is never read as data.\n")
 
 
-def is_marked(folder: Path) -> bool:
-    """Whether tlpipe wrote a folder; those of before the marker are known by what lies in them."""
-    if (folder / MARKER).is_file():
-        return True
-    before = {"features/*/spec.json": "backbone", "tables/*.json": "spec", "*/run.json": "stage"}
-    return any(_has_field(path, name) for pattern, name in before.items() for path in islice(folder.glob(pattern), 1))
-
-
-def _has_field(path: Path, name: str) -> bool:
-    """Whether a file is a JSON object with a field of this name."""
-    try:
-        value = read_json(path)
-    except (OSError, ValueError):
-        return False
-    return isinstance(value, dict) and name in value
-
-
 def digest_of(data: bytes | memoryview) -> str:
     """Digest by which a file's bytes are known: BLAKE2b (RFC 7693), 32 hexadecimal characters."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -305,72 +215,6 @@ def digest_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-WRITER, DIGEST = "written_by", "digest"
-"""Fields of a JSON object that tlpipe wrote: who wrote it, and the digest of all else, by which a change is noticed. A
-single changed bit can make only one of them unknown, and the other one then tells."""
-
-
-def sealed(value: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object with what tells later whether it was changed."""
-    body = {WRITER: "tlpipe", **value}
-    return {**body, DIGEST: digest_of(_canonical(body))}
-
-
-def unsealed(value: Any) -> dict[str, Any]:
-    """A JSON object that `sealed` made, without what it added; one from before there were seals as it is.
-
-    Raises:
-        ValueError: If it is no object, or was changed.
-    """
-    if not isinstance(value, dict):
-        raise ValueError("it is no JSON object")
-    if WRITER not in value and DIGEST not in value:
-        return value
-    body = {name: one for name, one in value.items() if name != DIGEST}
-    if body.pop(WRITER, None) != "tlpipe" or sealed(body)[DIGEST] != value.get(DIGEST):
-        raise ValueError("it was changed after it was written")
-    return body
-
-
-def _canonical(value: Any) -> bytes:
-    """A JSON value as bytes that its spaces and the order of its fields don't change."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Publish a sealed JSON object, indented."""
-    with published(path) as partial:
-        disk.write(partial, json.dumps(sealed(value), indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote.
-
-    Raises:
-        OSError: If it can't be read.
-        StoreError: If it lies at an address that can't be reached.
-        ValueError: If it was changed, isn't a JSON object, or holds text that is no Unicode, which nothing could print.
-    """
-    with asking(path):
-        data = path.read_bytes()
-    try:
-        value = unsealed(json.loads(data.decode()))
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    return value
-
-
-def decoded(kind: type[T], value: Any) -> T:
-    """A dataclass of what was read from JSON, whose every field is of the annotated type.
-
-    Raises:
-        ValueError: If a field is missing, or of another type.
-        ConfigError: If a value is not legal.
-    """
-    return msgspec.convert(value, kind)
-
-
 def matching(folder: Path, pattern: str) -> list[Path]:
     """What is called like a pattern in a folder, by name; nothing, if the folder isn't there.
 
@@ -381,31 +225,17 @@ def matching(folder: Path, pattern: str) -> list[Path]:
         with asking(folder):
             found = sorted(folder.glob(pattern))
             if is_remote(folder) and not found:
-                _check_bucket(folder)
+                check_bucket(folder)
             return found
     except FileNotFoundError as error:  # not even the bucket
         raise StoreError(f"{folder} can't be read: {first_line(error)}; check the address") from error
-
-
-WITH_BUCKETS = ("s3", "s3a", "gs", "gcs")
-
-
-def _check_bucket(folder: Path) -> None:
-    """Tell an address where nothing is yet from one that can't be, as some file systems list nothing in both cases.
-
-    Raises:
-        FileNotFoundError: If there is no such bucket.
-    """
-    bucket = folder.path.partition("/")[0]  # type: ignore[attr-defined]
-    if folder.protocol in WITH_BUCKETS and bucket and not folder.fs.exists(bucket):  # type: ignore[attr-defined]
-        raise FileNotFoundError(f"there is no bucket {bucket}")
 
 
 def remove(path: Path) -> None:
     """Remove a file or a folder, on this machine or at an address; one that is gone is no error."""
     if is_remote(path):
         with in_plain_words(path, StoreError, "removed", passing=FileNotFoundError), suppress(FileNotFoundError):
-            _remove_all(path, path.fs.find(path.path))  # type: ignore[attr-defined]
+            remove_all(path, path.fs.find(path.path))  # type: ignore[attr-defined]
     elif path.is_dir() and not path.is_symlink():
         disk.remove_tree(path)
     else:

@@ -15,7 +15,8 @@ from threading import Lock
 
 from pipeline.errors import ConfigError
 from pipeline.util import disk
-from pipeline.util.files import digest_of, is_remote, partial_name, published
+from pipeline.util.addresses import is_remote
+from pipeline.util.files import digest_of, partial_name, published
 from pipeline.util.machine import cache_folder
 
 GIGABYTES = 50.0  # unless $TLPIPE_LOCAL_CACHE_GB says otherwise

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.util.files import digest_of, in_plain_words, is_remote
+from pipeline.util.addresses import in_plain_words, is_remote
+from pipeline.util.files import digest_of
 from pipeline.util.local_copies import keep, kept, local_copy
 from pipeline.util.memo import Stamp
 

@@ -16,7 +16,8 @@ from pipeline.backbones import OnnxGraph
 from pipeline.errors import EngineError, StoppedError, StoreError
 from pipeline.extraction.engines.base import padded
 from pipeline.util import disk, log, machine, runtime
-from pipeline.util.files import digest_of, published_folder, read_json, write_json
+from pipeline.util.files import digest_of, published_folder
+from pipeline.util.sealed import read_json, write_json
 from pipeline.util.stopping import stopping
 
 if TYPE_CHECKING:

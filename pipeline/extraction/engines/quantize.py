@@ -20,7 +20,8 @@ from pipeline.extraction.engines.openvino import FACTS, OpenvinoEngine, keep, ke
 from pipeline.extraction.engines.pictures import crops
 from pipeline.extraction.engines.turns import turns
 from pipeline.util import log, machine, runtime
-from pipeline.util.files import digest_of, read_json, write_json
+from pipeline.util.files import digest_of
+from pipeline.util.sealed import read_json, write_json
 from pipeline.util.stopping import stopping
 
 if TYPE_CHECKING:

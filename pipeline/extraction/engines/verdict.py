@@ -21,7 +21,7 @@ from pipeline.errors import EngineError, StoreError
 from pipeline.extraction.engines.base import Engine, EngineChoice, call
 from pipeline.util import log, machine, runtime
 from pipeline.util.checked import publish_checked, read_checked
-from pipeline.util.files import decoded
+from pipeline.util.sealed import decoded
 
 N_PICTURES = 4
 MOST = {"float32": 1e-4, "bfloat16": 0.3, "float16": 0.3, "int8": 0.3}
