@@ -630,6 +630,8 @@ class TestRecordsAndRuns:
             StoreError, match=f"{record.id}.json can't be read: it was changed .* tlpipe extract .* rm "
         ):
             find_record(cache, None)
+        with pytest.raises(StoreError, match="can't be read"):
+            commands.extract(ExtractConfig(str(red_and_blue)), cache, ExtractOptions(again=True))
         path = reports / runs[1].id / "run.json"
         path.write_text(path.read_text().replace('"logreg"', '"ridge"'))
         with pytest.raises(RunError, match=f"{runs[1].id}/run.json can't be read: it was changed .*; name another run"):

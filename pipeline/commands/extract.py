@@ -111,7 +111,7 @@ def extract(
         StoppedError: After Ctrl-C or SIGTERM.
     """
     start = time.perf_counter()
-    of_data = records_of_data(cache, config.data)
+    of_data = records_of_data(cache, config.data, strict=options.again)
     config = _as_before(config, of_data, cache, again=options.again)
     # What is wrong with the options is said before the data is read.
     check_on(options.on)

@@ -228,10 +228,10 @@ def remove_record(cache: Path, record: TableRecord) -> None:
     remove(cache / "tables" / f"{record.id}.json")
 
 
-def records_of_data(cache: Path, data: str) -> list[TableRecord]:
-    """All records of what a user names as DATA, the oldest first."""
+def records_of_data(cache: Path, data: str, *, strict: bool = False) -> list[TableRecord]:
+    """All records of what a user names as DATA, the oldest first; arguments and errors as in `records`."""
     place = place_of(data)
-    return [record for record in records(cache) if record.config.data == place]
+    return [record for record in records(cache, strict=strict) if record.config.data == place]
 
 
 def newest_pooled(found: Sequence[TableRecord]) -> TableRecord | None:

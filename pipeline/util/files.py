@@ -29,9 +29,10 @@ MARKER = ".tlpipe"
 @cache
 def _machine() -> str:
     """What tells this machine, since it was started, from others that share a folder with it."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
+    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     since = boot.read_text(encoding="utf-8") if boot.is_file() else ""
-    return digest_of(f"{platform.node()} {since}".encode())[:8]
+    numbered = space.readlink() if space.is_symlink() else ""  # containers count their processes apart
+    return digest_of(f"{platform.node()} {since} {numbered}".encode())[:8]
 
 
 def partial_name(path: Path) -> Path:
@@ -61,10 +62,10 @@ def _remove_abandoned(folder: Path) -> None:
     if folder in _looked_through:
         return
     _looked_through.add(folder)
-    with os.scandir(folder) as found:
-        left = [Path(entry.path) for entry in found if entry.name.endswith(PARTIAL_SUFFIX)]
-    for path in filter(is_abandoned, left):
-        with suppress(OSError):
+    with suppress(OSError):  # a folder that can only be written to
+        with os.scandir(folder) as found:
+            left = [Path(entry.path) for entry in found if entry.name.endswith(PARTIAL_SUFFIX)]
+        for path in filter(is_abandoned, left):
             remove(path)
 
 
