@@ -113,7 +113,7 @@ class TestSealedJson:
         (tmp_path / "old.json").write_text(json.dumps(self.VALUE))
         assert read_json(tmp_path / "old.json") == self.VALUE
 
-    @pytest.mark.parametrize("lost", ["written_by", "digest"])
+    @pytest.mark.parametrize("lost", ["sealed_by", "seal"])
     def test_half_a_seal(self, lost: str) -> None:
         value = sealed(self.VALUE)
         value.pop(lost)

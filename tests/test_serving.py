@@ -361,7 +361,7 @@ class TestRuns:
             ({"metrics": {"test": {"n": 3}}}, "wrong kind"),
             ({"seconds": None}, "Expected `object`, got `null`"),
             ({"seconds": {"total": 10**400}}, "not what tlpipe wrote"),
-            ({"command": "\ud800"}, "no run that can be read"),
+            ({"command": "\ud800"}, "run.json can.t be read"),
         ],
     )
     def test_tampered(

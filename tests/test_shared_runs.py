@@ -140,7 +140,7 @@ def test_a_run_from_before_all_files_had_digests(
 ) -> None:
     path = f"pictures/reports/{run.id}/run.json"
     value = json.loads(bucket.cat_file(path))
-    for name in ("written_by", "digest"):
+    for name in ("sealed_by", "seal"):
         value.pop(name)
     value["files"].pop("head.npz")
     bucket.pipe_file(path, json.dumps(value).encode())

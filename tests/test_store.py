@@ -164,7 +164,7 @@ def test_a_damaged_shard_in_a_cache_that_can_only_be_read_is_named(
     def refuse(*_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr(Path, "rename", refuse)
     monkeypatch.setattr(Path, "write_text", refuse)
     (damage,) = store.open()
     assert (damage.path, damage.cause.split(":")[0]) == (bad, "differs from its checksum")

@@ -24,7 +24,7 @@ def test_run_holds_all_metrics_and_predictions(extracted: commands.ExtractResult
     run = commands.train_head(HeadConfig("ridge"), cache, reports)
     keys = "n accuracy accuracy_95 balanced_accuracy macro_f1 log_loss roc_auc ece per_class confusion_matrix"
     value = json.loads((reports / run.id / "run.json").read_text())
-    assert set(value) == {*HEADER, "payload"}
+    assert set(value) == {*HEADER, "payload", "sealed_by", "seal"}
     value = value["payload"]
     assert (value["fitted_on"], value["chosen_on"]) == (["train", "val"], ["val"])
     for split in ("val", "test"):

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import draw_colours
+from conftest import draw_colours, unsealed_anyway
 from PIL import Image
 
 from pipeline import commands
@@ -36,6 +36,7 @@ from pipeline.runs.run import FinetuneRun, Run
 from pipeline.store.records import find_record
 from pipeline.store.shards import FeatureStore
 from pipeline.store.table import load_table
+from pipeline.util.sealed import sealed
 
 SMALL = {"backbone": "mobilenet025", "image_size": (32, 32), "weights": "random", "precision": "float32"}
 QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3}
@@ -333,14 +334,14 @@ class TestAsBackbone:
             extract(reports / tuned.id, weights="random")
         file = reports / tuned.id / "run.json"
         text = file.read_text()
-        value = json.loads(text)
+        value = unsealed_anyway(json.loads(text))
         for top, error in ((3, RunError), ("nothing", WeightsError)):
             value["payload"]["top"] = top
-            file.write_text(json.dumps(value))
+            file.write_text(json.dumps(sealed(value)))
             with pytest.raises(error, match=r"run.json is not what|has no layer 'nothing'"):
                 extract(reports / tuned.id)
         value["payload"]["specs"][0]["backbone"] = "../../passwords"
-        file.write_text(json.dumps(value))
+        file.write_text(json.dumps(sealed(value)))
         with pytest.raises(RunError, match="doesn't say what its backbone is"):
             extract(reports / tuned.id)
         file.write_text(text)

@@ -93,9 +93,9 @@ class KnnHead:
             query = self.prepare(features[start : start + at_once])
             cosines = (query @ bank.T) / np.float32(query.shape[1])
             nearest = np.argpartition(cosines, -most, axis=1)[:, -most:]
-            near = np.take_along_axis(cosines, nearest, axis=1)
+            near = _cosines_of(query, bank, nearest)
             order = np.argsort(-near, axis=1, kind="stable")
-            near = np.take_along_axis(near, order, axis=1).astype(np.float64)
+            near = np.take_along_axis(near, order, axis=1)
             labels = bank_labels[np.take_along_axis(nearest, order, axis=1)]
             weights = np.exp((near - near[:, :1]) / COSINE_TEMPERATURE)
             for k, probabilities in zip(ks, found, strict=True):
@@ -151,3 +151,16 @@ def fit_many(
     ks = [KnnHead(config).k for config in configs]
     for number, probabilities in enumerate(zip(*(head.votes(val.array(), ks) for val in vals), strict=True)):
         yield Trial(number, list(probabilities))
+
+
+def _cosines_of(
+    query: NDArray[np.floating], bank: NDArray[np.floating], nearest: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Cosines [n, k] of images [n, d] and their neighbours, to more digits than the product that found these.
+
+    Some libraries round that product by how many images are asked about, and the votes multiply it by 1 / 0.07.
+    """
+    found = np.empty(nearest.shape)
+    for row, near in enumerate(nearest):
+        found[row] = (bank[near].astype(np.float64) * query[row]).sum(axis=1) / query.shape[1]
+    return found

@@ -52,7 +52,7 @@ def flush(path: Path) -> None:
 def rename(old: Path, new: Path) -> None:
     """Give a file or folder another name; a file that has it is replaced at the same moment."""
     change("rename", new)
-    old.replace(new)
+    old.rename(new)
 
 
 def remove(path: Path) -> None:

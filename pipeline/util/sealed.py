@@ -15,7 +15,7 @@ from pipeline.util.files import MARKER, digest_of, published
 
 T = TypeVar("T")
 
-WRITER, DIGEST = "written_by", "digest"
+WRITER, SEAL = "sealed_by", "seal"
 """Fields of a JSON object that tlpipe wrote: who wrote it, and the digest of all else, by which a change is noticed. A
 single changed bit can make only one of them unknown, and the other one then tells."""
 
@@ -23,7 +23,7 @@ single changed bit can make only one of them unknown, and the other one then tel
 def sealed(value: dict[str, Any]) -> dict[str, Any]:
     """A JSON object with what tells later whether it was changed."""
     body = {WRITER: "tlpipe", **value}
-    return {**body, DIGEST: digest_of(_canonical(body))}
+    return {**body, SEAL: digest_of(_canonical(body))}
 
 
 def unsealed(value: Any) -> dict[str, Any]:
@@ -34,10 +34,10 @@ def unsealed(value: Any) -> dict[str, Any]:
     """
     if not isinstance(value, dict):
         raise ValueError("it is no JSON object")
-    if WRITER not in value and DIGEST not in value:
+    if WRITER not in value and SEAL not in value:
         return value
-    body = {name: one for name, one in value.items() if name != DIGEST}
-    if body.pop(WRITER, None) != "tlpipe" or sealed(body)[DIGEST] != value.get(DIGEST):
+    body = {name: one for name, one in value.items() if name != SEAL}
+    if body.pop(WRITER, None) != "tlpipe" or sealed(body)[SEAL] != value.get(SEAL):
         raise ValueError("it was changed after it was written")
     return body
 
