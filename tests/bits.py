@@ -154,7 +154,8 @@ def model_of(run: Any, place: Path) -> Any:
     if isinstance(run, HeadRun):
         head = trained_head(run, place).head
         features = np.random.default_rng(0).normal(size=(4, head.n_features)).astype(np.float32)
-        return np.round(head.predict_proba(features), 5).tolist()
+        with np.errstate(all="ignore"):
+            return np.round(head.predict_proba(features), 5).tolist()
     if isinstance(run, FinetuneRun):
         from pipeline.backbones.build import _load_model
 
