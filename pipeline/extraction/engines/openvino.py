@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -96,9 +98,21 @@ def _from_onnx(model: OnnxGraph) -> openvino.Model:
 
 def _from_keras(model: keras.Model) -> openvino.Model:
     tf = runtime.tensorflow()
+    if sys.version_info >= (3, 13):
+        _mend_for_new_pythons()
     shape = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.uint8)
     function = tf.function(lambda images: model(images, training=False), autograph=False)
     return runtime.openvino().convert_model(function.get_concrete_function(shape))
+
+
+def _mend_for_new_pythons() -> None:
+    """Let OpenVINO 2026.4 find TensorFlow's version.
+
+    It imports and forgets that name by `exec`, whose names don't outlive it from Python 3.13 on (PEP 667). What it then
+    asks is in `sys.modules` in any case, so that nothing needs to be executed.
+    """
+    for name in ("openvino.frontend.tensorflow.utils", "openvino.tools.ovc.environment_setup_utils"):
+        importlib.import_module(name).exec = lambda text: None  # type: ignore[attr-defined]
 
 
 def keep(graph: openvino.Model, folder: Path, facts: dict[str, Any] | None = None) -> None:
