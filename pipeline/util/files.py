@@ -62,7 +62,7 @@ def _remove_abandoned(folder: Path) -> None:
     if folder in _looked_through:
         return
     _looked_through.add(folder)
-    with suppress(OSError):  # a folder that can only be written to
+    with suppress(OSError, StoreError):  # a folder that can only be written to, or not at all
         with os.scandir(folder) as found:
             left = [Path(entry.path) for entry in found if entry.name.endswith(PARTIAL_SUFFIX)]
         for path in filter(is_abandoned, left):
@@ -233,14 +233,22 @@ def matching(folder: Path, pattern: str) -> list[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, on this machine or at an address; one that is gone is no error."""
+    """Remove a file or a folder, on this machine or at an address; one that is gone is no error.
+
+    Raises:
+        StoreError: If it can't be removed.
+    """
     if is_remote(path):
         with in_plain_words(path, StoreError, "removed", passing=FileNotFoundError), suppress(FileNotFoundError):
             remove_all(path, path.fs.find(path.path))  # type: ignore[attr-defined]
-    elif path.is_dir() and not path.is_symlink():
-        disk.remove_tree(path)
-    else:
-        disk.remove(path)
+        return
+    try:
+        if path.is_dir() and not path.is_symlink():
+            disk.remove_tree(path)
+        else:
+            disk.remove(path)
+    except OSError as error:
+        raise StoreError(f"{path} can't be removed: {error.strerror or error}") from error
 
 
 def remove_whole(folder: Path, first: str) -> None:
