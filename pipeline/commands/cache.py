@@ -275,13 +275,13 @@ def _found(cache: Path, reports: Path, in_use: set[str]) -> list[Needless]:
             found.append(_needless(path, "no features that are needed were computed with it"))
     found = [item for item in found if not _young(item.path)]
     left = [path for place in (cache, reports) for path in matching(place, f"**/.*{PARTIAL_SUFFIX}")]
-    left = [path for path in left if is_abandoned(path) or path in _older(ABANDONED, [path])]
+    left = sorted({*filter(is_abandoned, left), *_older(ABANDONED, left)})
     found += [_needless(path, "was never finished") for path in left if not any(one in path.parents for one in left)]
     found += [_needless(path, "is damaged, and was set aside") for path in matching(cache, f"**/*{DAMAGED_SUFFIX}")]
     if is_remote(reports):
         halves = unfinished(reports, RUN, time.time() - ABANDONED)
         found += [Needless(path, "is a run that was never put whole", folder_size(path)) for path in halves]
-        kept = {run.id for run in all_runs(reports)}
+        kept = {path.parent.name for path in matching(reports, f"*/{RUN}")}
         copies = sorted((own_part(reports) / RUNS).glob("*"))
         found += [_needless(path, "is a copy of a run that is gone") for path in copies if path.name not in kept]
     why = "a fine-tuning that was interrupted over a week ago could be resumed from it"

@@ -114,7 +114,8 @@ def _finetune(
     logs = checkpoint.logs if options.tensorboard else None
     if logs:
         if state is None:
-            disk.remove_tree(logs)
+            with suppress(OSError):
+                disk.remove_tree(logs)
         log.info("Logs for TensorBoard are in %s", logs)
 
     def keeping(arrays: dict[str, list[NDArray[Any]]], history: list[dict[str, float]]) -> None:
