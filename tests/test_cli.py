@@ -358,6 +358,13 @@ def test_terminal_shows_a_bar_and_ctrl_c_says_how_to_go_on(run: Any, tmp_path: P
     assert again["n_computed"] == 1797 - kept
 
 
+def blocks(pid: int, number: int) -> bool:
+    """Whether a process doesn't hear a signal (proc(5), SigBlk)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    mask = int(next(line.split()[1] for line in lines if line.startswith("SigBlk")), 16)
+    return bool(mask >> (number - 1) & 1)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_sweep_leaves_no_process_behind(run: Any, red_and_blue: Path, number: int) -> None:
     import psutil
@@ -371,14 +378,22 @@ def test_stopped_sweep_leaves_no_process_behind(run: Any, red_and_blue: Path, nu
     end = time.monotonic() + 60
     while len(workers) < 2 and time.monotonic() < end:
         time.sleep(0.1)
-        workers = [child for child in psutil.Process(process.pid).children() if "loky" in " ".join(child.cmdline())]
+        workers = [
+            child for child in psutil.Process(process.pid).children() if "LokyProcess" in " ".join(child.cmdline())
+        ]
+    deaf = [blocks(worker.pid, signal.SIGINT) for worker in workers] if sys.platform == "linux" else [True, True]
     time.sleep(1)
-    if number == signal.SIGTERM:
-        process.send_signal(number)
-    else:
-        os.killpg(process.pid, number)  # as a terminal does
-    _, errors = process.communicate(timeout=30)
+    try:
+        if number == signal.SIGTERM:
+            process.send_signal(number)
+        else:
+            os.killpg(process.pid, number)  # as a terminal does
+        _, errors = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 128 + number, errors
+    assert deaf == [True, True]  # Ctrl-C on a terminal reaches them too, at any moment of their start
     assert "Traceback" not in errors
     assert "Stopped." in errors
     gone, alive = psutil.wait_procs(workers, timeout=10)

@@ -106,7 +106,6 @@ def in_processes(make: Callable[[HeadConfig], Head]) -> FitMany:
         configs: Sequence[HeadConfig], train: Part, vals: Sequence[Part], n_classes: int, seconds: float
     ) -> Iterator[Trial]:
         from joblib import Parallel, delayed
-        from joblib.externals.loky.backend import resource_tracker
         from joblib.parallel import get_active_backend
 
         backend, given = get_active_backend()  # of a cluster, if the caller has set one
@@ -116,7 +115,6 @@ def in_processes(make: Callable[[HeadConfig], Head]) -> FitMany:
             return
         end = time.monotonic() + seconds
         threads = max(1, machine.cpu_count() // n_jobs)
-        resource_tracker.ensure_running()  # its start would let the processes after it hear Ctrl-C
         with Parallel(n_jobs=n_jobs, return_as=_returned(backend)) as parallel:
             for start in range(0, len(configs), n_jobs):
                 if start and time.monotonic() >= end:

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 from pipeline.util import log
 
@@ -52,7 +53,15 @@ def stopping() -> Iterator[Stopping]:
 
 @contextmanager
 def deaf_children() -> Iterator[None]:
-    """Let processes that the block starts not hear Ctrl-C: this one hears it, and ends them."""
+    """Let processes that the block starts not hear Ctrl-C: this one hears it, and ends them.
+
+    Python's and joblib's trackers of resources are started first: when Python 3.13 or older
+    starts its own, it lets all that is started afterwards hear Ctrl-C.
+    """
+    from joblib.externals.loky.backend import resource_tracker as tracker_of_joblib
+
+    for tracker in (resource_tracker, tracker_of_joblib):
+        tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
