@@ -479,6 +479,32 @@ class TestEndToEnd:
             np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5 + 1e-4 * np.abs(one).max())
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_average_of_the_weights_is_kept_and_training_goes_on_without_it(accumulate: int) -> None:
+    config = FinetuneConfig("block13", epochs=2, batch_size=8, learning_rate=1e-3, accumulate=accumulate)
+    after: dict[float, list[list[np.ndarray]]] = {}
+    kept = []
+    for ema in (0.0, 0.8):
+        given = setting("mobilenet025", "block13")
+        examples = {"train": given.examples()["train"]}  # without val any epoch is better than the one before
+        training = _Training(given.models(), examples, replace(config, ema=ema), None)
+        training.start()
+        steps = after[ema] = []
+        for _ in range(2):
+            training.epoch(Stopping(), lambda _: steps.append(training.model.get_weights()))  # noqa: B023
+        kept.append(training.best)
+    for one, other in zip(after[0.0], after[0.8], strict=True):
+        for weights, same in zip(one, other, strict=True):
+            np.testing.assert_allclose(weights, same, atol=1e-6)
+    first = accumulate - 1  # until the first update there is nothing to average
+    expected = after[0.0][first]
+    for weights in after[0.0][first + 1 :]:
+        expected = [0.8 * average + 0.2 * weight for average, weight in zip(expected, weights, strict=True)]
+    for average, same in zip(kept[1], expected, strict=True):
+        np.testing.assert_allclose(average, same, atol=1e-6)
+    assert any(np.abs(average - last).max() > 1e-4 for average, last in zip(kept[1], kept[0], strict=True))
+
+
 def keep_in(checkpoint: Checkpoint, after: Callable[[int], None] = lambda _: None) -> Any:
     """What `fit` calls after each epoch; `after` then gets the number of rows of the history."""
 
@@ -492,9 +518,9 @@ def keep_in(checkpoint: Checkpoint, after: Callable[[int], None] = lambda _: Non
 class TestResume:
     CONFIG = FinetuneConfig("block13", epochs=4, batch_size=8, learning_rate=1e-3, patience=9)
 
-    @pytest.mark.parametrize("schedule", ["cosine", "plateau"])
-    def test_the_same_weights_as_undisturbed(self, schedule: str, tmp_path: Path) -> None:
-        config = replace(self.CONFIG, schedule=schedule)
+    @pytest.mark.parametrize(("schedule", "ema"), [("cosine", 0.0), ("plateau", 0.0), ("cosine", 0.9)])
+    def test_the_same_weights_as_undisturbed(self, schedule: str, ema: float, tmp_path: Path) -> None:
+        config = replace(self.CONFIG, schedule=schedule, ema=ema)
         given = setting("mobilenet025", "block13", head_name="mlp8")
         models = given.models()
         history = fit(models, given.examples(), config).history

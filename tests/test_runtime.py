@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import resource
+
 import joblib
+import psutil
 import pytest
 
 from pipeline.util import machine, runtime
@@ -21,3 +25,25 @@ def test_processors_are_counted_with_a_containers_quota(monkeypatch: pytest.Monk
 def test_versions_and_processor_have_names() -> None:
     assert {"tlpipe", "python", "numpy"} <= set(runtime.versions())
     assert machine.processor()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+def test_freed_memory_is_kept_in_the_block_and_given_back_at_its_end() -> None:
+    """Told by the pages that the system clears for a process, which are those of arrays that it never had before."""
+
+    size = 48 * 2**20  # glibc learns to keep up to 32 MiB by itself
+
+    def pages(times: int) -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(times):
+            b"x" * size
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    of_one = size // resource.getpagesize()
+    assert pages(8) > 0.9 * 8 * of_one
+    with machine.freed_memory_kept():
+        pages(1)
+        assert pages(8) < 0.1 * of_one
+        held = psutil.Process().memory_info().rss
+    assert psutil.Process().memory_info().rss < held - 0.9 * size
+    assert pages(8) > 0.9 * 8 * of_one

@@ -27,7 +27,8 @@ class FinetuneConfig:
     """What is fine-tuned, and how.
 
     Source: of the decoupled weight decay Loshchilov and Hutter 2019, arXiv:1711.05101; of mixup Zhang et al. 2018,
-        arXiv:1710.09412.
+        arXiv:1710.09412; of the average of the weights Polyak and Juditsky 1992, SIAM Journal on Control and
+        Optimization 30, p. 838.
     """
 
     # None is the top block; of a model of one's own, all of it.
@@ -48,6 +49,12 @@ class FinetuneConfig:
         0.0,
         "Mix pairs of images, by shares from a beta distribution of this alpha.",
         bounds=Bounds(0, 10, "0 to 10"),
+    )
+    ema: float = option(
+        0.0,
+        "Average the weights over the steps, each of which keeps this share of the average (such as 0.999); what is "
+        "rated and saved is the average.",
+        bounds=SHARE,
     )
     views: int = option(0, "Augmented versions of each image, cached at the cut beside it.", bounds=COUNT_OR_NONE)
     augment: str | None = option(

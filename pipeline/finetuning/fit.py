@@ -26,6 +26,7 @@ from pipeline.store.rows import Part
 from pipeline.training.batches import batches, predict_logits
 from pipeline.training.watch import Watch
 from pipeline.util import log, runtime
+from pipeline.util.machine import freed_memory_kept
 from pipeline.util.progress import Advance, progress
 from pipeline.util.stopping import Stopping, stopping
 
@@ -88,7 +89,7 @@ def fit(
         RunError: If the loss diverges in the first epoch, memory is too little, or the state is of another network.
         StoppedError: After Ctrl-C or SIGTERM; the checkpoint stays.
     """
-    with _enough_memory(config), _writer(logs) as written, stopping() as stop:
+    with freed_memory_kept(), _enough_memory(config), _writer(logs) as written, stopping() as stop:
         training = _Training(models, examples, config, keeping, engine)
         resumed = training.take_up(state) if state else training.start()
         left = config.epochs - resumed
@@ -147,6 +148,7 @@ class _Training:
         self.history: list[dict[str, float]] = []
         self.notes: list[str] = []
         self.best: list[NDArray[Any]] = self.model.get_weights()
+        self.last = self.best  # weights after the last step; what Keras leaves in the model is their average (--ema)
         self.finished = False
         self._n_kept = 0
 
@@ -206,6 +208,8 @@ class _Training:
             row |= self._validation()
         row["epoch_seconds"] = seconds
         self._take_in({**row, "seconds": self.history[-1]["seconds"] + time.perf_counter() - start})
+        if config.ema and not self.finished:
+            self.model.set_weights(self.last)
         named = [name for name in ("loss", "val_accuracy", "val_loss") if name in row]
         shown = ", ".join(f"{name.replace('_', ' ')} {row[name]:.4f}" for name in named)
         took = self.history[-1]["seconds"] - self.history[-2]["seconds"]
@@ -231,7 +235,7 @@ class _Training:
 
     def _callback(self, stop: Stopping, advance: Advance) -> keras.callbacks.Callback:
         """What happens after each step."""
-        done, epochs = self._n_kept, self.config.epochs
+        done, epochs, training = self._n_kept, self.config.epochs, self
 
         class AfterStep(runtime.keras().callbacks.Callback):  # type: ignore[misc]
             def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
@@ -244,6 +248,10 @@ class _Training:
                 advance(1)
                 # Keras's own callback for this writes to standard output.
                 self.model.stop_training = not math.isfinite(logs["loss"])
+
+            def on_epoch_end(self, epoch: int, logs: object = None) -> None:
+                if training.config.ema:
+                    training.last = training.model.get_weights()
 
         return AfterStep()
 

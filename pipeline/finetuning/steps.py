@@ -116,6 +116,8 @@ def optimizer_of(
         [rates.get(id(variable), 1.0) for variable in variables],
         [config.weight_decay if len(variable.shape) > 1 else None for variable in variables],
         gradient_accumulation_steps=config.accumulate if config.accumulate > 1 else None,
+        use_ema=config.ema > 0,
+        ema_momentum=config.ema,
     )
     optimizer.build(variables)
     return optimizer

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+DEFAULT_TRIM_THRESHOLD, DEFAULT_TOP_PAD, DEFAULT_MMAP_MAX = 128 * 1024, 128 * 1024, 65536  # as mallopt(3) gives them
 
 
 @cache
@@ -30,6 +35,29 @@ def memory_limit() -> int:
 def memory_for(given: int | None) -> int:
     """Bytes of features that may be held: as given, else half of the machine's memory."""
     return memory_limit() // 2 if given is None else given
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Let glibc keep the memory that the block frees for what it asks for next, and give it back at the end.
+
+    By default a large array goes back to the system as soon as it is freed. A step of training frees and asks for
+    hundreds, and the system has to clear each page of them again. Other C libraries are left as they are.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    libc.mallopt(M_MMAP_MAX, 0)  # all from the heap
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # the largest of an int
+    libc.mallopt(M_TOP_PAD, 64 * 2**20)
+    try:
+        yield
+    finally:
+        libc.mallopt(M_MMAP_MAX, DEFAULT_MMAP_MAX)
+        libc.mallopt(M_TRIM_THRESHOLD, DEFAULT_TRIM_THRESHOLD)
+        libc.mallopt(M_TOP_PAD, DEFAULT_TOP_PAD)
+        libc.malloc_trim(0)
 
 
 def cache_folder() -> Path:

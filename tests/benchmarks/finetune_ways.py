@@ -2,7 +2,7 @@
 
 DenseNet121 at 224 px in plain Keras, BatchNormalization frozen: conv4 and conv5 from the cut, and the whole network.
 Each way runs in a process of its own, in turn, and is compared with the float32 of its round. Backends that are not
-installed are left out. Usage: finetune_ways.py [ROUNDS]   (default: 2, which take about 20 minutes)
+installed are left out. Usage: finetune_ways.py [ROUNDS [WAY ...]]   (default: 2, which take about 20 minutes, of all ways)
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ import time
 
 WAYS: dict[str, dict[str, str]] = {
     "TensorFlow, float32": {},
+    "freed memory kept": {
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": "2000000000",
+        "MALLOC_TOP_PAD_": "67108864",
+    },
     "mixed bfloat16": {"POLICY": "mixed_bfloat16"},
     "oneDNN's products in bfloat16": {"TF_SET_ONEDNN_FPMATH_MODE": "BF16"},
     "mixed bfloat16, and oneDNN's products": {"POLICY": "mixed_bfloat16", "TF_SET_ONEDNN_FPMATH_MODE": "BF16"},
@@ -68,7 +73,8 @@ def main() -> None:
     ways = {
         name: more
         for name, more in WAYS.items()
-        if importlib.util.find_spec(more.get("KERAS_BACKEND", "tensorflow")) is not None
+        if (name in sys.argv[2:] or not sys.argv[2:])
+        and importlib.util.find_spec(more.get("KERAS_BACKEND", "tensorflow")) is not None
     }
     ratios: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     rates: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
