@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ elsewhere = pytest.mark.skipif(ON_JAX, reason="Keras runs on JAX here")
 WITHOUT_TENSORFLOW = """
 import importlib.util
 import sys
+from dataclasses import replace
 
 HIDDEN = ("tensorflow", "openvino", "nncf")
 spec_of = importlib.util.find_spec
@@ -197,6 +199,12 @@ class TestJax:
         pairs = zip(models.whole.weights, models.whole.get_weights(), before, strict=True)
         changed = {weight.path.split("/")[0] for weight, now, then in pairs if (now != then).any()}
         assert changed == {"conv_dw_13", "conv_pw_13", "logits"}
+        averaged = _Training(models, {"train": part_of(maps, labels)}, replace(config, ema=0.9), None)
+        averaged.start()
+        averaged.epoch(Stopping(), lambda _: None)
+        for weight, last in zip(averaged.model.get_weights(), averaged.last, strict=True):
+            np.testing.assert_array_equal(weight, last)
+        assert any((average != last).any() for average, last in zip(averaged.best, averaged.last, strict=True))
 
     def test_memory_that_ends(self, network: Any, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
         engine = self.engine(network)
