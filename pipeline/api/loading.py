@@ -25,6 +25,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.runs.run import CurveRun, RatedRun
 from pipeline.store.records import find_records
 from pipeline.store.table import load_table
+from pipeline.util.text import counted
 
 USUAL = "auto"
 """The cache that commands use: $TLPIPE_CACHE, else the user's cache folder."""
@@ -55,7 +56,7 @@ class Features:
     specs: tuple[FeatureSpec, ...]
 
     def __repr__(self) -> str:
-        return f"<features {list(self.X.shape)} of {len(self.class_names):,} classes>"
+        return f"<features {list(self.X.shape)} of {counted(len(self.class_names), 'class', 'classes')}>"
 
     def to_frame(self) -> Any:
         """A pandas frame: a row for each image or view, with its path, label, split and view before its features.

@@ -95,8 +95,11 @@ def doctor(folders: Folders) -> Answer:
     for one in value["verdicts"]:
         text = f"FAILS: {one['error']}"
         if not one["error"]:
-            text = f"features differ from those of Keras in float32 by {one['difference']:.2g} of their length"
-            text += "" if one["holds"] else f", MORE THAN {one['most']:g}, THE MOST THAT IS RIGHT"
+            text = (
+                f"features differ by {one['difference']:.2g} of their length from those of Keras in float32 on the "
+                "processor"
+            )
+            text += "" if one["holds"] else f", MORE THAN THE {one['most']:g} ALLOWED"
         lines.append(f"checked       {one['engine']} in {one['precision']}: {text}")
     named = weights["TLPIPE_WEIGHTS"]
     lines += ["", f"weights       TLPIPE_WEIGHTS is {named or 'not set'}"]
