@@ -324,7 +324,7 @@ def test_json_is_alone_on_standard_output(run: Any, red_and_blue: Path) -> None:
     assert answer(done)["quarantined"] == {"red/bad.png": "not an image in a format that can be read"}
     assert "red/bad.png" in done.stderr
     quiet = run.inside("extract", red_and_blue, *SMALL, "--json", "--quiet")
-    assert "rows to compute" not in quiet.stderr
+    assert "rows with" not in quiet.stderr
     strict = run.inside("extract", red_and_blue, *SMALL, "--strict")
     assert strict.returncode == 1
     assert "--strict: 1 of 41 images" in strict.stderr
@@ -461,7 +461,9 @@ def test_doctor(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert value["weights"]["missing_would_come_from"].startswith("https://")
     monkeypatch.setattr("pipeline.commands.doctor._verdicts_of_jax", list)  # which were asked above
     text = run.inside("doctor").stdout
-    assert re.search(r"^checked       openvino in float32: \S+ of the features' length away from Keras", text, re.M)
+    assert re.search(
+        r"^checked       openvino in float32: features differ by \S+ of their length from those of Keras", text, re.M
+    )
     assert "TLPIPE_WEIGHTS is not set" in text
     assert "can be written" in text
 

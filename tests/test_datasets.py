@@ -83,7 +83,7 @@ class TestFolder:
         draw(tmp_path / "stray.png")
         (tmp_path / "a/notes.txt").write_text("x")
         assert said(opened(tmp_path)) == [
-            "2 files left aside (no image suffix, or not inside a class folder): a/notes.txt, stray.png"
+            "2 files skipped (no image suffix, or not inside a class folder): a/notes.txt, stray.png"
         ]
 
     def test_source_twins_are_reported(self, tmp_path: Path, draw: Draw) -> None:
@@ -160,7 +160,7 @@ class TestFolder:
         [
             ([], "no class folders"),
             (["a/1.png"], "only one class, 'a'"),
-            (["a/1.png", "b/notes.txt"], r"only one class, 'a'.*tlpipe extract .*/a \(left aside: b\)"),
+            (["a/1.png", "b/notes.txt"], r"only one class, 'a'.*tlpipe extract .*/a \(skipped: b\)"),
             (["a/notes.txt", "notes.txt"], r"found 1 file without an image suffix, and folders without images: a$"),
             (["set/train/a/1.png", "set/train/b/1.png"], "only one class, 'set', and that holds folders itself: train"),
             (["one/train/a/1.png", "one/test/a/1.png", "two/train/a/1.png"], "one, two hold a folder `train`"),
@@ -190,7 +190,7 @@ class TestFolder:
         assert found.dataset.labels.tolist() == [-1, -1]
         assert found.dataset.counts() == {"train": 2}
         aside, skipped, unlabelled = found.notes
-        assert "1 file left aside" in aside and "1 folder left aside" in skipped
+        assert "1 file skipped" in aside and "1 folder skipped" in skipped
         assert unlabelled == "2 of 2 images without a label; training leaves them out"
 
     def test_folders_in_class_folders_are_told(self, tmp_path: Path, draw: Draw) -> None:
@@ -210,9 +210,7 @@ class TestFolder:
         found = opened(tmp_path)
         assert found.dataset.class_names == ("a", "b")
         assert tuple(found.dataset.locations) == ("a/1.png", "b/1.png")
-        assert said(found) == [
-            "3 folders left aside (no images, hidden, or written by tlpipe): .hidden, __MACOSX, empty"
-        ]
+        assert said(found) == ["3 folders skipped (no images, hidden, or written by tlpipe): .hidden, __MACOSX, empty"]
 
     @pytest.mark.parametrize(
         "files",
@@ -232,7 +230,7 @@ class TestFolder:
         (tmp_path / "a/deep/.tlpipe").write_text("")
         found = opened(tmp_path)
         assert tuple(found.dataset.locations) == ("a/1.png", "b/1.png")
-        assert any("1 folder left aside" in note and note.endswith(": any") for note in found.notes)
+        assert any("1 folder skipped" in note and note.endswith(": any") for note in found.notes)
         with pytest.raises(DataError, match="was written by tlpipe"):
             opened(tmp_path / "any")
 
@@ -325,7 +323,7 @@ class TestManifest:
 
     def test_what_is_left_for_no_split_is_said(self, folder: Path) -> None:
         few = self.write(folder, [("path", "label"), ("a.png", "x"), ("c.png", "y")])
-        expected = ["No images are left for val and test: classes or groups are too small to be divided"]
+        expected = ["No images are left for val or test: classes or groups are too small to be divided"]
         assert opened(few).notes == expected
         assert opened(few, val_fraction=0, test_fraction=0).notes == []
 

@@ -392,7 +392,7 @@ class TestNeighbours:
 
     def test_more_neighbours_than_images(self) -> None:
         head, report = fitted("knn500", blobs(50, 3, 0), EMPTY, 3)
-        assert report.notes == ["There are 50 training images; all of them vote"]
+        assert report.notes == ["There are only 50 training images; all of them vote"]
         assert predict(head, blobs(10, 3, 1)).shape == (10, 3)
 
     def test_has_no_layers(self) -> None:

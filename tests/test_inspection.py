@@ -136,7 +136,7 @@ class TestByFeatures:
         by = found.by_features
         assert by is not None
         assert [found.dataset.locations[one.row] for one in by.label_errors] == ["red/wrong.png"]
-        assert by.skipped == ["Classes of less than two different images have no say in label errors: green"]
+        assert by.skipped == ["Label errors can't be found in classes of fewer than two different images: green"]
 
 
 class TestParts:

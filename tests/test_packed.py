@@ -279,7 +279,7 @@ class TestTar:
         assert list(found.dataset.locations) == [f"train.tar/{name}" for name in ("a/1", "b/1", "c.d/1", "e")]
         assert labels_of(found) == ["cat", "dog", "cow", ""]
         assert found.dataset.name == "train"
-        assert "1 sample without a picture left aside: train.tar/f" in found.notes
+        assert "1 sample without a picture skipped: train.tar/f" in found.notes
         with pytest.raises(DataError, match=r"c.d/1.json has no label .*'kind'.*--label-key"):
             opened(tmp_path / "train.tar", label_key="kind")
         with tarfile.open(tmp_path / "one.tar", "w") as tar:
@@ -299,7 +299,7 @@ class TestTar:
         (tmp_path / "torn.tar").write_bytes(whole.read_bytes()[: places[6] + beyond])
         found = opened(tmp_path / "torn.tar", Memo(tmp_path))
         assert len(found.dataset) == 6
-        assert any("is torn" in note and "6 pictures before that" in note for note in found.notes)
+        assert any("is cut off" in note and "6 pictures before that" in note for note in found.notes)
 
     def test_of_members_of_one_name_the_last_counts(self, tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "train.tar", "w") as tar:
@@ -312,7 +312,9 @@ class TestTar:
             found = opened(tmp_path / "train.tar", memo)
             assert list(found.dataset.locations) == ["train.tar/1", "train.tar/2"]
             assert found.source.read(0) == picture() + b"3"
-            assert any("1 member of a name that was there before: 1.png; the last counts" in one for one in found.notes)
+            assert any(
+                "1 member with a name that came before: 1.png; the last one counts" in one for one in found.notes
+            )
 
     def test_links_joined_tars_and_odd_labels(self, tmp_path: Path) -> None:
         def link(tar: tarfile.TarFile, name: str, target: str, kind: bytes) -> None:
@@ -333,10 +335,10 @@ class TestTar:
         assert list(found.dataset.locations) == ["first.tar/a/1", "first.tar/a/3", "first.tar/a/2"]
         assert labels_of(found) == ["cat", "", ""]
         assert len(set(found.dataset.keys.tolist())) == 1
-        assert "1 sample without a picture left aside: first.tar/a/4" in found.notes
+        assert "1 sample without a picture skipped: first.tar/a/4" in found.notes
         joined = (tmp_path / "first.tar").read_bytes()
         (tmp_path / "joined.tar").write_bytes(joined + joined)
-        assert any("goes on behind its end" in note for note in opened(tmp_path / "joined.tar").notes)
+        assert any("continues after its end" in note for note in opened(tmp_path / "joined.tar").notes)
 
     @pytest.mark.parametrize("label", ['"a\\u0000b"', '"\\ud800"'])
     def test_labels_that_are_no_text(self, label: str, tmp_path: Path) -> None:
@@ -437,7 +439,7 @@ class TestStages:
         shutil.copy(written / name, folder / where)
         found = opened(folder)
         assert (len(found.dataset), found.dataset.class_names) == (N, CLASSES)
-        assert any(Path(name).name in note or "1 folder left aside" in note for note in found.notes)
+        assert any(Path(name).name in note or "1 folder skipped" in note for note in found.notes)
 
     def test_packs_beside_arrays_and_under_a_built_in_name(
         self, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -417,7 +417,7 @@ class TestUnlabelled:
     ) -> None:
         commands.extract(ExtractConfig(str(some_labels)), cache)
         run = commands.train_head(HeadConfig("centroid"), cache, reports)
-        assert "Left out, as without a label: 10 of 40 images of list" in caplog.text
+        assert "Left out for lack of a label: 10 of 40 images of list" in caplog.text
         assert run.n_train + run.n_val + run.n_test == 30
         assert run.class_names == ["blue", "red"]
         table = load_table(cache, [find_record(cache, None)], labelled=False)

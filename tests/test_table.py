@@ -184,10 +184,10 @@ class TestSeveralSets:
         record = TableRecord("second", now(), other, dataset.id, "drawn", ("val",), ExtractConfig("drawn"))
         table = load_table(cache, [first, record])
         np.testing.assert_array_equal(table.array(), np.concatenate([features[few], features[few]], axis=1))
-        assert "Left out, as not in second: 960 images of first" in caplog.text
+        assert "Left out, because second lacks them: 960 images of first" in caplog.text
         assert table.missing == 0
         load_table(cache, [record, first])
-        assert caplog.text.count("Left out, as not in second: 960 images of first") == 2
+        assert caplog.text.count("Left out, because second lacks them: 960 images of first") == 2
 
     def test_other_labels_are_refused(self, cache: Path, spec: FeatureSpec) -> None:
         features, labels = drawn()

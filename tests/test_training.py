@@ -288,7 +288,7 @@ class TestFewLabels:
         commands.extract(ExtractConfig(str(tmp_path / "data"), splits=SplitConfig(val_fraction=0)), cache)
         run = commands.train_head(HeadConfig(head), cache, reports)
         assert (run.n_train, run.n_val, run.n_test) == (3, 0, 9)
-        assert "3 training images for 3 classes are fewer than two each" in caplog.text
+        assert "fewer than two training images per class (3 images for 3 classes)" in caplog.text
         assert "val" not in run.metrics
 
     def test_class_missing_from_val_is_said(

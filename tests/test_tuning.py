@@ -135,7 +135,7 @@ def test_new_versions_go_through_the_engine(
     """What every epoch sees anew is never stored; at the cut there are the images that rate, and no others."""
     with caplog.at_level("INFO", logger="tlpipe"):
         run = commands.finetune(FinetuneConfig("block12", augment="flip,crop", **QUICK), cache, reports)
-    assert f"{run.n_val + run.n_test} of {run.n_val + run.n_test} rows to compute" in caplog.text
+    assert f"Computing {run.n_val + run.n_test} of {run.n_val + run.n_test} rows with" in caplog.text
     assert (run.end_to_end, run.cut) == (False, "conv_pw_11_relu")
     assert any(
         note.endswith("on new versions of the images in each epoch, BatchNormalization in inference mode")
@@ -151,7 +151,7 @@ def test_a_fast_engine_does_not_bend_the_figures(red_and_blue: Path, cache: Path
     head = commands.extract(config, cache).record.id
     commands.train_head(HeadConfig("logreg"), cache, reports)
     run = commands.finetune(FinetuneConfig("block12", **QUICK), cache, reports)
-    assert "Rated in float32, as the saved model runs; the frozen head in tensorflow-bfloat16" in run.notes
+    assert "Rated in float32, as the saved model runs; the frozen head was rated in tensorflow-bfloat16" in run.notes
     table = load_table(cache, [find_record(cache, head)], 0)
     rows = table.rows("val")
     found = served(reports / run.id, [red_and_blue / table.locations[row] for row in rows])
@@ -175,12 +175,12 @@ def test_views_are_cached_and_trained_on(
         run = commands.finetune(FinetuneConfig("block13", views=2, **QUICK), cache, reports)
     assert seen == {"train": 3 * run.n_train, "val": run.n_val, "test": run.n_test}
     assert run.config.augment == "flip,crop"
-    assert "120 of 120 rows to compute with openvino in float32" in caplog.text
+    assert "Computing 120 of 120 rows with openvino in float32" in caplog.text
     assert "The features will take" in caplog.text
     caplog.clear()
     with caplog.at_level("INFO", logger="tlpipe"):
         commands.finetune(FinetuneConfig("block13", **QUICK), cache, reports)
-    assert "rows to compute" not in caplog.text, "the images themselves are there already"
+    assert "rows with" not in caplog.text, "the images themselves are there already"
 
 
 def test_a_disk_that_cannot_hold_the_activations(
@@ -201,7 +201,7 @@ class TestStart:
     def test_cold_head(self, head: Run, cache: Path, reports: Path) -> None:
         config = FinetuneConfig("none", cold_head=True, epochs=1, learning_rate=1e-6)
         run = commands.finetune(config, cache, reports)
-        assert "The head was drawn anew" in run.notes
+        assert "The head started from random weights" in run.notes
         assert run.metrics["val"]["log_loss"] > 2 * head.metrics["val"]["log_loss"]
         assert run.notes[-1].endswith(f"use the head: {head.id}")
 
@@ -370,7 +370,7 @@ class TestResume:
             run = commands.finetune(config, cache, reports, FinetuneOptions(resume=True))
         assert run.head_run == head.id != newer.id
         assert "Resumed after epoch 1" in run.notes
-        assert "Going on after epoch 1 of 3" in caplog.text
+        assert "Continuing after epoch 1 of 3" in caplog.text
         assert [read.stage for read in all_runs(reports)] == ["train-head", "train-head", "finetune"]
 
     def test_two_at_once_are_refused(
@@ -405,12 +405,12 @@ class TestResume:
             commands.finetune(config, cache, reports)
         monkeypatch.setattr(tuning, "save_run", save)
         commands.finetune(config, cache, reports)
-        assert "--resume keeps them" in caplog.text
+        assert "--resume would keep its epochs" in caplog.text
 
     def test_nothing_to_resume(self, head: Run, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level("INFO", logger="tlpipe"):
             run = commands.finetune(FinetuneConfig("none", epochs=1), cache, reports, FinetuneOptions(resume=True))
-        assert "left no checkpoint; it begins at the beginning" in caplog.text
+        assert "left no checkpoint with these options" in caplog.text
         assert not any("Resumed" in note for note in run.notes)
 
     @pytest.mark.slow

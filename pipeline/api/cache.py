@@ -18,20 +18,20 @@ class Cache:
 
     @staticmethod
     def ls(*, verbose: bool = False, cache: Place = None) -> list[dict[str, Any]]:
-        """List the features in the cache: what they are, of what, how large, how old.
+        """List the features in the cache, with their size and date.
 
         Args:
-            verbose: Whether to tell what computed them, too.
+            verbose: Whether to tell what computed them as well.
             cache: The cache folder.
         """
         return commands.ls(folders_of(cache, None).cache, writers=verbose)
 
     @staticmethod
     def verify(*, recompute: int = 0, cache: Place = None) -> Verified:
-        """Compare the checksums of all shards and datasets.
+        """Check all features and datasets in the cache for damage, by their checksums.
 
         Args:
-            recompute: Images of each set of features that are computed again and compared.
+            recompute: Number of images of each set of features to compute again and compare.
             cache: The cache folder.
 
         Raises:
@@ -41,26 +41,26 @@ class Cache:
 
     @staticmethod
     def gc(*, delete: bool = False, cache: Place = None, reports: Place = None) -> Cleaned:
-        """List what no dataset and no run needs.
+        """List files that no dataset and no run needs.
 
         Args:
-            delete: Whether to remove it.
+            delete: Whether to remove them.
             cache: The cache folder.
-            reports: A reports folder that uses it; the cache remembers the others.
+            reports: A reports folder that uses the cache; the cache remembers the others.
 
         Raises:
-            StoreError: If a record can't be read: what it needs can't be told.
-            RunError: The same, for a run.
+            StoreError: If a record can't be read, so that it is unknown what it needs.
+            RunError: If a run can't be read, so that it is unknown what it needs.
         """
         at = folders_of(cache, reports)
         return commands.gc(at.cache, at.reports, delete=delete)
 
     @staticmethod
     def export(target: str | Path, features: str | Extracted | None = None, *, cache: Place = None) -> TableRecord:
-        """Write one plain HDF5 or NumPy file: features, labels, split, paths, class_names.
+        """Write features to one plain HDF5 or NumPy file, as arrays features, labels, split, paths and class_names.
 
         Args:
-            target: File to write: .h5 or .npz.
+            target: File to write, which ends in .h5 or .npz.
             features: What `extract` returned, or a features id; None for the newest.
             cache: The cache folder; None for that of the features, else the usual one.
 

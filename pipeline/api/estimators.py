@@ -51,25 +51,29 @@ class _Opened:
 class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """A scikit-learn transformer from images to features of a frozen backbone, cached by content.
 
-    The network is compiled once, when it is first needed, and stays so; a copy or a pickle begins without it.
+    The network is compiled once, when it is first needed, and then kept; a copy or a pickle compiles its own.
 
     Args:
-        backbone: A name from `tlpipe backbones`, or a `.keras` or `.onnx` file.
-        weights: "imagenet", "random", or a file.
-        image_size: Pixels, or (height, width); None for the backbone's own.
-        endpoint: Block or layer, several joined by "+"; None for the last feature map.
-        pooling: "avg" or "max" over height and width, or the tokens of patches; "cls" or "cls+avg".
-        resize: "stretch", "pad" or "crop"; None for the backbone's own, which mostly is "stretch".
-        interpolation: "bicubic", "bilinear", "nearest" or "lanczos"; None for the backbone's own, mostly "bicubic".
-        mean: Of RGB as shares of white, which an ONNX file expects to be taken away.
-        std: Likewise, the standard deviation.
-        engine: "auto", "tensorflow", "openvino", "jax" or "onnxruntime".
-        precision: "auto", "float32", "bfloat16", "float16" or "int8".
-        cache: Folder where features are kept; "auto" for that of the commands; None to keep none.
-        random_state: Seed of random weights.
+        backbone: Network that computes the features: a name from `tlpipe backbones`, or a `.keras` or `.onnx` file.
+        weights: Weights of the backbone: "imagenet", "random", or a file.
+        image_size: Size to which images are resized, in pixels, or (height, width); None for the backbone's own.
+        endpoint: Block or layer whose output becomes the features, several joined by "+"; None for the last feature
+            map.
+        pooling: How each feature map (or the tokens of a transformer) is pooled: "avg", "max", "cls" (the class token
+            alone) or "cls+avg".
+        resize: How pictures are fitted to the image size: "stretch", "pad" or "crop"; None for the backbone's own,
+            usually "stretch".
+        interpolation: How pixels are interpolated: "bicubic", "bilinear", "nearest" or "lanczos"; None for the
+            backbone's own, usually "bicubic".
+        mean: Mean of red, green and blue (0 to 1) that an ONNX file expects to be subtracted.
+        std: Standard deviation of red, green and blue (0 to 1) by which an ONNX file expects them to be divided.
+        engine: Library that computes the features: "auto", "tensorflow", "openvino", "jax" or "onnxruntime".
+        precision: Numeric precision of the computation: "auto", "float32", "bfloat16", "float16" or "int8".
+        cache: Folder where features are kept; "auto" for the one that commands use; None to keep none.
+        random_state: Seed for random weights.
 
     Attributes:
-        n_features_out_: Features per image.
+        n_features_out_: Number of features per image.
     """
 
     backbone: str = ExtractConfig.backbone
@@ -102,14 +106,14 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         """Features of images.
 
         Args:
-            X: Paths, uint8 arrays of any sizes and pictures of Pillow, mixed as they come; or one uint8 array
+            X: Paths, uint8 arrays of any size and Pillow images, in any mixture; or one uint8 array
                 [n, height, width] or [n, height, width, channels].
 
         Returns:
             Shape [n, n_features_out_].
 
         Raises:
-            DataError: If an image can't be read: a row can't be left out here.
+            DataError: If an image can't be read, as no row may be missing here.
             ValueError: If X is none of these.
         """
         check_is_fitted(self)
@@ -150,30 +154,31 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Any head as a scikit-learn classifier of features [n, d].
 
-    It is fitted on all rows it is given: what a head of `train_head` chooses on val keeps the value it has without
-    any, so leave the choice to scikit-learn's own search. None stands for the default of the kind of head; an option
-    that a head doesn't have is refused when it is fitted.
+    It is fitted on all rows it is given. What `train_head` would choose on val keeps a fixed value here, so leave such
+    choices to scikit-learn's own search. None stands for the default of the kind of head; an option that the kind of
+    head doesn't have is refused by `fit`.
 
     Args:
-        head: "logreg", "ridge", "centroid", "knn20", "linear", "mlp512-128" or "bn-mlp50", with any figures.
-        epochs: Passes over the rows.
-        batch_size: Rows in a step.
-        learning_rate: At its highest.
-        optimizer: "adam", "adamw" or "sgd".
-        schedule: Of the learning rate: "plateau", "cosine" or "none".
-        patience: Epochs without a lower loss until the end.
-        dropout: After each hidden layer.
-        label_smoothing: Share of a label that is spread over all classes.
-        l2: Weight of half the squared weights beside the mean loss; with "adamw" the weight decay.
-        class_weight: "balanced" or "none".
-        standardize: Whether to bring features to mean 0 and deviation 1.
-        l2_normalize: Whether to bring the features of each row to the same length.
-        random_state: Of initial weights, dropout and order.
+        head: "logreg", "ridge", "centroid", "knn20", "linear", "mlp512-128" or "bn-mlp50"; other numbers will do.
+        epochs: Maximum number of passes over the rows.
+        batch_size: Approximate number of rows per training step.
+        learning_rate: Learning rate at the start, from which the schedule may lower it.
+        optimizer: Optimizer that trains the head: "adam", "adamw" or "sgd".
+        schedule: How the learning rate changes during training: "plateau", "cosine" or "none".
+        patience: Epochs without a lower loss after which training stops; with "cosine" it never stops early.
+        dropout: Dropout rate after each hidden layer.
+        label_smoothing: Share of each label that is spread evenly over all classes.
+        l2: L2 penalty: half the sum of squared weights, times this, is added to the mean loss; with "adamw", the
+            weight decay.
+        class_weight: What counts the same in the loss: every class ("balanced"), or every row ("none").
+        standardize: Whether to scale each feature to mean 0 and standard deviation 1.
+        l2_normalize: Whether to scale the features of each row to the same length.
+        random_state: Seed for initial weights, dropout and the order of rows.
 
     Attributes:
         classes_: The labels, sorted.
-        n_features_in_: Features per row.
-        config_: The head's settings, as resolved.
+        n_features_in_: Number of features per row.
+        config_: The head's settings, with defaults filled in.
     """
 
     head: str = "logreg"
@@ -202,7 +207,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             ConfigError: For an unknown head, an option it doesn't have, or an illegal value.
             TypeError: For a value of another type.
-            ValueError: If X and y are no features and labels of two classes or more.
+            ValueError: If X and y are not features and labels of two classes or more.
         """
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
         check_classification_targets(y)

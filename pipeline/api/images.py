@@ -16,8 +16,8 @@ from pipeline.data.images import to_array
 from pipeline.errors import DataError, ImageError
 
 Images = Sequence[str | Path | NDArray[Any] | Picture] | NDArray[Any]
-"""Paths, uint8 arrays [h, w] or [h, w, 1, 3 or 4] of any sizes, and pictures of Pillow, mixed as they come; or one
-uint8 array [n, h, w] or [n, h, w, 1, 3 or 4]."""
+"""Paths, uint8 arrays [h, w] or [h, w, 1, 3 or 4] of any size, and Pillow images, in any mixture; or one uint8 array
+[n, h, w] or [n, h, w, 1, 3 or 4]."""
 
 
 def source_of(images: Images) -> tuple[ImageSource, list[str]]:

@@ -25,6 +25,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.runs.run import CurveRun, RatedRun
 from pipeline.store.records import find_records
 from pipeline.store.table import load_table
+from pipeline.util.text import counted
 
 USUAL = "auto"
 """The cache that commands use: $TLPIPE_CACHE, else the user's cache folder."""
@@ -36,12 +37,12 @@ class Features:
 
     Attributes:
         X: Features, shape [n, d], or [n, h, w, c] without pooling.
-        y: Index into `class_names`, shape [n]; -1 of an image without a label.
+        y: Index into `class_names`, shape [n]; -1 for an image without a label.
         split: "train", "val" or "test", shape [n].
         view: 0 for the image itself, else the number of its augmented view, shape [n].
-        class_names: Sorted.
+        class_names: Names of the classes, sorted.
         paths: Where each image lies, length n.
-        others: Further columns that a manifest has, text of length n by name.
+        others: Further columns of a manifest by name, each with n texts.
         specs: What the features are, for `load_head(...).predict_proba`.
     """
 
@@ -55,7 +56,7 @@ class Features:
     specs: tuple[FeatureSpec, ...]
 
     def __repr__(self) -> str:
-        return f"<features {list(self.X.shape)} of {len(self.class_names):,} classes>"
+        return f"<features {list(self.X.shape)} of {counted(len(self.class_names), 'class', 'classes')}>"
 
     def to_frame(self) -> Any:
         """A pandas frame: a row for each image or view, with its path, label, split and view before its features.
@@ -85,8 +86,8 @@ def load_features(
     """Load features as arrays.
 
     Args:
-        features_id: What `extract` returned, or its id, or a part of one; several in a list or joined by commas;
-            None for the newest.
+        features_id: What `extract` returned, or the id of features or a part of it; several in a list or joined by
+            commas; None for the newest.
         cache: The cache folder; None for that of the features, else the usual one.
         views: Number of augmented views of the training images; None for all there are.
 
@@ -108,7 +109,7 @@ def load_features(
 
 
 def load_runs(*, reports: Place = None, cache: Place = None) -> Runs:
-    """Load the runs of a reports folder, the newest first; those that can't be read are left aside, with a warning.
+    """Load the runs of a reports folder, the newest first; those that can't be read are skipped, with a warning.
 
     Args:
         reports: The reports folder; None for ./reports.
@@ -123,7 +124,7 @@ def _result(run: Any, folders: Folders) -> RunResult[RatedRun] | CurveResult:
 
 
 def name_run(run: RunLike, to: str | None = None, *, reports: Place = None) -> None:
-    """Give a run a name that finds it again, as `tlpipe runs name` does; None takes it away.
+    """Give a run a name by which it can be found again, as `tlpipe runs name` does; None takes the name away.
 
     Raises:
         ConfigError: If the name is not legal, or another run has it.
@@ -146,7 +147,8 @@ def load_head(run: RunLike | None = None, *, reports: Place = None) -> TrainedHe
     """Load the head of a run of `train_head` or `sweep`.
 
     Args:
-        run: What they returned, an id or a part of one, a name, a folder, "latest" or "best"; None for the newest.
+        run: What they returned, the id of a run or a part of it, a name, a folder, "latest" or "best"; None for the
+            newest.
         reports: The reports folder; None for that of the run, else ./reports.
 
     Returns:
@@ -165,7 +167,7 @@ class Model:
 
     Attributes:
         run: Id of the run.
-        class_names: In the order of the probabilities.
+        class_names: Names of the classes, in the order of the probabilities.
         cache: Folder where features are looked up and kept.
     """
 
@@ -194,14 +196,14 @@ class Model:
         """Probabilities of images.
 
         Args:
-            X: Paths, uint8 arrays of any sizes and pictures of Pillow, mixed as they come; or one uint8 array
+            X: Paths, uint8 arrays of any size and Pillow images, in any mixture; or one uint8 array
                 [n, height, width] or [n, height, width, channels].
 
         Returns:
             Shape [n, classes], in the order of `class_names`.
 
         Raises:
-            DataError: If an image can't be read: a row can't be left out here. `predict` lists such images.
+            DataError: If an image can't be read, as no row may be missing here. `predict` lists such images.
             ValueError: If X is none of these.
         """
         source, locations = source_of(X)
@@ -224,7 +226,8 @@ def load_model(run: RunLike | None = None, *, reports: Place = None, cache: Plac
     """Load a run of `train_head`, `sweep` or `finetune` that takes images.
 
     Args:
-        run: What they returned, an id or a part of one, a name, a folder, "latest" or "best"; None for the newest.
+        run: What they returned, the id of a run or a part of it, a name, a folder, "latest" or "best"; None for the
+            newest.
         reports: The reports folder; None for that of the run, else ./reports.
         cache: Where features are looked up and kept: "auto" for the cache of the run, else the usual one; None for a
             folder that goes with the model.

@@ -126,7 +126,7 @@ class Predicted(Answers, Placed):
         return f"<{counted(len(self), 'answer')} of {self.run}{bad}>"
 
     def to_frame(self) -> Any:
-        """A pandas frame: a row for each image; label_2, probability_2 and so on are the next probable classes."""
+        """A pandas frame: a row for each image; label_2, probability_2 and so on are the next most probable classes."""
         rows = []
         for image in self.images:
             row: dict[str, Any] = {"path": image.path, "label": None, "probability": None}

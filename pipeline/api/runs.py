@@ -54,7 +54,7 @@ class _OfRun(Result, Generic[AnyRun]):
 
     @property
     def reference(self) -> str:
-        """The run's folder, from anywhere."""
+        """The absolute path of the run's folder."""
         return str(self.folder.resolve())
 
 
@@ -72,7 +72,7 @@ class RunResult(_OfRun[AnyRated]):
         return f"<{self.id}: {', '.join(found) or 'not rated'}>"
 
     def to_frame(self) -> Any:
-        """A pandas frame: a row for each split, with its metrics and what its images had been used for."""
+        """A pandas frame: a row for each split, with its metrics and what its images were used for before."""
         used = self.run.used()
         rows = []
         for split, found in self.metrics.items():

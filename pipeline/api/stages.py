@@ -37,7 +37,7 @@ def extract(data: str | Path = "digits", *, cache: Place = None, **options: Any)
     """Run a frozen backbone once over the images and cache its features, as `tlpipe extract` does.
 
     Args:
-        data: A folder, a manifest, an array file, or a built-in name.
+        data: A folder, a manifest (a table of images), an array file, or a built-in name.
         cache: The cache folder.
         **options: As listed below.
 
@@ -61,11 +61,11 @@ def train_head(
     """Train a head on cached features, as `tlpipe train-head` does.
 
     Args:
-        features: What `extract` returned, or a features id; several are put side by side. None for the newest.
-        head: "logreg", "ridge", "centroid", "knn20", "linear", "mlp512-128" or "bn-mlp50", with any figures.
+        features: What `extract` returned, or a features id; several in a list are concatenated. None for the newest.
+        head: "logreg", "ridge", "centroid", "knn20", "linear", "mlp512-128" or "bn-mlp50"; other numbers will do.
         cache: The cache folder.
         reports: Where the run goes.
-        **options: As listed below; those that a head doesn't have are refused.
+        **options: As listed below; options that the kind of head doesn't have are refused.
     """
     at = folders_of(cache, reports)
     training = made(TrainingOptions, {**options, "features": joined(features)})
@@ -85,16 +85,17 @@ def sweep(
     reports: Place = None,
     **options: Any,
 ) -> RunResult[SweepRun]:
-    """Try many heads and settings, choose on val, and train the best, as `tlpipe sweep` does.
+    """Try many heads and settings, and train the one that is best on val, as `tlpipe sweep` does.
 
     Args:
         features: As for `train_head`.
-        head: Heads, in a list or joined by commas; a name without figures for those that the grid has.
-        grid: "small" or "full": how many settings of each head.
-        budget: Seconds after which nothing new is tried; None for no end.
+        head: Heads to try, in a list or joined by commas; a name without figures ("mlp") stands for all sizes in the
+            grid.
+        grid: How many settings of each head are tried: "small" or "full".
+        budget: Seconds after which no further setting is tried; None for no limit.
         cache: The cache folder.
         reports: Where the run goes.
-        **options: As listed below. Given ones hold for all heads; others vary.
+        **options: As listed below. Options that are given hold for all heads; the others vary.
     """
     at = folders_of(cache, reports)
     heads = [name.strip() for name in (head.split(",") if isinstance(head, str) else head)]
@@ -120,8 +121,9 @@ def learning_curve(
     Args:
         features: As for `train_head`.
         head: As for `train_head`.
-        per_class: Images of each class, in a list or joined by commas; None for 1, 2, 5, 10, ... up to all.
-        draws: Random choices of images at each number.
+        per_class: Numbers of images per class to train with, in a list or joined by commas; None for 1, 2, 5, 10, ...
+            up to all.
+        draws: How many times images are drawn at random for each number.
         cache: The cache folder.
         reports: Where the run goes.
         **options: As listed below.
@@ -137,11 +139,11 @@ def learning_curve(
 def finetune(
     blocks: str | Sequence[str] | None = None, *, cache: Place = None, reports: Place = None, **options: Any
 ) -> RunResult[FinetuneRun]:
-    """Fine-tune the top blocks below a trained head, or a whole network, as `tlpipe finetune` does.
+    """Fine-tune the top blocks of a backbone, or all of it, as `tlpipe finetune` does.
 
     Args:
-        blocks: Block or layer to train with all above it, several in a list or joined by commas; "all" or "none". None
-            for the top block.
+        blocks: What to train: a block or layer with everything above it; blocks in a list or joined by commas; "all";
+            or "none" (the head alone). None for the top block.
         cache: The cache folder.
         reports: Where the head's run lies, and where this run goes.
         **options: As listed below. `head_run` may be what `train_head` or `sweep` returned.

@@ -34,13 +34,14 @@ def evaluate(
     """Rate a run on labelled data, as `tlpipe evaluate` does.
 
     Args:
-        run: The run.
-        data: As for `extract`; classes are matched by name. None for the run's own.
-        against: Another run, compared image by image.
-        precision: "auto", "float32", "bfloat16", "float16" or "int8"; None for that in which the run was rated.
+        run: The run to rate.
+        data: Labelled data, as for `extract`; classes are matched by name. None for the data of the run.
+        against: Another run to compare with, image by image.
+        precision: Numeric precision of the computation: "auto", "float32", "bfloat16", "float16" or "int8"; None for
+            that in which the run was rated before.
         cache: The cache folder.
         reports: Where the run lies, and where the evaluation goes.
-        options: Columns of a manifest.
+        options: Columns of a manifest (a table of images).
     """
     at = folders_of(cache, reports)
     columns = Columns(**options)
@@ -60,20 +61,22 @@ def predict(
     reports: Place = None,
     **options: Any,
 ) -> Predicted:
-    """Label images by a run, as `tlpipe predict` does; `load_model` takes arrays and pictures of Pillow, too.
+    """Label images with a trained run, as `tlpipe predict` does.
+
+    `load_model` gives a model that also takes arrays and Pillow images.
 
     Args:
-        run: The run.
-        images: Images, folders with all below them, or tables with a path.
-        top: Classes to name of each image.
-        csv: File to write a table to, too.
-        precision: As for `evaluate`.
+        run: The run that labels them.
+        images: Image files, folders with all images below them, or tables with a column path.
+        top: Number of most probable classes to name for each image.
+        csv: CSV file to write the answers to as well.
+        precision: Numeric precision of the computation, as for `evaluate`.
         cache: The cache folder.
         reports: Where the run lies.
-        options: Columns of paths, or of the pictures themselves.
+        options: Columns that hold the paths, or the pictures themselves.
 
     Returns:
-        An answer for each image, in their order; what can't be read has its cause in place of a label.
+        An answer for each image, in the same order; an image that can't be read has the reason in place of a label.
     """
     at = folders_of(cache, reports)
     names = [images] if isinstance(images, (str, os.PathLike)) else list(images)
@@ -111,10 +114,10 @@ def export(
     """Write a run as a model for other programs, and compare it with `predict`, as `tlpipe export` does.
 
     Args:
-        run: The run.
-        format: "keras", "savedmodel", "onnx", "openvino" or "tflite"; None for that of the output's name.
-        output: File (m.onnx) or folder to write; None for export/FORMAT in the run's folder.
-        precision: Of the predictions that it is compared with, as for `evaluate`.
+        run: The run to export.
+        format: "keras", "savedmodel", "onnx", "openvino" or "tflite"; None for that which the output's name tells.
+        output: File (such as m.onnx) or folder to write; None for export/FORMAT in the run's folder.
+        precision: Numeric precision of the predictions that the export is compared with, as for `evaluate`.
         cache: The cache folder.
         reports: Where the run lies.
     """
@@ -127,14 +130,14 @@ def export(
 def inspect(
     data: str | Path, *, seed: int = 0, cache: Place = None, reports: Place = None, **options: Any
 ) -> Inspected:
-    """Look at a dataset, and write a page of what was found, as `tlpipe inspect` does.
+    """Find duplicates, leaks and likely label errors in data, and write a page, as `tlpipe inspect` does.
 
     Args:
-        data: As for `extract`; features of it are used once there are any.
-        seed: Of the folds of the cross-validation.
+        data: Data to look at, as for `extract`; if its features are in the cache, they are used as well.
+        seed: Seed for the folds of a cross-validation.
         cache: The cache folder.
         reports: Where the page goes.
-        options: Columns of a manifest.
+        options: Columns of a manifest (a table of images).
     """
     at = folders_of(cache, reports)
     return with_folders(Inspected, commands.inspect(str(data), at.cache, at.reports, seed, Columns(**options)), at)
@@ -153,8 +156,8 @@ def report(
 
     Args:
         runs: The runs that get a page; None for all.
-        map: How features become a map: "pca" or "tsne".
-        seed: Of t-SNE.
+        map: How features are drawn as a map in two dimensions: "pca" or "tsne".
+        seed: Seed for t-SNE.
         cache: The cache folder.
         reports: Where the runs lie, and where the pages go.
     """

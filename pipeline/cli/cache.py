@@ -20,7 +20,10 @@ def cache() -> None:
 @command("ls")
 @takes("folders", Folders)
 def ls(folders: Folders) -> Answer:
-    """List the features in the cache: what they are, of what, how large, how old; --verbose: what computed them."""
+    """List the features in the cache, with their size and date.
+
+    With --verbose, also say what computed them.
+    """
     from pipeline.commands import cache as module
 
     rows = module.ls(folders.cache, writers=click.get_current_context().params["verbose"])
@@ -32,10 +35,13 @@ def ls(folders: Folders) -> Answer:
 
 
 @command("verify")
-@click.option("--recompute", default=0, help="Images of each set of features that are computed again and compared.")
+@click.option("--recompute", default=0, help="Number of images of each set of features to compute again and compare.")
 @takes("folders", Folders)
 def verify(recompute: int, folders: Folders) -> Answer:
-    """Compare the checksums of all shards and datasets; exit with 1 if any differs."""
+    """Check all features and datasets in the cache for damage.
+
+    Their checksums are compared; the exit status is 1 if any differs.
+    """
     from pipeline.commands import cache as module
 
     found = module.verify(folders.cache, recompute)
@@ -43,10 +49,13 @@ def verify(recompute: int, folders: Folders) -> Answer:
 
 
 @command("gc")
-@click.option("--delete", is_flag=True, default=False, help="Remove what is listed; without it, only list.")
+@click.option("--delete", is_flag=True, default=False, help="Remove the listed files, which otherwise are only listed.")
 @takes("folders", Folders)
 def gc(delete: bool, folders: Folders) -> Answer:
-    """List what no dataset and no run needs; with --delete, remove it."""
+    """List files that no dataset and no run needs.
+
+    With --delete, remove them.
+    """
     from pipeline.commands import cache as module
 
     found = module.gc(folders.cache, folders.reports, delete=delete)
@@ -54,16 +63,19 @@ def gc(delete: bool, folders: Folders) -> Answer:
 
 
 @command("export")
-@click.argument("target", type=LOCAL_PATH, help="File to write: .h5 or .npz.")
+@click.argument("target", type=LOCAL_PATH, help="File to write, which ends in .h5 or .npz.")
 @click.argument(
     "features",
     required=False,
-    help="Features id, or its start. [default: the newest pooled]",
+    help="Id of the features, or its first characters. [default: the newest pooled features]",
     shell_complete=COMPLETED["features"],
 )
 @takes("folders", Folders)
 def export(target: Path, features: str | None, folders: Folders) -> Answer:
-    """Write one plain HDF5 or NumPy file: features, labels, split, paths, class_names."""
+    """Write features to one plain HDF5 or NumPy file.
+
+    It holds the arrays features, labels, split, paths and class_names.
+    """
     from pipeline.commands import cache as module
 
     record = module.export(folders.cache, features, target)

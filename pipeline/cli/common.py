@@ -125,7 +125,7 @@ seed_option = click.option("--seed", type=click.IntRange(0, int(SEED.most)), def
 run_argument = click.argument(
     "run",
     shell_complete=COMPLETED["run"],
-    help="A run of train-head, sweep or finetune: its id, a part of it, its name, latest, best, or reports/RUN.",
+    help="Run of train-head, sweep or finetune: its id or a part of it, its name, latest, best, or reports/RUN.",
 )
 
 
@@ -172,8 +172,8 @@ def command(name: str, cls: type[click.Command] = click.Command, **known: Any) -
         made = click.command(name, cls, **known)(run)
         made.params += [
             _flag("--json", "as_json", help="Print JSON, and nothing else, on standard output."),
-            _flag("--quiet", "-q", help="Print warnings and the answer only."),
-            _flag("--verbose", "-v", help="Print what happens inside, too."),
+            _flag("--quiet", "-q", help="Print only warnings and the answer."),
+            _flag("--verbose", "-v", help="Also print what happens inside."),
         ]
         return made
 

@@ -65,7 +65,7 @@ def cache_text(rows: Sequence[Mapping[str, Any]]) -> str:
             written.append(f"  {row['features_id']}: " + ", ".join(f"{name} {text}" for name, text in writer.items()))
     lines = [aligned(["features", "images", "what", "size", "date (UTC)", "data"], cells)]
     if not all(row["complete"] for row in rows):
-        lines.append("An incomplete extract was stopped or failed; the same command again goes on from there.")
+        lines.append("An incomplete extract was stopped or failed; run the same command again to complete it.")
     return "\n".join([*lines, *(["Written by", *written] if written else [])])
 
 
@@ -74,7 +74,7 @@ def verified_text(found: Verified) -> str:
     lines = [f"{counted(found.n_files, 'file')} verified, {len(found.damaged):,} damaged"]
     lines += [f"  {item.path}: {item.cause}" for item in found.damaged]
     if found.damaged:
-        lines.append("The same tlpipe extract as before sets them aside and computes their rows again.")
+        lines.append("Run the same tlpipe extract as before: it sets them aside and computes their rows again.")
     lines += [
         f"{one.features_id}: {counted(one.n, 'image')} computed again by {one.engine}, largest difference "
         f"{one.max_difference:.2e} ({one.relative:.1e} of the largest number), least cosine {one.cosine:.6f}"
@@ -87,8 +87,8 @@ def cleaned_text(found: Cleaned) -> str:
     """What a cache can do without."""
     lines = [f"  {item.path} ({readable_size(item.size)}): {item.cause}" for item in found.found]
     lines += [
-        f"{folder} used this cache and is not there now; all that it used is kept. If it is gone for good, remove "
-        "the files that name it from the folder uses of the cache"
+        f"{folder} used this cache but can't be found now, so everything it used is kept. If it is gone for good, "
+        "remove the files that name it from the folder uses of the cache."
         for folder in found.away
     ]
     if not found.found:
@@ -97,7 +97,7 @@ def cleaned_text(found: Cleaned) -> str:
         lines.append(f"Removed {counted(len(found.found), 'item')}, {readable_size(found.size)}.")
     else:
         lines.append(
-            f"{counted(len(found.found), 'item')}, {readable_size(found.size)}, can go: tlpipe cache gc --delete"
+            f"{counted(len(found.found), 'item')}, {readable_size(found.size)}. Remove with: tlpipe cache gc --delete"
         )
     return "\n".join(lines)
 
@@ -196,7 +196,7 @@ def _is_trainable(run: HeadRun) -> bool:
     return not any(is_onnx(one.backbone) for one in run.extracts)
 
 
-USED = "Images that were used to choose or to fit rate a little, or much, too well; test tells more."
+USED = "On images that were used to choose or to fit, figures are a little, or much, too good; test tells more."
 
 
 def _against(run: EvaluateRun) -> list[str]:
@@ -216,11 +216,11 @@ def _repeated(run: HeadRun) -> list[str]:
     found = run.repeats
     if not found:
         return []
-    over = f"{found['folds']} folds" if found["folds"] else "val"
-    over += f", {found['seeds']} seeds" if found["seeds"] > 1 else ""
+    over = counted(found["folds"], "fold") if found["folds"] else "val"
+    over += f", {counted(found['seeds'], 'seed')}" if found["seeds"] > 1 else ""
     line = f"Accuracy over {over}: {percent(found['accuracy'])}, standard deviation {percent(found['accuracy_std'])}"
     drawn = len(set(found["rounds"])) > 1
-    return [line if drawn else f"{line}: nothing in this head is drawn, or too little to matter"]
+    return [line if drawn else f"{line}: this head uses no random numbers, or too few to matter"]
 
 
 SHOWN = 20  # candidates of a sweep on the terminal; run.json has all
@@ -246,7 +246,7 @@ def curve_text(run: CurveRun, folder: str) -> str:
         )
     if run.gain_of_doubling is None:
         outlook = (
-            "What twice as many images would add can't be told: the errors of the last points follow no power law."
+            "It can't be told what twice as many images would add: the errors of the last points follow no power law."
         )
     else:
         outlook = (
@@ -295,8 +295,8 @@ def inspect_text(found: Inspection) -> str:
     classes = [[name, *(f"{counts[split]:,}" for split in splits)] for name, counts in found.counts().items()]
     lines = [aligned(["class", *splits], classes), ""]
     if found.opened.carved:
-        how = "as tlpipe extract carves by default" if by is None else f"split as for the features {by.record.id}"
-        lines.append(f"The data has no {' and no '.join(found.opened.carved)}: {how}")
+        how = "as tlpipe extract does by default" if by is None else f"as for the features {by.record.id}"
+        lines.append(f"The data does not say which images are {' or '.join(found.opened.carved)}; split {how}.")
     for name, values in found.sizes().items():
         lines.append(f"{name:<11}{values[0]:,} to {values[2]:,} px, median {values[1]:,}")
     for name, tally in (("formats", found.formats()), ("modes", found.modes())):
@@ -307,8 +307,8 @@ def inspect_text(found: Inspection) -> str:
             f"{uneven['smallest']}; train with {uneven['option']}"
         )
     bad = [f"{path}: {cause}" for path, cause in found.unreadable().items()]
-    lines += _listed("can't be read", bad)
-    lines += _listed("groups of byte-identical images", _pairs(found, found.exact))
+    lines += _listed(bad, "image can't be read", "images can't be read")
+    lines += _listed(_pairs(found, found.exact), "group of byte-identical images", "groups of byte-identical images")
     if by is None:
         lines += ["", f"Near duplicates, label errors and outliers need features: tlpipe extract {found.data}"]
     else:
@@ -317,10 +317,10 @@ def inspect_text(found: Inspection) -> str:
             f"({percent(one.probability)})"
             for one in by.label_errors
         ]
-        far = [f"{dataset.locations[row]}: {distance:.2f} from the nearest" for row, distance in by.outliers]
+        far = [f"{dataset.locations[row]}: {distance:.2f} from the nearest image" for row, distance in by.outliers]
         lines += ["", f"By the features {by.record.id} of {counted(by.n, 'image')}:"]
-        lines += _listed("pairs of near duplicates", _pairs(found, by.near))
-        lines += [*_listed("likely label errors", wrong), *_listed("outliers", far), *by.skipped]
+        lines += _listed(_pairs(found, by.near), "pair of near duplicates", "pairs of near duplicates")
+        lines += [*_listed(wrong, "likely label error"), *_listed(far, "outlier"), *by.skipped]
     return "\n".join([*lines, "", f"Open       {found.page} ({found.seconds:.1f} s)"])
 
 
@@ -335,18 +335,18 @@ def _pairs(found: Inspection, groups: Sequence[Group]) -> list[str]:
     return lines
 
 
-def _listed(what: str, items: Sequence[str]) -> list[str]:
-    """How many there are, and the first of them."""
+def _listed(items: Sequence[str], what: str, several: str = "") -> list[str]:
+    """How many there are, and the first of them; `what` and `several` as in `counted`."""
     more = [f"  and {len(items) - LISTED:,} more"] if len(items) > LISTED else []
-    return [f"{len(items):,} {what}", *(f"  {item}" for item in items[:LISTED]), *more]
+    return [counted(len(items), what, several), *(f"  {item}" for item in items[:LISTED]), *more]
 
 
 def export_text(done: Export) -> str:
     """What an export gave."""
     return "\n".join(
         [
-            f"Agreement  {percent(done.agreement)} of {counted(done.n, 'image')} of the run get the same label as from "
-            f"tlpipe predict; probabilities differ by {done.difference:.1e} at most",
+            f"Agreement  the same label as from tlpipe predict on {percent(done.agreement)} of "
+            f"{counted(done.n, 'image')} of the run; probabilities differ by {done.difference:.1e} at most",
             f"File       {done.path} ({done.seconds:.1f} s)",
         ]
     )

@@ -15,7 +15,7 @@ from pipeline.config import Folders
 def runs(folders: Folders) -> Answer:
     """List runs, name them, or remove them.
 
-    The list has the newest first, with val and test accuracy and their 95 % intervals.
+    The newest come first, each with its accuracy on val and test and their 95 % intervals.
     """
     from pipeline.commands import runs as module
 
@@ -26,15 +26,19 @@ def runs(folders: Folders) -> Answer:
 
 
 @command("name")
-@click.argument("run", help="Its id, a part of it, its name, latest or best.", shell_complete=COMPLETED["run"])
-@click.argument("to", required=False, help="The new name. [default: none]")
+@click.argument(
+    "run",
+    help="Run to name: its id or a part of it, its present name, latest, or best.",
+    shell_complete=COMPLETED["run"],
+)
+@click.argument("to", required=False, help="New name of the run. [default: none, which takes its name away]")
 @takes("folders", Folders)
 def name(run: str, to: str | None, folders: Folders) -> Answer:
-    """Give a run a name that finds it again."""
+    """Give a run a name by which it can be found again."""
     from pipeline.commands import runs as module
 
     found = module.name(run, to, folders.reports)
-    return Answer({"run": found.id, "name": to}, f"{found.id} is {'called ' + to if to else 'called nothing'} now")
+    return Answer({"run": found.id, "name": to}, f"{found.id} {f'is now called {to}' if to else 'has no name now'}")
 
 
 @command("rm")
@@ -42,7 +46,7 @@ def name(run: str, to: str | None, folders: Folders) -> Answer:
     "runs",
     nargs=-1,
     required=True,
-    help="Ids, parts of them, or names.",
+    help="Runs to remove: ids, parts of ids, or names.",
     shell_complete=COMPLETED["run"],
 )
 @takes("folders", Folders)

@@ -27,7 +27,7 @@ same_features = click.option(
     "--features",
     "same_features",
     metavar="A,B",
-    help="The same as FEATURES.",
+    help="Another way to give FEATURES.",
     shell_complete=COMPLETED["features"],
 )
 
@@ -48,7 +48,10 @@ def _with_features(options: TrainingOptions, same: str | None) -> TrainingOption
 @takes("options", ExtractOptions)
 @takes("folders", Folders)
 def extract(config: ExtractConfig, options: ExtractOptions, folders: Folders) -> Answer:
-    """Run a frozen backbone once over the images and cache its features."""
+    """Compute the features of all images once, and cache them.
+
+    A pretrained network (the backbone) computes them; only what is not in the cache yet is computed.
+    """
     from pipeline import commands
 
     result = commands.extract(config, folders.cache, options)
@@ -64,7 +67,10 @@ def extract(config: ExtractConfig, options: ExtractOptions, folders: Folders) ->
 def train_head(
     head: str, options: TrainingOptions, same_features: str | None, config: HeadConfig, folders: Folders
 ) -> Answer:
-    """Train a head on cached features. Defaults stand in brackets; options that a head doesn't have are refused."""
+    """Train a head on cached features.
+
+    Each kind of head has its own options, with its defaults in brackets; others are refused.
+    """
     from pipeline import commands
 
     run = commands.train_head(
@@ -74,9 +80,11 @@ def train_head(
 
 
 @command("sweep")
-@_head(SWEPT_HEADS, "Heads joined by commas; a name without figures (mlp, knn) for those that the grid has.")
-@click.option("--grid", default=GRID, help="small or full: how many settings of each head.")
-@click.option("--budget", type=float, help="Seconds after which nothing new is tried.")
+@_head(
+    SWEPT_HEADS, "Heads to try, joined by commas; a name without figures (mlp, knn) stands for all sizes in the grid."
+)
+@click.option("--grid", default=GRID, help="How many settings of each head are tried: small or full.")
+@click.option("--budget", type=float, help="Seconds after which no further setting is tried. [default: no limit]")
 @takes("options", TrainingOptions)
 @same_features
 @takes("config", HeadConfig)
@@ -90,7 +98,10 @@ def sweep(
     config: HeadConfig,
     folders: Folders,
 ) -> Answer:
-    """Try many heads and settings, choose on val, and train the best. Given options hold for all; others vary."""
+    """Try many heads and settings, and train the best one.
+
+    The best is chosen on val. Options that you give hold for all heads; the others vary.
+    """
     from pipeline import commands
 
     run = commands.sweep(
@@ -107,8 +118,10 @@ def sweep(
 
 @command("learning-curve")
 @_head(CURVE_HEAD, HEADS_HELP)
-@click.option("--per-class", help="Images of each class, joined by commas. [default: 1,2,5,10,... up to all]")
-@click.option("--draws", default=DRAWS, help="Random choices of images at each number.")
+@click.option(
+    "--per-class", help="Numbers of images per class to train with, joined by commas. [default: 1,2,5,10,... up to all]"
+)
+@click.option("--draws", default=DRAWS, help="How many times images are drawn at random for each number.")
 @takes("options", TrainingOptions, without=NOT_OF_A_CURVE)
 @same_features
 @takes("config", HeadConfig)
@@ -122,7 +135,10 @@ def learning_curve(
     config: HeadConfig,
     folders: Folders,
 ) -> Answer:
-    """Measure accuracy against the number of labelled images, and say what more would buy."""
+    """Estimate how much more labelled images would help.
+
+    The accuracy is measured with growing numbers of training images.
+    """
     from pipeline import commands
 
     sizes = None if per_class is None else parse_counts(per_class)
@@ -136,9 +152,11 @@ def learning_curve(
 @takes("starts", FinetuneOptions, each=True)
 @takes("folders", Folders)
 def finetune(configs: list[FinetuneConfig], starts: list[FinetuneOptions], folders: Folders) -> Answer:
-    """Fine-tune the top blocks below a trained head, from activations cached below them, or a whole network.
+    """Fine-tune the top blocks of a backbone, or all of it.
 
-    An option that is given several times is tried with each value; every combination becomes a run of its own.
+    Training starts from a trained head, and from activations that are cached below the trained blocks.
+
+    If an option is given several times, each value is tried; every combination becomes a run of its own.
     """
     from pipeline import commands
     from pipeline.commands.finetune_each import alone

@@ -19,7 +19,10 @@ from pipeline.util.text import percent, readable_size, sides
 @command("backbones")
 @takes("folders", Folders)
 def backbones(folders: Folders) -> Answer:
-    """List the backbones: sizes, widths, blocks, whether their weights are here, and how fast the last extract ran."""
+    """List the backbones, with their sizes, widths and blocks.
+
+    Also says which weights are on this machine, and how fast the last extract ran.
+    """
     from pipeline import commands
     from pipeline.commands.backbones import hub_presets
 
@@ -48,8 +51,8 @@ def backbones(folders: Folders) -> Answer:
         "",
         *([render.aligned(["preset of KerasHub", "parameters", "blocks", "engines"], hub)] if hub else [NO_HUB]),
         "",
-        "hub:hf://ORG/NAME, hub:kaggle://... and hub:FOLDER, which save_to_preset wrote, will do too.",
-        "So will a .keras file of your own, and an ONNX file (pip install 'tlpipe[onnx]'): --backbone FILE",
+        "--backbone also takes hub:hf://ORG/NAME, hub:kaggle://... and hub:FOLDER, where save_to_preset wrote FOLDER,",
+        "a .keras file of your own, and an ONNX file (pip install 'tlpipe[onnx]').",
     ]
     return Answer({"backbones": rows, "presets": presets}, "\n".join(lines))
 
@@ -69,7 +72,10 @@ NO_HUB = "Presets of KerasHub (ViT, DINOv2, SigLIP, ...) need keras-hub: pip ins
 @command("doctor")
 @takes("folders", Folders)
 def doctor(folders: Folders) -> Answer:
-    """Say what a bug report needs: versions, devices, engines, weights, folders."""
+    """Check versions, devices, engines, weights and folders.
+
+    The output belongs in every bug report.
+    """
     from pipeline.commands.doctor import examine
 
     value = examine(folders.cache, folders.reports)
@@ -89,8 +95,11 @@ def doctor(folders: Folders) -> Answer:
     for one in value["verdicts"]:
         text = f"FAILS: {one['error']}"
         if not one["error"]:
-            text = f"{one['difference']:.2g} of the features' length away from Keras in float32 on the processor"
-            text += "" if one["holds"] else f", AND AT MOST {one['most']:g} IS RIGHT"
+            text = (
+                f"features differ by {one['difference']:.2g} of their length from those of Keras in float32 on the "
+                "processor"
+            )
+            text += "" if one["holds"] else f", MORE THAN THE {one['most']:g} ALLOWED"
         lines.append(f"checked       {one['engine']} in {one['precision']}: {text}")
     named = weights["TLPIPE_WEIGHTS"]
     lines += ["", f"weights       TLPIPE_WEIGHTS is {named or 'not set'}"]
@@ -114,13 +123,26 @@ def doctor(folders: Folders) -> Answer:
 
 @command("bench")
 @click.option(
-    "--backbone", default=BACKBONE, help="A name from `tlpipe backbones`.", shell_complete=COMPLETED["backbone"]
+    "--backbone",
+    default=BACKBONE,
+    help="Backbone to measure: a name from `tlpipe backbones`.",
+    shell_complete=COMPLETED["backbone"],
 )
-@click.option("--image-size", help="Pixels. [default: the backbone's own]")
-@click.option("--seconds", type=click.FloatRange(0.1, 600), default=3.0, help="Least seconds of each of three turns.")
+@click.option(
+    "--image-size", help="Size of the images in pixels: 224, or 192x256 (height x width). [default: the backbone's own]"
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.1, 600),
+    default=3.0,
+    help="Minimum time of a turn, in seconds; each engine has three turns.",
+)
 @takes("folders", Folders)
 def bench(backbone: str, image_size: str | None, seconds: float, folders: Folders) -> Answer:
-    """Measure this machine: Keras's own predict against the engines, in turns, with random weights."""
+    """Measure how fast each engine runs on this machine.
+
+    They run in turns with Keras's own predict, all with random weights.
+    """
     from pipeline.commands import bench as module
 
     result = module.bench(backbone, parse_image_size(image_size) if image_size else None, seconds)
@@ -150,7 +172,10 @@ def bench(backbone: str, image_size: str | None, seconds: float, folders: Folder
 @seed_option
 @takes("folders", Folders)
 def demo(seed: int, folders: Folders) -> Answer:
-    """Run all three stages on the built-in digits, small, in about a minute, and report on them."""
+    """Run all three stages on small images, in about a minute.
+
+    The images are the built-in digits; a report is written at the end.
+    """
     from pipeline.commands.demo import BLOCKS, IMAGE_SIZE
     from pipeline.commands.demo import demo as run_demo
 

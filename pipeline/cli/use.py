@@ -16,8 +16,8 @@ from pipeline.util.text import counted
 
 precision_option = click.option(
     "--precision",
-    help="auto, float32, bfloat16, float16 or int8. [default: that of the features, and float32 for a fine-tuned "
-    "model]",
+    help="Numeric precision of the computation: auto, float32, bfloat16, float16 or int8. [default: that of the "
+    "features, and float32 for a fine-tuned model]",
 )
 
 
@@ -27,12 +27,14 @@ precision_option = click.option(
     "images",
     nargs=-1,
     required=True,
-    help="Images, folders with all below them, tables (.csv, .tsv, .parquet) with a path, or Parquet files and tars "
-    "that hold pictures.",
+    help="Image files, folders with all images below them, tables (.csv, .tsv, .parquet) with a column path, or "
+    "Parquet files and tars that hold pictures.",
     shell_complete=COMPLETED["data"],
 )
-@click.option("--top", type=click.IntRange(1), default=TOP, help="Classes to name of each image.")
-@click.option("--csv", type=LOCAL_PATH, help="Write a table here, too.")
+@click.option(
+    "--top", type=click.IntRange(1), default=TOP, help="Number of most probable classes to name for each image."
+)
+@click.option("--csv", type=LOCAL_PATH, help="CSV file to write the answers to as well.")
 @precision_option
 @takes("columns", Columns, without=NOT_OF_PREDICT)
 @takes("folders", Folders)
@@ -45,7 +47,10 @@ def predict(
     columns: Columns,
     folders: Folders,
 ) -> Answer:
-    """Label images by a run; what can't be read is listed."""
+    """Label images with a trained run.
+
+    Images that can't be read are listed.
+    """
     from pipeline import commands
 
     answers = commands.predict(
@@ -67,17 +72,20 @@ def predict(
 @click.argument(
     "data",
     required=False,
-    help="Labelled data, as for extract; classes are matched by name. [default: the run's own]",
+    help="Labelled data, as for extract; classes are matched by name. [default: the data of the run]",
     shell_complete=COMPLETED["data"],
 )
-@click.option("--against", help="Another run, compared image by image.", shell_complete=COMPLETED["run"])
+@click.option("--against", help="Another run to compare with, image by image.", shell_complete=COMPLETED["run"])
 @precision_option
 @takes("columns", Columns)
 @takes("folders", Folders)
 def evaluate(
     run: str, data: str | None, against: str | None, precision: str | None, columns: Columns, folders: Folders
 ) -> Answer:
-    """Rate a run on labelled data, by the splits that the data gives; without any, images that are new are test."""
+    """Measure the accuracy of a run on labelled data.
+
+    Images have the splits that the data gives, or else those of training; new images count as test images.
+    """
     from pipeline import commands
 
     found = commands.evaluate(run, data, folders.cache, folders.reports, precision, against, columns)
@@ -87,17 +95,22 @@ def evaluate(
 @command("export")
 @run_argument
 @click.option(
-    "--format", "format_", help="keras, savedmodel, onnx, openvino or tflite. [default: by the name of OUTPUT]"
+    "--format",
+    "format_",
+    help="Format of the model: keras, savedmodel, onnx, openvino or tflite. [default: by the name of --output]",
 )
 @click.option(
     "--output",
     type=LOCAL_PATH,
-    help="File (m.onnx) or folder to write. [default: reports/RUN/export/FORMAT]",
+    help="File (such as m.onnx) or folder to write. [default: reports/RUN/export/FORMAT]",
 )
 @precision_option
 @takes("folders", Folders)
 def export(run: str, format_: str | None, output: Path | None, precision: str | None, folders: Folders) -> Answer:
-    """Write a run as a model for other programs, from uint8 images to probabilities, and compare it with predict."""
+    """Write a run as a model for other programs.
+
+    The model takes uint8 images and gives probabilities, which are compared with those of tlpipe predict.
+    """
     from pipeline import commands
 
     done = commands.export(run, format_, folders.cache, folders.reports, output, precision)
@@ -106,13 +119,18 @@ def export(run: str, format_: str | None, output: Path | None, precision: str | 
 
 @command("inspect")
 @click.argument(
-    "data", help="As for extract; features of it are used once there are any.", shell_complete=COMPLETED["data"]
+    "data",
+    help="Data to look at, as for extract; if its features are in the cache, they are used as well.",
+    shell_complete=COMPLETED["data"],
 )
 @seed_option
 @takes("columns", Columns)
 @takes("folders", Folders)
 def inspect(data: str, seed: int, columns: Columns, folders: Folders) -> Answer:
-    """Look at a dataset: counts, duplicates, leaks, likely label errors, outliers; and write a page of them."""
+    """Find duplicates, leaks and likely label errors in data.
+
+    Also counts the images of each class, finds outliers, and writes a page with all of this.
+    """
     from pipeline import commands
 
     found = commands.inspect(data, folders.cache, folders.reports, seed, columns)
@@ -120,15 +138,23 @@ def inspect(data: str, seed: int, columns: Columns, folders: Folders) -> Answer:
 
 
 @command("report")
-@click.argument("runs", nargs=-1, help="Run ids, or reports/RUN. [default: all]", shell_complete=COMPLETED["run"])
-@click.option("--map", "map_by", default="pca", help="How features become a map: pca or tsne.")
+@click.argument(
+    "runs",
+    nargs=-1,
+    help="Runs that get a page: their ids, or reports/RUN. [default: all]",
+    shell_complete=COMPLETED["run"],
+)
+@click.option("--map", "map_by", default="pca", help="How features are drawn as a map in two dimensions: pca or tsne.")
 @seed_option
 @takes("folders", Folders)
 def report(runs: tuple[str, ...], map_by: str, seed: int, folders: Folders) -> Answer:
-    """Write reports/index.html, a leaderboard of all runs, and a page and figures for each run."""
+    """Write a leaderboard of all runs, and a page for each run.
+
+    The leaderboard is reports/index.html; the pages come with figures.
+    """
     from pipeline import commands
 
     done = commands.report(list(runs), folders.cache, folders.reports, method=map_by, seed=seed)
-    pages = f"{counted(len(done.pages), 'page')}, {done.n_drawn:,} of them drawn anew, in {done.seconds:.1f} s"
+    pages = f"{counted(len(done.pages), 'page')} ({done.n_drawn:,} drawn anew) in {done.seconds:.1f} s"
     text = f"{pages}\nOpen       {done.index}"
     return Answer(done.to_json(), text)

@@ -227,7 +227,7 @@ def _as_before(config: ExtractConfig, of_data: Sequence[TableRecord], cache: Pat
         raise ConfigError(
             f"{config.data} was not extracted into {cache} yet, so --again has nothing to repeat; leave it out"
         )
-    log.info("As before: %s", earlier.config.command())
+    log.info("Repeating: %s", earlier.config.command())
     return earlier.config
 
 
@@ -268,7 +268,7 @@ def _without_parted_duplicates(opened: Opened, config: ExtractConfig, alike: Tab
     found = split_again(opened, config.splits, lambda: splits_of(cache, alike) if alike else None, together)
     if groups:
         kept = counted(len(groups), "group")
-        log.info("%s of near duplicates will not be parted by the splits that are carved", kept)
+        log.info("%s of near duplicates found; none is divided between splits that tlpipe makes", kept)
     return opened if found.dataset.id == dataset.id else found
 
 

@@ -239,11 +239,11 @@ def _state(checkpoint: Checkpoint, *, resume: bool) -> State | None:
     """What to go on from; None to begin."""
     if not resume:
         if checkpoint.exists():
-            log.warning("The epochs that this command left when it was interrupted are replaced; --resume keeps them")
+            log.warning("This command was interrupted before, and now starts over; --resume would keep its epochs")
         return None
     state = checkpoint.load()
     if state is None:
-        log.warning("This command, with these options, has left no checkpoint; it begins at the beginning")
+        log.warning("This command has left no checkpoint with these options, so training starts from the beginning")
     return state
 
 
@@ -333,16 +333,16 @@ def _notes(begun: Start, tuned: Tuned) -> list[str]:
         where = "end to end" if begun.end_to_end else f"above {begun.unfrozen.cut}"
         where += ", on new versions of the images in each epoch" if config.drawn_anew else ""
         notes.append(f"{counted(len(begun.trained_layers()), 'layer')} trained {where}, BatchNormalization {mode}")
-        head = "The head was drawn anew" if config.cold_head else "Started from the head as fitted on train alone"
-        notes.append(head)
+        as_fitted = "The head started as it was fitted on train alone"
+        notes.append("The head started from random weights" if config.cold_head else as_fitted)
     if "val" in run.fitted_on:
         notes.append("For its test the frozen head was fitted on val, too; this model has seen train only")
     if begun.trained.temperature != 1 or run.test_views:
-        notes.append("The head's temperature and means over views are not carried over")
+        notes.append("The head's temperature, and its means over views, do not apply to this model")
     if record.config.views and not config.views:
         notes.append("Trained on the images themselves; their cached views are not used")
     if record.spec.precision != "float32":
-        notes.append(f"Rated in float32, as the saved model runs; the frozen head in {record.spec.precision}")
+        notes.append(f"Rated in float32, as the saved model runs; the frozen head was rated in {record.spec.precision}")
     if tuned.resumed:
         notes.append(f"Resumed after epoch {tuned.resumed}")
     notes += tuned.notes

@@ -115,9 +115,9 @@ def _label_errors(
     if not dataset.class_names:
         return [], ["Without labels nothing can be said of label errors"]
     small = [name for label, name in enumerate(dataset.class_names) if label not in names]
-    skipped = [f"Classes of less than two different images have no say in label errors: {shortened(small)}"]
+    skipped = [f"Label errors can't be found in classes of fewer than two different images: {shortened(small)}"]
     if len(names) < 2:
-        return [], skipped if small else ["With one class nothing can be said of label errors"]
+        return [], skipped if small else ["Label errors can't be found where there is only one class"]
     used = rows[np.isin(dataset.labels[rows], names)]
     groups = None if dataset.groups is None else dataset.groups[used]
     labels = np.searchsorted(names, dataset.labels[used])

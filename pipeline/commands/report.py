@@ -124,7 +124,7 @@ def report(references: Sequence[str], cache: Path, reports: Path, *, method: str
             except (RunError, ConfigError, FileNotFoundError) as error:  # the last of one that was removed meanwhile
                 if references:
                     raise
-                log.warning("No page of %s: %s", run.id, error)
+                log.warning("There is no page for %s: %s", run.id, error)
             advance(1)
     inspections = [path.name for path in matching(reports, "inspect-*.html")]
     with asking(reports):

@@ -94,8 +94,8 @@ def sweep(
 
 
 def _notes(ratings: Ratings, options: TrainingOptions) -> list[str]:
-    by = f"{options.cv} folds" if options.cv else "val"
-    by += f" and {options.seeds} seeds" if options.seeds > 1 else ""
+    by = counted(options.cv, "fold") if options.cv else "val"
+    by += f" and {counted(options.seeds, 'seed')}" if options.seeds > 1 else ""
     notes = [
         f"Best of {len(ratings.rated)} by accuracy on {by}; the best of many is a little lucky there, test tells more"
     ]
@@ -104,7 +104,8 @@ def _notes(ratings: Ratings, options: TrainingOptions) -> list[str]:
         notes.append(f"{counted(len(heads), 'setting')} of {', '.join(sorted(set(heads)))} failed: {cause}")
     if ratings.untried:
         names = sorted({candidate.config.head for candidate in ratings.untried})
-        notes.append(f"The budget ended before {len(ratings.untried)} more were tried: {', '.join(names)}")
+        untried = counted(len(ratings.untried), "more setting")
+        notes.append(f"The budget ended before {untried} could be tried, of {', '.join(names)}")
     return notes
 
 

@@ -36,12 +36,13 @@ BACKBONE = "densenet121"
 """The default backbone."""
 
 DATA_HELP = (
-    "A folder class/*.jpg, {train,val,test}/class/*.jpg, or *.jpg without labels; a .csv, .tsv or .parquet with the "
-    "columns path and perhaps label, split and group; Parquet files with the pictures inside, or tars of .jpg and .cls "
-    "(a folder, a list a.tar,b.tar, or a pattern shard-{000..009}.tar); an .npz; a folder of train_images.npy, "
-    "train_labels.npy, ...; digits, cifar10 or cifar100."
+    "A folder class/*.jpg, {train,val,test}/class/*.jpg, or *.jpg without labels; a .csv, .tsv or .parquet table with "
+    "a column path and perhaps label, split and group; Parquet files with the pictures inside, or tars of .jpg and "
+    ".cls (a folder, a list a.tar,b.tar, or a pattern shard-{000..009}.tar); an .npz file; a folder of "
+    "train_images.npy, train_labels.npy, ...; or one of digits, cifar10 and cifar100."
 )
 PIXELS = Bounds(1, 10**12, "a number of pixels above 0")
+PIXEL_LIMIT_HELP = "Images with more pixels than this are not read, but listed as unreadable."
 
 
 def share_of_crop(resize: str) -> float:
@@ -61,9 +62,11 @@ class ImageConfig:
     """How a file becomes pixels."""
 
     image_size: tuple[int, int]  # (height, width), pixels
-    resize: str = option("stretch", "How pictures are brought to the size.")
-    interpolation: str = option("bicubic", "How pixels are interpolated.", legal=INTERPOLATIONS)
-    pixel_limit: int = option(200_000_000, "Refuse images of more pixels.", bounds=PIXELS)
+    resize: str = option("stretch", "How pictures are fitted to the image size.")
+    interpolation: str = option(
+        "bicubic", "How pixels are interpolated when pictures are resized.", legal=INTERPOLATIONS
+    )
+    pixel_limit: int = option(200_000_000, PIXEL_LIMIT_HELP, bounds=PIXELS)
 
     def __post_init__(self) -> None:
         check(self)
@@ -72,14 +75,16 @@ class ImageConfig:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of the columns of a manifest; None where it is one of the common names."""
+    """Names of the columns of a manifest (a table of images); None where it is one of the common names."""
 
-    path_column: str | None = option(None, "Column of a manifest that holds the paths.")
-    label_column: str | None = option(None, "Column that holds the labels.")
-    split_column: str | None = option(None, "Column that holds the splits.")
-    group_column: str | None = option(None, "Column of what must stay on one side of a split: patient, camera, scene.")
-    image_column: str | None = option(None, "Column of Parquet files that holds the pictures themselves.")
-    label_key: str | None = option(None, "Key of the label in the .json members of tars.")
+    path_column: str | None = option(None, "Column of the table that holds the paths of the images.")
+    label_column: str | None = option(None, "Column of the table that holds the labels.")
+    split_column: str | None = option(None, "Column of the table that holds the splits: train, val or test.")
+    group_column: str | None = option(
+        None, "Column of the table whose groups (patients, cameras, scenes, ...) must not be divided between splits."
+    )
+    image_column: str | None = option(None, "Column of the Parquet files that holds the pictures themselves.")
+    label_key: str | None = option(None, "Key of the label in the .json files inside tars.")
 
 
 NOT_OF_PREDICT = ("label_column", "split_column", "group_column", "label_key")
@@ -93,9 +98,15 @@ COMMON = Columns()
 class SplitConfig:
     """How splits are carved that the source doesn't have."""
 
-    val_fraction: float = option(0.15, "Share for val, if the data has none.", bounds=SHARE)
-    test_fraction: float = option(0.15, "Share of --test-from for test, if the data has none.", bounds=SHARE)
-    test_from: str = option("train", "Split that test is taken from.", legal=("train", "val"))
+    val_fraction: float = option(
+        0.15, "Share of the training images to set aside for validation, if the data has no val split.", bounds=SHARE
+    )
+    test_fraction: float = option(
+        0.15,
+        "Share of the --test-from images to set aside for testing, if the data has no test split.",
+        bounds=SHARE,
+    )
+    test_from: str = option("train", "Split from which test images are set aside.", legal=("train", "val"))
     seed: int = 0  # another one draws other images
 
     def __post_init__(self) -> None:
@@ -126,52 +137,66 @@ class ExtractConfig:
     data: str = option("digits", DATA_HELP, argument=True)
     backbone: str = option(
         BACKBONE,
-        "A name from `tlpipe backbones`, hub:PRESET, a .keras or .onnx file, or a fine-tuned run: reports/RUN.",
+        "Network that computes the features: a name from `tlpipe backbones`, hub:PRESET, a .keras or .onnx file, or a "
+        "fine-tuned run (reports/RUN).",
     )
-    weights: str = option("imagenet", "imagenet, random, or a .h5 or .keras file.")
+    weights: str = option("imagenet", "Weights of the backbone: imagenet, random, or a .h5 or .keras file.")
     image_size: tuple[int, int] | None = option(
-        None, "Pixels: 224, or 192x256 (height x width). [default: the backbone's own]", parse=parse_image_size
+        None,
+        "Size to which images are resized, in pixels: 224, or 192x256 (height x width). [default: the backbone's own]",
+        parse=parse_image_size,
     )
     endpoint: str | None = option(
-        None, "Block or layer to take; several joined by +: conv4+conv5. [default: the last feature map]"
+        None,
+        "Block or layer whose output becomes the features; several are joined by +, as in conv4+conv5. "
+        "[default: the last feature map]",
     )
     pooling: str = option(
         "avg",
-        "How height and width, or the tokens of patches, are pooled; cls is the class token alone.",
+        "How each feature map (or the tokens of a transformer) is pooled: avg, max, none (not at all), cls (the class "
+        "token alone) or cls+avg.",
         legal=POOLINGS,
     )
     resize: str | None = option(
         None,
-        "How pictures are brought to the size: stretch, pad (with white) or crop, both in the middle; crop0.9 keeps "
-        "that share of the middle. [default: stretch, or as a preset or an ONNX file's JSON says]",
+        "How pictures are fitted to the image size: stretch, pad (with white), crop (to the middle), or crop0.9 (to "
+        "the middle nine tenths of each side). [default: stretch, or as a preset or an ONNX file's JSON says]",
     )
     interpolation: str | None = option(
         None,
-        "How pixels are interpolated. [default: bicubic, or as a preset or an ONNX file's JSON says]",
+        "How pixels are interpolated when pictures are resized. "
+        "[default: bicubic, or as a preset or an ONNX file's JSON says]",
         legal=INTERPOLATIONS,
     )
     mean: tuple[float, ...] | None = option(
-        None, "Of RGB as shares of white, which an ONNX file wants taken away: 0.485,0.456,0.406.", parse=parse_numbers
+        None,
+        "Mean of red, green and blue (0 to 1) that an ONNX file expects to be subtracted, such as 0.485,0.456,0.406.",
+        parse=parse_numbers,
     )
     std: tuple[float, ...] | None = option(
-        None, "Likewise, the standard deviation by which it wants them divided: 0.229,0.224,0.225.", parse=parse_numbers
+        None,
+        "Standard deviation of red, green and blue (0 to 1) by which an ONNX file expects them to be divided, such as "
+        "0.229,0.224,0.225.",
+        parse=parse_numbers,
     )
-    pixel_limit: int = option(200_000_000, "Refuse images of more pixels.", bounds=PIXELS)
-    views: int = option(0, "Augmented versions of each image to cache beside it.", bounds=COUNT_OR_NONE)
+    pixel_limit: int = option(200_000_000, PIXEL_LIMIT_HELP, bounds=PIXELS)
+    views: int = option(
+        0, "Number of augmented versions of each image to cache beside the image itself.", bounds=COUNT_OR_NONE
+    )
     augment: str | None = option(
-        None, "How versions are made: several joined by commas.", legal=OPERATIONS, several=True
+        None, "Operations that make the augmented versions, joined by commas.", legal=OPERATIONS, several=True
     )
-    engine: str = option("auto", "What computes the features.", legal=ENGINES)
-    precision: str = option("auto", "Precision of the engine.", legal=PRECISIONS)
+    engine: str = option("auto", "Library that computes the features.", legal=ENGINES)
+    precision: str = option("auto", "Numeric precision in which features are computed.", legal=PRECISIONS)
     dtype: str | None = option(
         None,
-        "Type of stored features. [default: float32, and float16 for activations of trained weights]",
+        "Numeric type in which features are stored. [default: float32, and float16 for activations of trained weights]",
         legal=("float32", "float16"),
     )
     splits: SplitConfig = field(default_factory=SplitConfig)
     seed: int = option(0, SEED_HELP, bounds=SEED)
     columns: Columns = field(default_factory=Columns)
-    group_duplicates: bool = option(False, "Keep near duplicates on one side of a split, too.")
+    group_duplicates: bool = option(False, "Keep near duplicates in the same split, as identical images always are.")
 
     def __post_init__(self) -> None:
         check(self)
@@ -207,16 +232,22 @@ class ExtractConfig:
 class ExtractOptions:
     """How an extract is run; nothing of it changes a feature."""
 
-    batch_size: int | None = option(None, "Images in a batch. [default: what did best]", bounds=COUNT)
-    workers: int | None = option(None, "Decoding threads. [default: what reads the data best]", bounds=COUNT)
-    rehash: bool = option(False, "Read all files again, even if they look unchanged.")
-    strict: bool = option(False, "Exit with 1 if images can't be read.")
-    again: bool = option(False, "Take all options from the newest extract of the same data.")
+    batch_size: int | None = option(None, "Images per batch. [default: what suits the engine]", bounds=COUNT)
+    workers: int | None = option(
+        None, "Number of threads that decode images. [default: what suits the kind of data]", bounds=COUNT
+    )
+    rehash: bool = option(False, "Read every file again, even if it looks unchanged.")
+    strict: bool = option(False, "Fail, with exit status 1, if any image can't be read.")
+    again: bool = option(False, "Use all options of the newest extract of the same data.")
     part: str | None = option(
-        None, "Compute one of so many parts, such as 3/16, by image key; an extract without it then ends the work."
+        None,
+        "Compute only this part of the images, such as 3/16; after all parts, an extract without --part completes the "
+        "work.",
     )
 
-    on: str | None = option(None, "Where to compute: ray, or a cluster ray://host:10001. [default: this machine]")
+    on: str | None = option(
+        None, "Ray cluster that computes the features: ray, or an address ray://host:10001. [default: this machine]"
+    )
 
     def __post_init__(self) -> None:
         check(self)

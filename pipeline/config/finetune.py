@@ -33,51 +33,69 @@ class FinetuneConfig:
 
     # None is the top block; of a model of one's own, all of it.
     blocks: str | None = option(
-        None, "Block or layer to train with all above it (the top block); blocks joined by commas; all; none."
+        None,
+        "What to train: a block or layer with everything above it, blocks joined by commas, all, or none (the head "
+        "alone). [default: the top block]",
     )
-    epochs: int = option(5, "Most passes over the training images.", bounds=COUNT)
-    batch_size: int = option(32, "Images in a step.", bounds=COUNT)  # of several GPUs, all together
-    accumulate: int = option(1, "Steps whose gradients make one update.", bounds=COUNT)
-    learning_rate: float = option(1e-4, "At its highest.", bounds=Bounds(POSITIVE, 1, "a number above 0 and up to 1"))
-    backbone_lr_scale: float = option(1.0, "Factor of it below the head.", bounds=FACTOR)
-    layer_decay: float = option(1.0, "Further factor for each block further down.", bounds=FACTOR)
-    warm_up: float = option(0.1, "Share of the steps in which the rate rises.", bounds=SHARE)
-    schedule: str = option("cosine", "What the rate does then.", legal=SCHEDULES)
-    weight_decay: float = option(0.004, "Of kernels, as AdamW does it.", bounds=Bounds(0, 10, "0 to 10"))
-    label_smoothing: float = option(0.0, "Share of a label that is spread over all classes.", bounds=SHARE)
+    epochs: int = option(5, "Maximum number of passes over the training images.", bounds=COUNT)
+    batch_size: int = option(32, "Images per training step.", bounds=COUNT)  # of several GPUs, all together
+    accumulate: int = option(1, "Number of steps whose gradients are averaged for one update.", bounds=COUNT)
+    learning_rate: float = option(
+        1e-4,
+        "Highest learning rate, reached after the warm-up.",
+        bounds=Bounds(POSITIVE, 1, "a number above 0 and up to 1"),
+    )
+    backbone_lr_scale: float = option(1.0, "Factor on the learning rate of all layers below the head.", bounds=FACTOR)
+    layer_decay: float = option(
+        1.0, "Further factor on the learning rate for each block down from the top block.", bounds=FACTOR
+    )
+    warm_up: float = option(0.1, "Share of all steps during which the learning rate rises from 0.", bounds=SHARE)
+    schedule: str = option("cosine", "How the learning rate changes after the warm-up.", legal=SCHEDULES)
+    weight_decay: float = option(
+        0.004, "Weight decay of kernels, decoupled from the gradients as in AdamW.", bounds=Bounds(0, 10, "0 to 10")
+    )
+    label_smoothing: float = option(0.0, "Share of each label that is spread evenly over all classes.", bounds=SHARE)
     mixup: float = option(
         0.0,
-        "Mix pairs of images, by shares from a beta distribution of this alpha.",
+        "Alpha of mixup, which blends pairs of images and their labels; 0 leaves mixup out.",
         bounds=Bounds(0, 10, "0 to 10"),
     )
     ema: float = option(
         0.0,
-        "Average the weights over the steps, each of which keeps this share of the average (such as 0.999); what is "
-        "rated and saved is the average.",
+        "Average the weights over the steps, each of which keeps this share of the average, such as 0.999. The average "
+        "is rated and saved; 0 leaves it out.",
         bounds=SHARE,
     )
-    views: int = option(0, "Augmented versions of each image, cached at the cut beside it.", bounds=COUNT_OR_NONE)
+    views: int = option(
+        0,
+        "Number of augmented versions of each image whose activations are cached and trained on.",
+        bounds=COUNT_OR_NONE,
+    )
     augment: str | None = option(
         None,
-        "How --views are made (flip,crop), several joined by commas; without --views new ones are made in each epoch, "
-        "and run through the frozen part every time.",
+        f"Operations that make the augmented versions, joined by commas: {', '.join(OPERATIONS)}. Without --views, new "
+        "versions are made in every epoch and run through the frozen part each time.",
         legal=OPERATIONS,
         several=True,
     )
     train_bn: bool = option(
         False,
-        "Train BatchNormalization, too. Its statistics then follow batches that are small and few, which mostly costs "
-        "accuracy.",
+        "Also train BatchNormalization layers; as their statistics then come from small and few batches, this usually "
+        "costs accuracy.",
     )
-    remat: bool = option(False, "Compute activations twice instead of holding them: less memory, more time.")
-    cold_head: bool = option(False, "Draw the head's weights anew. Its first gradients spoil what lies below.")
+    remat: bool = option(
+        False, "Compute activations twice instead of keeping them, which takes less memory and more time."
+    )
+    cold_head: bool = option(
+        False, "Start with random weights in the head; its first gradients then disturb the layers below."
+    )
     weights: str | None = option(
         None,
-        "random: train the whole network from scratch, for comparison (with --blocks all).",
+        "random trains the whole network from scratch, for comparison (needs --blocks all).",
         legal=("random",),
     )
     # Half as many until a plateau of the validation loss cuts the rate.
-    patience: int = option(3, "Epochs without a lower validation loss until the end.", bounds=COUNT)
+    patience: int = option(3, "Epochs without a lower validation loss after which training stops.", bounds=COUNT)
     seed: int = option(0, SEED_HELP, bounds=SEED)
 
     def __post_init__(self) -> None:
@@ -103,19 +121,22 @@ class FinetuneConfig:
 class FinetuneOptions:
     """Where fine-tuning starts, and how it goes on."""
 
-    head_run: str | None = option(None, "Run of train-head or sweep to start from. [default: the newest]")
-    head: str | None = option(None, "Train this head first, on the frozen features, and start from it.")
-    features: str | None = option(None, "Features that --head is trained on. [default: the newest pooled]")
+    head_run: str | None = option(None, "Run of train-head or sweep whose head to start from. [default: the newest]")
+    head: str | None = option(None, "Kind of head to train first, on the frozen features, and to start from.")
+    features: str | None = option(None, "Id of the features to train --head on. [default: the newest pooled features]")
     memory: int | None = option(
         None,
-        "Activations that may be held, such as 1GB; more stays on disk. [default: half of the machine's memory]",
+        "Activations to hold in memory at most, such as 1GB; the rest stays on disk. "
+        "[default: half of the machine's memory]",
         parse=parse_memory,
     )
-    resume: bool = option(False, "Go on after the last whole epoch of the same command.")
-    tensorboard: bool = option(False, "Write logs for TensorBoard, too.")
-    name: str | None = option(None, "A name for the run, which finds it again.")
+    resume: bool = option(False, "Continue after the last complete epoch of the same command.")
+    tensorboard: bool = option(False, "Also write logs for TensorBoard.")
+    name: str | None = option(None, "Name for the run, by which it can be found again.")
     on: str | None = option(
-        None, "Where it is trained, each run on a GPU or a node: ray, or a cluster ray://host:10001. [default: here]"
+        None,
+        "Ray cluster to train on, each run on a GPU or node of its own: ray, or an address ray://host:10001. "
+        "[default: this machine]",
     )
 
     def __post_init__(self) -> None:

@@ -26,10 +26,12 @@ class Folders:
 
     cache: Path = option(
         os.environ.get("TLPIPE_CACHE") or "cache",
-        "Folder of features and datasets, or an address such as s3://bucket/cache; $TLPIPE_CACHE, else ./cache.",
+        "Cache folder, or an address such as s3://bucket/cache; if left out, $TLPIPE_CACHE, else ./cache.",
         parse=shared,
     )
-    reports: Path = option(Path("reports"), "Folder of runs, or an address such as s3://bucket/reports.", parse=shared)
+    reports: Path = option(
+        Path("reports"), "Folder of runs and their reports, or an address such as s3://bucket/reports.", parse=shared
+    )
 
     def words(self) -> list[str]:
         """What names them on the command line, where they are not those of a command that names none."""
@@ -59,18 +61,18 @@ class File:
 
 
 FILES = (
-    File("cache", ".tlpipe", "By it a folder is known as one that tlpipe wrote, which is never read as data."),
+    File("cache", ".tlpipe", "Marks the folder as one that tlpipe wrote, so that it is never read as data."),
     File(
         "cache",
         "features/<spec digest>/spec.json",
-        "What these features are: backbone, digest of the weights, endpoint, pooling, size, resizing, precision.",
+        "What defines these features: backbone, digest of the weights, endpoint, pooling, size, resizing, precision.",
     ),
     File(
         "cache",
         "features/<spec digest>/shards/<digest>.h5",
         "Features, immutable: `/key` [n], `/features` [n, ...], with their checksums and what computed them.",
     ),
-    File("cache", "features/<spec digest>/quarantine.jsonl", "Images that can't be read, each with its cause."),
+    File("cache", "features/<spec digest>/quarantine.jsonl", "Images that can't be read, each with the reason."),
     File(
         "cache",
         "datasets/<dataset id>-<digest>.h5",
@@ -81,36 +83,40 @@ FILES = (
         "tables/<features id>.json",
         "The record of an extract: which dataset, under which spec, with which options.",
     ),
-    File("cache", "uses/<digest>.json", "A reports folder whose runs need features of this cache."),
+    File("cache", "uses/<digest>.json", "Names a reports folder whose runs need features of this cache."),
     File(
         "cache",
         "graphs/<digest>/<any>",
-        "A network converted for an engine, its checksums, and how near each engine came to Keras; made again if it "
-        "is removed.",
+        "A network converted for an engine, its checksums, and how closely each engine agrees with Keras; made again "
+        "if it is removed.",
     ),
     File(
         "cache",
         "memo.sqlite",
-        "Digests of unchanged files, and which shards are sound; may be removed, which costs a second look.",
+        "Digests of unchanged files, and which shards are undamaged; if it is removed, both are checked again.",
     ),
-    File("reports", ".tlpipe", "As in the cache."),
+    File("reports", ".tlpipe", "Marks the folder, as in the cache."),
     File("reports", "index.html", "The leaderboard of all runs."),
     File("reports", "inspect-<data>.html", "What `tlpipe inspect` found in a dataset."),
-    File("reports", "<run id>/run.json", "What was done, and what it gave: see below."),
+    File("reports", "<run id>/run.json", "What was done, and the results: see below."),
     File("reports", "<run id>/history.csv", "Losses, accuracies, learning rates and seconds of each epoch or trial."),
     File(
         "reports",
         "<run id>/predictions.h5",
-        "For each split the probabilities [n, classes] with image keys and labels.",
+        "For each split, the probabilities [n, classes] with image keys and labels.",
     ),
     File("reports", "<run id>/seen.npz", "Keys of all images that the run was trained with, 16 bytes each."),
-    File("reports", "<run id>/head.npz", "The head, as arrays: logreg, ridge, centroid, knn, linear."),
-    File("reports", "<run id>/head.keras", "The head, as a model of Keras: mlp, bn-mlp."),
+    File("reports", "<run id>/head.npz", "The head as arrays, for logreg, ridge, centroid, knn and linear."),
+    File("reports", "<run id>/head.keras", "The head as a Keras model, for mlp and bn-mlp."),
     File("reports", "<run id>/model.keras", "The fine-tuned model: uint8 RGB images in, probabilities out."),
     File("reports", "<run id>/report.html", "The page of the run."),
     File("reports", "<run id>/<figure>.png", "The figures of the page: learning curves, confusion matrix."),
     File("reports", "<run id>/<figure>.svg", "The same, as SVG."),
-    File("reports", "<run id>/export/<format>/<any>", "What `tlpipe export` wrote, and `usage.py`, which opens it."),
+    File(
+        "reports",
+        "<run id>/export/<format>/<any>",
+        "What `tlpipe export` wrote, with an example, `usage.py`.",
+    ),
     File("reports", "<run id>/tensorboard/<any>", "Logs for TensorBoard, with `--tensorboard`."),
     File(
         "reports",

@@ -72,43 +72,61 @@ CURVE_HEAD, DRAWS = "ridge", 5  # of a learning curve, and random choices at eac
 NOT_OF_A_CURVE = ("calibrate", "cv", "seeds", "on")  # options that a learning curve has no use for
 TOP = 3  # classes that predict names of each image
 HEADS_HELP = (
-    "logreg, ridge, centroid, knn20 (any number of neighbours), linear, mlp512-128 (any hidden widths), or bn-mlp50 "
-    "(the same over BatchNormalization); knn, mlp and bn-mlp mean these."
+    "Kind of head: logreg, ridge, centroid, knn20 (any number of neighbours), linear, mlp512-128 (any hidden widths) "
+    "or bn-mlp50 (the same after BatchNormalization); knn, mlp and bn-mlp stand for the forms named here."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class HeadConfig:
-    """Which head, and how it is fitted. None stands for what the kind of head has as its default, or doesn't have."""
+    """Which head, and how it is fitted. None stands for the default of the kind of head, or for no such option."""
 
     head: str = HEAD  # its name: "logreg", "mlp512-128", ...
-    epochs: int | None = option(None, "Passes over the images.", bounds=COUNT)
+    epochs: int | None = option(None, "Maximum number of passes over the training images.", bounds=COUNT)
     batch_size: int | None = option(
-        None, "Images in a step, about; 16 to 256 by the number of images.", bounds=Bounds(1, 10**9, "1 or more")
+        None,
+        "Approximate number of images per training step. [default: 16 to 256, depending on the number of images]",
+        bounds=Bounds(1, 10**9, "1 or more"),
     )
     learning_rate: float | None = option(
-        None, "At its highest.", bounds=Bounds(POSITIVE, 10, "a number above 0 and up to 10")
+        None,
+        "Learning rate at the start, from which the schedule may lower it.",
+        bounds=Bounds(POSITIVE, 10, "a number above 0 and up to 10"),
     )
-    optimizer: str | None = option(None, "What makes the steps.", legal=OPTIMIZERS)
-    schedule: str | None = option(None, "Of the learning rate.", legal=SCHEDULES)
+    optimizer: str | None = option(None, "Optimizer that trains the head.", legal=OPTIMIZERS)
+    schedule: str | None = option(None, "How the learning rate changes during training.", legal=SCHEDULES)
     # Half as many until a plateau of the validation loss cuts the rate.
     patience: int | None = option(
-        None, "Epochs without a lower loss until the end; a cosine is run out all the same.", bounds=COUNT
+        None,
+        "Epochs without a lower loss after which training stops; with the cosine schedule it never stops early.",
+        bounds=COUNT,
     )
-    dropout: float | None = option(None, "After each hidden layer.", bounds=SHARE)
-    label_smoothing: float | None = option(None, "Share of a label that is spread over all classes.", bounds=SHARE)
+    dropout: float | None = option(None, "Dropout rate after each hidden layer.", bounds=SHARE)
+    label_smoothing: float | None = option(
+        None, "Share of each label that is spread evenly over all classes.", bounds=SHARE
+    )
     l2: float | None = option(
         None,
-        "Weight of half the squared weights beside the mean loss; with adamw the weight decay. Of linear and mlp 1 "
-        "with adamw, else 0.0001; logreg and ridge choose it on val (without val it is 0.03 and 0.5).",
+        "L2 penalty: half the sum of squared weights, times this, is added to the mean loss; with adamw, the weight "
+        "decay. By default 1 with adamw and 0.0001 with adam or sgd; logreg and ridge choose it on val (without val: "
+        "0.03 and 0.5).",
         bounds=Bounds(0, 1e30, "a number from 0 on"),
     )
-    class_weight: str | None = option(None, "How classes are weighed against each other.", legal=CLASS_WEIGHTS)
-    standardize: bool | None = option(None, "Bring features to mean 0 and deviation 1.")
-    l2_normalize: bool | None = option(
-        None, "Then bring the features of each image to the same length; knn and centroid always do."
+    class_weight: str | None = option(
+        None,
+        "What counts the same in the loss: every class (balanced), or every image (none).",
+        legal=CLASS_WEIGHTS,
     )
-    views: int | None = option(None, "Cached views to train on beside the images; all.", bounds=COUNT_OR_NONE)
+    standardize: bool | None = option(None, "Scale each feature to mean 0 and standard deviation 1.")
+    l2_normalize: bool | None = option(
+        None,
+        "Scale the features of each image to the same length, after any standardisation; knn and centroid always do.",
+    )
+    views: int | None = option(
+        None,
+        "Number of cached augmented views to train on, beside the images themselves. [default: all]",
+        bounds=COUNT_OR_NONE,
+    )
     seed: int = option(0, SEED_HELP, bounds=SEED)
 
     def __post_init__(self) -> None:
@@ -124,7 +142,7 @@ class HeadConfig:
         """The options with the defaults of their kind of head filled in.
 
         Args:
-            defaults: Of all options the kind has; None where the value is found while fitting.
+            defaults: Defaults of all options that the kind has; None where the value is found while fitting.
 
         Raises:
             ConfigError: For an option that the kind doesn't have.
@@ -150,29 +168,36 @@ class TrainingOptions:
 
     features: str | None = option(
         None,
-        "Features id, or its start; several, joined by commas, are put side by side. [default: the newest pooled]",
+        "Id of the features, or its first characters; features of several ids, joined by commas, are concatenated. "
+        "[default: the newest pooled features]",
         argument=True,
     )
     test_views: int | None = option(
         None,
-        "Cached views over which the probabilities of an image are averaged (0; a sweep tries all).",
+        "Number of cached views whose probabilities are averaged with those of the image itself. "
+        "[default: 0; a sweep tries all]",
         bounds=COUNT_OR_NONE,
     )
     memory: int | None = option(
         None,
-        "Features that may be held, such as 1GB; what is more stays on disk (half of the machine's memory).",
+        "Features to hold in memory at most, such as 1GB; the rest stays on disk. "
+        "[default: half of the machine's memory]",
         parse=parse_memory,
     )
-    calibrate: bool = option(False, "Scale the logits by a temperature fitted on val.")
+    calibrate: bool = option(False, "Calibrate the probabilities, by a temperature that is fitted on val.")
     cv: int | None = option(
         None,
-        "Folds of a cross-validation over the training images, and over val if it was carved.",
+        "Number of folds for cross-validation over the training images, and over val if tlpipe set it aside.",
         bounds=Bounds(2, 1000, "2 folds or more"),
     )
-    seeds: int = option(1, "Number of seeds: mean and deviation over them.", bounds=COUNT)
-    name: str | None = option(None, "A name for the run, which finds it again.")
+    seeds: int = option(
+        1, "Number of seeds to train with; mean and standard deviation over them are reported.", bounds=COUNT
+    )
+    name: str | None = option(None, "Name for the run, by which it can be found again.")
     on: str | None = option(
-        None, "Where folds, seeds and settings of mlp are fitted: ray, or a cluster ray://host:10001. [default: here]"
+        None,
+        "Ray cluster that fits folds, seeds and the settings of mlp: ray, or an address ray://host:10001. "
+        "[default: this machine]",
     )
 
     def __post_init__(self) -> None:

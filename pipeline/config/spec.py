@@ -17,16 +17,16 @@ class FeatureSpec:
     """Everything that changes a feature value, and nothing else; its digest names the folder in the cache.
 
     Attributes:
-        backbone: Name in the table of backbones, or of a model file.
+        backbone: Name in the table of backbones, or the name of a model file.
         weights_digest: Digest of the weight arrays as loaded.
         weights_seed: Seed of random weights; None for trained ones.
         endpoint: Block or layer whose output is taken; several are joined by "+".
-        pooling: "avg", "max" or "none", over height and width.
+        pooling: How the output is pooled, as in `ExtractConfig`.
         image_size: (height, width), pixels.
         resize: As in `ImageConfig`.
         interpolation: As in `ImageConfig`.
-        precision: "float32", which is the same on every engine, else engine and precision ("openvino-bfloat16"), and of
-            int8 the digest of the graph.
+        precision: "float32", which is the same on every engine, else engine and precision ("openvino-bfloat16"), with
+            the digest of the graph for int8.
         dtype: Type on disk, "float32" or "float16".
     """
 

@@ -157,7 +157,7 @@ def _lacking(dataset: Dataset, config: SplitConfig) -> list[str]:
     shares = {"val": config.val_fraction, "test": config.test_fraction}
     labelled = (dataset.labels != UNLABELLED).any()
     if missing := [split for split, share in shares.items() if labelled and share and split not in dataset.splits]:
-        notes.append(f"No images are left for {' and '.join(missing)}: classes or groups are too small to be divided")
+        notes.append(f"No images are left for {' or '.join(missing)}: classes or groups are too small to be divided")
     if unlabelled := int((dataset.labels == UNLABELLED).sum()):
         notes.append(f"{unlabelled:,} of {counted(len(dataset), 'image')} without a label; training leaves them out")
     if len(dataset.class_names) == 1:

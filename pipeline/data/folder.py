@@ -119,12 +119,10 @@ def _listing(
     notes = []
     if aside:
         where = shortened([printable(name) for name in sorted(aside, key=lambda name: name.split("/"))])
-        notes.append(
-            f"{counted(len(aside), 'file')} left aside (no image suffix, or not inside a class folder): {where}"
-        )
+        notes.append(f"{counted(len(aside), 'file')} skipped (no image suffix, or not inside a class folder): {where}")
     if skipped:
         where = shortened([printable(path.relative_to(root)) for path in sorted(skipped)])
-        notes.append(f"{counted(len(skipped), 'folder')} left aside (no images, hidden, or written by tlpipe): {where}")
+        notes.append(f"{counted(len(skipped), 'folder')} skipped (no images, hidden, or written by tlpipe): {where}")
     texts, locations = Texts(names), Texts(map(printable, names))
     if locations == texts:
         texts = locations
@@ -165,7 +163,7 @@ def _one_class(root: Path, folder: Path) -> str:
 def _left_aside(root: Path, skipped: list[Path]) -> str:
     if not skipped:
         return ""
-    return f" (left aside: {shortened([printable(path.relative_to(root)) for path in sorted(skipped)])})"
+    return f" (skipped: {shortened([printable(path.relative_to(root)) for path in sorted(skipped)])})"
 
 
 def _check_depth(root: Path, folders: list[Path]) -> None:

@@ -122,19 +122,19 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
         if contents.twice:
             names = counted(len(contents.twice), "member")
             notes.append(
-                f"{file} has {names} of a name that was there before: {shortened(contents.twice)}; the last counts"
+                f"{file} has {names} with a name that came before: {shortened(contents.twice)}; the last one counts"
             )
         if contents.torn:
             before = counted(len(found), "picture")
-            notes.append(f"{file} is torn, as its end is missing; {before} before that can be read")
+            notes.append(f"{file} is cut off; {before} before that can be read")
         if contents.behind:
             more = counted(contents.behind, "byte")
-            notes.append(f"{file} goes on behind its end, as joined tars do; {more} are not read")
+            notes.append(f"{file} continues after its end, as joined tars do; what follows ({more}) is not read")
     if not labels:
         torn = f" ({'; '.join(notes)})" if notes else ""
         raise DataError(f"{name} has no pictures{torn}; tlpipe looks for members that end in .{', .'.join(PICTURES)}")
     if without:
-        notes.append(f"{counted(len(without), 'sample')} without a picture left aside: {shortened(without)}")
+        notes.append(f"{counted(len(without), 'sample')} without a picture skipped: {shortened(without)}")
     if not any(labels):
         notes.append(
             f"The pictures of {name} have no labels: no .cls, no .txt, and no .json with {', '.join(LABEL_KEYS)}; "

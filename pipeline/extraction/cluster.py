@@ -209,7 +209,7 @@ def compute(
         runtime_env={"env_vars": {} if shares.gpu else {"LOKY_MAX_CPU_COUNT": str(shares.cpus)}},
     )
     task = Task([ray.put(opened), ray.put(source)])
-    log.info("%s of Ray, blocks of up to %s rows", counted(shares.n, "actor"), f"{block:,}")
+    log.info("Computing with %s of Ray, in blocks of up to %s", counted(shares.n, "actor"), counted(block, "row"))
     most = math.ceil(len(rows) / block)
     pool = _Pool(ray, kind.remote, min(shares.n + 1, most), most)
     start = time.perf_counter()
@@ -283,7 +283,7 @@ class _Pool:
                     self._ray.kill(actor)
         seconds = time.perf_counter() - start
         for node, n in sorted(self._by_node.items()):
-            log.info("  %s: %s rows, %.3g a second", node, f"{n:,}", n / seconds)
+            log.info("  %s: %s, %.3g a second", node, counted(n, "row"), n / seconds)
         if stop.signal is not None:
             raise StoppedError(
                 f"Stopped; {self._report.n_computed:,} of {n_rows:,} are computed and kept. "

@@ -222,7 +222,7 @@ def complete(
     if not rows:
         return Done(plan, PassReport(), refused, n_wanted, time.perf_counter())
     by = f"{plan.choice.engine} in {plan.choice.precision}"
-    log.info("%s of %s to compute with %s", f"{len(rows):,}", counted(n_wanted, "row"), by)
+    log.info("Computing %s of %s with %s", f"{len(rows):,}", counted(n_wanted, "row"), by)
     if elsewhere:
         started, report = time.perf_counter(), elsewhere(rows)
         pass_.quarantine(store, report, plan.images)
@@ -268,11 +268,11 @@ def warn_unreadable(unreadable: Mapping[str, str], n: int) -> None:
     if not unreadable:
         return
     lines = [f"{location}: {cause}" for location, cause in unreadable.items()]
-    log.warning("%s of %s images can't be read:", f"{len(lines):,}", f"{n:,}")
+    log.warning("%s of %s can't be read:", f"{len(lines):,}", counted(n, "image"))
     for line in lines[:NAMED_AT_MOST]:
         log.warning("  %s", line)
     if len(lines) > NAMED_AT_MOST:
-        log.warning("  and %s more; all are in the answer of --json", f"{len(lines) - NAMED_AT_MOST:,}")
+        log.warning("  and %s more; --json lists all of them", f"{len(lines) - NAMED_AT_MOST:,}")
 
 
 def open_plan(config: ExtractConfig, cache: Path) -> Plan:

@@ -179,7 +179,7 @@ class _Training:
             ) from error
         self.best = state.arrays["best"]
         self._n_kept = len(self.history) - 1
-        log.info("Going on after epoch %d of %d", self._n_kept, self.config.epochs)
+        log.info("Continuing after epoch %d of %d", self._n_kept, self.config.epochs)
         return self._n_kept
 
     def epoch(self, stop: Stopping, advance: Advance) -> None:

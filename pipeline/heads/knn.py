@@ -20,6 +20,7 @@ from pipeline.heads.prepare import Preparation
 from pipeline.store.rows import Part, nothing
 from pipeline.util import disk
 from pipeline.util.archives import arrays_of
+from pipeline.util.text import counted
 
 if TYPE_CHECKING:
     import keras
@@ -60,7 +61,7 @@ class KnnHead:
         self.prepare = Preparation.fit(train, standardize=self.config.standardize, l2_normalize=True)
         self.bank, self.labels, self.n_train = self.prepare(train.array()), train.labels, len(train)
         if self.k > len(train):
-            return FitReport(notes=[f"There are {len(train):,} training images; all of them vote"])
+            return FitReport(notes=[f"There are only {counted(len(train), 'training image')}; all of them vote"])
         return FitReport()
 
     def refit(self, both: Part) -> None:

@@ -138,8 +138,8 @@ class _Columns:
                 if watch.finished or not np.isfinite(losses).any():
                     break
         self.sound = watch.best_epoch > 0
-        kept = f"that of the best validation accuracy kept: {watch.best_epoch.max()}" if losses_of else "the last kept"
-        report.notes.append(f"{counted(len(report.history), 'epoch')}, {kept}")
+        kept = f"epoch {watch.best_epoch.max()} is kept, the best on val" if losses_of else "the last one is kept"
+        report.notes.append(f"{counted(len(report.history), 'epoch')}; {kept}")
         return report
 
     def _rates(self) -> NDArray[np.float64]:

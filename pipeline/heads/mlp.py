@@ -83,7 +83,7 @@ class MlpHead:
                 report.history.append({**row, "seconds": time.perf_counter() - start})
                 advance(1)
                 if not np.isfinite(row["loss"]):
-                    report.notes.append(f"The loss was no finite number in epoch {epoch}; training ended there")
+                    report.notes.append(f"The loss was not a finite number in epoch {epoch}; training ended there")
                     break
                 accuracy = np.array([row["val_accuracy"]]) if len(val) else None
                 if watch.update(np.array([row.get("val_loss", row["loss"])]), accuracy)[0]:
@@ -94,8 +94,8 @@ class MlpHead:
         if not watch.best_epoch[0]:
             raise diverged(config.learning_rate, config.l2)
         model.set_weights(best)
-        kept = f"that of the best validation accuracy kept: {watch.best_epoch[0]}" if len(val) else "the last kept"
-        report.notes.append(f"{counted(len(report.history), 'epoch')}, {kept}")
+        kept = f"epoch {watch.best_epoch[0]} is kept, the best on val" if len(val) else "the last one is kept"
+        report.notes.append(f"{counted(len(report.history), 'epoch')}; {kept}")
         if self.widths[-1] < (least := WIDTHS_A_CLASS * n_classes):
             report.notes.append(
                 f"{self.widths[-1]:,} units in the last hidden layer are narrow for {n_classes:,} classes; "

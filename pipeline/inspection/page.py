@@ -8,6 +8,7 @@ from pipeline.data import SPLITS
 from pipeline.inspection.duplicates import Group
 from pipeline.inspection.findings import NO_LABEL, Inspection
 from pipeline.pages.write import Figure, Section
+from pipeline.util.text import counted
 
 SHOWN = 48  # figures in each section; the answer of --json has all
 
@@ -16,7 +17,7 @@ def heading(found: Inspection) -> dict[str, Any]:
     """What the page shows before the pictures."""
     by = found.by_features
     facts = [
-        ("Images", f"{len(found.dataset):,} in {len(found.dataset.class_names):,} classes"),
+        ("Images", f"{len(found.dataset):,} in {counted(len(found.dataset.class_names), 'class', 'classes')}"),
         ("Width", " / ".join(f"{value:,}" for value in found.sizes().get("width", [])) + " px (least, median, most)"),
         ("Height", " / ".join(f"{value:,}" for value in found.sizes().get("height", [])) + " px"),
         ("Formats", ", ".join(f"{name} {count:,}" for name, count in found.formats().items())),

@@ -73,16 +73,16 @@ class Run:
     Attributes:
         id: Name of the folder.
         stage: The command that made it.
-        created: ISO 8601, UTC.
+        created: Date and time, ISO 8601 in UTC.
         command: The command line.
         data: What the user gave as DATA.
         dataset: Id of the dataset.
-        seed: Of everything drawn.
-        seconds: Length of each part; `total` is there always.
-        name: What the user calls it; None for nothing.
-        versions: Of Python and the libraries.
-        notes: What a user should know; nothing reads them but people.
-        files: Digests of the files beside run.json, by which they are checked when they are read.
+        seed: Seed for all random choices.
+        seconds: How long each part took; `total` is always there.
+        name: The name that the user gave the run; None for none.
+        versions: Versions of Python and the libraries.
+        notes: What a user should know, in sentences; no program reads them.
+        files: Digests of the files beside run.json, against which they are checked when they are read.
     """
 
     id: str
@@ -110,22 +110,22 @@ class RatedRun(Run):
 
     Attributes:
         head: The head's name.
-        features: Features id; several are joined by commas.
-        class_names: Sorted.
-        specs: Of each set of features.
-        extracts: The options of extract that gave each set, with which new images get the same features.
-        n_train: Training images.
-        n_val: Validation images.
-        n_test: Test images.
-        metrics: Of each split that has images.
-        trainable_parameters: Numbers that were fitted.
-        fitted_on: Splits whose images the classifier that is kept was fitted on.
-        chosen_on: Splits whose images something was chosen by: the epoch, the penalty, the winner of a sweep. Their
-            figures read a little high.
-        carved: Splits that the source doesn't have, so that their images were taken from others.
-        n_fitted: Of each split, its images that the classifier that rated them had been fitted on: twins of training
-            images, for one.
-        n_chosen: Of each split, its images that something of the classifier had been chosen by.
+        features: Id of the features; several are joined by commas.
+        class_names: Names of the classes, sorted.
+        specs: What defines each set of features.
+        extracts: The options of extract that gave each set of features; with them, new images get the same features.
+        n_train: Number of training images.
+        n_val: Number of validation images.
+        n_test: Number of test images.
+        metrics: Metrics of each split that has images.
+        trainable_parameters: Number of parameters that were fitted.
+        fitted_on: Splits on whose images the classifier that is kept was fitted.
+        chosen_on: Splits by whose images something was chosen: the epoch, the penalty, the winner of a sweep. Their
+            figures are a little too good.
+        carved: Splits that the source doesn't have, so that tlpipe took their images from others.
+        n_fitted: Of each split, the number of images that the classifier had been fitted on before it was rated by
+            them, such as twins of training images.
+        n_chosen: Of each split, the number of images by which something of the classifier had been chosen before.
     """
 
     head: str
@@ -178,12 +178,12 @@ class HeadRun(RatedRun):
     """A run of train-head.
 
     Attributes:
-        config: The head's settings, as resolved.
-        chosen: Options that were found while fitting.
-        test_views: Views over which probabilities are averaged, beside the image itself.
-        memory: Bytes of features that were held; None for half of the machine's.
-        calibration: Temperature, and calibration errors before and after; None if that was not asked for.
-        repeats: Mean and standard deviation over folds and seeds; None if that was not asked for.
+        config: The head's settings, with defaults filled in.
+        chosen: Options whose values were found while fitting.
+        test_views: Number of views whose probabilities are averaged with those of the image itself.
+        memory: Bytes of features that were held in memory at most; None for half of the machine's memory.
+        calibration: Temperature, and calibration errors before and after; None without --calibrate.
+        repeats: Mean and standard deviation over folds and seeds; None if neither --cv nor --seeds was given.
     """
 
     config: HeadConfig
@@ -206,9 +206,9 @@ class SweepRun(HeadRun):
     """A run of sweep, which trained its winner.
 
     Attributes:
-        grid: "small" or "full".
-        heads: As the user named them.
-        candidates: Each with its settings and its scores, the best first.
+        grid: Which settings were tried, "small" or "full".
+        heads: Heads that were tried, as the user named them.
+        candidates: What was tried, the best first, each with its settings and its scores.
     """
 
     grid: str
@@ -235,16 +235,17 @@ class FinetuneRun(RatedRun):
     """A run of finetune.
 
     Attributes:
-        config: How, with the blocks named.
+        config: Settings of the fine-tuning, with the blocks named.
         head_run: The run of the head it started from.
         cut: Highest layer of the frozen part.
-        endpoint: Where the head took the features.
+        endpoint: Block or layer from which the head took the features.
         top: Name of the highest layer of the backbone.
         end_to_end: Whether the trained part began at the images.
         baseline: Metrics before fine-tuning.
-        peak_memory: Largest resident memory of the process, bytes.
-        memory: Bytes of activations that were held; None for half of the machine's.
-        blocks: Of a preset's network, by which its layers are told apart again; empty where the table knows them.
+        peak_memory: Largest resident memory of the process, in bytes.
+        memory: Bytes of activations that were held in memory at most; None for half of the machine's memory.
+        blocks: The blocks of a preset's network, by which its layers are told apart; empty if the table of backbones
+            knows them.
     """
 
     config: FinetuneConfig
@@ -273,9 +274,9 @@ class EvaluateRun(RatedRun):
 
     Attributes:
         of: The run that was rated.
-        precision: As the user gave it; None for that in which the run was rated.
+        precision: Precision that the user asked for; None for that in which the run was rated before.
         against: The run it was compared with, the paired difference on each split, and what that run had used the
-            images for; None where there was none.
+            images for; None without --against.
     """
 
     of: str
@@ -289,11 +290,11 @@ class CurveRun(Run):
 
     Attributes:
         head: The head's name.
-        features: Features id; several are joined by commas.
-        config: The head's settings, as resolved.
+        features: Id of the features; several are joined by commas.
+        config: The head's settings, with defaults filled in.
         split: Split on which accuracies were measured.
-        points: The fewest images first.
-        gain_of_doubling: What twice as many images would add to the accuracy; None where no law can be fitted.
+        points: Points of the curve, those with the fewest images first.
+        gain_of_doubling: What twice as many images would add to the accuracy; None if no power law fits.
     """
 
     head: str

@@ -49,7 +49,7 @@ def open_table(cache: Path, options: TrainingOptions, views: int | None, what: s
     wanted = (most, most) if options.cv else (views, options.averaged)
     table = load_table(cache, records, wanted[0], test_views=wanted[1], memory=machine.memory_for(options.memory))
     if table.missing:
-        log.warning("Left out, as unreadable: %s of %s", counted(table.missing, "image"), records[0].name)
+        log.warning("Left out as unreadable: %s of %s", counted(table.missing, "image"), records[0].name)
     _check_trainable(table)
     return table
 
@@ -84,11 +84,13 @@ def _check_trainable(table: FeatureTable) -> None:
         )
     if counts["train"].sum() < 2 * n_classes:
         log.warning(
-            "%s training images for %s classes are fewer than two each; expect little", counts["train"].sum(), n_classes
+            "There are fewer than two training images per class (%s for %s); expect poor results",
+            counted(int(counts["train"].sum()), "image"),
+            counted(n_classes, "class", "classes"),
         )
     unseen = [table.class_names[label] for label in np.flatnonzero(counts["val"] == 0)]
     if unseen and counts["val"].sum():
-        log.warning("No validation images of the class %s: nothing is chosen for it", shortened(unseen))
+        log.warning("No validation images of the class %s, so it has no say in what is chosen", shortened(unseen))
 
 
 def known_to_backbones(table: FeatureTable, rows: NDArray[np.int64]) -> int:

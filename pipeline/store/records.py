@@ -270,7 +270,7 @@ def splits_of(cache: Path, record: TableRecord) -> KnownSplits | None:
             groups = file["group"][:].astype(np.int64) if grouped else None
             return KnownSplits(file["key"][:].astype(KEY_DTYPE), splits, groups)
     except StoreError as error:
-        log.warning("Splits of before can't be kept: %s", error)
+        log.warning("The earlier splits can't be kept: %s", error)
         return None
 
 

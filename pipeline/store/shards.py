@@ -281,7 +281,7 @@ class FeatureStore:
                 try:
                     entry = decoded(Quarantined, unsealed(json.loads(line)))
                 except (ValueError, TypeError, RecursionError):  # the image is tried again
-                    log.warning("A line of %s can't be read and is left aside", self._quarantine_path)
+                    log.warning("A line of %s can't be read and is skipped", self._quarantine_path)
                 else:
                     found[entry.key.encode()] = entry
         return found
@@ -305,10 +305,10 @@ def stores(cache: Path) -> list[FeatureStore]:
         try:
             store = FeatureStore(cache, decoded(FeatureSpec, read_json(path)))
         except (OSError, ValueError, ConfigError) as error:
-            log.warning("%s can't be read and is left aside: %s", path, error)
+            log.warning("%s can't be read and is skipped: %s", path, error)
             continue
         if store.folder == path.parent:
             found.append(store)
         else:
-            log.warning("%s describes other features than its folder's name says, and is left aside", path)
+            log.warning("%s describes other features than its folder's name says, and is skipped", path)
     return found

@@ -193,7 +193,7 @@ def _labelled(dataset: Dataset, images: NDArray[np.int64]) -> NDArray[np.bool_]:
         )
     if not found.all():
         left_out = f"{int((~found).sum()):,} of {counted(len(found), 'image')}"
-        log.warning("Left out, as without a label: %s of %s", left_out, dataset.name)
+        log.warning("Left out for lack of a label: %s of %s", left_out, dataset.name)
     return found
 
 
@@ -252,7 +252,7 @@ def _agreeing(dataset: Dataset, other: Dataset, name: str, other_name: str) -> N
     n_other = len(set(known) - set(dataset.keys.tolist()))
     for count, has, lacks in ((int((~shared).sum()), name, other_name), (n_other, other_name, name)):
         if count:
-            log.warning("Left out, as not in %s: %s of %s", lacks, counted(count, "image"), has)
+            log.warning("Left out, because %s lacks them: %s of %s", lacks, counted(count, "image"), has)
     return shared
 
 

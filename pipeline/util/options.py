@@ -35,7 +35,7 @@ COUNT = Bounds(1, 100_000, "1 to 100,000")
 COUNT_OR_NONE = Bounds(0, 100_000, "0 to 100,000")
 SHARE = Bounds(0, math.nextafter(1, 0), "a share from 0 up to, but not including, 1")
 FACTOR = Bounds(POSITIVE, 1, "above 0 and up to 1")
-SEED_HELP = "Seed of all that is drawn."
+SEED_HELP = "Seed for all random choices."
 SEED = Bounds(0, 2**31 - 1, f"a number from 0 to {2**31 - 1}")
 
 

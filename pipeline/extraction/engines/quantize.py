@@ -96,7 +96,7 @@ def quantized(
     calibration = crops(N_CALIBRATION, _size(graph), seed=0, varied=True)
     check = crops(N_CHECK, _size(graph), seed=1, varied=False)
     reference = _features(graph, check)
-    log.info("Making the graph in int8, once")
+    log.info("Converting the network to int8, which is needed only once")
     found = None
     with stopping() as stop:
         for in_float32, made in _attempts(graph, check, reference, calibration, quick=quick):
@@ -144,7 +144,7 @@ def is_worth_it(build: Callable[[], openvino.Model], folder: Path) -> bool:
         gain = rates["int8"] / rates["float32"]
     if gain >= LEAST_GAIN:
         log.info(
-            "int8 runs at %.1f times the rate of float32 here, so it is taken; --precision float32 would not", gain
+            "int8 runs at %.1f times the rate of float32 here, so it is taken; --precision float32 avoids it", gain
         )
     elif gain:
         log.info("int8 runs at only %.1f times the rate of float32 here, so float32 is taken", gain)
