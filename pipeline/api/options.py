@@ -37,9 +37,9 @@ RunLike = str | Path | RunResult[RatedRun]
 
 POSITIONAL = ("run", "data", "features", "runs", "images")  # on the command line they stand without a name
 
-ERRORS = """    Raises:
-        TlpipeError: As `tlpipe {}`, with what to do about it.
-        TypeError: For an unknown option, or a value of another type.
+ERRORS = """Raises:
+    TlpipeError: As `tlpipe {}`, with what to do about it.
+    TypeError: For an unknown option, or a value of another type.
 """
 
 
@@ -107,11 +107,12 @@ def command(*kinds: type, without: tuple[str, ...] = ()) -> Callable[[Callable[P
                 return function(**values)  # type: ignore[call-arg]
 
         run.__signature__ = signature  # type: ignore[attr-defined]
-        lines = [f"        {name}: {one.option.help}" for name, one in known.items()]
-        options = ["    Options:", *lines, ""] if lines else []
-        run.__doc__ = "\n".join(
-            [f"{(run.__doc__ or '').rstrip()}\n", *options, ERRORS.format(function.__name__.replace("_", "-"))]
-        )
+        lines = [f"    {name}: {one.option.help}" for name, one in known.items()]
+        options = ["Options:", *lines, ""] if lines else []
+        # Python 3.13 takes the indentation from docstrings, and older ones keep it.
+        own_text = inspect.cleandoc(run.__doc__ or "")
+        errors = ERRORS.format(function.__name__.replace("_", "-"))
+        run.__doc__ = "\n".join([own_text, "", *options, errors])
         return run
 
     return decorate

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -224,9 +225,11 @@ def _answer(function: Callable[[], Answer], *, as_json: bool) -> None:
     try:
         answer = function()
     except StoppedError as error:
+        warnings.simplefilter("ignore")  # joblib would remark that tasks were cancelled
         log.error("%s", error)
         raise click.exceptions.Exit(128 + error.signal) from None
     except KeyboardInterrupt:
+        warnings.simplefilter("ignore")
         log.error(STOPPED)
         raise click.exceptions.Exit(128 + signal.SIGINT) from None
     except TlpipeError as error:

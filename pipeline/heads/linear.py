@@ -201,7 +201,7 @@ class _Columns:
         optimizer.build(variables)
 
         # Compiled, the dozen passes over all weights become one; for a single head that saves less than it takes.
-        @tf.function(jit_compile=len(self.configs) > 1)  # type: ignore[untyped-decorator]
+        @tf.function(jit_compile=len(self.configs) > 1, autograph=False)  # type: ignore[untyped-decorator]
         def update(given: list[Any]) -> None:
             gradients = list(given)
             if not decoupled:
@@ -224,7 +224,7 @@ class _Columns:
         """A function that gives log loss and accuracy [heads] on the validation images."""
         tf = runtime.tensorflow()
 
-        @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+        @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
         def sums(features: Any, labels: Any) -> Any:
             logits = self._logits(features)
             if self.n_logits == 1:

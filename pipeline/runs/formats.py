@@ -172,7 +172,7 @@ def _from_keras(model: keras.Model, source: str, dtype: str, opset: int) -> onnx
 
     tf = runtime.tensorflow()
     signature = [tf.TensorSpec((None, *model.input_shape[1:]), dtype, name=source)]
-    serve = tf.function(lambda inputs: model(inputs, training=False), input_signature=signature)
+    serve = tf.function(lambda inputs: model(inputs, training=False), input_signature=signature, autograph=False)
     # Constants that a layer holds, such as the means of Normalization, would else become inputs that nobody gives.
     frozen = convert_variables_to_constants_v2(serve.get_concrete_function())
     inputs, outputs = frozen.inputs[0].name, frozen.outputs[0].name

@@ -36,13 +36,18 @@ class Passes:
         self.generator = np.random.default_rng(seed)
         self._held = self._tensors(np.arange(len(part))) if isinstance(part.features, np.ndarray) else None
 
-        @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+        # No AutoGraph: it would read the source, and what it reads with warns on Python 3.13.
+        @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
         def run(features: Any, labels: Any, views: Any, order: Any, n_steps: Any) -> Any:
-            total, n = tf.zeros(n_heads), tf.size(order, tf.int64)
-            for number in tf.range(n_steps):
+            n = tf.size(order, tf.int64)
+
+            def add_step(number: Any, total: Any) -> tuple[Any, Any]:
                 rows = order[number * n // n_steps : (number + 1) * n // n_steps]
-                total += step(tf.gather(features, rows), tf.gather(labels, rows), tf.gather(views, rows))
-            return total
+                losses = step(tf.gather(features, rows), tf.gather(labels, rows), tf.gather(views, rows))
+                return number + 1, total + losses
+
+            start = (tf.constant(0, tf.int64), tf.zeros(n_heads))
+            return tf.while_loop(lambda number, _: number < n_steps, add_step, start)[1]
 
         self._run = run
 

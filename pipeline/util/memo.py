@@ -9,7 +9,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -119,7 +119,7 @@ class Memo:
         if not names or not self.path.exists():
             return
         try:
-            with closing(self._open()) as database:
+            with self._opened() as database:
                 for start in range(0, len(names), ASKED):
                     some = names[start : start + ASKED]
                     marks = ", ".join("?" * len(some))
@@ -147,10 +147,11 @@ class Memo:
                 self._execute(statement, rows)
 
     def _execute(self, statement: str, rows: Sequence[tuple[str | int, ...]]) -> None:
-        with closing(self._open()) as database, database:
+        with self._opened() as database, database:
             database.executemany(statement, rows)
 
-    def _open(self) -> sqlite3.Connection:
-        database = disk.database(self.path)
-        database.execute(TABLE)
-        return database
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        with closing(disk.database(self.path)) as database:
+            database.execute(TABLE)
+            yield database

@@ -53,10 +53,10 @@ def stopping() -> Iterator[Stopping]:
 
 @contextmanager
 def deaf_children() -> Iterator[None]:
-    """Let processes that the block starts not hear Ctrl-C: this one hears it, and ends them.
+    """Let processes that the block starts not hear Ctrl-C: this one hears it, once they have started, and ends them.
 
-    Python's and joblib's trackers of resources are started first: when Python 3.13 or older
-    starts its own, it lets all that is started afterwards hear Ctrl-C.
+    Python's and joblib's trackers of resources are started first: when Python 3.13 or older starts its own, it lets all
+    that is started afterwards hear Ctrl-C.
     """
     from joblib.externals.loky.backend import resource_tracker as tracker_of_joblib
 
@@ -64,6 +64,9 @@ def deaf_children() -> Iterator[None]:
         tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
-        yield
+        with stopping() as wish:  # another thread may take the signal, which would end a start that is half done
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if wish.signal is not None:
+        signal.raise_signal(wish.signal)
