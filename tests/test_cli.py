@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -378,9 +379,9 @@ def test_stopped_sweep_leaves_no_process_behind(run: Any, red_and_blue: Path, nu
     end = time.monotonic() + 60
     while len(workers) < 2 and time.monotonic() < end:
         time.sleep(0.1)
-        workers = [
-            child for child in psutil.Process(process.pid).children() if "LokyProcess" in " ".join(child.cmdline())
-        ]
+        with suppress(psutil.ZombieProcess):
+            children = psutil.Process(process.pid).children()
+            workers = [child for child in children if "LokyProcess" in " ".join(child.cmdline())]
     deaf = [blocks(worker.pid, signal.SIGINT) for worker in workers] if sys.platform == "linux" else [True, True]
     time.sleep(1)
     try:

@@ -379,6 +379,7 @@ class TestRealFeatures:
         return float(np.linalg.norm(found - expected) / np.linalg.norm(expected)), float(cosines.mean())
 
     @needs_openvino
+    @pytest.mark.slow
     def test_engines_and_precisions(self, files: list[bytes], features: Callable[..., np.ndarray]) -> None:
         images = [resize(decode(data, self.CONFIG), self.CONFIG) for data in files]
         reference = features(images, "tensorflow", "float32")

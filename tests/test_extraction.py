@@ -238,6 +238,7 @@ def check_worker_result(cache: Path, n: int) -> None:
     np.testing.assert_array_equal(stored(store, images), expected_of(images))
 
 
+@pytest.mark.slow  # tests/crash.py kills it at chosen ones in the quick part
 def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
     """The features are those of an undisturbed run, and each kill costs one shard at most."""
     n, kills = 600, 20

@@ -102,7 +102,7 @@ def test_a_layer_too_narrow_for_the_classes_is_told() -> None:
 
 @pytest.mark.parametrize("name", BY_STEPS)
 def test_one_epoch_is_called_so(name: str) -> None:
-    for epochs, words in ((1, "1 epoch,"), (2, "2 epochs,")):
+    for epochs, words in ((1, "1 epoch;"), (2, "2 epochs;")):
         _, report = fitted(name, blobs(60, 3, 0), blobs(30, 3, 1), 3, epochs=epochs)
         assert [note for note in report.notes if note.startswith(words)], report.notes
 
@@ -469,7 +469,7 @@ class TestMlp:
         head, report = fitted("mlp64", train, val, 3, **options)
         best = max(report.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
         assert best["epoch"] < 60
-        assert f"kept: {best['epoch']}" in report.notes[0]
+        assert f"epoch {best['epoch']} is kept" in report.notes[0]
         found = scores(predict(head, val), val.labels)
         assert found["accuracy"] == best["val_accuracy"]
         assert found["log_loss"] == pytest.approx(best["val_loss"], rel=1e-3)

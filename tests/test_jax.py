@@ -105,6 +105,7 @@ def test_all_that_runs_on_jax() -> None:
 
 
 @elsewhere
+@pytest.mark.slow  # each engine is compared with Keras by the test above
 def test_features_are_those_of_tensorflow(shades: Path, run_on_jax: Any, tmp_path: Path) -> None:
     """The same digest of the weights, the same rows of the cache, and the same values in them."""
     found = run_on_jax("extract data --backbone network.keras --image-size 64")

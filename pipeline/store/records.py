@@ -99,11 +99,12 @@ def save_dataset(cache: Path, dataset: Dataset) -> None:
             file.create_dataset("group", data=dataset.groups)
         file.attrs["name"], file.attrs["texts"] = dataset.name, digest
     mark_folder(cache)
-    if before is not None:  # what was saved before the newest is to be the newest
-        again = folder / f"{dataset.id}-{digest_of(buffer.getbuffer())}.h5"
-        if again != before:
-            remove(again)
-    saved = publish_checked(folder, buffer.getbuffer(), ".h5", f"{dataset.id}-")
+    with buffer.getbuffer() as data:
+        if before is not None:  # what was saved before the newest is to be the newest
+            again = folder / f"{dataset.id}-{digest_of(data)}.h5"
+            if again != before:
+                remove(again)
+        saved = publish_checked(folder, data, ".h5", f"{dataset.id}-")
     for path in matching(folder, f"{dataset.id}-*.h5"):
         if path != saved and path.stat().st_mtime < time.time() - SETTLED:
             remove(path)
