@@ -26,7 +26,7 @@ from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
 from pipeline.data import Opened, list_images, open_dataset
 from pipeline.errors import ConfigError, DataError
 from pipeline.store.shards import FeatureStore
-from pipeline.util import local_copies, remote
+from pipeline.util import fetching, local_copies, remote
 from pipeline.util.files import digest_of
 from pipeline.util.memo import Memo
 
@@ -120,6 +120,26 @@ class TestFolder:
         commands.extract(ExtractConfig(data=put), cache)
         fetched = server.read()
         assert len(fetched) == len(set(fetched)) == N + 2
+
+    def test_large_pictures_are_asked_for_in_short_lists(self, put: str, colours: Path, bucket: Any) -> None:
+        names = sorted(path.relative_to(colours).as_posix() for path in colours.rglob("*.*"))
+        asked: list[int] = []
+        root = remote.place(put)
+
+        class Listed:
+            async_impl = True
+
+            def cat_ranges(self, paths: list[str], *args: Any, **options: Any) -> list[bytes | Exception]:
+                asked.append(len(paths))
+                return root.fs.cat_ranges(paths, *args, **options)  # type: ignore[attr-defined, no-any-return]
+
+        class Folder:
+            fs, path = Listed(), root.path  # type: ignore[attr-defined]
+
+        sizes = [fetching.MANY_BYTES // 2, fetching.MANY_BYTES // 2, 2 * fetching.MANY_BYTES, *[100] * (len(names) - 3)]
+        found = list(fetching.read_many(Folder(), names, sizes))  # type: ignore[arg-type]
+        assert found == [(colours / name).read_bytes() for name in names]
+        assert asked == [2, 1, len(names) - 3]
 
     def test_folders_of_one_level_are_listed_at_the_same_time(
         self, bucket: Any, colours: Path, server: ObjectStore
@@ -280,8 +300,8 @@ class TestStamps:
         assert set(remote.stamps(root, names)) == set(names)
 
     def test_what_nothing_tells_of_is_fetched_by_each_process(self, tmp_path: Path) -> None:
-        held = remote.Held(remote.place("memory://somewhere/a.csv"))
-        assert held.stamp is None and remote._PROCESS in held._state
+        held = fetching.Held(remote.place("memory://somewhere/a.csv"))
+        assert held.stamp is None and fetching._PROCESS in held._state
 
     def test_chains_end_in_whole_paths(self) -> None:
         assert remote.whole_address("zip://a::b.zip") == f"zip://a::{Path.cwd()}/b.zip"

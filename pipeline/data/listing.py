@@ -19,8 +19,8 @@ from pipeline.data.source import ImageSource, MixedSource, source_of
 from pipeline.errors import DataError
 from pipeline.util import remote
 from pipeline.util.addresses import is_remote
+from pipeline.util.fetching import Held
 from pipeline.util.memo import Memo
-from pipeline.util.remote import Held
 
 BUILT_IN = ("digits", "cifar10", "cifar100")
 

@@ -20,7 +20,7 @@ from pipeline.data.source import source_of
 from pipeline.errors import DataError
 from pipeline.util import remote
 from pipeline.util.addresses import is_remote
-from pipeline.util.remote import Held
+from pipeline.util.fetching import Held
 from pipeline.util.text import counted
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".parquet")

@@ -16,7 +16,7 @@ from pipeline.data.dataset import Listing, printable
 from pipeline.data.manifest import COMMON_NAMES, check_header, column_of, named_split, no_labels, questioned
 from pipeline.data.packed import PackedSource, split_of_file
 from pipeline.errors import DataError, ImageError
-from pipeline.util.remote import Held
+from pipeline.util.fetching import Held
 from pipeline.util.text import counted
 from pipeline.util.texts import Texts
 

@@ -7,7 +7,7 @@ import os
 import stat
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError, ImageError
-from pipeline.util import remote
+from pipeline.util import fetching, remote
 from pipeline.util.files import digest_of
 from pipeline.util.machine import cpu_count
 from pipeline.util.memo import Memo, Stamp, stats
@@ -54,6 +54,13 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ImageError(error.strerror or str(error), lasting=False) from error
+
+
+def _key_or_error(path: str) -> bytes | ImageError:
+    try:
+        return file_key(read_bytes(Path(path)))
+    except ImageError as error:
+        return error
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,12 +136,12 @@ class FileSource:
             unknown.setdefault(self.path(index), []).append(index)
         errors: dict[int, ImageError] = {}
         waiting = list(unknown)
-        with ThreadPoolExecutor(2 * self.workers) as pool, progress("Reading", len(unknown)) as advance:
+        with progress("Reading", len(unknown)) as advance:
             for start in range(0, len(waiting), ASKED):
                 paths = waiting[start : start + ASKED]
                 stamped, stamps = time.time_ns(), self._stamps(paths)
                 fresh: dict[str, tuple[Stamp, str]] = {}
-                for path, key in zip(paths, pool.map(self._key_or_error, paths), strict=True):
+                for path, key in zip(paths, self._read_keys(paths), strict=True):
                     if isinstance(key, ImageError):
                         errors |= dict.fromkeys(unknown[path], key)
                     else:
@@ -158,14 +165,9 @@ class FileSource:
         """Stamps of the files that are there; reading one that isn't gives the error, with its cause."""
         return {path: Stamp.of(stat) for path, stat in stats(paths).items()}
 
-    def _key_or_error(self, path: str) -> bytes | ImageError:
-        try:
-            return file_key(self._content(path))
-        except ImageError as error:
-            return error
-
-    def _content(self, path: str) -> bytes:
-        return read_bytes(Path(path))
+    def _read_keys(self, paths: Sequence[str]) -> Iterator[bytes | ImageError]:
+        with ThreadPoolExecutor(2 * self.workers) as pool:
+            yield from pool.map(_key_or_error, paths)
 
 
 class RemoteSource(FileSource):
@@ -198,7 +200,10 @@ class RemoteSource(FileSource):
 
     def read(self, index: int) -> bytes:
         """A file's bytes."""
-        return self._fetched(self.names[index], self._keys[index].decode())
+        try:
+            return fetching.read(self._root, self.names[index], self._keys[index].decode())
+        except DataError as error:
+            raise ImageError(str(error), lasting=False) from error
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> RemoteSource:
         """Only these files."""
@@ -215,14 +220,11 @@ class RemoteSource(FileSource):
     def _stamps(self, paths: Sequence[str]) -> dict[str, Stamp]:
         return {path: self._known[name] for path in paths if (name := self._name(path)) in self._known}
 
-    def _content(self, path: str) -> bytes:
-        return self._fetched(self._name(path))
-
-    def _fetched(self, name: str, key: str = "") -> bytes:
-        try:
-            return remote.read(self._root, name, key)
-        except DataError as error:
-            raise ImageError(str(error), lasting=False) from error
+    def _read_keys(self, paths: Sequence[str]) -> Iterator[bytes | ImageError]:
+        names = [self._name(path) for path in paths]
+        sizes = [self._known[name].size if name in self._known else 0 for name in names]
+        for data in fetching.read_many(self._root, names, sizes):
+            yield file_key(data) if isinstance(data, bytes) else ImageError(str(data), lasting=False)
 
 
 class InParts:

@@ -18,8 +18,8 @@ from pipeline.data.dataset import Listing, printable, shortened
 from pipeline.data.manifest import questioned
 from pipeline.data.packed import PackedSource, split_of_file
 from pipeline.errors import DataError, ImageError
+from pipeline.util.fetching import Held
 from pipeline.util.memo import Memo
-from pipeline.util.remote import Held
 from pipeline.util.sealed import decoded
 from pipeline.util.text import counted
 from pipeline.util.texts import Texts

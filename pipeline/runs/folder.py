@@ -31,9 +31,9 @@ from pipeline.runs.predictions import (
 from pipeline.runs.run import TYPES, CurveRun, FinetuneRun, RatedRun, Run
 from pipeline.store.uses import remember_use
 from pipeline.util.addresses import asking, is_remote
+from pipeline.util.fetching import fetch
 from pipeline.util.files import digest_of_file, mark_folder, published, published_folder, remove_whole
 from pipeline.util.local_copies import own_part
-from pipeline.util.remote import fetch
 from pipeline.util.sealed import decoded, read_json, write_json
 
 RUN = "run.json"

@@ -19,8 +19,8 @@ from pipeline.errors import DataError, RunError
 from pipeline.util import disk
 from pipeline.util.addresses import is_remote
 from pipeline.util.archives import arrays_of
+from pipeline.util.fetching import read
 from pipeline.util.files import digest_of
-from pipeline.util.remote import read
 
 KEY_BYTES = 16
 PREDICTIONS, HISTORY, SEEN = "predictions.h5", "history.csv", "seen.npz"

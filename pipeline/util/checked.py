@@ -10,8 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import DataError, StoreError
-from pipeline.util import disk, remote
+from pipeline.util import disk
 from pipeline.util.addresses import asking, is_remote
+from pipeline.util.fetching import fetch
 from pipeline.util.files import digest_of, digest_of_file, published
 from pipeline.util.local_copies import local_copy
 
@@ -84,7 +85,7 @@ def here(path: Path) -> Path:
         return path
     for _ in range(2):  # a copy that was damaged on this machine is fetched again
         try:
-            copy = local_copy(str(path), lambda file: remote.fetch(path, file), path.suffix)
+            copy = local_copy(str(path), lambda file: fetch(path, file), path.suffix)
             stat = copy.stat()
             if _seen.get(copy) == (stat.st_ino, stat.st_size) or path.stem.endswith(digest_of_file(copy)):
                 _seen[copy] = (stat.st_ino, stat.st_size)

@@ -7,9 +7,7 @@ those of that file system, set by its own variables and files.
 
 from __future__ import annotations
 
-import errno
 import re
-import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
@@ -21,7 +19,6 @@ from typing import Any, NamedTuple
 from pipeline.errors import ConfigError, DataError
 from pipeline.util.addresses import in_plain_words, is_remote
 from pipeline.util.files import digest_of
-from pipeline.util.local_copies import keep, kept, local_copy
 from pipeline.util.memo import Stamp
 
 READERS = 96  # requests at a time: each waits long and needs little
@@ -35,9 +32,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "http": {"use_listings_cache": True},
     "https": {"use_listings_cache": True},
 }
-
-
-_PROCESS = uuid.uuid4().hex
 
 
 class Entry(NamedTuple):
@@ -234,7 +228,7 @@ def stamp(path: Path) -> Stamp | None:
     return None if info is None else _stamp(info)
 
 
-def _path_in(folder: Path, name: str) -> str:
+def path_in(folder: Path, name: str) -> str:
     """What a file is called in its file system, where `::` in a name joins nothing."""
     own: str = folder.path  # type: ignore[attr-defined]
     return f"{own.rstrip('/')}/{name}" if own and name else own or name
@@ -242,7 +236,7 @@ def _path_in(folder: Path, name: str) -> str:
 
 def _info(folder: Path, name: str) -> dict[str, Any] | None:
     try:
-        return folder.fs.info(_path_in(folder, name))  # type: ignore[attr-defined, no-any-return]
+        return folder.fs.info(path_in(folder, name))  # type: ignore[attr-defined, no-any-return]
     except Exception:  # reading it gives the error, with its cause
         return None
 
@@ -290,62 +284,3 @@ def unfinished(folder: Path, known_by: str, since: float) -> list[Path]:
     return [
         folder / name for name, files in sorted(inside.items()) if known_by not in files and max(files.values()) < since
     ]
-
-
-def read(folder: Path, name: str, key: str = "") -> bytes:
-    """Read a file at an address; what was read is kept on this machine, as long as there is room.
-
-    Args:
-        folder: Where its name begins.
-        name: The file.
-        key: Digest of what it held when it was first read; a local copy of that will do. "" if it isn't known.
-
-    Raises:
-        DataError: If it can't be read.
-    """
-    if key and (data := kept(key)) is not None:
-        return data
-    with reaching(f"{folder}/{name}"):
-        try:  # without a start its size would be asked for
-            data = bytes(folder.fs.cat_file(_path_in(folder, name), start=0))  # type: ignore[attr-defined]
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # of nothing there is no range
-                raise
-            data = b""
-    keep(data, digest_of(data))
-    return data
-
-
-class Held:
-    """A file that is read as one of this machine: itself, or a local copy of what lay at an address when it was named.
-
-    Args:
-        path: The file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.stamp = stamp(path)
-        # What nothing tells a change of is fetched once by each process.
-        self._state = f"{path} {self.stamp or _PROCESS}"
-
-    def file(self) -> Path:
-        """Where the file can be opened now; fetched again, if others took its room.
-
-        Raises:
-            DataError: If it can't be read.
-            StoreError: If there is no room for a copy.
-        """
-        if not is_remote(self.path):
-            return self.path
-        return local_copy(self._state, lambda file: fetch(self.path, file), self.path.suffix)
-
-
-def fetch(path: Path, file: Path) -> None:
-    """Copy what lies at an address into a file of this machine.
-
-    Raises:
-        DataError: If it can't be read.
-    """
-    with reaching(path):
-        path.fs.get_file(path.path, str(file))  # type: ignore[attr-defined]

@@ -1,0 +1,146 @@
+"""Reading files at addresses that fsspec opens, many at a time; what was read is kept on this machine."""
+
+from __future__ import annotations
+
+import errno
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pipeline.errors import DataError
+from pipeline.util.addresses import is_remote
+from pipeline.util.files import digest_of
+from pipeline.util.local_copies import keep, kept, local_copy
+from pipeline.util.remote import READERS, path_in, reaching, stamp
+
+MANY = 1024  # files that are asked for as one list, if they are small
+MANY_BYTES = 64 * 2**20
+
+_PROCESS = uuid.uuid4().hex
+
+
+def read(folder: Path, name: str, key: str = "") -> bytes:
+    """Read a file at an address; what was read is kept on this machine, as long as there is room.
+
+    Args:
+        folder: Where its name begins.
+        name: The file.
+        key: Digest of what it held when it was first read; a local copy of that will do. "" if it isn't known.
+
+    Raises:
+        DataError: If it can't be read.
+    """
+    if key and (data := kept(key)) is not None:
+        return data
+    answer: bytes | Exception
+    with reaching(f"{folder}/{name}"):
+        try:  # without a start its size would be asked for
+            answer = folder.fs.cat_file(path_in(folder, name), start=0)  # type: ignore[attr-defined]
+        except OSError as error:
+            answer = error
+    return _arrived(folder, name, answer)
+
+
+def read_many(folder: Path, names: Sequence[str], sizes: Sequence[int]) -> Iterator[bytes | DataError]:
+    """Read files at an address; like `read`, but many of them at a time, which needs less of the processor.
+
+    Args:
+        folder: Where their names begin.
+        names: The files.
+        sizes: Bytes of each; 0 where they aren't known, which counts as large.
+
+    Yields:
+        What each holds, or why it can't be read.
+    """
+
+    def one(name: str) -> bytes | DataError:
+        try:
+            return read(folder, name)
+        except DataError as error:
+            return error
+
+    if not folder.fs.async_impl:  # type: ignore[attr-defined]
+        with ThreadPoolExecutor(READERS) as pool:
+            yield from pool.map(one, names)
+        return
+    for some in _lists(names, sizes):
+        with reaching(folder):
+            answers = folder.fs.cat_ranges(  # type: ignore[attr-defined]
+                [path_in(folder, name) for name in some],
+                starts=[0] * len(some),
+                ends=[None] * len(some),
+                batch_size=READERS,
+                on_error="return",
+            )
+        for name, data in zip(some, answers, strict=True):
+            try:
+                yield _arrived(folder, name, data)
+            except DataError as error:
+                yield error
+
+
+def _lists(names: Sequence[str], sizes: Sequence[int]) -> Iterator[list[str]]:
+    """Names in lists that are short enough for what they name to be held in memory."""
+    some: list[str] = []
+    total = 0
+    for name, known in zip(names, sizes, strict=True):
+        size = known or MANY_BYTES // READERS
+        if some and (len(some) == MANY or total + size > MANY_BYTES):
+            yield some
+            some, total = [], 0
+        some.append(name)
+        total += size
+    if some:
+        yield some
+
+
+def _arrived(folder: Path, name: str, answer: bytes | Exception) -> bytes:
+    """What a file at an address holds, which is kept on this machine.
+
+    Raises:
+        DataError: If the answer is an error.
+    """
+    if isinstance(answer, OSError) and answer.errno == errno.EINVAL:
+        answer = b""  # of nothing there is no range
+    with reaching(f"{folder}/{name}"):
+        if isinstance(answer, Exception):
+            raise answer
+    data = bytes(answer)
+    keep(data, digest_of(data))
+    return data
+
+
+class Held:
+    """A file that is read as one of this machine: itself, or a local copy of what lay at an address when it was named.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stamp = stamp(path)
+        # What nothing tells a change of is fetched once by each process.
+        self._state = f"{path} {self.stamp or _PROCESS}"
+
+    def file(self) -> Path:
+        """Where the file can be opened now; fetched again, if others took its room.
+
+        Raises:
+            DataError: If it can't be read.
+            StoreError: If there is no room for a copy.
+        """
+        if not is_remote(self.path):
+            return self.path
+        return local_copy(self._state, lambda file: fetch(self.path, file), self.path.suffix)
+
+
+def fetch(path: Path, file: Path) -> None:
+    """Copy what lies at an address into a file of this machine.
+
+    Raises:
+        DataError: If it can't be read.
+    """
+    with reaching(path):
+        path.fs.get_file(path.path, str(file))  # type: ignore[attr-defined]
