@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import conftest
 
 from pipeline.commands import cache as care
+from pipeline.commands.gc import gc
 from pipeline.config import SplitConfig
 from pipeline.data import open_dataset
 from pipeline.errors import TlpipeError
@@ -119,7 +120,7 @@ def answers(folder: Path) -> dict[str, Any]:
     ask("keys", lambda: open_dataset(str(folder / "shades"), SplitConfig(), memo=Memo(cache)).dataset.keys.tolist())
     ask("table", table)
     ask("damaged", lambda: [item.path for item in care.verify(cache).damaged])
-    ask("needless", lambda: sorted(str(item.path) for item in care.gc(cache, reports).found))
+    ask("needless", lambda: sorted(str(item.path) for item in gc(cache, reports).found))
     for store in stores(cache):
         ask(f"quarantined {store.digest}", partial(quarantined_of, store))
     for path in sorted((folder / "cache" / "graphs").iterdir()):

@@ -300,7 +300,7 @@ class TestWeights:
     def test_digest_is_remembered(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         memo = Memo(tmp_path)
         digest = open_backbone("mobilenet025", "random", 0, (32, 32), memo).digest()
-        monkeypatch.setattr("pipeline.backbones.weights.build_network", None)
+        monkeypatch.setattr("pipeline.backbones.pretrained.build_network", None)
         assert open_backbone("mobilenet025", "random", 0, (32, 32), memo).digest() == digest
 
     def test_digest_changes_with_a_weight(self) -> None:

@@ -28,7 +28,7 @@ from pipeline import commands
 from pipeline.backbones import cuts, open_backbone, tensor_of
 from pipeline.backbones.hub import is_preset
 from pipeline.backbones.parts import NETWORKS
-from pipeline.backbones.weights import HubPreset
+from pipeline.backbones.pretrained import HubPreset
 from pipeline.commands import TrainingOptions
 from pipeline.commands.backbones import hub_presets
 from pipeline.config import ExtractConfig, FinetuneConfig, FinetuneOptions, HeadConfig

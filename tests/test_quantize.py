@@ -256,11 +256,11 @@ class TestChoice:
 
 
 def test_cache_gc_keeps_the_graph(config: ExtractConfig, cache: Path, reports: Path) -> None:
-    from pipeline.commands import cache as caretaker
+    from pipeline.commands.gc import gc
 
     result = commands.extract(config, cache)
     assert result.to_json()["precision"] == "int8"
-    assert caretaker.gc(cache, reports).found == []
+    assert gc(cache, reports).found == []
 
 
 @pytest.mark.slow

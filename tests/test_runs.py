@@ -16,6 +16,7 @@ from pipeline.cli.main import app
 from pipeline.commands import TrainingOptions
 from pipeline.commands import cache as cache_commands
 from pipeline.commands import runs as run_commands
+from pipeline.commands.gc import gc
 from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
 from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.runs.find import all_runs, find_run
@@ -204,7 +205,7 @@ class TestCleaning:
         first = find_record(cache, None)
         commands.extract(ExtractConfig(str(pictures), splits=SplitConfig(val_fraction=0.3)), cache)
         assert first.dataset != find_record(cache, None).dataset
-        assert cache_commands.gc(cache, cache / "none").found == []
+        assert gc(cache, cache / "none").found == []
 
     def test_features_of_other_reports_folders_are_kept(
         self, three: list[HeadRun], pictures: Path, tmp_path: Path, cache: Path, reports: Path
@@ -215,16 +216,16 @@ class TestCleaning:
         commands.extract(ExtractConfig(str(pictures)), cache)  # takes the place of the first
         shutil.rmtree(reports)
         reports.mkdir()
-        assert cache_commands.gc(cache, reports).found == [], "the other folder is there, and needs the first"
+        assert gc(cache, reports).found == [], "the other folder is there, and needs the first"
         (tmp_path / "other").rename(tmp_path / "away")
-        found = cache_commands.gc(cache, reports, delete=True)
+        found = gc(cache, reports, delete=True)
         assert found.found == []
         assert found.away == [str(tmp_path / "other")]
         assert {record.id for record in records(cache)} >= {first.id}
         (tmp_path / "other").mkdir()  # where a disk is mounted when it is there
-        assert cache_commands.gc(cache, reports).away == [str(tmp_path / "other")]
+        assert gc(cache, reports).away == [str(tmp_path / "other")]
         mark_folder(tmp_path / "other")  # there again, and without its runs
-        assert first.id in {item.path.stem for item in cache_commands.gc(cache, reports).found}
+        assert first.id in {item.path.stem for item in gc(cache, reports).found}
 
 
 class TestWriters:

@@ -18,6 +18,7 @@ from conftest import FakeEngine
 
 from pipeline import commands
 from pipeline.commands import cache as care
+from pipeline.commands.gc import gc
 from pipeline.config import ExtractConfig, HeadConfig
 from pipeline.errors import StoreError
 from pipeline.store.records import load_dataset, records, save_dataset
@@ -124,7 +125,7 @@ class TestCare:
         again = commands.extract(ExtractConfig(str(pictures), views=1, augment="flip"), cache)
         assert again.n_computed == extracted.n_computed
         np.testing.assert_array_equal(features_of(cache, extracted), expected)
-        assert [str(item.path) for item in care.gc(cache, tmp_path / "reports").found] == [f"{path}.damaged"]
+        assert [str(item.path) for item in gc(cache, tmp_path / "reports").found] == [f"{path}.damaged"]
 
     def test_what_can_not_be_had_now_is_not_taken_for_damaged(
         self,
@@ -154,7 +155,7 @@ class TestCare:
         def then_gc(function: Any) -> Any:
             def called(*arguments: Any) -> Any:
                 found = function(*arguments)
-                care.gc(cache, reports, delete=True)
+                gc(cache, reports, delete=True)
                 return found
 
             return called
@@ -177,7 +178,7 @@ class TestCare:
         commands.train_head(HeadConfig("logreg"), cache, reports)
         monkeypatch.setattr("platform.node", lambda: "another")
         shutil.rmtree(reports)
-        assert care.gc(cache, reports).away != []
+        assert gc(cache, reports).away != []
 
     def test_a_copy_that_was_damaged_here_is_fetched_again(self, extracted: Any, cache: Path, bucket: Any) -> None:
         expected = features_of(cache, extracted)
@@ -192,9 +193,9 @@ class TestCare:
     ) -> None:
         (pictures / "dark" / "0.png").unlink()
         commands.extract(ExtractConfig(str(pictures), views=1, augment="flip"), cache)
-        module = importlib.import_module("pipeline.commands.cache")
+        module = importlib.import_module("pipeline.commands.gc")
         monkeypatch.setattr(module, "ABANDONED", -100.0)
-        found = care.gc(cache, reports, delete=True)
+        found = gc(cache, reports, delete=True)
         assert {item.path.parent.name for item in found.found} == {"tables", "datasets"}
         assert all(item.size > 0 for item in found.found)
         assert not any(bucket.exists(item.path.path) for item in found.found)

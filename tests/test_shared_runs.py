@@ -13,8 +13,8 @@ import pytest
 from conftest import FakeEngine
 
 from pipeline import commands
-from pipeline.commands import cache as care
 from pipeline.commands import runs as commands_of_runs
+from pipeline.commands.gc import gc
 from pipeline.config import ExtractConfig, FinetuneConfig, Folders, HeadConfig
 from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.runs.find import all_runs
@@ -174,12 +174,10 @@ def test_gc_finds_halves_of_runs_and_copies_of_runs_that_are_gone(
 ) -> None:
     commands.open_head(reports, run.id)
     bucket.rm_file(f"pictures/reports/{run.id}/run.json")
-    assert care.gc(home / "cache", reports).found != [], "the copy of the model"
-    assert run.id not in str(
-        [item.path for item in care.gc(home / "cache", reports).found if "s3://" in str(item.path)]
-    )
-    monkeypatch.setattr(care, "ABANDONED", -10)
-    care.gc(home / "cache", reports, delete=True)
+    assert gc(home / "cache", reports).found != [], "the copy of the model"
+    assert run.id not in str([item.path for item in gc(home / "cache", reports).found if "s3://" in str(item.path)])
+    monkeypatch.setattr("pipeline.commands.gc.ABANDONED", -10)
+    gc(home / "cache", reports, delete=True)
     assert not bucket.find(f"pictures/reports/{run.id}")
     assert not (local_copies.own_part(reports) / "runs" / run.id).exists()
 
@@ -188,10 +186,10 @@ def test_gc_keeps_what_runs_at_an_address_need(run: Any, pictures: Path, home: P
     """Though it is called with the reports folder of this machine."""
     next(pictures.glob("**/*.png")).unlink()
     commands.extract(ExtractConfig(str(pictures)), home / "cache")
-    found = care.gc(home / "cache", home / "reports")
+    found = gc(home / "cache", home / "reports")
     assert [item for item in found.found if run.features in str(item.path)] == []
     commands_of_runs.rm([run.id], reports)
-    found = care.gc(home / "cache", home / "reports")
+    found = gc(home / "cache", home / "reports")
     assert [item for item in found.found if run.features in str(item.path)]
 
 

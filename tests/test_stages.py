@@ -23,6 +23,7 @@ from pipeline.cli.render import inspect_text
 from pipeline.commands import TrainingOptions
 from pipeline.commands import cache as caretaker
 from pipeline.commands.extract import ExtractResult
+from pipeline.commands.gc import gc
 from pipeline.config import Columns, ExtractConfig, ExtractOptions, HeadConfig, SplitConfig
 from pipeline.data import open_dataset
 from pipeline.errors import CacheMismatchError, ConfigError, DataError, QuarantineError, RunError, StoreError
@@ -689,18 +690,18 @@ class TestCaretaker:
         red_and_blue: Path,
         draw: Callable[..., Path],
     ) -> None:
-        assert caretaker.gc(cache, reports).found == []
+        assert gc(cache, reports).found == []
         run = commands.train_head(HeadConfig(), cache, reports)
         draw(red_and_blue / "red" / "new.png")
         for path in list((red_and_blue / "blue").iterdir())[:5]:
             path.unlink()
         commands.extract(ExtractConfig(str(red_and_blue)), cache)
-        assert caretaker.gc(cache, reports).found == [], "the run needs the older table"
+        assert gc(cache, reports).found == [], "the run needs the older table"
         shutil.rmtree(reports / run.id)
-        found = caretaker.gc(cache, reports).found
+        found = gc(cache, reports).found
         assert {item.path.parent.name for item in found} == {"tables", "datasets"}
-        caretaker.gc(cache, reports, delete=True)
-        assert caretaker.gc(cache, reports).found == []
+        gc(cache, reports, delete=True)
+        assert gc(cache, reports).found == []
         assert commands.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 0
 
     def test_needless_shards_stores_and_leftovers(
@@ -718,15 +719,15 @@ class TestCaretaker:
         leftover = store.folder / "shards" / ".x.h5.1-2.partial"
         leftover.write_bytes(b"half")
         os.utime(leftover, (0, 0))
-        assert [item.path for item in caretaker.gc(cache, reports).found] == [leftover], "a process may be at work"
+        assert [item.path for item in gc(cache, reports).found] == [leftover], "a process may be at work"
         for path in cache.rglob("*"):
             os.utime(path, (0, 0))
         fresh = store.folder / "shards" / ".y.h5.1-2.partial"
         fresh.write_bytes(b"being written")
-        found = caretaker.gc(cache, reports).found
+        found = gc(cache, reports).found
         assert len(found) == 4
         assert {leftover, orphan.folder} <= {item.path for item in found}
-        caretaker.gc(cache, reports, delete=True)
+        gc(cache, reports, delete=True)
         assert fresh.exists()
         assert commands.extract(ExtractConfig(str(red_and_blue)), cache).n_computed == 0
         assert caretaker.verify(cache).damaged == []
@@ -748,7 +749,7 @@ class TestCaretaker:
         for shard in (rotten, sound):
             os.utime(shard.path, (long_ago, long_ago))
         SoundShards(cache).remember([rotten], states([rotten.path]), time.time_ns())
-        assert sound.path not in {item.path for item in caretaker.gc(cache, reports, delete=True).found}
+        assert sound.path not in {item.path for item in gc(cache, reports, delete=True).found}
         assert sound.path.exists()
 
     def test_what_cannot_be_read_stops_the_cleaning(
@@ -760,7 +761,7 @@ class TestCaretaker:
             text = path.read_text()
             path.write_text(text[:50])
             with pytest.raises(error, match="can't be read|no run that can be read"):
-                caretaker.gc(cache, reports)
+                gc(cache, reports)
             path.write_text(text)
         table.write_text("{")
         (cache / "features" / extracted.record.spec.digest() / "spec.json").write_text("{}")
@@ -778,7 +779,7 @@ class TestCaretaker:
             (folder / "model.xml").write_text("x")
             for path in (folder / "model.xml", folder):
                 os.utime(path, (0, 0))
-        assert [item.path for item in caretaker.gc(cache, reports).found] == [other]
+        assert [item.path for item in gc(cache, reports).found] == [other]
 
     def test_stopped_extract_is_not_collected(
         self, red_and_blue: Path, cache: Path, reports: Path, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
@@ -798,7 +799,7 @@ class TestCaretaker:
             commands.extract(ExtractConfig(str(red_and_blue)), cache)
         for path in cache.rglob("*"):
             os.utime(path, (0, 0))
-        assert caretaker.gc(cache, reports).found == []
+        assert gc(cache, reports).found == []
 
     @pytest.mark.parametrize("suffix", [".h5", ".npz"])
     def test_export(self, extracted: commands.ExtractResult, cache: Path, tmp_path: Path, suffix: str) -> None:

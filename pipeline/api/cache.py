@@ -8,7 +8,9 @@ from typing import Any
 from pipeline.api.options import Place, folders_of, joined
 from pipeline.api.results import Extracted
 from pipeline.commands import cache as commands
-from pipeline.commands.cache import Cleaned, Verified
+from pipeline.commands import gc as needless
+from pipeline.commands.cache import Verified
+from pipeline.commands.gc import Cleaned
 from pipeline.store.records import TableRecord
 from pipeline.util.remote import of_this_machine
 
@@ -53,7 +55,7 @@ class Cache:
             RunError: If a run can't be read, so that it is unknown what it needs.
         """
         at = folders_of(cache, reports)
-        return commands.gc(at.cache, at.reports, delete=delete)
+        return needless.gc(at.cache, at.reports, delete=delete)
 
     @staticmethod
     def export(target: str | Path, features: str | Extracted | None = None, *, cache: Place = None) -> TableRecord:

@@ -6,16 +6,9 @@ from pipeline.backbones.hub import presets
 from pipeline.backbones.network import Network, Unfrozen
 from pipeline.backbones.onnx_file import OnnxFile, is_onnx
 from pipeline.backbones.onnx_graph import OnnxGraph, OnnxNetwork
-from pipeline.backbones.weights import (
-    Pretrained,
-    check_keras,
-    find_imagenet,
-    is_path,
-    keras_file,
-    open_backbone,
-    open_keras,
-    whole_name,
-)
+from pipeline.backbones.open import check_keras, is_path, open_backbone, open_keras, whole_name
+from pipeline.backbones.pretrained import Pretrained
+from pipeline.backbones.weights import find_imagenet, keras_file
 
 __all__ = [
     "BACKBONES",

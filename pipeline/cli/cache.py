@@ -56,7 +56,7 @@ def gc(delete: bool, folders: Folders) -> Answer:
 
     With --delete, remove them.
     """
-    from pipeline.commands import cache as module
+    from pipeline.commands import gc as module
 
     found = module.gc(folders.cache, folders.reports, delete=delete)
     return Answer(found.to_json(), render.cleaned_text(found))

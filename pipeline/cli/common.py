@@ -224,14 +224,11 @@ def _answer(function: Callable[[], Answer], *, as_json: bool) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         answer = function()
-    except StoppedError as error:
+    except (StoppedError, KeyboardInterrupt) as error:
         warnings.simplefilter("ignore")  # joblib would remark that tasks were cancelled
-        log.error("%s", error)
-        raise click.exceptions.Exit(128 + error.signal) from None
-    except KeyboardInterrupt:
-        warnings.simplefilter("ignore")
-        log.error(STOPPED)
-        raise click.exceptions.Exit(128 + signal.SIGINT) from None
+        text, number = (str(error), error.signal) if isinstance(error, StoppedError) else (STOPPED, signal.SIGINT)
+        log.error("%s", text)
+        raise click.exceptions.Exit(128 + number) from None
     except TlpipeError as error:
         log.debug("", exc_info=True)
         log.error("Error: %s", error)

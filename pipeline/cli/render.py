@@ -13,7 +13,8 @@ from pipeline.util.text import counted, interval, percent, readable_size, sides
 
 if TYPE_CHECKING:
     from pipeline.commands import Answers, Export, ExtractResult
-    from pipeline.commands.cache import Cleaned, Verified
+    from pipeline.commands.cache import Verified
+    from pipeline.commands.gc import Cleaned
     from pipeline.evaluation.compare import Difference
     from pipeline.inspection.duplicates import Group
     from pipeline.inspection.findings import Inspection

@@ -15,8 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pipeline.backbones import BACKBONES, Pretrained, find_imagenet, keras_file
-from pipeline.backbones.weights import open_keras
+from pipeline.backbones import BACKBONES, Pretrained, find_imagenet, keras_file, open_keras
 from pipeline.config import BACKBONE, ENGINES
 from pipeline.data.packed import there
 from pipeline.errors import EngineError

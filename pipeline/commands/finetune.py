@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backbones import Backbone, check_keras
-from pipeline.backbones.weights import MODEL_FILE
+from pipeline.backbones.open import MODEL_FILE
 from pipeline.commands.extract import extract
 from pipeline.commands.runs import check_name
 from pipeline.commands.train_head import train_head

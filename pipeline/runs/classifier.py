@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backbones.weights import MODEL_FILE
+from pipeline.backbones.open import MODEL_FILE
 from pipeline.config import ExtractConfig
 from pipeline.data import ImageSource
 from pipeline.errors import RunError
