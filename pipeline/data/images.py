@@ -190,12 +190,20 @@ def resize(image: Image.Image, config: ImageConfig) -> Pixels:
     height, width = config.image_size
     method = Image.Resampling[config.interpolation.upper()]
     if config.resize == "pad":
-        image = ImageOps.pad(image, (width, height), method, color="white")
+        image = _padded(image, (width, height), method)
     elif config.resize.startswith("crop"):
         image = ImageOps.fit(image, (width, height), method, bleed=(1 - share_of_crop(config.resize)) / 2)
     elif image.size != (width, height):
         image = image.resize((width, height), method)
     return np.asarray(image)
+
+
+def _padded(image: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
+    try:
+        return ImageOps.pad(image, size, method, color="white")
+    except ValueError:  # before Pillow 13, of a picture that would become thinner than half a pixel
+        thin = (size[0], 1) if image.width > image.height else (1, size[1])
+        return ImageOps.pad(image.resize(thin, method), size, method, color="white")
 
 
 def read_pixels(

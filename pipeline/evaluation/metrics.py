@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,8 +96,13 @@ def evaluate(
 
     indices = np.arange(len(class_names))
     predicted = probabilities.argmax(axis=1)
-    confusion = confusion_matrix(labels, predicted, labels=indices)
-    columns = precision_recall_fscore_support(labels, predicted, labels=indices, zero_division=0)
+    top: dict[str, float] = {}
+    with warnings.catch_warnings():  # scikit-learn 1.7 takes few images of many classes for a regression
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        confusion = confusion_matrix(labels, predicted, labels=indices)
+        columns = precision_recall_fscore_support(labels, predicted, labels=indices, zero_division=0)
+        if len(class_names) > 2 * TOP:
+            top["top_5_accuracy"] = float(top_k_accuracy_score(labels, probabilities, k=TOP, labels=indices))
     _, recall, f1, support = columns
     names = ("precision", "recall", "f1", "support")
     found: dict[str, Any] = {
@@ -107,9 +113,8 @@ def evaluate(
         "macro_f1": float(f1[support > 0].mean()),
         "roc_auc": _roc_auc(probabilities, labels) if (support > 0).all() else None,
         "ece": calibration_error(probabilities, labels),
+        **top,
     }
-    if len(class_names) > 2 * TOP:
-        found["top_5_accuracy"] = float(top_k_accuracy_score(labels, probabilities, k=TOP, labels=indices))
     found["per_class"] = {
         class_name: {name: column[number].item() for name, column in zip(names, columns, strict=True)}
         for number, class_name in enumerate(class_names)
