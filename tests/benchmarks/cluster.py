@@ -1,7 +1,8 @@
-"""`extract --on ray`: rate by the number of actors, planning of a million blocks, and nodes that die.
+"""`extract --on ray`: rate by the number of actors, planning of a million blocks, clusters that grow, nodes that die.
 
     cluster.py rate            an engine that sleeps 20 ms an image, with 1 to 32 actors
     cluster.py plan            a million blocks
+    cluster.py grow            a cluster of one node that may grow to four; other clusters of this machine are stopped
     cluster.py deaths [N]      N times (10) a node of two dies, with the data and the cache in a folder, then in S3
 
 `deaths` puts the nodes into network namespaces, which takes root, and starts a server of the S3 protocol in a third.
@@ -9,6 +10,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -37,6 +39,30 @@ ACTORS = (1, 2, 4, 8, 16, 32)
 SECONDS = 0.02  # that the engine sleeps for each image
 LENGTH = 20  # seconds that each run would take if it were linear
 LEAST = 0.9
+MORE_NODES = 3
+GROWING = 60  # seconds that all nodes together have work for; a node comes after some 10
+AUTOSCALER = {  # of Ray's provider of nodes that are processes of one machine, for tests of its autoscaler
+    "cluster_name": "growing",
+    "provider": {
+        "type": "fake_multinode",
+        "use_node_id_as_ip": True,
+        "disable_node_updaters": True,
+        "disable_launch_config_check": True,
+    },
+    "max_workers": MORE_NODES,
+    "head_node_type": "ray.head.default",
+    "available_node_types": {
+        "ray.head.default": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
+        "small": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": MORE_NODES},
+    },
+    "upscaling_speed": 1.0,
+    "idle_timeout_minutes": 1,
+    "file_mounts_sync_continuously": False,
+    **{name: {} for name in ("auth", "docker", "file_mounts")},
+    **dict.fromkeys(("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"), ()),
+    **dict.fromkeys(("head_start_ray_commands", "worker_start_ray_commands"), ()),
+    **dict.fromkeys(("cluster_synced_files", "rsync_exclude", "rsync_filter"), ()),
+}
 BLOCKS = 1_000_000
 MOST_BYTES = 10e6  # while blocks are handed out
 
@@ -44,6 +70,9 @@ HEAD, OTHER, STORE = ("10.77.0.1", "tlpipe-a"), ("10.77.0.2", "tlpipe-b"), ("10.
 PORT = 6377
 PICTURES = 1500
 NETWORK = ("--weights", "random", "--image-size", "128", "--precision", "float32")
+
+
+SPEC = FeatureSpec("sleeping", "0" * 32, None, "none", "avg", (32, 32), "stretch", "bicubic", "float32", "float32")
 
 
 class Sleeping:
@@ -58,29 +87,35 @@ class Sleeping:
             yield batch.reshape(len(batch), -1)[:, :4].astype(np.float32)
 
 
+def planned(store: FeatureStore) -> Any:
+    """What an actor needs to know of a plan."""
+    return SimpleNamespace(store=store, images=ImageConfig((32, 32)), augment=None, written_by=dict)
+
+
+def drawn(n: int) -> tuple[ArraySource, list[Row]]:
+    """Drawn images, and the rows to be computed of them."""
+    source = ArraySource([(small_images(n), 1.0)])
+    keys = source.keys(None, rehash=False).column.tolist()
+    return source, [Row(key, key, 0, row, str(row)) for row, key in enumerate(keys)]
+
+
 def rate(folder: Path) -> None:
     """Rates with more and more actors, from when all are there."""
     import ray
 
     ray.init(num_cpus=max(ACTORS), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    spec = FeatureSpec("sleeping", "0" * 32, None, "none", "avg", (32, 32), "stretch", "bicubic", "float32", "float32")
     rates: dict[int, float] = {}
     for n in ACTORS:
         n_rows = int(n * LENGTH / SECONDS)
-        source = ArraySource([(small_images(n_rows), 1.0)])
-        rows = [
-            Row(key, key, 0, row, str(row)) for row, key in enumerate(source.keys(None, rehash=False).column.tolist())
-        ]
-        store, meeting = FeatureStore(folder / f"{n}", spec), folder / f"meeting {n}"
+        source, rows = drawn(n_rows)
+        store, meeting = FeatureStore(folder / f"{n}", SPEC), folder / f"meeting {n}"
         meeting.mkdir()
 
         def opened(store: FeatureStore = store, meeting: Path = meeting, n: int = n) -> Any:
             (meeting / str(os.getpid())).touch()
             while len(list(meeting.iterdir())) < n:
                 time.sleep(0.01)
-            config = ImageConfig((32, 32))
-            plan = SimpleNamespace(store=store, images=config, augment=None, written_by=dict)
-            return plan, Sleeping()
+            return planned(store), Sleeping()
 
         report = cluster.compute("ray", opened, source, rows, cpus=max(ACTORS) // n, workers=1)
         end = time.time()
@@ -123,6 +158,40 @@ def plan() -> None:
     verdict(
         f"{BLOCKS:,} blocks: {peak / 1e6:.1f} MB at most, {seconds / BLOCKS * 1e6:.0f} us a block", peak < MOST_BYTES
     )
+
+
+def grow(folder: Path) -> None:
+    """Extract on a cluster of one node with one processor, which Ray's autoscaler may extend by three such nodes."""
+    import ray
+
+    config = folder / "cluster.json"
+    config.write_text(json.dumps(AUTOSCALER))
+    command = Path(sys.executable).parent / "ray"
+    run(command, "stop", "--force")
+    run(
+        *(command, "start", "--head", "--num-cpus=1", "--include-dashboard=false", "--disable-usage-stats"),
+        f"--autoscaling-config={config}",
+        env={**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"},
+    )
+    try:
+        ray.init("auto", logging_level="ERROR", log_to_driver=False)
+        before = len(ray.nodes())
+        n_rows = int((1 + MORE_NODES) * GROWING / SECONDS)
+        source, rows = drawn(n_rows)
+        store, at_work = FeatureStore(folder / "cache", SPEC), folder / "nodes"
+        at_work.mkdir()
+
+        def opened() -> Any:
+            (at_work / ray.get_runtime_context().get_node_id()).touch()
+            return planned(store), Sleeping()
+
+        report = cluster.compute("ray", opened, source, rows, cpus=1, workers=1)
+        n_nodes = len(list(at_work.iterdir()))
+    finally:
+        ray.shutdown()
+        run(command, "stop", "--force")
+    done = report.n_computed == n_rows and before == 1
+    verdict(f"from 1 node to {n_nodes} by demand (wanted {1 + MORE_NODES})", done and n_nodes == 1 + MORE_NODES)
 
 
 def run(*command: object, check: bool = True, **known: Any) -> subprocess.CompletedProcess[str]:
@@ -252,6 +321,8 @@ def main() -> None:
             rate(Path(name))
         elif what == "plan":
             plan()
+        elif what == "grow":
+            grow(Path(name))
         else:
             deaths(Path(name), int(more[0]) if more else 10)
     finish()
