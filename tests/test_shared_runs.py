@@ -113,8 +113,13 @@ def test_a_changed_file_is_told(
             commands.report([run.id], home / "cache", reports)
 
 
-def test_a_put_that_fails_leaves_no_run(extracted: Any, home: Path, reports: Path, server: Any, bucket: Any) -> None:
+def test_a_put_that_fails_leaves_no_run(
+    extracted: Any, home: Path, server: Any, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The file by which a run is known comes last, so that a machine that dies in between leaves none."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # else trying takes half a minute
+    type(bucket).clear_instance_cache()
+    reports = remote.shared("s3://pictures/reports")
     server.fails = lambda number, method, address: method == "PUT" and "run.json" in address
     with pytest.raises(StoreError, match=r"s3://pictures/reports/.* can't be written"):
         commands.train_head(HeadConfig("logreg"), home / "cache", reports)
