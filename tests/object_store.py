@@ -14,6 +14,7 @@ from werkzeug.serving import make_server
 Answer = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 BUSY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+EXPIRED = b"<Error><Code>InvalidToken</Code><Message>The provided token is malformed or expired.</Message></Error>"
 
 
 class ObjectStore:
@@ -24,6 +25,7 @@ class ObjectStore:
         asked: Method and address of each request.
         seconds: Time that each request takes longer.
         fails: Whether the request of a number, method and address fails, as that of a busy server does.
+        refuses: Whether it is refused, as with a token that is no longer good.
     """
 
     def __init__(self) -> None:
@@ -40,15 +42,17 @@ class ObjectStore:
         self.asked: list[tuple[str, str]] = []
         self.seconds = 0.0
         self.fails: Callable[[int, str, str], bool] = lambda number, method, address: False
+        self.refuses: Callable[[int, str, str], bool] = lambda number, method, address: False
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
         address = environ["PATH_INFO"] + "?" + environ.get("QUERY_STRING", "")
         self.asked.append((method, address))
         time.sleep(self.seconds)
-        if self.fails(len(self.asked), method, address):
-            start("503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", str(len(BUSY)))])
-            return [BUSY]
+        for asked, status, text in ((self.fails, "503 Slow Down", BUSY), (self.refuses, "400 Bad Request", EXPIRED)):
+            if asked(len(self.asked), method, address):
+                start(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))])
+                return [text]
         return self._answer(environ, start)
 
     def read(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,6 +143,28 @@ def test_a_node_that_dies_costs_its_block_alone(
 
 
 @pytest.mark.slow
+def test_no_room_is_told(
+    store: FeatureStore,
+    config: ImageConfig,
+    images: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    @ray.remote(num_cpus=1)
+    class Other:
+        def there(self) -> bool:
+            return True
+
+    other = Other.remote()
+    assert ray.get(other.there.remote())
+    monkeypatch.setattr(cluster, "ROOM", 0.5)
+    threading.Timer(3, lambda: ray.kill(other)).start()
+    source, rows = rows_of(images)
+    report = cluster.compute("ray", opener(store, config), source, rows, cpus=2)
+    assert report.n_computed == N
+    assert "room for an actor yet, which takes 2 processors; free in all are 1 processors" in caplog.text
+
+
 def test_a_block_that_always_kills_is_an_error(store: FeatureStore, config: ImageConfig, images: np.ndarray) -> None:
     with pytest.raises(EngineError, match="An actor of the cluster died 6 times"):
         compute(store, config, images, before=lambda: os._exit(1))
@@ -226,7 +249,7 @@ def test_blocks_are_made_as_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) 
     assert ahead <= 1
 
 
-@pytest.mark.parametrize("on", ["dask", "ray:/host", "host:10001", ""])
+@pytest.mark.parametrize("on", ["dask", "ray:/host", "host:10001", "", "ray://", "ray://host"])
 def test_what_is_no_cluster(on: str) -> None:
     with pytest.raises(ConfigError, match="--on is"):
         ray_cluster.check_on(on)

@@ -480,8 +480,13 @@ class TestNames:
             UnknownBackboneError, match="no preset 'vit_base_patch16_224_imagenett'.*Did you mean hub:vit_base"
         ):
             open_backbone("hub:vit_base_patch16_224_imagenett", "imagenet", 0, None)
-        with pytest.raises(UnknownBackboneError, match="List them: tlpipe backbones"):
-            open_backbone("hub:zzz", "imagenet", 0, None)
+        for name in ("hub:zzz", "hub:"):
+            with pytest.raises(UnknownBackboneError, match="List them: tlpipe backbones"):
+                open_backbone(name, "imagenet", 0, None)
+
+    def test_text_models_are_refused_before_anything_is_fetched(self) -> None:
+        with pytest.raises(ConfigError, match="is a BertBackbone, which takes no pictures"):
+            open_backbone("hub:bert_tiny_en_uncased", "imagenet", 0, None)
 
     def test_other_weights_are_refused(self, preset: Callable[[str], Saved]) -> None:
         with pytest.raises(ConfigError, match="brings its own weights"):

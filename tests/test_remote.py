@@ -22,8 +22,8 @@ from object_store import ObjectStore
 from pyarrow import parquet
 
 from pipeline import commands
-from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
-from pipeline.data import Opened, list_images, open_dataset
+from pipeline.config import COMMON, ExtractConfig, HeadConfig, SplitConfig
+from pipeline.data import Opened, list_images, list_source, open_dataset
 from pipeline.errors import ConfigError, DataError
 from pipeline.store.shards import FeatureStore
 from pipeline.util import fetching, local_copies, remote
@@ -132,6 +132,9 @@ class TestFolder:
             def cat_ranges(self, paths: list[str], *args: Any, **options: Any) -> list[bytes | Exception]:
                 asked.append(len(paths))
                 return root.fs.cat_ranges(paths, *args, **options)  # type: ignore[attr-defined, no-any-return]
+
+            def info(self, path: str) -> dict[str, Any]:
+                return root.fs.info(path)  # type: ignore[attr-defined, no-any-return]
 
         class Folder:
             fs, path = Listed(), root.path  # type: ignore[attr-defined]
@@ -327,6 +330,16 @@ class TestTrouble:
         assert result.record.dataset == commands.extract(ExtractConfig(data=str(colours)), cache).record.dataset
         assert len(server.asked) > N + 2 + 3
 
+    def test_what_is_refused_is_not_taken_for_empty(
+        self, put: str, cache: Path, fake_engine: FakeEngine, server: ObjectStore
+    ) -> None:
+        """s3fs gives the number of an empty range to a token that expired, too."""
+        server.refuses = lambda number, method, address: method == "GET" and address.partition("?")[0].endswith(".jpg")
+        with pytest.raises(DataError, match=r"None of the 26 images .*/\d+.jpg can't be read: .*token"):
+            commands.extract(ExtractConfig(data=put), cache)
+        server.calm()
+        assert commands.extract(ExtractConfig(data=put), cache).n_computed == N, "nothing was remembered"
+
     def test_a_listing_that_is_cut_short_is_an_error(
         self,
         put: str,
@@ -356,6 +369,46 @@ class TestTrouble:
         assert result.n_computed == N - 2
         assert "changed since its key was computed" in result.unreadable["red/01.jpg"]
         assert "can't be read" in result.unreadable["red/03.jpg"]
+
+    def test_a_tar_that_is_replaced_while_it_is_read(self, bucket: Any, colours: Path, tmp_path: Path) -> None:
+        def put_tar(name: str) -> None:
+            with tarfile.open(tmp_path / "one.tar", "w") as tar:
+                for path in sorted((colours / name).glob("[0-9]*.jpg")):
+                    tar.add(path, path.name)
+            bucket.put_file(str(tmp_path / "one.tar"), "pictures/one.tar")
+
+        def keys_of(name: str) -> list[bytes]:
+            return sorted(digest_of(path.read_bytes()).encode() for path in (colours / name).glob("[0-9]*.jpg"))
+
+        memo = Memo(tmp_path / "cache")
+        put_tar("red")
+        found = list_source("s3://pictures/one.tar", COMMON, memo=memo)
+        put_tar("blue")
+        assert sorted(found.source.keys(memo, rehash=False).column.tolist()) == keys_of("red"), "those of its copy"
+        assert sorted(opened("s3://pictures/one.tar", memo).dataset.keys.tolist()) == keys_of("blue")
+        held = fetching.Held(remote.place("s3://pictures/one.tar"))
+        put_tar("red")
+        shutil.rmtree(local_copies.folder())
+        with pytest.raises(DataError, match=r"s3://pictures/one.tar changed while it was read"):
+            held.file()
+
+    @pytest.mark.parametrize("content", [None, b"no zip"])
+    def test_zips_that_can_not_be_opened(self, content: bytes | None, tmp_path: Path) -> None:
+        path = tmp_path / "some.zip"
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(DataError, match=r"zip://::.*some.zip can't be read"):
+            opened(f"zip://::{path}")
+        (tmp_path / "list.csv").write_text(f"path,label\nzip://a.jpg::{path},x\nzip://b.jpg::{path},y\n")
+        with pytest.raises(DataError, match=r"some.zip can't be read"):
+            opened(tmp_path / "list.csv")
+
+    @pytest.mark.parametrize("data", ["simplecache::s3://pictures/a", "filecache::https://host/a.tar"])
+    def test_caches_of_fsspec_are_not_used(self, data: str) -> None:
+        with pytest.raises(DataError, match=f"so give {data.partition('::')[2]}"):
+            opened(data)
+        with pytest.raises(DataError, match="names a cache of fsspec"):
+            remote.shared(data)
 
     def test_a_password_is_not_taken(self) -> None:
         with pytest.raises(DataError, match=r"^https://\.\.\. holds a password") as error:
@@ -430,6 +483,19 @@ class TestLocalCopies:
         assert local_copies.kept(digest_of(b"picture")) == b"picture"
         local_copies._path(digest_of(b"picture")).write_bytes(b"Picture")
         assert local_copies.kept(digest_of(b"picture")) is None
+
+    def test_what_others_pushed_out_is_fetched_again(self, bucket: Any) -> None:
+        bucket.pipe_file("pictures/a.tar", b"content")
+        held = fetching.Held(remote.place("s3://pictures/a.tar"))
+        asked: list[Path] = []
+
+        def opening(path: Path) -> bytes:
+            asked.append(path)
+            if len(asked) < 3:
+                path.unlink()
+            return path.read_bytes()
+
+        assert held.opened(opening) == b"content" and len(asked) == 3
 
     def test_many_threads_fetch_once(self) -> None:
         fetched: list[Path] = []

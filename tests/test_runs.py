@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.runs.find import all_runs, find_run
 from pipeline.runs.run import HeadRun, Run
 from pipeline.store.records import find_record, records
-from pipeline.util.files import mark_folder
+from pipeline.util.files import folder_size, mark_folder, matching
 
 
 @pytest.fixture
@@ -201,6 +201,21 @@ class TestNewest:
 
 
 class TestCleaning:
+    def test_what_goes_meanwhile_is_no_error(
+        self, three: list[HeadRun], pictures: Path, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A process that writes beside gc gives its files other names at any moment."""
+        gone = cache / "features" / "x" / ".y.h5.00000000-1-00000000.partial"
+        monkeypatch.setattr("pipeline.commands.gc.matching", lambda *asked: [*matching(*asked), gone])
+        monkeypatch.setattr("pipeline.commands.gc.is_abandoned", lambda path: path == gone)
+        found = gc(cache, reports)
+        assert {item.path: item.size for item in found.found}.get(gone, 0) == 0
+        found_below = list(cache.rglob("*"))
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rglob", lambda self, pattern: [*found_below, gone])
+            patch.setattr(Path, "is_file", lambda self: True)
+            assert folder_size(cache) > 0
+
     def test_what_other_options_gave_is_kept(self, three: list[HeadRun], pictures: Path, cache: Path) -> None:
         first = find_record(cache, None)
         commands.extract(ExtractConfig(str(pictures), splits=SplitConfig(val_fraction=0.3)), cache)

@@ -885,7 +885,7 @@ class TestParts:
     @pytest.mark.slow
     def test_sixteen_tasks_of_a_job_array(self, red_and_blue: Path, tmp_path: Path) -> None:
         """At once, into one cache; a task that was killed is made up for by the last job."""
-        script = Path(__file__).parent.parent / "docs" / "slurm.sh"
+        script = Path(__file__).parent.parent / "docs" / "how-to" / "slurm.sh"
         options = ["colours", "--backbone", "mobilenet025", "--weights", "random", "--image-size", "32"]
         here = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         tasks = [

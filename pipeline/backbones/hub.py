@@ -76,7 +76,7 @@ def folder_of(name: str, memo: Memo | None) -> Path:
         ConfigError: If KerasHub isn't installed.
     """
     preset = name.removeprefix(PREFIX)
-    if (folder := Path(preset).expanduser()).is_dir():
+    if preset and (folder := Path(preset).expanduser()).is_dir():
         return folder.resolve()
     remembered = f"folder of the preset {preset} in keras-hub {runtime.version('keras-hub')}"
     if memo and (known := memo.recall_text(remembered)) and (Path(known) / CONFIG).is_file():
@@ -93,7 +93,7 @@ def _fetched(preset: str) -> Path:
     from keras_hub.src.utils.preset_utils import get_file
 
     if "://" not in preset and preset not in hub.models.Backbone.presets:
-        near = did_you_mean(PREFIX + preset, (PREFIX + one for one in hub.models.Backbone.presets))
+        near = did_you_mean(PREFIX + preset, (row["name"] for row in presets()))
         hint = near or "List them: tlpipe backbones"
         raise UnknownBackboneError(f"KerasHub has no preset {preset!r}, and there is no such folder. {hint}")
     try:
@@ -122,7 +122,8 @@ def _check_class(preset: str) -> None:
     from keras_hub.src.utils.preset_utils import get_preset_loader, list_subclasses
 
     try:
-        kind = get_preset_loader(preset).check_backbone_class()
+        listed = [one for one in list_subclasses(hub.models.Backbone) if preset in one.presets]  # needs no network
+        kind = listed[-1] if listed else get_preset_loader(preset).check_backbone_class()
     except (ValueError, KeyError, AttributeError) as error:
         if "://" in preset or not Path(preset).is_dir():
             raise

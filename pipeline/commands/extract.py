@@ -342,7 +342,7 @@ def _check_readable(
     warn_unreadable(unreadable, n_images)
     readable = np.array([key not in refused for key in dataset.keys.tolist()])
     if options.part is None:  # of a part nothing follows for a class
-        _check_classes(dataset, readable, n_images)
+        _check_classes(dataset, readable, unreadable)
     if options.strict:
         first = next(iter(unreadable))
         raise QuarantineError(
@@ -351,10 +351,11 @@ def _check_readable(
         )
 
 
-def _check_classes(dataset: Dataset, readable: NDArray[np.bool_], n_images: int) -> None:
+def _check_classes(dataset: Dataset, readable: NDArray[np.bool_], unreadable: dict[str, str]) -> None:
     """Refuse data of which a class is gone."""
     if not readable.any():
-        raise DataError(f"None of the {n_images:,} images of {dataset.name} can be read; mend the files")
+        location, cause = next(iter(unreadable.items()))
+        raise DataError(f"None of the {len(unreadable):,} images of {dataset.name} can be read; {location}: {cause}")
     left = set(dataset.labels[readable].tolist())
     gone = [name for label, name in enumerate(dataset.class_names) if label not in left]
     if gone:

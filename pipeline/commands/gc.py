@@ -22,7 +22,7 @@ from pipeline.store.table import row_keys
 from pipeline.store.uses import uses
 from pipeline.util import log
 from pipeline.util.addresses import asking, is_remote
-from pipeline.util.files import PARTIAL_SUFFIX, folder_size, is_abandoned, matching, remove
+from pipeline.util.files import PARTIAL_SUFFIX, folder_size, is_abandoned, matching, remove, size_of
 from pipeline.util.local_copies import own_part
 from pipeline.util.remote import shared, unfinished
 from pipeline.util.sealed import is_marked
@@ -155,7 +155,15 @@ def _young(path: Path) -> bool:
     """Whether a shard, a store or a graph was written within a day."""
     files = [path, *path.rglob("*")] if path.is_dir() else [path]
     in_question = (path.suffix == ".h5" and path.parent.name == "shards") or path.is_dir()
-    return in_question and max(file.stat().st_mtime for file in files) > time.time() - ABANDONED
+    return in_question and max(map(_changed, files)) > time.time() - ABANDONED
+
+
+def _changed(path: Path) -> float:
+    """When a file or folder was changed last, seconds of the wall clock; just now, if it has gone meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
 
 
 def _needless_of_store(cache: Path, store: FeatureStore, needed: list[TableRecord]) -> list[Needless]:
@@ -185,11 +193,11 @@ def _needless_of_store(cache: Path, store: FeatureStore, needed: list[TableRecor
 
 
 def _older(seconds: float, paths: Iterable[Path]) -> list[Path]:
-    return [path for path in sorted(paths) if path.stat().st_mtime < time.time() - seconds]
+    return [path for path in sorted(paths) if _changed(path) < time.time() - seconds]
 
 
 def _needless(path: Path, cause: str) -> Needless:
-    return Needless(path, cause, folder_size(path) if path.is_dir() else path.stat().st_size)
+    return Needless(path, cause, folder_size(path) if path.is_dir() else size_of(path))
 
 
 def _remove(cache: Path, found: list[Needless]) -> None:

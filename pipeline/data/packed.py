@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,16 +13,19 @@ import numpy as np
 from braceexpand import braceexpand
 from numpy.typing import NDArray
 
+from pipeline.data.dataset import printable
 from pipeline.data.folder import PACKS, SPLIT_NAMES, has_pictures, scan
 from pipeline.data.source import KEY_DTYPE, ImageKeys, InParts, file_key
 from pipeline.errors import DataError, ImageError
 from pipeline.util import remote
 from pipeline.util.addresses import is_remote
-from pipeline.util.machine import cpu_count
+from pipeline.util.fetching import Held
 from pipeline.util.memo import Memo, Stamp
 from pipeline.util.progress import Advance, progress
+from pipeline.util.text import counted
 
 KEY_BYTES = KEY_DTYPE.itemsize
+AT_ONCE = 4  # packs that are fetched or read through at a time
 
 
 class Pack(Protocol):
@@ -32,10 +34,12 @@ class Pack(Protocol):
     Attributes:
         path: The file.
         kind: What is read of it; the keys of another kind are others.
+        held: The file as it was found.
     """
 
     path: Path
     kind: str
+    held: Held
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -64,18 +68,16 @@ class PackedSource(InParts):
         """Image keys: the same as of files with the same bytes. Packs that the memo knows unchanged are not read."""
         asked = np.unique(np.searchsorted(self.starts, self.indices, side="right") - 1).tolist()
         packs = [self.packs[number] for number in asked]
-        stamped = time.time_ns()
-        with ThreadPoolExecutor(remote.READERS) as pool:
-            found = zip(packs, pool.map(remote.stamp, [pack.path for pack in packs]), strict=True)
-        stamps = {pack.path: stamp for pack, stamp in found if stamp is not None}
+        # Those of when they were found: one that was replaced since then is another.
+        stamps = {pack.path: pack.held.stamp for pack in packs if pack.held.stamp is not None}
         columns = {} if memo is None or rehash else _remembered(memo, packs, stamps)
         unknown = [pack for pack in packs if pack.path not in columns]
-        with ThreadPoolExecutor(cpu_count()) as pool, progress("Reading", sum(map(len, unknown))) as advance:
+        with ThreadPoolExecutor(AT_ONCE) as pool, progress("Reading", sum(map(len, unknown))) as advance:
             for pack, column in zip(unknown, pool.map(lambda pack: _keys_of(pack, advance), unknown), strict=True):
                 columns[pack.path] = column
                 if memo is not None and pack.path in stamps:
                     text = "".join(key.decode().ljust(KEY_BYTES) for key in column.tolist())
-                    memo.remember(f"pack {pack.kind}", {pack.path: (stamps[pack.path], text)}, stamped)
+                    memo.remember(f"pack {pack.kind}", {pack.path: (stamps[pack.path], text)}, pack.held.stamped)
         all_keys = np.zeros(self.starts[-1], KEY_DTYPE)
         for number in asked:
             all_keys[self.starts[number] : self.starts[number + 1]] = columns[self.packs[number].path]
@@ -116,6 +118,29 @@ def _keys_of(pack: Pack, advance: Advance) -> NDArray[np.bytes_]:
             keys[place] = file_key(pack.read(place))
         advance(1)
     return keys
+
+
+def names_of(files: Sequence[Path]) -> list[str]:
+    """What packs are called where their pictures are named: by name, or by path where two have the same name."""
+    names = [printable(file.name) for file in files]
+    if len(set(names)) == len(names):
+        return names
+    parts = [file.as_posix().split("/") for file in files]
+    shared = next((number for number, some in enumerate(zip(*parts, strict=False)) if len(set(some)) > 1), 0)
+    return [printable("/".join(some[shared:])) for some in parts]
+
+
+def lacking(files: Sequence[Path]) -> list[str]:
+    """Say which are not there of packs whose names tell how many there should be, as in train-00000-of-00005."""
+    found: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if match := re.fullmatch(r"(.*?)(\d+)-of-(\d+)(.*)", file.name):
+            found.setdefault((f"{match[1]}*-of-{match[3]}{match[4]}", int(match[3])), set()).add(int(match[2]))
+    return [
+        f"Of {name}, {counted(n - len(numbers), 'file')} of {n:,} not there"
+        for (name, n), numbers in found.items()
+        if len(numbers) < n
+    ]
 
 
 def split_of_file(path: Path) -> str:
@@ -165,7 +190,7 @@ def files_meant(data: str) -> list[Path]:
         places = [remote.place(one) for one in named]
         for place in filter(is_remote, places):
             remote.forget_lists(place)
-        files = [file for some in pool.map(_matching, places) for file in some]
+        files = list(dict.fromkeys(file for some in pool.map(_matching, places) for file in some))
         are_there = list(pool.map(_is_file, files))
     if absent := [str(file) for file, is_there in zip(files, are_there, strict=True) if not is_there]:
         raise DataError(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -12,11 +14,12 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Columns
-from pipeline.data.dataset import Listing, printable
+from pipeline.data.dataset import Listing
 from pipeline.data.manifest import COMMON_NAMES, check_header, column_of, named_split, no_labels, questioned
-from pipeline.data.packed import PackedSource, split_of_file
+from pipeline.data.packed import AT_ONCE, PackedSource, lacking, names_of, split_of_file
 from pipeline.errors import DataError, ImageError
 from pipeline.util.fetching import Held
+from pipeline.util.remote import READERS
 from pipeline.util.text import counted
 from pipeline.util.texts import Texts
 
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 GROUPS = 4  # row groups held at once: threads that read ahead may stand at the end of one and in the next
 PICTURES = ("image", "img", "picture", "jpg", "png")
 
-_reading = Lock()
+_reading: defaultdict[Path, Lock] = defaultdict(Lock)  # by file; not of a pack, which another process may be sent
 
 
 class ParquetPack:
@@ -39,7 +42,7 @@ class ParquetPack:
 
     def __init__(self, held: Held, column: str) -> None:
         self.path, self.kind = held.path.absolute(), f"parquet {column}"
-        self._held, self._column = held, column
+        self.held, self._column = held, column
         meta = _opened(held).metadata
         self._starts = [0, *accumulate(meta.row_group(number).num_rows for number in range(meta.num_row_groups))]
 
@@ -49,8 +52,8 @@ class ParquetPack:
     def read(self, place: int) -> bytes:
         """A picture's bytes."""
         group = bisect_right(self._starts, place) - 1
-        with _reading:  # else threads would each read the group they all wait for
-            pictures = _pictures(self._held, self._column, group)
+        with _reading[self.path]:  # else threads would each read the group they all wait for
+            pictures = _pictures(self.held, self._column, group)
         data = pictures[place - self._starts[group]].as_py()
         if data is None:
             raise ImageError(
@@ -77,7 +80,7 @@ def _opened(held: Held) -> Any:
     from pyarrow import parquet
 
     try:
-        return parquet.ParquetFile(held.file())
+        return held.opened(parquet.ParquetFile)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{held.path} can't be read as Parquet: {error}") from error
 
@@ -115,7 +118,8 @@ def _holds_pictures(kind: pyarrow.DataType) -> bool:
 
     if types.is_struct(kind) and (place := kind.get_field_index("bytes")) >= 0:
         kind = kind.field(place).type
-    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+    kinds = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+    return any(one(kind) for one in kinds)
 
 
 def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
@@ -131,7 +135,8 @@ def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
     """
     if columns.label_key is not None:
         raise DataError(f"{name} is of Parquet files, which have columns; --label-key is for tars")
-    held = [Held(file) for file in files]
+    with ThreadPoolExecutor(READERS) as pool:
+        held = list(pool.map(Held, files))
     pictures = picture_column(held[0], columns)
     if pictures is None:
         raise DataError(
@@ -140,11 +145,16 @@ def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
     table: dict[str, list[str]] = {}
     packs: list[ParquetPack] = []
     splits, locations = list[str](), list[str]()
-    for one in held:
+
+    def read(one: Held) -> tuple[str | None, dict[str, list[str]]]:
+        return picture_column(one, columns), _texts(one)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        columns_of = list(pool.map(read, held))
+    for one, called, (column_there, found) in zip(held, names_of(files), columns_of, strict=True):
         file = one.path
-        if picture_column(one, columns) != pictures:
+        if column_there != pictures:
             raise DataError(f"{file} has no column of pictures like that of {files[0]}; give files of one kind")
-        found = _texts(one)
         if packs and set(found) != set(table):
             differing = sorted(set(found) ^ set(table))
             raise DataError(f"{file} and {files[0]} differ in the column {differing[0]!r}; give files of one kind")
@@ -156,7 +166,7 @@ def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
             splits += [split_of_file(file)] * len(packs[-1])
         else:
             splits += [named_split(file, row, text) for row, text in enumerate(found[split])]
-        locations += [f"{printable(file.name)}[{row}]" for row in range(len(packs[-1]))]
+        locations += [f"{called}[{row}]" for row in range(len(packs[-1]))]
     if not splits:
         raise DataError(f"{name} has no rows")
     label, split, group = (
@@ -164,7 +174,7 @@ def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
     )
     labels = table[label] if label is not None else [""] * len(splits)
     groups = table[group] if group is not None else []
-    notes = [] if label is not None else [no_labels(files[0], list(table))]
+    notes = lacking(files) if label is not None else [*lacking(files), no_labels(files[0], list(table))]
     return Listing(
         name=name,
         labels=labels,

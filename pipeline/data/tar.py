@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import posixpath
 import tarfile
-import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from pipeline.config import Columns
 from pipeline.data.dataset import Listing, printable, shortened
 from pipeline.data.manifest import questioned
-from pipeline.data.packed import PackedSource, split_of_file
+from pipeline.data.packed import AT_ONCE, PackedSource, lacking, names_of, split_of_file
 from pipeline.errors import DataError, ImageError
 from pipeline.util.fetching import Held
 from pipeline.util.memo import Memo
@@ -27,6 +28,7 @@ from pipeline.util.texts import Texts
 PICTURES = ("jpg", "jpeg", "png", "webp")
 LABEL_KEYS = ("label", "cls", "class")
 LABELS = ("cls", "txt", "json")
+REMEMBERED = "tar 2"  # what the memo calls the contents of a tar; of other contents it needs another name
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Contents:
         samples: Those that have a picture, in their order.
         without: Names that have none.
         twice: Names of members that are there more than once.
+        further: Pictures of samples that have another one.
         torn: Whether its end is missing.
         behind: Bytes that lie behind its end.
     """
@@ -59,6 +62,7 @@ class Contents:
     samples: list[Sample] = field(default_factory=list)
     without: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
+    further: list[str] = field(default_factory=list)
     torn: bool = False
     behind: int = 0
 
@@ -69,7 +73,7 @@ class TarPack:
     kind = "tar"
 
     def __init__(self, held: Held, samples: Sequence[Sample]) -> None:
-        self.path, self._held = held.path, held
+        self.path, self.held = held.path, held
         self._places = np.array([sample.picture for sample in samples], np.int64).reshape(-1, 2)
 
     def __len__(self) -> int:
@@ -78,7 +82,7 @@ class TarPack:
     def read(self, place: int) -> bytes:
         """A picture's bytes."""
         try:
-            return _part(self._held.file(), self._places[place].tolist())
+            return self.held.opened(partial(_part, place=self._places[place].tolist()))
         except OSError as error:
             raise ImageError(f"{self.path.name}: {error.strerror or error}", lasting=False) from error
         except DataError as error:
@@ -110,15 +114,23 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
         )
     packs, labels, splits, locations, notes = list[TarPack](), list[str](), list[str](), list[str](), list[str]()
     without: list[str] = []
-    for file in files:
+    further: list[str] = []
+
+    def read(file: Path) -> tuple[Held, Contents, list[str]]:
         held = Held(file)
         contents = _contents(held, memo)
+        return held, contents, [_label(held, sample, columns.label_key) for sample in contents.samples]
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        tars = list(pool.map(read, files))
+    for file, called, (held, contents, of_samples) in zip(files, names_of(files), tars, strict=True):
         found = contents.samples
         packs.append(TarPack(held, found))
-        labels += [_label(held, sample, columns.label_key) for sample in found]
+        labels += of_samples
         splits += [split_of_file(file)] * len(found)
-        locations += [f"{printable(file.name)}/{printable(sample.name)}" for sample in found]
-        without += [f"{printable(file.name)}/{printable(one)}" for one in contents.without]
+        locations += [f"{called}/{printable(sample.name)}" for sample in found]
+        without += [f"{called}/{printable(one)}" for one in contents.without]
+        further += [f"{called}/{printable(one)}" for one in contents.further]
         if contents.twice:
             names = counted(len(contents.twice), "member")
             notes.append(
@@ -132,9 +144,18 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
             notes.append(f"{file} continues after its end, as joined tars do; what follows ({more}) is not read")
     if not labels:
         torn = f" ({'; '.join(notes)})" if notes else ""
-        raise DataError(f"{name} has no pictures{torn}; tlpipe looks for members that end in .{', .'.join(PICTURES)}")
+        raise DataError(
+            f"{name} has no pictures{torn}; tlpipe looks for members that end in .{', .'.join(PICTURES)}, without "
+            "another dot in their names"
+        )
     if without:
-        notes.append(f"{counted(len(without), 'sample')} without a picture skipped: {shortened(without)}")
+        notes.append(
+            f"{counted(len(without), 'sample')} without a picture skipped: {shortened(without)}; members belong "
+            "together that are called alike up to the first dot, and what follows it says what they are: .jpg, .cls"
+        )
+    if further:
+        notes.append(f"{counted(len(further), 'further picture')} of the same samples skipped: {shortened(further)}")
+    notes += lacking(files)
     if not any(labels):
         notes.append(
             f"The pictures of {name} have no labels: no .cls, no .txt, and no .json with {', '.join(LABEL_KEYS)}; "
@@ -146,15 +167,15 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
 
 def _contents(held: Held, memo: Memo | None) -> Contents:
     """What is in a tar, which is looked through once."""
-    stamped, path = time.time_ns(), held.path
+    path = held.path
     if memo is not None and held.stamp is not None:
         try:
-            return decoded(Contents, json.loads(memo.recall("tar", {path: held.stamp})[path]))
+            return decoded(Contents, json.loads(memo.recall(REMEMBERED, {path: held.stamp})[path]))
         except (KeyError, ValueError):  # not known, or damaged
             pass
-    found = _looked_through(held.file(), path)
+    found = held.opened(lambda file: _looked_through(file, path))
     if memo is not None and held.stamp is not None:
-        memo.remember("tar", {path: (held.stamp, json.dumps(asdict(found)))}, stamped)
+        memo.remember(REMEMBERED, {path: (held.stamp, json.dumps(asdict(found)))}, held.stamped)
     return found
 
 
@@ -191,14 +212,17 @@ def _looked_through(path: Path, named: Path) -> Contents:
         stem, _, suffix = base.partition(".")
         of_sample = samples.setdefault(f"{folder}{slash}{stem}", {})
         if place := places.get(links.get(name, name)):
+            if suffix.lower() in of_sample:  # in other capitals
+                found.twice.append(name)
             of_sample[suffix.lower()] = place
     for name, parts in samples.items():
-        picture = next((parts[suffix] for suffix in PICTURES if suffix in parts), None)
-        if picture is None:
+        pictures = [suffix for suffix in PICTURES if suffix in parts]
+        if not pictures:
             found.without.append(name)
         else:
+            found.further += [f"{name}.{suffix}" for suffix in pictures[1:]]
             texts = {suffix: parts[suffix] for suffix in LABELS if suffix in parts}
-            found.samples.append(Sample(name, picture, texts))
+            found.samples.append(Sample(name, parts[pictures[0]], texts))
     return found
 
 
@@ -211,7 +235,8 @@ def _label(held: Held, sample: Sample, key: str | None) -> str:
     for suffix in ("json",) if key else LABELS:
         if suffix in sample.texts:
             try:
-                label = _text_of(held.file(), sample.texts[suffix], suffix, key)
+                data = held.opened(partial(_part, place=sample.texts[suffix]))
+                label = _text_of(data, suffix, key)
             except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 if key is not None:
                     raise DataError(
@@ -224,8 +249,8 @@ def _label(held: Held, sample: Sample, key: str | None) -> str:
     return ""
 
 
-def _text_of(path: Path, place: tuple[int, int], suffix: str, key: str | None) -> str:
-    text = _part(path, place).decode()
+def _text_of(data: bytes, suffix: str, key: str | None) -> str:
+    text = data.decode()
     if suffix != "json":
         return text.strip()
     found = json.loads(text)

@@ -29,6 +29,7 @@ from pipeline.util.text import counted, first_line
 
 RESTARTS = 5  # of an actor that died, with its node or over a block that kills whoever computes it
 ROUNDS = 8  # blocks for each actor, at least, so that all end at about the same time
+ROOM = 30.0  # seconds after which it is told that no actor has found room yet
 HEARD = 1.0  # seconds after which Ctrl-C is looked for
 
 Opened = Callable[[], tuple[Plan, Engine]]
@@ -211,7 +212,8 @@ def compute(
     task = Task([ray.put(opened), ray.put(source)])
     log.info("Computing with %s of Ray, in blocks of up to %s", counted(shares.n, "actor"), counted(block, "row"))
     most = math.ceil(len(rows) / block)
-    pool = _Pool(ray, kind.remote, min(shares.n + 1, most), most)
+    takes = "a GPU" if shares.gpu else counted(shares.cpus, "processor")
+    pool = _Pool(ray, kind.remote, min(shares.n + 1, most), most, takes)
     start = time.perf_counter()
     report = pool.run(lambda actor, some: actor.compute.remote(task, some, workers), blocks, len(rows))
     report.compute = time.perf_counter() - start
@@ -226,10 +228,11 @@ class _Pool:
         make: Makes an actor, which may have to wait for room.
         n: Actors at first.
         most: Actors that would have something to do.
+        takes: What an actor takes of a node, for people.
     """
 
-    def __init__(self, ray: Any, make: Callable[[], Member], n: int, most: int) -> None:
-        self._ray, self._make, self._most = ray, make, most
+    def __init__(self, ray: Any, make: Callable[[], Member], n: int, most: int, takes: str = "a processor") -> None:
+        self._ray, self._make, self._most, self._takes = ray, make, most, takes
         self._n = 0
         self._asked: dict[Any, Member] = {}
         self._by_node: Counter[str] = Counter()
@@ -252,12 +255,17 @@ class _Pool:
         """
         start = time.perf_counter()
         running: set[Any] = set()
+        waits = True  # until an actor is there
         rest: list[Row] | None = next(blocks, None)
         with stopping() as stop, progress("Extracting", n_rows) as advance:
             told = False
             try:
                 while running or (rest is not None and not told):
                     ready, _ = self._ray.wait(list(self._asked), timeout=HEARD)
+                    if waits and (ready or time.perf_counter() > start + ROOM):
+                        waits = False
+                        if not ready:
+                            self._tell_what_is_free()
                     if stop.signal is not None and not told:
                         told = True
                         for actor in self._asked.values():
@@ -318,6 +326,16 @@ class _Pool:
                 f"{here.tlpipe} on Python {here.python}; install the same on both"
             )
         return answer
+
+    def _tell_what_is_free(self) -> None:
+        free = self._ray.available_resources()
+        log.warning(
+            "No node of the cluster has had room for an actor yet, which takes %s; free in all are %g processors and "
+            "%g GPUs. What runs there beside this must end, or the cluster grow (ray status); waiting",
+            self._takes,
+            free.get("CPU", 0),
+            free.get("GPU", 0),
+        )
 
     def _take(self, computed: Computed) -> None:
         self._report.n_computed += computed.report.n_computed

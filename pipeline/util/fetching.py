@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import errno
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.errors import DataError
 from pipeline.util.addresses import is_remote
 from pipeline.util.files import digest_of
 from pipeline.util.local_copies import keep, kept, local_copy
-from pipeline.util.remote import READERS, path_in, reaching, stamp
+from pipeline.util.remote import READERS, forget_lists, path_in, reaching, size_of, stamp
 
 MANY = 1024  # files that are asked for as one list, if they are small
 MANY_BYTES = 64 * 2**20
+AGAIN = 3  # times that a copy is fetched again whose room others took
+
+T = TypeVar("T")
 
 _PROCESS = uuid.uuid4().hex
 
@@ -60,11 +66,11 @@ def read_many(folder: Path, names: Sequence[str], sizes: Sequence[int]) -> Itera
         except DataError as error:
             return error
 
-    if not folder.fs.async_impl:  # type: ignore[attr-defined]
-        with ThreadPoolExecutor(READERS) as pool:
-            yield from pool.map(one, names)
-        return
     for some in _lists(names, sizes):
+        if not folder.fs.async_impl:  # type: ignore[attr-defined]
+            with ThreadPoolExecutor(READERS) as pool:
+                yield from pool.map(one, some)
+            continue
         with reaching(folder):
             answers = folder.fs.cat_ranges(  # type: ignore[attr-defined]
                 [path_in(folder, name) for name in some],
@@ -101,8 +107,9 @@ def _arrived(folder: Path, name: str, answer: bytes | Exception) -> bytes:
     Raises:
         DataError: If the answer is an error.
     """
-    if isinstance(answer, OSError) and answer.errno == errno.EINVAL:
-        answer = b""  # of nothing there is no range
+    # Of nothing there is no range; S3 has the same number for much else.
+    if isinstance(answer, OSError) and answer.errno == errno.EINVAL and size_of(folder, name) == 0:
+        answer = b""
     with reaching(f"{folder}/{name}"):
         if isinstance(answer, Exception):
             raise answer
@@ -114,12 +121,15 @@ def _arrived(folder: Path, name: str, answer: bytes | Exception) -> bytes:
 class Held:
     """A file that is read as one of this machine: itself, or a local copy of what lay at an address when it was named.
 
-    Args:
+    Attributes:
         path: The file.
+        stamp: Its stamp; None where nothing tells a change.
+        stamped: When that was asked for, nanoseconds of the wall clock.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.stamped = time.time_ns()
         self.stamp = stamp(path)
         # What nothing tells a change of is fetched once by each process.
         self._state = f"{path} {self.stamp or _PROCESS}"
@@ -133,7 +143,28 @@ class Held:
         """
         if not is_remote(self.path):
             return self.path
-        return local_copy(self._state, lambda file: fetch(self.path, file), self.path.suffix)
+        return local_copy(self._state, self._fetch, self.path.suffix)
+
+    def opened(self, opening: Callable[[Path], T]) -> T:
+        """What opening the file gives; it is fetched again where others took the room of the copy just before.
+
+        Args:
+            opening: Is given where the file can be opened now.
+
+        Raises:
+            DataError: If it can't be read.
+            StoreError: If there is no room for a copy.
+        """
+        for _ in range(AGAIN if is_remote(self.path) else 0):
+            with suppress(FileNotFoundError):
+                return opening(self.file())
+        return opening(self.file())
+
+    def _fetch(self, file: Path) -> None:
+        fetch(self.path, file)
+        forget_lists(self.path)
+        if self.stamp is not None and stamp(self.path) != self.stamp:
+            raise DataError(f"{self.path} changed while it was read; run the same command again")
 
 
 def fetch(path: Path, file: Path) -> None:

@@ -278,4 +278,12 @@ def folder_size(folder: Path) -> int:
     if is_remote(folder):
         with asking(folder):
             return int(folder.fs.du(folder.path))  # type: ignore[attr-defined]
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return sum(size_of(file) for file in folder.rglob("*") if file.is_file())
+
+
+def size_of(file: Path) -> int:
+    """Bytes of a file; 0 of one that has gone meanwhile."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0

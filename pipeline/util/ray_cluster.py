@@ -31,7 +31,7 @@ def check_on(on: str | None) -> None:
     """
     if on is None:
         return
-    if on != ON and not on.startswith(f"{ON}://"):
+    if on != ON and not re.fullmatch(rf"{ON}://[^/]+:\d+", on):
         raise ConfigError(f"--on is {on!r}; give {ON}, or the address of a cluster: {ON}://host:10001")
     try:
         import ray  # noqa: F401

@@ -51,7 +51,7 @@ class Entry(NamedTuple):
 
 def is_address(text: str) -> bool:
     """Whether a text is an address, not a path of this machine."""
-    return re.match(r"(?i)[a-z][a-z0-9+.-]+://", text) is not None
+    return re.match(r"(?i)([a-z][a-z0-9+.-]+::)*[a-z][a-z0-9+.-]+://", text) is not None
 
 
 def whole_address(text: str) -> str:
@@ -74,8 +74,11 @@ def place(text: str, *, cached: bool = True) -> Path:
         return Path(text).expanduser()
     protocol, _, rest = text.partition("://")
     text, protocol = f"{protocol.lower()}://{rest}", protocol.lower()
-    if protocol == "file":
+    if protocol in ("file", "local"):
         return Path(rest)
+    if "::" in protocol:
+        address = text.rpartition("::")[2]
+        raise DataError(f"{text} names a cache of fsspec; tlpipe keeps local copies itself, so give {address}")
     if re.match(r"[^/]*:[^/]*@", rest):
         raise DataError(
             f"{protocol}://... holds a password, which would be kept beside the features; give it to fsspec instead "
@@ -92,7 +95,9 @@ def place(text: str, *, cached: bool = True) -> Path:
         ) from error
     with reaching(text):
         options = _OPTIONS.get(protocol, {}) | ({} if cached else {"use_listings_cache": False})
-        return UPath(text if text.endswith("://") else text.rstrip("/"), **options)  # type: ignore[no-any-return]
+        found: Path = UPath(text if text.endswith("://") else text.rstrip("/"), **options)
+        found.fs.protocol  # type: ignore[attr-defined]  # noqa: B018, opens what the address begins with, such as a zip
+        return found
 
 
 def shared(text: str) -> Path:
@@ -239,6 +244,12 @@ def _info(folder: Path, name: str) -> dict[str, Any] | None:
         return folder.fs.info(path_in(folder, name))  # type: ignore[attr-defined, no-any-return]
     except Exception:  # reading it gives the error, with its cause
         return None
+
+
+def size_of(folder: Path, name: str) -> int | None:
+    """Bytes of a file at an address; None if nothing tells."""
+    info = _info(folder, name)
+    return None if info is None else info.get("size")
 
 
 def _stamp(info: Mapping[str, Any]) -> Stamp | None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -198,7 +198,7 @@ def in_place_of_openvino(
         try:
             _in_float32(network, endpoint, pooling, graph)
         except EngineError as error:
-            other = "onnxruntime" if isinstance(network("float32"), OnnxNetwork) else "tensorflow"
+            other = "onnxruntime" if _is_onnx(network) else "tensorflow"
             log.info("%s, as --engine auto does now", error)
         if memo:
             memo.remember_text(question, other)
@@ -261,7 +261,8 @@ def open_engine(
     """
     engine = _compiled(choice, network, endpoint, pooling, graph, batch_size)
     if not _is_reference(choice):
-        verdict.prove(engine, choice, lambda: reference(network, endpoint, pooling), graph)
+        onnx = partial(_is_onnx, network)
+        verdict.prove(engine, choice, lambda: reference(network, endpoint, pooling), graph, onnx)
     return engine
 
 
@@ -269,6 +270,10 @@ def judge(choice: EngineChoice, network: OpenedBy, endpoint: str, pooling: str, 
     """How near an engine comes to the reference in a graph; arguments and errors as in `open_engine`."""
     engine = _compiled(choice, network, endpoint, pooling, graph, None)
     return verdict.judged(engine, choice, lambda: reference(network, endpoint, pooling))
+
+
+def _is_onnx(network: OpenedBy) -> bool:
+    return isinstance(network("float32"), OnnxNetwork)
 
 
 def _is_reference(choice: EngineChoice) -> bool:

@@ -67,8 +67,16 @@ def judged(
         engine: The compiled graph.
         choice: Which engine it is.
         reference: Gives pictures, uint8 [n, height, width, 3], and their features in float32.
+
+    Raises:
+        EngineError: If those features are no finite numbers.
     """
     pictures, expected = reference()
+    if not np.isfinite(expected).all():
+        raise EngineError(
+            "The network gives features of ordinary pictures that are no finite numbers, whatever computes it; check "
+            "its weights, and of an ONNX file how its pixels are scaled (--mean, --std)"
+        )
     wide = expected.astype(np.float64)
     difference = float(np.linalg.norm(call(engine, pictures) - wide) / max(np.linalg.norm(wide), np.finfo(float).tiny))
     return Verdict(choice.engine, choice.precision, _device(choice), _versions(choice), difference)
@@ -79,11 +87,13 @@ def prove(
     choice: EngineChoice,
     reference: Callable[[], tuple[Pixels, NDArray[np.floating]]],
     folder: Path,
+    onnx: Callable[[], bool] = lambda: False,
 ) -> None:
     """Refuse an engine that computes a graph wrongly here; a verdict of this machine and these versions is kept.
 
     Arguments as in `judged`, and:
         folder: Where the graph is kept.
+        onnx: Tells whether the backbone is an ONNX file, which other engines run.
 
     Raises:
         EngineError: If the features are too far from those of Keras in float32.
@@ -99,7 +109,7 @@ def prove(
         raise EngineError(
             f"{choice.engine} in {choice.precision} computes this network wrongly on {found.device}: its features are "
             f"{found.difference:.2g} of their length away from the reference in float32, and at most "
-            f"{found.most:g} is right; nothing was computed. Take {_advice(choice)}"
+            f"{found.most:g} is right; nothing was computed. Take {_advice(choice, onnx=onnx())}"
         )
     with suppress(StoreError):  # of a cache that can only be read: asked again the next time
         publish_checked(folder / "verdicts", json.dumps(asdict(found)).encode(), ".json", f"{name}.")
@@ -131,10 +141,11 @@ def _versions(choice: EngineChoice) -> dict[str, str]:
     return {name: runtime.version(name) or "" for name in ("keras", choice.engine)}
 
 
-def _advice(choice: EngineChoice) -> str:
+def _advice(choice: EngineChoice, *, onnx: bool) -> str:
     """What to take in place of an engine."""
     if choice.precision != "float32":
         return "--precision float32, and report the versions that tlpipe doctor prints"
-    other = "tensorflow" if choice.engine == "openvino" else "openvino"
+    plain = "onnxruntime" if onnx else "tensorflow"
+    other = plain if choice.engine == "openvino" else "openvino"
     without = "KERAS_BACKEND=tensorflow with " if choice.engine == "jax" else ""
     return f"{without}--engine {other}, and report the versions that tlpipe doctor prints"
