@@ -18,12 +18,14 @@ from pathlib import Path
 
 import numpy as np
 from common import finish, small_set, tlpipe, verdict
+from PIL import Image
 
 from pipeline.store.shards import stores
 
 PROCESSES = 8
 N = 4_000
 SETS = 4  # of pictures, which overlap by half
+PICTURES = 500  # of each, as files
 SMALL = ("--backbone", "mobilenet025", "--weights", "random", "--image-size", "32")
 KILLED = 0.3  # share of the processes
 LONGEST = 20.0  # seconds until a kill
@@ -52,12 +54,18 @@ def main() -> None:
             rows = np.random.default_rng(number).permutation(N)[: N // 2]
             sets.append(folder / f"set{number}.npz")
             np.savez(sets[-1], images=whole["x_train"][rows], labels=whole["y_train"][rows])
+            for row in rows[:PICTURES].tolist():  # what predict is asked about
+                path = folder / f"pictures{number}" / f"{row}.png"
+                path.parent.mkdir(exist_ok=True)
+                Image.fromarray(whole["x_train"][row]).save(path)
         places = ("--cache", folder / "cache", "--reports", folder / "reports")
         for data in sets:
             tlpipe("extract", data, *SMALL, "--cache", folder / "expected")
         tlpipe("extract", sets[0], *SMALL, *places)
         run = tlpipe("train-head", "--head", "ridge", *places)["run"]
-        commands = [("extract", data, *SMALL) for data in sets] + [("predict", run, data) for data in sets]
+        commands = [("extract", data, *SMALL) for data in sets] + [
+            ("predict", run, folder / f"pictures{number}") for number in range(SETS)
+        ]
         running: dict[subprocess.Popen[bytes], float] = {}
         ended: Counter[str] = Counter()
         logs = folder / "log"
