@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -26,7 +27,7 @@ from conftest import draw_shades
 
 from pipeline import commands
 from pipeline.backbones import cuts, open_backbone, tensor_of
-from pipeline.backbones.hub import is_preset
+from pipeline.backbones.hub import _check_class, is_preset, presets
 from pipeline.backbones.parts import NETWORKS
 from pipeline.backbones.pretrained import HubPreset
 from pipeline.commands import TrainingOptions
@@ -484,6 +485,20 @@ class TestNames:
             with pytest.raises(UnknownBackboneError, match="List them: tlpipe backbones"):
                 open_backbone(name, "imagenet", 0, None)
 
+    def test_networks_that_are_known_come_to_be_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """KerasHub lists some of their presets under other classes, too."""
+        asked = []
+
+        def loader(preset: str) -> SimpleNamespace:
+            asked.append(preset)
+            return SimpleNamespace(check_backbone_class=lambda: models.VGGBackbone)
+
+        monkeypatch.setattr("keras_hub.src.utils.preset_utils.get_preset_loader", loader)
+        names = [row["name"].removeprefix("hub:") for row in presets()]
+        for name in names:
+            _check_class(name)
+        assert asked == names
+
     def test_text_models_are_refused_before_anything_is_fetched(self) -> None:
         with pytest.raises(ConfigError, match="is a BertBackbone, which takes no pictures"):
             open_backbone("hub:bert_tiny_en_uncased", "imagenet", 0, None)
@@ -701,6 +716,7 @@ class _Hub(SimpleHTTPRequestHandler):
 OPEN = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from pipeline.backbones import open_backbone
 from pipeline.errors import TlpipeError
 from pipeline.util.memo import Memo

@@ -122,8 +122,10 @@ def _check_class(preset: str) -> None:
     from keras_hub.src.utils.preset_utils import get_preset_loader, list_subclasses
 
     try:
-        listed = [one for one in list_subclasses(hub.models.Backbone) if preset in one.presets]  # needs no network
-        kind = listed[-1] if listed else get_preset_loader(preset).check_backbone_class()
+        # Of KerasHub's own presets its lists tell, without a network; some are in those of several classes.
+        listed = [one for one in list_subclasses(hub.models.Backbone) if preset in one.presets]
+        known = not listed or any(one.__name__ in NETWORKS for one in listed)
+        kind = get_preset_loader(preset).check_backbone_class() if known else listed[0]
     except (ValueError, KeyError, AttributeError) as error:
         if "://" in preset or not Path(preset).is_dir():
             raise
