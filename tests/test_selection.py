@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import sklearn
 from conftest import blobs, part_of
 
 from pipeline.config import HeadConfig
@@ -179,7 +180,7 @@ class TestFolds:
         part = blobs(300, 3, 0)
         for turn in folds(part, np.arange(300), 5, 0, seed=0):
             shares = np.bincount(turn.vals()[0].labels, minlength=3) / np.bincount(part.labels)
-            np.testing.assert_allclose(shares, 0.2, atol=0.06)  # as even as scikit-learn 1.7 makes them
+            np.testing.assert_allclose(shares, 0.2, atol=0.06 if sklearn.__version__.startswith("1.7.") else 0.04)
 
     def test_too_many(self) -> None:
         part = part_of(np.zeros((7, 2), np.float32), np.array([0, 0, 0, 0, 1, 1, 1]))

@@ -120,6 +120,12 @@ def _keys_of(pack: Pack, advance: Advance) -> NDArray[np.bytes_]:
     return keys
 
 
+def held_files(files: Sequence[Path]) -> list[Held]:
+    """Packs as they are found now; those at addresses are asked for at the same time."""
+    with ThreadPoolExecutor(remote.READERS) as pool:
+        return list(pool.map(Held, files))
+
+
 def names_of(files: Sequence[Path]) -> list[str]:
     """What packs are called where their pictures are named: by name, or by path where two have the same name."""
     names = [printable(file.name) for file in files]

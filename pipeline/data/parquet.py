@@ -16,17 +16,16 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import Columns
 from pipeline.data.dataset import Listing
 from pipeline.data.manifest import COMMON_NAMES, check_header, column_of, named_split, no_labels, questioned
-from pipeline.data.packed import AT_ONCE, PackedSource, lacking, names_of, split_of_file
+from pipeline.data.packed import AT_ONCE, PackedSource, held_files, lacking, names_of, split_of_file
 from pipeline.errors import DataError, ImageError
 from pipeline.util.fetching import Held
-from pipeline.util.remote import READERS
 from pipeline.util.text import counted
 from pipeline.util.texts import Texts
 
 if TYPE_CHECKING:
     import pyarrow
 
-GROUPS = 4  # row groups held at once: threads that read ahead may stand at the end of one and in the next
+GROUPS = AT_ONCE  # row groups held at once: of one file, threads may stand at the end of one and in the next
 PICTURES = ("image", "img", "picture", "jpg", "png")
 
 _reading: defaultdict[Path, Lock] = defaultdict(Lock)  # by file; not of a pack, which another process may be sent
@@ -135,8 +134,7 @@ def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
     """
     if columns.label_key is not None:
         raise DataError(f"{name} is of Parquet files, which have columns; --label-key is for tars")
-    with ThreadPoolExecutor(READERS) as pool:
-        held = list(pool.map(Held, files))
+    held = held_files(files)
     pictures = picture_column(held[0], columns)
     if pictures is None:
         raise DataError(
@@ -158,14 +156,10 @@ def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
         if packs and set(found) != set(table):
             differing = sorted(set(found) ^ set(table))
             raise DataError(f"{file} and {files[0]} differ in the column {differing[0]!r}; give files of one kind")
-        split = column_of(file, found, "split", columns.split_column)
         for column, texts in found.items():
             table.setdefault(column, []).extend(texts)
         packs.append(ParquetPack(one, pictures))
-        if split is None:
-            splits += [split_of_file(file)] * len(packs[-1])
-        else:
-            splits += [named_split(file, row, text) for row, text in enumerate(found[split])]
+        splits += _splits_of(file, found, len(packs[-1]), columns)
         locations += [f"{called}[{row}]" for row in range(len(packs[-1]))]
     if not splits:
         raise DataError(f"{name} has no rows")
@@ -185,6 +179,14 @@ def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
         groups=groups if any(groups) else None,
         others={column: texts for column, texts in table.items() if column not in (label, split, group)},
     )
+
+
+def _splits_of(file: Path, table: dict[str, list[str]], n: int, columns: Columns) -> list[str]:
+    """Split of each of a file's rows, from its column, or else from the file's name."""
+    split = column_of(file, table, "split", columns.split_column)
+    if split is None:
+        return [split_of_file(file)] * n
+    return [named_split(file, row, text) for row, text in enumerate(table[split])]
 
 
 def _texts(held: Held) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.config import Columns
 from pipeline.data.dataset import Listing, printable, shortened
 from pipeline.data.manifest import questioned
-from pipeline.data.packed import AT_ONCE, PackedSource, lacking, names_of, split_of_file
+from pipeline.data.packed import AT_ONCE, PackedSource, held_files, lacking, names_of, split_of_file
 from pipeline.errors import DataError, ImageError
 from pipeline.util.fetching import Held
 from pipeline.util.memo import Memo
@@ -116,32 +116,22 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
     without: list[str] = []
     further: list[str] = []
 
-    def read(file: Path) -> tuple[Held, Contents, list[str]]:
-        held = Held(file)
-        contents = _contents(held, memo)
-        return held, contents, [_label(held, sample, columns.label_key) for sample in contents.samples]
+    def read(one: Held) -> tuple[Contents, list[str]]:
+        contents = _contents(one, memo)
+        return contents, [_label(one, sample, columns.label_key) for sample in contents.samples]
 
+    held = held_files(files)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        tars = list(pool.map(read, files))
-    for file, called, (held, contents, of_samples) in zip(files, names_of(files), tars, strict=True):
+        tars = list(pool.map(read, held))
+    for file, called, one, (contents, of_samples) in zip(files, names_of(files), held, tars, strict=True):
         found = contents.samples
-        packs.append(TarPack(held, found))
+        packs.append(TarPack(one, found))
         labels += of_samples
         splits += [split_of_file(file)] * len(found)
         locations += [f"{called}/{printable(sample.name)}" for sample in found]
-        without += [f"{called}/{printable(one)}" for one in contents.without]
-        further += [f"{called}/{printable(one)}" for one in contents.further]
-        if contents.twice:
-            names = counted(len(contents.twice), "member")
-            notes.append(
-                f"{file} has {names} with a name that came before: {shortened(contents.twice)}; the last one counts"
-            )
-        if contents.torn:
-            before = counted(len(found), "picture")
-            notes.append(f"{file} is cut off; {before} before that can be read")
-        if contents.behind:
-            more = counted(contents.behind, "byte")
-            notes.append(f"{file} continues after its end, as joined tars do; what follows ({more}) is not read")
+        without += [f"{called}/{printable(sample)}" for sample in contents.without]
+        further += [f"{called}/{printable(picture)}" for picture in contents.further]
+        notes += _notes(file, contents)
     if not labels:
         torn = f" ({'; '.join(notes)})" if notes else ""
         raise DataError(
@@ -163,6 +153,23 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
         )
     notes += questioned(files[0], "label", [text for text in labels if text])
     return Listing(name, labels, splits, Texts(locations), PackedSource(packs), notes)
+
+
+def _notes(file: Path, contents: Contents) -> list[str]:
+    """What a user should know of a tar."""
+    notes = []
+    if contents.twice:
+        names = counted(len(contents.twice), "member")
+        notes.append(
+            f"{file} has {names} with a name that came before: {shortened(contents.twice)}; the last one counts"
+        )
+    if contents.torn:
+        before = counted(len(contents.samples), "picture")
+        notes.append(f"{file} is cut off; {before} before that can be read")
+    if contents.behind:
+        more = counted(contents.behind, "byte")
+        notes.append(f"{file} continues after its end, as joined tars do; what follows ({more}) is not read")
+    return notes
 
 
 def _contents(held: Held, memo: Memo | None) -> Contents:
