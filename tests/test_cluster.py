@@ -162,7 +162,7 @@ def test_no_room_is_told(
     source, rows = rows_of(images)
     report = cluster.compute("ray", opener(store, config), source, rows, cpus=2)
     assert report.n_computed == N
-    assert "room for an actor yet, which takes 2 processors; free in all are 1 processors" in caplog.text
+    assert "room for an actor yet, which takes 2 processors; free in all are 1 processor and 0 GPUs" in caplog.text
 
 
 def test_a_block_that_always_kills_is_an_error(store: FeatureStore, config: ImageConfig, images: np.ndarray) -> None:

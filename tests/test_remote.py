@@ -242,6 +242,41 @@ class TestPacks:
         shutil.rmtree(local_copies.folder())
         assert source.read(0) == (colours / "red" / "01.jpg").read_bytes()
 
+    def test_of_a_tar_that_finds_no_room_only_parts_are_fetched(
+        self, bucket: Any, colours: Path, tmp_path: Path, server: ObjectStore
+    ) -> None:
+        files = sorted(colours.rglob("[0-9]*.jpg"))
+        with tarfile.open(tmp_path / "s.tar", "w") as tar:
+            for path in files:
+                tar.add(path, path.name)
+        bucket.put_file(str(tmp_path / "s.tar"), "pictures/s.tar")
+        _, source = list_images(["s3://pictures/s.tar"])
+        shutil.rmtree(local_copies.folder())
+        server.calm()
+        keys = [digest_of(path.read_bytes()).encode() for path in files]
+        assert sorted(source.keys(None, rehash=False).column.tolist()) == sorted(keys)
+        assert len(server.read()) == 1, "whoever reads all of it fetches the whole of it"
+        shutil.rmtree(local_copies.folder())
+        server.calm()
+        found = [digest_of(source.read(row)).encode() for row in range(len(source))]
+        assert sorted(found) == sorted(keys)
+        assert len(server.read()) == len(files)
+        assert not list(local_copies.folder().rglob("*.tar"))
+
+    def test_roots_that_can_not_be_reached_leave_the_other_rows(
+        self, put: str, colours: Path, tmp_path: Path, cache: Path, fake_engine: FakeEngine
+    ) -> None:
+        files = sorted(colours.rglob("[0-9]*.jpg"))
+        lines = [f"{put}/{path.parent.name}/{path.name},{path.parent.name}" for path in files]
+        lines += [f"zip://b.jpg::{tmp_path}/none.zip,blue", "s3://none/c.jpg,red"]
+        (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+        result = commands.extract(ExtractConfig(data=str(tmp_path / "list.csv")), cache)
+        assert result.n_computed == N
+        assert [line.partition(" can't be read")[0] for line in result.unreadable.values()] == [
+            f"zip://::{tmp_path}/none.zip",
+            "s3://none/c.jpg",
+        ]
+
     def test_zip_and_web_servers(self, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TLPIPE_LOCAL_CACHE", str(tmp_path / "local copies"))
         expected = opened(colours)

@@ -228,14 +228,18 @@ def _inside(manifest: Path, name: str) -> str:
 
 
 def _read_columns(path: Path) -> dict[str, list[str]]:
-    held = Held(path).file()
+    held = Held(path)
     if path.suffix.lower() == ".parquet":
-        return _read_parquet(held, path)
-    try:
-        with held.open(newline="", encoding="utf-8-sig") as file:
+        return _read_parquet(held)
+
+    def read(here: Path) -> tuple[str, list[list[str]]]:
+        with here.open(newline="", encoding="utf-8-sig") as file:
             delimiter = _delimiter(path, file.readline())
             file.seek(0)
-            rows = list(csv.reader(file, delimiter=delimiter, strict=True))
+            return delimiter, list(csv.reader(file, delimiter=delimiter, strict=True))
+
+    try:
+        delimiter, rows = held.opened(read)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no text in UTF-8 ({error.reason}); save it as UTF-8") from error
     except (OSError, csv.Error) as error:
@@ -267,12 +271,13 @@ def _delimiter(path: Path, header: str) -> str:
     return max((usual, ",", ";", "\t"), key=header.count)
 
 
-def _read_parquet(held: Path, path: Path) -> dict[str, list[str]]:
+def _read_parquet(held: Held) -> dict[str, list[str]]:
     import pyarrow
     from pyarrow import parquet
 
+    path = held.path
     try:
-        table = parquet.read_table(held)
+        table = held.opened(parquet.read_table)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path} can't be read as Parquet: {error}") from error
     table = table.drop_columns([one.name for one in table.schema if "binary" in str(one.type)])  # bytes are no text

@@ -113,6 +113,8 @@ def _remembered(memo: Memo, packs: Sequence[Pack], stamps: dict[Path, Stamp]) ->
 def _keys_of(pack: Pack, advance: Advance) -> NDArray[np.bytes_]:
     """Image keys of a whole pack, empty of what can't be read."""
     keys = np.zeros(len(pack), KEY_DTYPE)
+    with suppress(DataError):  # reading a picture gives the cause
+        pack.held.file()  # the whole of it, as all of it is read
     for place in range(len(pack)):
         with suppress(ImageError):  # asked again when all keys are there, for its cause
             keys[place] = file_key(pack.read(place))

@@ -298,10 +298,44 @@ def source_of(files: Sequence[str]) -> ImageSource:
     return sources[0] if len(sources) == 1 else MixedSource(sources, places)
 
 
-def _remote_source(names: Sequence[str], root: str) -> RemoteSource:
-    folder = remote.place(root)
+def _remote_source(names: Sequence[str], root: str) -> ImageSource:
+    remote.check_address(root)
+    try:
+        folder = remote.place(root)
+    except DataError as error:
+        return UnreachableSource(len(names), str(error))
     remote.forget_lists(folder)
     return RemoteSource(names, folder)
+
+
+class UnreachableSource:
+    """Images at an address that can't be reached, none of which can be read now.
+
+    Args:
+        n: Number of images.
+        cause: Why not.
+    """
+
+    workers = 1
+
+    def __init__(self, n: int, cause: str) -> None:
+        self._n, self._cause = n, cause
+
+    def __len__(self) -> int:
+        return self._n
+
+    def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
+        """An error for every image."""
+        error = ImageError(self._cause, lasting=False)
+        return ImageKeys(np.zeros(self._n, KEY_DTYPE), dict.fromkeys(range(self._n), error))
+
+    def read(self, index: int) -> bytes:
+        """Raise why it can't be read."""
+        raise ImageError(self._cause, lasting=False)
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> UnreachableSource:
+        """Only these images."""
+        return UnreachableSource(len(indices), self._cause)
 
 
 class MixedSource:

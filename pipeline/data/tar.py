@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -82,18 +81,11 @@ class TarPack:
     def read(self, place: int) -> bytes:
         """A picture's bytes."""
         try:
-            return self.held.opened(partial(_part, place=self._places[place].tolist()))
+            return self.held.part(*self._places[place].tolist())
         except OSError as error:
             raise ImageError(f"{self.path.name}: {error.strerror or error}", lasting=False) from error
         except DataError as error:
             raise ImageError(str(error), lasting=False) from error
-
-
-def _part(path: Path, place: tuple[int, int]) -> bytes:
-    offset, length = place
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(length)
 
 
 def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | None) -> Listing:
@@ -212,7 +204,7 @@ def _looked_through(path: Path, named: Path) -> Contents:
         ) from error
     mark = bytes(2 * tarfile.BLOCKSIZE)  # zeros, by which a tar ends
     record = -(-(end + len(mark)) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
-    found = Contents(twice=twice, torn=_part(path, (end, len(mark))) != mark, behind=max(0, size - record))
+    found = Contents(twice=twice, torn=_at(path, end, len(mark)) != mark, behind=max(0, size - record))
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     for name in [*places, *links]:
         folder, slash, base = name.rpartition("/")
@@ -233,6 +225,12 @@ def _looked_through(path: Path, named: Path) -> Contents:
     return found
 
 
+def _at(path: Path, start: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(length)
+
+
 def _label(held: Held, sample: Sample, key: str | None) -> str:
     """The label of a sample, from the first that has one of .cls, .txt and .json; "" if there is none.
 
@@ -242,8 +240,7 @@ def _label(held: Held, sample: Sample, key: str | None) -> str:
     for suffix in ("json",) if key else LABELS:
         if suffix in sample.texts:
             try:
-                data = held.opened(partial(_part, place=sample.texts[suffix]))
-                label = _text_of(data, suffix, key)
+                label = _text_of(held.part(*sample.texts[suffix]), suffix, key)
             except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 if key is not None:
                     raise DataError(

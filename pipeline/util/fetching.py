@@ -14,8 +14,8 @@ from typing import TypeVar
 from pipeline.errors import DataError
 from pipeline.util.addresses import is_remote
 from pipeline.util.files import digest_of
-from pipeline.util.local_copies import keep, kept, local_copy
-from pipeline.util.remote import READERS, forget_lists, path_in, reaching, size_of, stamp
+from pipeline.util.local_copies import copy_here, keep, kept, local_copy
+from pipeline.util.remote import READERS, forget_lists, joined, path_in, reaching, size_of, stamp
 
 MANY = 1024  # files that are asked for as one list, if they are small
 MANY_BYTES = 64 * 2**20
@@ -40,7 +40,7 @@ def read(folder: Path, name: str, key: str = "") -> bytes:
     if key and (data := kept(key)) is not None:
         return data
     answer: bytes | Exception
-    with reaching(f"{folder}/{name}"):
+    with reaching(joined(folder, name)):
         try:  # without a start its size would be asked for
             answer = folder.fs.cat_file(path_in(folder, name), start=0)  # type: ignore[attr-defined]
         except OSError as error:
@@ -110,7 +110,7 @@ def _arrived(folder: Path, name: str, answer: bytes | Exception) -> bytes:
     # Of nothing there is no range; S3 has the same number for much else.
     if isinstance(answer, OSError) and answer.errno == errno.EINVAL and size_of(folder, name) == 0:
         answer = b""
-    with reaching(f"{folder}/{name}"):
+    with reaching(joined(folder, name)):
         if isinstance(answer, Exception):
             raise answer
     data = bytes(answer)
@@ -133,6 +133,7 @@ class Held:
         self.stamp = stamp(path)
         # What nothing tells a change of is fetched once by each process.
         self._state = f"{path} {self.stamp or _PROCESS}"
+        self._was_here = False
 
     def file(self) -> Path:
         """Where the file can be opened now; fetched again, if others took its room.
@@ -143,7 +144,9 @@ class Held:
         """
         if not is_remote(self.path):
             return self.path
-        return local_copy(self._state, self._fetch, self.path.suffix)
+        found = local_copy(self._state, self._fetch, self.path.suffix)
+        self._was_here = True
+        return found
 
     def opened(self, opening: Callable[[Path], T]) -> T:
         """What opening the file gives; it is fetched again where others took the room of the copy just before.
@@ -159,6 +162,31 @@ class Held:
             with suppress(FileNotFoundError):
                 return opening(self.file())
         return opening(self.file())
+
+    def part(self, start: int, length: int) -> bytes:
+        """Some bytes of the file; of one whose copy was pushed out these alone are fetched, as there is little room.
+
+        Args:
+            start: Where they begin.
+            length: How many.
+
+        Raises:
+            DataError: If it can't be read.
+            StoreError: If there is no room for a copy.
+        """
+
+        def read_there(file: Path) -> bytes:
+            with file.open("rb") as opened:
+                opened.seek(start)
+                return opened.read(length)
+
+        if not self._was_here:
+            return self.opened(read_there)
+        if copy := copy_here(self._state, self.path.suffix):
+            with suppress(FileNotFoundError):
+                return read_there(copy)
+        with reaching(self.path):
+            return bytes(self.path.fs.cat_file(self.path.path, start=start, end=start + length))  # type: ignore[attr-defined]
 
     def _fetch(self, file: Path) -> None:
         fetch(self.path, file)

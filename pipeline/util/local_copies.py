@@ -79,6 +79,12 @@ def local_copy(name: str, fetch: Callable[[Path], object], suffix: str = "") -> 
     return path
 
 
+def copy_here(name: str, suffix: str = "") -> Path | None:
+    """The local copy of a file, as `local_copy` names it; None if there is none now."""
+    path = _path(digest_of(name.encode()), suffix)
+    return path if _used(path) else None
+
+
 def kept(key: str) -> bytes | None:
     """Bytes that were kept under their digest; None if they aren't there, or changed."""
     path = _path(key)

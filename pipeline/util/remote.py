@@ -7,6 +7,7 @@ those of that file system, set by its own variables and files.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,9 @@ TAGS = ("ETag", "etag", "blob_id", "md5Hash", "CRC")
 """What tells a file's content from another: what S3, Google, the Hugging Face Hub and zip files call it."""
 TIMES = ("LastModified", "Last-Modified", "mtime", "updated", "modified", "created")
 FEW = 8  # files of a folder that are asked for one by one, sooner than the folder's whole list
+
+LOUD = {"gs": ("gcsfs",), "gcs": ("gcsfs",)}
+"""Loggers that print a traceback before the error that the caller gets, by protocol."""
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"max_pool_connections": READERS}},
@@ -72,10 +76,28 @@ def place(text: str, *, cached: bool = True) -> Path:
     """
     if not is_address(text):
         return Path(text).expanduser()
+    check_address(text)
     protocol, _, rest = text.partition("://")
-    text, protocol = f"{protocol.lower()}://{rest}", protocol.lower()
+    protocol = protocol.lower()
     if protocol in ("file", "local"):
         return Path(rest)
+    from upath import UPath
+
+    with reaching(text):
+        options = _OPTIONS.get(protocol, {}) | ({} if cached else {"use_listings_cache": False})
+        found: Path = UPath(f"{protocol}://{rest.rstrip('/')}", **options)
+        found.fs.protocol  # type: ignore[attr-defined]  # noqa: B018, opens what the address begins with, such as a zip
+        return found
+
+
+def check_address(text: str) -> None:
+    """Refuse an address of a kind that can't be opened here, before anybody looks whether something lies there.
+
+    Raises:
+        DataError: If it is of such a kind, or holds a password.
+    """
+    protocol, _, rest = text.partition("://")
+    protocol = protocol.lower()
     if "::" in protocol:
         address = text.rpartition("::")[2]
         raise DataError(f"{text} names a cache of fsspec; tlpipe keeps local copies itself, so give {address}")
@@ -86,18 +108,15 @@ def place(text: str, *, cached: bool = True) -> Path:
         )
     try:
         import fsspec
-        from upath import UPath
+        import upath  # noqa: F401
 
         fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:
         raise DataError(
             f"{text} can't be opened: {error}; for s3, gs, hf and https: pip install 'tlpipe[remote]'"
         ) from error
-    with reaching(text):
-        options = _OPTIONS.get(protocol, {}) | ({} if cached else {"use_listings_cache": False})
-        found: Path = UPath(text if text.endswith("://") else text.rstrip("/"), **options)
-        found.fs.protocol  # type: ignore[attr-defined]  # noqa: B018, opens what the address begins with, such as a zip
-        return found
+    for logger in LOUD.get(protocol, ()):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
 
 
 def shared(text: str) -> Path:
@@ -137,6 +156,13 @@ def divided(address: str) -> tuple[str, str]:
         return f"{protocol}://::{rest}", path
     host, _, name = path.partition("/")
     return f"{protocol}://{host}", name
+
+
+def joined(root: Path, name: str) -> str:
+    """The address that `divided` took apart."""
+    head, chained, rest = str(root).partition("::")
+    slash = "" if head.endswith("/") else "/"
+    return f"{head}{slash}{name}{chained}{rest}"
 
 
 def reaching(address: object) -> AbstractContextManager[None]:
