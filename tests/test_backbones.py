@@ -14,7 +14,6 @@ from pipeline.backbones import BACKBONES, Backbone, cuts, get_backbone, open_bac
 from pipeline.backbones.build import build_network, load_network, load_tuned
 from pipeline.backbones.graph import nodes
 from pipeline.backbones.network import Network
-from pipeline.config import FeatureSpec
 from pipeline.errors import ConfigError, EndpointError, UnknownBackboneError, WeightsError
 from pipeline.util import runtime
 from pipeline.util.memo import Memo
@@ -425,19 +424,23 @@ def test_keras_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     assert runtime.keras_home() == tmp_path
 
 
-def test_the_last_rate_here_is_listed(tmp_path: Path, spec: FeatureSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.commands.backbones import LEAST_TIMED, backbones, remember_rate
+def test_the_last_rate_here_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.commands.backbones import LEAST_TIMED, Rate, backbones, remember_rate
     from pipeline.util import machine
 
     def rates() -> dict[str, Any]:
         return {row["name"]: row["rate"] for row in backbones(tmp_path) if row["rate"]}
 
-    remember_rate(tmp_path, spec, "openvino", "float32", LEAST_TIMED - 1, 1.0)
+    def remember(images_per_second: float, n: int) -> None:
+        rate = Rate(images_per_second, (224, 160), "openvino", "float32", machine.processor())
+        remember_rate(tmp_path, "densenet121", rate, n)
+
+    remember(1.0, LEAST_TIMED - 1)
     assert rates() == {}, "a few images tell no rate"
     for rate in (40.0, 44.5):
-        remember_rate(tmp_path, spec, "openvino", "float32", LEAST_TIMED, rate)
+        remember(rate, LEAST_TIMED)
     (found,) = rates().values()
-    assert list(rates()) == [spec.backbone]
-    assert (found["images_per_second"], found["engine"], found["image_size"]) == (44.5, "openvino", spec.image_size)
+    assert list(rates()) == ["densenet121"]
+    assert (found["images_per_second"], found["engine"], found["image_size"]) == (44.5, "openvino", (224, 160))
     monkeypatch.setattr(machine, "processor", lambda: "another one")
     assert rates() == {}, "of another machine that shares the cache"

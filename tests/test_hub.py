@@ -31,13 +31,13 @@ from pipeline.backbones.hub import _check_class, is_preset, presets
 from pipeline.backbones.parts import NETWORKS
 from pipeline.backbones.pretrained import HubPreset
 from pipeline.commands import TrainingOptions
-from pipeline.commands.backbones import hub_presets
+from pipeline.commands.backbones import LEAST_TIMED, Rate, hub_presets, remember_rate
 from pipeline.config import ExtractConfig, FinetuneConfig, FinetuneOptions, HeadConfig
 from pipeline.errors import ConfigError, EndpointError, EngineError, UnknownBackboneError, WeightsError
 from pipeline.extraction.engines import EngineChoice, choose, in_place_of_openvino, judge
 from pipeline.extraction.plan import open_plan
 from pipeline.finetuning import assemble
-from pipeline.util import runtime
+from pipeline.util import machine, runtime
 from pipeline.util.memo import Memo
 
 pytest.importorskip("keras_hub")
@@ -514,8 +514,14 @@ def test_presets_are_asked_of_keras_hub(tmp_path: Path, monkeypatch: pytest.Monk
     assert names["hub:vit_base_patch16_224_imagenet"]["endpoints"] == "block"
     assert names["hub:resnet_50_imagenet"]["parameters"] > 2e7
     assert {row["network"] for row in rows} == set(NETWORKS)
+    assert not any(row["rate"] for row in rows)
     monkeypatch.setattr(runtime, "keras_hub", None)
     assert hub_presets(tmp_path) == rows, "remembered"
+    name = "hub:resnet_50_imagenet"
+    remember_rate(tmp_path, name, Rate(12.5, (224, 224), "openvino", "float32", machine.processor()), LEAST_TIMED)
+    assert {row["name"]: row["rate"]["images_per_second"] for row in hub_presets(tmp_path) if row["rate"]} == {
+        name: 12.5
+    }
     monkeypatch.setattr(runtime, "installed", lambda _: False)
     assert hub_presets(tmp_path) == []
 

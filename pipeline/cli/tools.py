@@ -41,15 +41,17 @@ def backbones(folders: Folders) -> Answer:
         [
             row["name"],
             f"{row['parameters']:,}",
+            _rate_text(row["rate"]),
             f"{row['endpoints']}0, {row['endpoints']}1, ...",
             ", ".join(row["engines"]),
         ]
         for row in presets
     ]
+    of_hub = ["preset of KerasHub", "parameters", "images/s here", "blocks", "engines"]
     lines = [
         text,
         "",
-        *([render.aligned(["preset of KerasHub", "parameters", "blocks", "engines"], hub)] if hub else [NO_HUB]),
+        *([render.aligned(of_hub, hub)] if hub else [NO_HUB]),
         "",
         "--backbone also takes hub:hf://ORG/NAME, hub:kaggle://... and hub:FOLDER, where save_to_preset wrote FOLDER,",
         "a .keras file of your own, and an ONNX file (pip install 'tlpipe[onnx]').",

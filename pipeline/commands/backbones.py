@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.backbones import BACKBONES, find_imagenet, presets
-from pipeline.config import FeatureSpec
 from pipeline.util import machine
 from pipeline.util.memo import Memo
 from pipeline.util.sealed import decoded
@@ -36,13 +35,10 @@ class Rate:
     processor: str
 
 
-def remember_rate(
-    cache: Path, spec: FeatureSpec, engine: str, precision: str, n: int, images_per_second: float
-) -> None:
-    """Remember how fast a pass ran, if it was long enough to tell."""
+def remember_rate(cache: Path, backbone: str, rate: Rate, n: int) -> None:
+    """Remember how fast a pass over n images with a backbone, as the user named it, ran; if n is enough to tell."""
     if n >= LEAST_TIMED:
-        rate = Rate(images_per_second, spec.image_size, engine, precision, machine.processor())
-        Memo(cache).remember_text(_question(spec.backbone), json.dumps(asdict(rate)))
+        Memo(cache).remember_text(_question(backbone), json.dumps(asdict(rate)))
 
 
 def rate_here(memo: Memo, backbone: str) -> Rate | None:
@@ -53,13 +49,22 @@ def rate_here(memo: Memo, backbone: str) -> Rate | None:
     return None
 
 
+def _known_rate(memo: Memo, backbone: str) -> dict[str, Any] | None:
+    rate = rate_here(memo, backbone)
+    return None if rate is None else asdict(rate)
+
+
 def _question(backbone: str) -> str:
     return f"rate of {backbone} on {machine.cpu_count()} of {machine.processor()}"
 
 
 def hub_presets(cache: Path) -> list[dict[str, Any]]:
-    """A row for each preset of KerasHub, which is asked once, and then remembered in the cache; none without it."""
-    return presets(Memo(cache))
+    """A row for each preset of KerasHub, with how fast it ran here, if it did; none without KerasHub.
+
+    KerasHub is asked once, and its answer remembered in the cache.
+    """
+    memo = Memo(cache)
+    return [row | {"rate": _known_rate(memo, row["name"])} for row in presets(memo)]
 
 
 def backbones(cache: Path) -> list[dict[str, Any]]:
@@ -76,7 +81,7 @@ def backbones(cache: Path) -> list[dict[str, Any]]:
             "width": row.width,
             "blocks": [block.name for block in row.blocks],
             "weights": str(path) if (path := find_imagenet(row)) else None,
-            "rate": asdict(rate) if (rate := rate_here(memo, row.name)) else None,
+            "rate": _known_rate(memo, row.name),
         }
         for row in BACKBONES.values()
     ]

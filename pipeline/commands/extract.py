@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backbones import whole_name
-from pipeline.commands.backbones import remember_rate
+from pipeline.commands.backbones import Rate, remember_rate
 from pipeline.config import ExtractConfig, ExtractOptions
 from pipeline.data import Dataset, Opened, open_dataset, shortened, split_again
 from pipeline.data.dataset import among
@@ -37,7 +37,7 @@ from pipeline.store.records import (
     splits_of,
     table_id,
 )
-from pipeline.util import log
+from pipeline.util import log, machine
 from pipeline.util.memo import Memo
 from pipeline.util.options import parse_part
 from pipeline.util.ray_cluster import check_on, connected
@@ -155,8 +155,9 @@ def extract(
         record = _end_record(cache, begun, record)
     report = done.report
     if elsewhere is None and made_by == "extract" and config.endpoint is None:  # else it is another network
-        timed = (plan.choice.engine, plan.choice.precision, report.n_computed, report.images_per_second)
-        remember_rate(cache, plan.spec, *timed)
+        choice, size = plan.choice, plan.spec.image_size
+        rate = Rate(report.images_per_second, size, choice.engine, choice.precision, machine.processor())
+        remember_rate(cache, config.backbone, rate, report.n_computed)
     seconds = {"start": done.started - start, "read": report.read, "compute": report.compute, "write": report.write}
     return ExtractResult(
         record=record,

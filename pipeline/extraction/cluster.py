@@ -330,8 +330,8 @@ class _Pool:
     def _tell_what_is_free(self) -> None:
         free = self._ray.available_resources()
         log.warning(
-            "No node of the cluster has had room for an actor yet, which takes %s; free in all are %s and %s. What runs "
-            "there beside this must end, or the cluster grow (ray status); waiting",
+            "No node of the cluster has had room for an actor yet, which takes %s; free in all are %s and %s. What "
+            "runs there beside this must end, or the cluster grow (ray status); waiting",
             self._takes,
             counted(int(free.get("CPU", 0)), "processor"),
             counted(int(free.get("GPU", 0)), "GPU"),
