@@ -174,6 +174,14 @@ class TestParquet:
             found = opened(path)
             assert [found.source.read(row) for row in range(3)] == table["image"]
 
+    @pytest.mark.parametrize("kind", [pyarrow.null(), pyarrow.binary()])
+    def test_structs_that_hold_paths_alone(self, kind: pyarrow.DataType, tmp_path: Path) -> None:
+        struct = pyarrow.struct({"bytes": kind, "path": pyarrow.string()})
+        images = pyarrow.array([{"bytes": None, "path": "a.jpg"}] * 2, struct)
+        parquet.write_table(pyarrow.table({"image": images, "label": [0, 1]}), tmp_path / "some.parquet")
+        with pytest.raises(DataError, match=r"row 0 of some.parquet holds no picture, or only its path"):
+            opened(tmp_path / "some.parquet")
+
     def test_plain_bytes_text_labels_and_rows_without_a_picture(self, colours: Path, tmp_path: Path) -> None:
         files = files_of(colours)[:6]
         pictures = [path.read_bytes() for path in files]

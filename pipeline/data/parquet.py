@@ -117,6 +117,8 @@ def _holds_pictures(kind: pyarrow.DataType) -> bool:
 
     if types.is_struct(kind) and (place := kind.get_field_index("bytes")) >= 0:
         kind = kind.field(place).type
+        if types.is_null(kind):  # paths alone, which reading says
+            return True
     kinds = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
     return any(one(kind) for one in kinds)
 
