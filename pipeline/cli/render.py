@@ -24,7 +24,7 @@ FIGURES = re.compile(r"[-+\d.,% ()]*(to [-+\d.,% ()]*)?|[\d.,]+ [kMGT]?B")
 
 
 def aligned(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Rows as text in aligned columns, figures to the right."""
+    """Rows as text in aligned columns, figures to the right; of the first one, which names the rows, no name is cut."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -33,7 +33,7 @@ def aligned(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     grid = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, column in enumerate(columns):
         figures = bool(rows) and all(FIGURES.fullmatch(str(row[number])) for row in rows)
-        grid.add_column(column, justify="right" if figures else "left", overflow="fold")
+        grid.add_column(column, justify="right" if figures else "left", overflow="fold", no_wrap=number == 0)
     for row in rows:
         grid.add_row(*(Text(str(cell)) for cell in row))
     out = io.StringIO()
