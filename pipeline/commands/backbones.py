@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.backbones import BACKBONES, find_imagenet, presets
+from pipeline.extraction.pass_ import PassReport
+from pipeline.extraction.plan import Plan
 from pipeline.util import machine
 from pipeline.util.memo import Memo
 from pipeline.util.sealed import decoded
@@ -33,6 +35,12 @@ class Rate:
     engine: str
     precision: str
     processor: str
+
+    @classmethod
+    def of(cls, plan: Plan, report: PassReport) -> Rate:
+        """The rate of a pass on this machine."""
+        choice, size = plan.choice, plan.spec.image_size
+        return cls(report.images_per_second, size, choice.engine, choice.precision, machine.processor())
 
 
 def remember_rate(cache: Path, backbone: str, rate: Rate, n: int) -> None:

@@ -15,7 +15,7 @@ from pipeline.data import SPLITS, Dataset, Opened, open_labelled, printable, sho
 from pipeline.errors import DataError, StoreError
 from pipeline.evaluation.compare import paired_difference
 from pipeline.evaluation.metrics import evaluate as metrics_of
-from pipeline.extraction.plan import warn_unreadable
+from pipeline.extraction.unreadable import warn_unreadable
 from pipeline.runs.classifier import Classifier, open_classifier
 from pipeline.runs.describe import made_now
 from pipeline.runs.folder import check_reports, save_run

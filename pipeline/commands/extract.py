@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.backbones import whole_name
 from pipeline.commands.backbones import Rate, remember_rate
@@ -19,11 +18,12 @@ from pipeline.config import ExtractConfig, ExtractOptions
 from pipeline.data import Dataset, Opened, open_dataset, shortened, split_again
 from pipeline.data.dataset import among
 from pipeline.data.source import ImageSource
-from pipeline.errors import ConfigError, DataError, QuarantineError
+from pipeline.errors import ConfigError
 from pipeline.extraction import cluster
 from pipeline.extraction.engines import EngineChoice
 from pipeline.extraction.pass_ import PassReport, Row
-from pipeline.extraction.plan import Done, Plan, backbone_for, complete, plan_for, warn_unreadable
+from pipeline.extraction.plan import Done, Plan, backbone_for, complete, plan_for
+from pipeline.extraction.unreadable import check_readable, unreadable_of
 from pipeline.store.records import (
     TableRecord,
     newest_pooled,
@@ -37,7 +37,7 @@ from pipeline.store.records import (
     splits_of,
     table_id,
 )
-from pipeline.util import log, machine
+from pipeline.util import log
 from pipeline.util.memo import Memo
 from pipeline.util.options import parse_part
 from pipeline.util.ray_cluster import check_on, connected
@@ -119,17 +119,7 @@ def extract(
         connected(options.on)
     pretrained = backbone_for(config, cache)
     alike = _split_alike(config, of_data)
-    opened = open_dataset(
-        place_of(config.data) if options.on else config.data,  # machines of a cluster stand elsewhere
-        config.splits,
-        columns=config.columns,
-        known=lambda: splits_of(cache, alike) if alike else None,
-        memo=Memo(cache),
-        rehash=options.rehash,
-    )
-    log.info("%s", _told(opened.dataset))
-    for note in opened.notes:
-        log.warning("%s", note)
+    opened = _opened(config, options, alike, cache)
     plan = plan_for(config, cache, pretrained)
     dataset = opened.dataset
     # Known from now on: what a stopped pass leaves behind belongs to something. The record comes first, as `cache gc`
@@ -144,8 +134,8 @@ def extract(
     done = complete(
         plan, dataset.keys, dataset.locations, opened.source, options.batch_size, options.workers, elsewhere
     )
-    unreadable = _unreadable(opened, done.refused)
-    _check_readable(opened, done.refused, unreadable, options)
+    unreadable = unreadable_of(opened, done.refused)
+    check_readable(opened, done.refused, unreadable, whole=options.part is None, strict=options.strict)
     if options.part is None:
         dataset = _settled(opened, config, alike, done)
         if dataset is not opened.dataset:
@@ -155,9 +145,7 @@ def extract(
         record = _end_record(cache, begun, record)
     report = done.report
     if elsewhere is None and made_by == "extract" and config.endpoint is None:  # else it is another network
-        choice, size = plan.choice, plan.spec.image_size
-        rate = Rate(report.images_per_second, size, choice.engine, choice.precision, machine.processor())
-        remember_rate(cache, config.backbone, rate, report.n_computed)
+        remember_rate(cache, config.backbone, Rate.of(plan, report), report.n_computed)
     seconds = {"start": done.started - start, "read": report.read, "compute": report.compute, "write": report.write}
     return ExtractResult(
         record=record,
@@ -171,6 +159,22 @@ def extract(
         seconds={**seconds, "total": time.perf_counter() - start},
         images_per_second=report.images_per_second,
     )
+
+
+def _opened(config: ExtractConfig, options: ExtractOptions, alike: TableRecord | None, cache: Path) -> Opened:
+    """The data, split as in the earlier extract, with what there is to know of it told."""
+    opened = open_dataset(
+        place_of(config.data) if options.on else config.data,  # machines of a cluster stand elsewhere
+        config.splits,
+        columns=config.columns,
+        known=lambda: splits_of(cache, alike) if alike else None,
+        memo=Memo(cache),
+        rehash=options.rehash,
+    )
+    log.info("%s", _told(opened.dataset))
+    for note in opened.notes:
+        log.warning("%s", note)
+    return opened
 
 
 def _elsewhere(
@@ -321,43 +325,3 @@ def _end_record(cache: Path, begun: TableRecord | None, record: TableRecord) -> 
 def _absolute(path: str) -> str:
     """The whole path, so that a later stage finds it from any folder."""
     return str(Path(path).expanduser().resolve())
-
-
-def _unreadable(opened: Opened, refused: dict[bytes, str]) -> dict[str, str]:
-    """Location and cause of every image that can't be read, opened or not."""
-    dataset = opened.dataset
-    found = {entry.location: entry.cause for entry in opened.unreadable}
-    for row in np.flatnonzero(among(dataset.keys, refused)).tolist():
-        found[dataset.locations[row]] = refused[bytes(dataset.keys[row])]
-    return found
-
-
-def _check_readable(
-    opened: Opened, refused: dict[bytes, str], unreadable: dict[str, str], options: ExtractOptions
-) -> None:
-    """Name what could not be read; refuse it if that is wanted, and data of which a class is gone."""
-    if not unreadable:
-        return
-    dataset = opened.dataset
-    n_images = len(dataset) + len(opened.unreadable)
-    warn_unreadable(unreadable, n_images)
-    readable = np.array([key not in refused for key in dataset.keys.tolist()])
-    if options.part is None:  # of a part nothing follows for a class
-        _check_classes(dataset, readable, unreadable)
-    if options.strict:
-        first = next(iter(unreadable))
-        raise QuarantineError(
-            f"--strict: {len(unreadable):,} of {n_images:,} images can't be read "
-            f"({first}: {unreadable[first]}); all others are stored. Mend or remove them, or leave --strict out"
-        )
-
-
-def _check_classes(dataset: Dataset, readable: NDArray[np.bool_], unreadable: dict[str, str]) -> None:
-    """Refuse data of which a class is gone."""
-    if not readable.any():
-        location, cause = next(iter(unreadable.items()))
-        raise DataError(f"None of the {len(unreadable):,} images of {dataset.name} can be read; {location}: {cause}")
-    left = set(dataset.labels[readable].tolist())
-    gone = [name for label, name in enumerate(dataset.class_names) if label not in left]
-    if gone:
-        raise DataError(f"No image of the class {shortened(gone)} can be read; mend the files, or take the class away")

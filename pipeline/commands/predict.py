@@ -14,7 +14,7 @@ from pipeline.config.extract import COMMON, Columns
 from pipeline.config.head import TOP
 from pipeline.data import list_images
 from pipeline.errors import ConfigError
-from pipeline.extraction.plan import warn_unreadable
+from pipeline.extraction.unreadable import warn_unreadable
 from pipeline.runs.classifier import open_classifier
 from pipeline.util.files import published
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,7 +34,6 @@ from pipeline.util.memo import Memo
 from pipeline.util.text import counted
 
 SEEN = 10_000  # rows that are looked for, of those that other machines computed
-NAMED_AT_MOST = 10  # unreadable images named on the terminal; the answer of --json lists all
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -256,23 +255,6 @@ def _missing(
         indices = first[wanted & ~plan.store.has(row_keys(distinct, plan.augment, view))]
         places.append(np.stack([indices, np.full_like(indices, view)], axis=1))
     return Missing(keys, locations, plan.augment, np.concatenate(places))
-
-
-def warn_unreadable(unreadable: Mapping[str, str], n: int) -> None:
-    """Name the first images that can't be read, with the cause, and count them.
-
-    Args:
-        unreadable: Location and cause of each.
-        n: Images there are, readable or not.
-    """
-    if not unreadable:
-        return
-    lines = [f"{location}: {cause}" for location, cause in unreadable.items()]
-    log.warning("%s of %s can't be read:", f"{len(lines):,}", counted(n, "image"))
-    for line in lines[:NAMED_AT_MOST]:
-        log.warning("  %s", line)
-    if len(lines) > NAMED_AT_MOST:
-        log.warning("  and %s more; --json lists all of them", f"{len(lines) - NAMED_AT_MOST:,}")
 
 
 def open_plan(config: ExtractConfig, cache: Path) -> Plan:
