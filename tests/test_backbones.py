@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from conftest import FakeEngine
 
+from pipeline import commands
 from pipeline.backbones import BACKBONES, Backbone, cuts, get_backbone, open_backbone, weights_digest
 from pipeline.backbones.build import build_network, load_network, load_tuned
 from pipeline.backbones.graph import nodes
 from pipeline.backbones.network import Network
+from pipeline.config import ExtractConfig
 from pipeline.errors import ConfigError, EndpointError, UnknownBackboneError, WeightsError
 from pipeline.util import runtime
 from pipeline.util.memo import Memo
@@ -444,3 +448,14 @@ def test_the_last_rate_here_is_listed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (found["images_per_second"], found["engine"], found["image_size"]) == (44.5, "openvino", (224, 160))
     monkeypatch.setattr(machine, "processor", lambda: "another one")
     assert rates() == {}, "of another machine that shares the cache"
+
+
+def test_an_extract_is_timed_by_the_name_that_the_user_gave(
+    cache: Path, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("pipeline.commands.backbones")
+    monkeypatch.setattr(module, "LEAST_TIMED", 1)
+    result = commands.extract(ExtractConfig("digits", backbone="hub:vit_base_patch16_224_imagenet"), cache)
+    assert result.record.spec.backbone != "hub:vit_base_patch16_224_imagenet"
+    rate = module.rate_here(Memo(cache), "hub:vit_base_patch16_224_imagenet")
+    assert rate.images_per_second == pytest.approx(result.images_per_second)

@@ -282,7 +282,9 @@ def test_a_cache_that_is_not_shared(
     (pictures / "dark" / "0.png").write_bytes((pictures / "light" / "1.png").read_bytes() + b"more")
     done = pass_.PassReport(n_computed=1)
     monkeypatch.setattr(cluster, "compute", lambda *args, **options: done)
-    with pytest.raises(StoreError, match="Other machines computed 1 row, which are not in .* give a --cache that all"):
+    with pytest.raises(
+        StoreError, match="computed 1 row, and 1 of 1 that were looked for are not in .* give a --cache"
+    ):
         commands.extract(ExtractConfig(str(pictures)), cache, ExtractOptions(on="ray"))
 
 

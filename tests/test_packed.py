@@ -24,7 +24,7 @@ from pyarrow import parquet
 from pipeline import commands
 from pipeline.config import Columns, ExtractConfig, HeadConfig, SplitConfig
 from pipeline.data import Opened, open_dataset
-from pipeline.data.packed import files_meant, parts_of, split_of_file
+from pipeline.data.packed import files_meant, lacking, parts_of, split_of_file
 from pipeline.errors import DataError
 from pipeline.util.memo import Memo
 
@@ -268,6 +268,9 @@ class TestParquet:
         notes = opened(tmp_path).notes
         assert "Of train-*-of-00002.parquet, 1 file of 2 not there" in notes
         assert not any("not there" in note for note in opened(written / "hub").notes)
+        names = [Path(f"train-0000{number}-of-00003-{digest}.parquet") for number, digest in ((0, "cd1f"), (1, "ab1f"))]
+        assert lacking(names) == ["Of train-*-of-00003-*.parquet, 1 file of 3 not there"]
+        assert lacking([*names, Path("train-00002-of-00003-0a.parquet")]) == []
 
     @pytest.mark.parametrize("kind", ["binary_view", "fixed"])
     def test_other_kinds_of_bytes(self, kind: str, colours: Path, tmp_path: Path) -> None:
@@ -339,6 +342,29 @@ class TestTar:
         found = opened(tmp_path / "torn.tar", Memo(tmp_path))
         assert len(found.dataset) == 6
         assert any("is cut off" in note and "6 pictures before that" in note for note in found.notes)
+
+    @pytest.mark.parametrize("size", [0, 100])
+    def test_one_that_is_torn_in_its_first_header(self, size: int, written: Path, tmp_path: Path) -> None:
+        whole = (written / "tars" / "shard-000000.tar").read_bytes()
+        (tmp_path / "s-0.tar").write_bytes(whole)
+        (tmp_path / "s-1.tar").write_bytes(whole[:size])
+        found = opened(tmp_path)
+        assert len(found.dataset) == len(opened(tmp_path / "s-0.tar").dataset)
+        assert f"{tmp_path / 's-1.tar'} is cut off; 0 pictures before that can be read" in found.notes
+
+    def test_labels_that_can_not_be_read_are_named(self, tmp_path: Path) -> None:
+        with tarfile.open(tmp_path / "one.tar", "w") as tar:
+            for number, (suffix, label) in enumerate(
+                [("cls", b"\xff"), ("json", b'{"label": []}'), ("cls", b""), ("cls", b"cat"), ("cls", b"\xff")]
+            ):
+                add(tar, f"{number}.jpg", picture() + bytes([number]))
+                add(tar, f"{number}.{suffix}", label)
+            add(tar, "4.txt", b"dog")
+        found = opened(tmp_path / "one.tar")
+        assert labels_of(found) == ["", "", "", "cat", "dog"]
+        (note,) = (note for note in found.notes if "can't be read" in note)
+        assert note.startswith("2 labels can't be read: one.tar/0.cls ('utf-8' codec can't decode byte 0xff")
+        assert "one.tar/1.json ([] is no text or whole number)" in note
 
     def test_of_members_of_one_name_the_last_counts(self, tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "train.tar", "w") as tar:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import importlib
 import os
+import pickle
 import shutil
 import tarfile
 import threading
@@ -262,6 +263,10 @@ class TestPacks:
         assert sorted(found) == sorted(keys)
         assert len(server.read()) == len(files)
         assert not list(local_copies.folder().rglob("*.tar"))
+        server.calm()
+        sent = pickle.loads(pickle.dumps(source))
+        assert [digest_of(sent.read(row)).encode() for row in range(len(sent))] == found
+        assert len(server.read()) == 1, "on another machine there was no copy yet"
 
     def test_roots_that_can_not_be_reached_leave_the_other_rows(
         self, put: str, colours: Path, tmp_path: Path, cache: Path, fake_engine: FakeEngine
@@ -302,6 +307,14 @@ class TestPacks:
                     for path in files:
                         tar.add(path, path.name)
                 assert {*list_images([f"{host}/all.tar"])[1].keys(None, rehash=False).column.tolist()} == pictures
+                shutil.copy(tmp_path / "all.tar", tmp_path / "all-2.tar")
+                found = opened(f"{host}/all{{,-2}}.tar")
+                assert {*found.dataset.keys.tolist()} == pictures
+                shutil.rmtree(local_copies.folder())  # this server gives the whole of a file for each part of it
+                for row in range(0, len(found.dataset), 5):
+                    content = found.source.read(row)
+                    assert isinstance(content, bytes)
+                    assert digest_of(content).encode() == found.dataset.keys[row]
             finally:
                 web.shutdown()
                 thread.join()
@@ -420,6 +433,10 @@ class TestTrouble:
         found = list_source("s3://pictures/one.tar", COMMON, memo=memo)
         put_tar("blue")
         assert sorted(found.source.keys(memo, rehash=False).column.tolist()) == keys_of("red"), "those of its copy"
+        shutil.rmtree(local_copies.folder())
+        changed = found.source.keys(memo, rehash=True)
+        assert len(changed.errors) == len(found.source)
+        assert "one.tar changed while it was read" in str(changed.errors[0])
         assert sorted(opened("s3://pictures/one.tar", memo).dataset.keys.tolist()) == keys_of("blue")
         held = fetching.Held(remote.place("s3://pictures/one.tar"))
         put_tar("red")
@@ -444,6 +461,19 @@ class TestTrouble:
             opened(data)
         with pytest.raises(DataError, match="names a cache of fsspec"):
             remote.shared(data)
+
+    def test_caches_of_fsspec_in_a_table(self, tmp_path: Path) -> None:
+        (tmp_path / "list.csv").write_text("path,label\nsimplecache::http://host/a.jpg,x\n")
+        with pytest.raises(DataError, match=r"names a cache of fsspec.* so give http://host/a.jpg"):
+            opened(tmp_path / "list.csv")
+
+    @pytest.mark.parametrize("address", ["zip://some::http://u:secret@host/z.zip", "zip://a b::s3://k:secret@b/z.zip"])
+    def test_a_password_in_a_chain_is_not_taken(self, address: str, tmp_path: Path) -> None:
+        (tmp_path / "list.csv").write_text(f"path,label\n{address},x\n")
+        for data in (address, tmp_path / "list.csv"):
+            with pytest.raises(DataError, match="holds a password") as error:
+                opened(data)
+            assert "secret" not in str(error.value)
 
     def test_a_password_is_not_taken(self) -> None:
         with pytest.raises(DataError, match=r"^https://\.\.\. holds a password") as error:
@@ -531,6 +561,16 @@ class TestLocalCopies:
             return path.read_bytes()
 
         assert held.opened(opening) == b"content" and len(asked) == 3
+
+    def test_what_is_being_written_stays(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TLPIPE_LOCAL_CACHE_GB", "0.0001")
+
+        def fetch(path: Path) -> None:
+            path.write_bytes(bytes(90_000))
+            local_copies.local_copy("b", lambda other: other.write_bytes(bytes(90_000)))
+            assert path.exists()
+
+        assert local_copies.local_copy("a", fetch).read_bytes() == bytes(90_000)
 
     def test_many_threads_fetch_once(self) -> None:
         fetched: list[Path] = []

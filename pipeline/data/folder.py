@@ -101,7 +101,8 @@ def read_folder(root: Path, least_classes: int = 2) -> Listing:
 
 def name_of(folder: Path) -> str:
     """The name by which people know a folder; of a bucket or a zip file, that of its address."""
-    return folder.resolve().name or re.split(r"[/:]+", str(folder).rstrip("/"))[-1]
+    name = folder.name if is_remote(folder) else folder.resolve().name
+    return name or re.split(r"[/:]+", str(folder).rstrip("/"))[-1]
 
 
 def _inner(folder: Path) -> list[str]:

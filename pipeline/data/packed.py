@@ -44,8 +44,12 @@ class Pack(Protocol):
     def __len__(self) -> int:
         """Number of pictures."""
 
-    def read(self, place: int) -> bytes:
+    def read(self, place: int, *, known: bool) -> bytes:
         """A picture's bytes, as a file of it would have them.
+
+        Args:
+            place: Which.
+            known: Whether its image key is known, with which they are compared.
 
         Raises:
             ImageError: If there are none, or they can't be read.
@@ -84,7 +88,8 @@ class PackedSource(InParts):
         keys, errors = all_keys[self.indices], {}
         for position in np.flatnonzero(keys == b"").tolist():
             try:
-                keys[position] = file_key(self.read(position))
+                number, place = self.place(position)
+                keys[position] = file_key(self.packs[number].read(place, known=False))
             except ImageError as error:
                 errors[position] = error
         return ImageKeys(keys, errors)
@@ -92,7 +97,7 @@ class PackedSource(InParts):
     def read(self, index: int) -> bytes:
         """A picture's bytes."""
         number, position = self.place(index)
-        return self.packs[number].read(position)
+        return self.packs[number].read(position, known=True)
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> PackedSource:
         """Only these images."""
@@ -113,11 +118,9 @@ def _remembered(memo: Memo, packs: Sequence[Pack], stamps: dict[Path, Stamp]) ->
 def _keys_of(pack: Pack, advance: Advance) -> NDArray[np.bytes_]:
     """Image keys of a whole pack, empty of what can't be read."""
     keys = np.zeros(len(pack), KEY_DTYPE)
-    with suppress(DataError):  # reading a picture gives the cause
-        pack.held.file()  # the whole of it, as all of it is read
     for place in range(len(pack)):
         with suppress(ImageError):  # asked again when all keys are there, for its cause
-            keys[place] = file_key(pack.read(place))
+            keys[place] = file_key(pack.read(place, known=False))
         advance(1)
     return keys
 
@@ -142,8 +145,10 @@ def lacking(files: Sequence[Path]) -> list[str]:
     """Say which are not there of packs whose names tell how many there should be, as in train-00000-of-00005."""
     found: dict[tuple[str, int], set[int]] = {}
     for file in files:
-        if match := re.fullmatch(r"(.*?)(\d+)-of-(\d+)(.*)", file.name):
-            found.setdefault((f"{match[1]}*-of-{match[3]}{match[4]}", int(match[3])), set()).add(int(match[2]))
+        # What stands behind the number, if anything, differs by file: a digest.
+        if match := re.fullmatch(r"(.*?)(\d+)-of-(\d+)(-\w+)?(\..*)?", file.name):
+            name = f"{match[1]}*-of-{match[3]}{'-*' if match[4] else ''}{match[5] or ''}"
+            found.setdefault((name, int(match[3])), set()).add(int(match[2]))
     return [
         f"Of {name}, {counted(n - len(numbers), 'file')} of {n:,} not there"
         for (name, n), numbers in found.items()

@@ -48,8 +48,8 @@ class ParquetPack:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def read(self, place: int) -> bytes:
-        """A picture's bytes."""
+    def read(self, place: int, *, known: bool) -> bytes:
+        """A picture's bytes; its row group is read in any case."""
         group = bisect_right(self._starts, place) - 1
         with _reading[self.path]:  # else threads would each read the group they all wait for
             pictures = _pictures(self.held, self._column, group)

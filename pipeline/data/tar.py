@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from pipeline.errors import DataError, ImageError
 from pipeline.util.fetching import Held
 from pipeline.util.memo import Memo
 from pipeline.util.sealed import decoded
-from pipeline.util.text import counted
+from pipeline.util.text import counted, first_line
 from pipeline.util.texts import Texts
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -78,10 +79,11 @@ class TarPack:
     def __len__(self) -> int:
         return len(self._places)
 
-    def read(self, place: int) -> bytes:
+    def read(self, place: int, *, known: bool) -> bytes:
         """A picture's bytes."""
+        start, length = self._places[place].tolist()
         try:
-            return self.held.part(*self._places[place].tolist())
+            return self.held.part(start, length) if known else self.held.opened(lambda file: _at(file, start, length))
         except OSError as error:
             raise ImageError(f"{self.path.name}: {error.strerror or error}", lasting=False) from error
         except DataError as error:
@@ -107,8 +109,9 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
     packs, labels, splits, locations, notes = list[TarPack](), list[str](), list[str](), list[str](), list[str]()
     without: list[str] = []
     further: list[str] = []
+    unclear: list[str] = []
 
-    def read(one: Held) -> tuple[Contents, list[str]]:
+    def read(one: Held) -> tuple[Contents, list[tuple[str, str]]]:
         contents = _contents(one, memo)
         return contents, [_label(one, sample, columns.label_key) for sample in contents.samples]
 
@@ -118,7 +121,12 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
     for file, called, one, (contents, of_samples) in zip(files, names_of(files), held, tars, strict=True):
         found = contents.samples
         packs.append(TarPack(one, found))
-        labels += of_samples
+        labels += [label for label, _ in of_samples]
+        unclear += [
+            f"{called}/{printable(sample.name)}{cause}"
+            for sample, (_, cause) in zip(found, of_samples, strict=True)
+            if cause
+        ]
         splits += [split_of_file(file)] * len(found)
         locations += [f"{called}/{printable(sample.name)}" for sample in found]
         without += [f"{called}/{printable(sample)}" for sample in contents.without]
@@ -137,6 +145,8 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
         )
     if further:
         notes.append(f"{counted(len(further), 'further picture')} of the same samples skipped: {shortened(further)}")
+    if unclear:
+        notes.append(f"{counted(len(unclear), 'label')} can't be read: {shortened(unclear)}")
     notes += lacking(files)
     if not any(labels):
         notes.append(
@@ -183,6 +193,8 @@ def _looked_through(path: Path, named: Path) -> Contents:
     places: dict[str, tuple[int, int]] = {}
     links: dict[str, str] = {}
     end, size = 0, path.stat().st_size
+    if size < tarfile.BLOCKSIZE:  # not even the first header
+        return Contents(torn=True)
     twice: list[str] = []
     try:
         with tarfile.open(path, "r:") as tar, suppress(tarfile.ReadError):  # where it is torn
@@ -231,26 +243,33 @@ def _at(path: Path, start: int, length: int) -> bytes:
         return file.read(length)
 
 
-def _label(held: Held, sample: Sample, key: str | None) -> str:
-    """The label of a sample, from the first that has one of .cls, .txt and .json; "" if there is none.
+def _label(held: Held, sample: Sample, key: str | None) -> tuple[str, str]:
+    """The label of a sample, from the first that has one of .cls, .txt and .json.
+
+    Returns:
+        The label, "" if there is none; and where there is none, what could not be read and why, as what follows the
+        sample's name.
 
     Raises:
         DataError: If a key of labels is given, and the sample has JSON without that.
     """
+    unclear = ""
     for suffix in ("json",) if key else LABELS:
         if suffix in sample.texts:
             try:
-                label = _text_of(held.part(*sample.texts[suffix]), suffix, key)
+                start, length = sample.texts[suffix]
+                label = _text_of(held.opened(partial(_at, start=start, length=length)), suffix, key)
             except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 if key is not None:
                     raise DataError(
                         f"{held.path.name}/{sample.name}.{suffix} has no label that can be read ({error}); "
                         "--label-key is the key of labels in every .json"
                     ) from error
+                unclear = unclear or f".{suffix} ({first_line(error)})"
             else:
                 if label:
-                    return label
-    return ""
+                    return label, ""
+    return "", unclear
 
 
 def _text_of(data: bytes, suffix: str, key: str | None) -> str:

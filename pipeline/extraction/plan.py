@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.backbones import Backbone, OnnxFile, Pretrained, is_onnx, open_backbone
 from pipeline.config import ExtractConfig, FeatureSpec, ImageConfig
-from pipeline.data import ImageSource, Opened, among, in_order
+from pipeline.data import KEY_DTYPE, ImageSource, Opened, among, in_order
 from pipeline.data.augment import Augment
 from pipeline.data.images import reader_name
 from pipeline.errors import DataError, EngineError, StoreError
@@ -232,12 +232,20 @@ def complete(
         )
     refused |= {key: str(error) for key, (_, error) in report.unreadable.items()}
     store.refresh()
-    if elsewhere and report.n_computed and not store.has(np.array([row.key for row in rows[:SEEN]])).any():
-        raise StoreError(
-            f"Other machines computed {counted(report.n_computed, 'row')}, which are not in {plan.cache} here; give a "
-            "--cache that all of them share"
-        )
+    if elsewhere and report.n_computed:
+        _check_shared(store, rows, report)
     return Done(plan, report, refused, n_wanted, started)
+
+
+def _check_shared(store: FeatureStore, rows: Missing, report: PassReport) -> None:
+    """Refuse a cluster some of whose machines keep what they compute where it can't be found here."""
+    keys = [row.key for row in rows[:: max(1, len(rows) // SEEN)] if row.image_key not in report.unreadable]
+    lacks = int(np.count_nonzero(~store.has(np.array(keys, KEY_DTYPE))))
+    if lacks:
+        raise StoreError(
+            f"Other machines computed {counted(report.n_computed, 'row')}, and {lacks:,} of {len(keys):,} that were "
+            f"looked for are not in {store.cache} here; give a --cache that all machines share"
+        )
 
 
 def _missing(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipeline.errors import DataError
 from pipeline.util.addresses import is_remote
@@ -134,6 +134,11 @@ class Held:
         # What nothing tells a change of is fetched once by each process.
         self._state = f"{path} {self.stamp or _PROCESS}"
         self._was_here = False
+        self._in_parts = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process is sent, on whose machine there was no copy yet."""
+        return self.__dict__ | {"_was_here": False}
 
     def file(self) -> Path:
         """Where the file can be opened now; fetched again, if others took its room.
@@ -166,6 +171,8 @@ class Held:
     def part(self, start: int, length: int) -> bytes:
         """Some bytes of the file; of one whose copy was pushed out these alone are fetched, as there is little room.
 
+        They may then be of another file that took its place meanwhile, so whoever asks must know a digest of them.
+
         Args:
             start: Where they begin.
             length: How many.
@@ -180,13 +187,17 @@ class Held:
                 opened.seek(start)
                 return opened.read(length)
 
-        if not self._was_here:
+        if not (self._was_here and self._in_parts):
             return self.opened(read_there)
         if copy := copy_here(self._state, self.path.suffix):
             with suppress(FileNotFoundError):
                 return read_there(copy)
         with reaching(self.path):
-            return bytes(self.path.fs.cat_file(self.path.path, start=start, end=start + length))  # type: ignore[attr-defined]
+            data = bytes(self.path.fs.cat_file(self.path.path, start=start, end=start + length))  # type: ignore[attr-defined]
+        if len(data) <= length:
+            return data
+        self._in_parts = False  # some web servers give the whole, whatever part is asked for
+        return self.opened(read_there)
 
     def _fetch(self, file: Path) -> None:
         fetch(self.path, file)

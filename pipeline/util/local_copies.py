@@ -16,7 +16,7 @@ from threading import Lock
 from pipeline.errors import ConfigError
 from pipeline.util import disk
 from pipeline.util.addresses import is_remote
-from pipeline.util.files import digest_of, partial_name, published
+from pipeline.util.files import PARTIAL_SUFFIX, digest_of, is_abandoned, partial_name, published
 from pipeline.util.machine import cache_folder
 
 GIGABYTES = 50.0  # unless $TLPIPE_LOCAL_CACHE_GB says otherwise
@@ -75,6 +75,7 @@ def local_copy(name: str, fetch: Callable[[Path], object], suffix: str = "") -> 
             with published(path) as partial:
                 fetch(partial)
                 size = partial.stat().st_size
+            _used(path)  # now, not when it began to arrive
             _count(size)
     return path
 
@@ -146,12 +147,14 @@ def _count(size: int) -> None:
 
 
 def _copies(root: Path) -> Iterator[tuple[float, int, str]]:
-    """When each copy was last used, its bytes, and its path."""
+    """When each copy was last used, its bytes, and its path; of what is being written, only what nobody writes now."""
     with os.scandir(root) as folders:
         for one in folders:
             if one.is_dir():
                 with os.scandir(one) as files:
                     for file in files:
+                        if file.name.endswith(PARTIAL_SUFFIX) and not is_abandoned(Path(file.path)):
+                            continue
                         with suppress(FileNotFoundError):
                             stat = file.stat()
                             yield stat.st_mtime, stat.st_size, file.path

@@ -96,12 +96,11 @@ def check_address(text: str) -> None:
     Raises:
         DataError: If it is of such a kind, or holds a password.
     """
-    protocol, _, rest = text.partition("://")
-    protocol = protocol.lower()
+    protocol = text.partition("://")[0].lower()
     if "::" in protocol:
         address = text.rpartition("::")[2]
         raise DataError(f"{text} names a cache of fsspec; tlpipe keeps local copies itself, so give {address}")
-    if re.match(r"[^/]*:[^/]*@", rest):
+    if re.search(r"://[^/]*:[^/]*@", text):
         raise DataError(
             f"{protocol}://... holds a password, which would be kept beside the features; give it to fsspec instead "
             "(filesystem-spec.readthedocs.io, configuration)"
@@ -151,7 +150,9 @@ def of_this_machine(text: str) -> Path:
 def divided(address: str) -> tuple[str, str]:
     """The root of the file system that an address names, such as a bucket or a zip file, and the path from there."""
     head, chained, rest = address.partition("::")
-    protocol, _, path = head.partition("://")
+    protocol, named, path = head.partition("://")
+    if not named:  # a cache of fsspec, which is no file system of its own
+        return address, ""
     if chained:
         return f"{protocol}://::{rest}", path
     host, _, name = path.partition("/")
