@@ -53,25 +53,7 @@ def read_folder(root: Path, least_classes: int = 2) -> Listing:
             f"{root} was written by tlpipe, and is no data; give --cache and --reports folders of their own"
         )
     skipped: list[Path] = []
-    folders = _data_folders(root, skipped)
-    splits_of = {folder: SPLIT_NAMES[name] for folder in folders if (name := folder.name.lower()) in SPLIT_NAMES}
-    if "train" in splits_of.values() and len(splits_of) == len(folders):
-        for folder in folders:
-            _check_split_folder(root, folder)
-        twice = [name for name, count in Counter(splits_of.values()).items() if count > 1]
-        if twice:
-            names = shortened([folder.name for folder in folders])
-            raise DataError(f"{root} has several folders for the split {twice[0]!r}: {names}")
-        classes = [(split, child) for folder, split in splits_of.items() for child in _data_folders(folder, skipped)]
-    elif len(splits_of) > 1:
-        names = shortened([folder.name for folder in folders])
-        raise DataError(
-            f"{root} mixes folders of splits with others, or has no train folder: {names}; "
-            "it needs class folders alone, or train and perhaps val and test"
-        )
-    else:
-        classes = [("", folder) for folder in folders]
-        _check_depth(root, folders)
+    classes = _class_folders(root, skipped)
     loose = [entry.name for entry in _entries(root) if entry.is_file()]
     if not classes:
         return _flat(root, loose, skipped)
@@ -97,6 +79,32 @@ def read_folder(root: Path, least_classes: int = 2) -> Listing:
         if (inner := _inner(folder))
     )
     return listing
+
+
+def _class_folders(root: Path, skipped: list[Path]) -> list[tuple[str, Path]]:
+    """The class folders below a folder, each with the split whose folder it lies in, "" for none.
+
+    Raises:
+        DataError: If it holds folders of splits that don't fit together.
+    """
+    folders = _data_folders(root, skipped)
+    splits_of = {folder: SPLIT_NAMES[name] for folder in folders if (name := folder.name.lower()) in SPLIT_NAMES}
+    if "train" in splits_of.values() and len(splits_of) == len(folders):
+        for folder in folders:
+            _check_split_folder(root, folder)
+        twice = [name for name, count in Counter(splits_of.values()).items() if count > 1]
+        if twice:
+            names = shortened([folder.name for folder in folders])
+            raise DataError(f"{root} has several folders for the split {twice[0]!r}: {names}")
+        return [(split, child) for folder, split in splits_of.items() for child in _data_folders(folder, skipped)]
+    if len(splits_of) > 1:
+        names = shortened([folder.name for folder in folders])
+        raise DataError(
+            f"{root} mixes folders of splits with others, or has no train folder: {names}; "
+            "it needs class folders alone, or train and perhaps val and test"
+        )
+    _check_depth(root, folders)
+    return [("", folder) for folder in folders]
 
 
 def name_of(folder: Path) -> str:

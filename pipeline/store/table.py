@@ -146,12 +146,7 @@ def load_table(
     if labelled:
         images = images[_labelled(dataset, images)]
     n_images = len(images)
-    augment = Augment.parse(records[0].config.augment) if records[0].config.augment else None
-    of_train = dataset.splits[images] == "train"
-    columns: list[_Column] = []
-    for view in range(max(views, test_views) + 1):
-        rows = images[(of_train & (view <= views)) | (~of_train & (view <= test_views))]
-        columns.append((rows, row_keys(dataset.keys[rows], augment, view), view))
+    columns = _columns(dataset, images, records[0].config.augment, views, test_views)
     # An image that can't be read has no rows at all, so that the views of the others stand in the same order.
     unreadable = [_unreadable(dataset, *pair, columns) for pair in zip(records, stores, strict=True)]
     gone = np.isin(dataset.keys, np.concatenate(unreadable))
@@ -177,6 +172,19 @@ def load_table(
         groups=None if dataset.groups is None else dataset.groups[rows],
         others={name: tuple(texts[row] for row in rows) for name, texts in dataset.others.items()},
     )
+
+
+def _columns(
+    dataset: Dataset, images: NDArray[np.int64], augment: str | None, views: int, test_views: int
+) -> list[_Column]:
+    """For each view the rows that have it, with their row keys."""
+    made = Augment.parse(augment) if augment else None
+    of_train = dataset.splits[images] == "train"
+    found: list[_Column] = []
+    for view in range(max(views, test_views) + 1):
+        rows = images[(of_train & (view <= views)) | (~of_train & (view <= test_views))]
+        found.append((rows, row_keys(dataset.keys[rows], made, view), view))
+    return found
 
 
 def _labelled(dataset: Dataset, images: NDArray[np.int64]) -> NDArray[np.bool_]:
