@@ -254,7 +254,7 @@ def tried(name: str, hows: tuple[str, ...] = HOWS, every: int = 1) -> dict[str, 
                     disturb(case, arguments, work, at, how, expected)
                 except Exception as error:
                     line = traceback.extract_tb(error.__traceback__)[-1].line
-                    problems.append(f"{how} at change {at}: {type(error).__name__}: {error} ({line})"[:2000])
+                    problems.append(f"{how} at change {at}: {type(error).__name__}: {str(error)[-2000:]} ({line})")
     return {"command": name, "changes": whole.changes, "tried": n_tried, "problems": problems}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -33,6 +35,7 @@ from pipeline.finetuning.steps import preparation, targets_of
 from pipeline.heads import Head, make_head, probabilities_of
 from pipeline.store.rows import Part, StoredFeatures
 from pipeline.training.batches import Batches, batches, predict_logits
+from pipeline.util import disk
 from pipeline.util.stopping import Stopping
 
 N = 48
@@ -601,6 +604,18 @@ class TestResume:
             tuned = fit(given.models(), given.examples(), replace(self.CONFIG, blocks="none"), full)
         assert len(tuned.history) == 5
         assert [record.message for record in caplog.records] == ["No more checkpoints are written: No space is left"]
+
+    @pytest.mark.parametrize("what", ["make", "write"])
+    def test_a_disk_that_is_full_from_the_start(
+        self, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(change: str, path: Path) -> None:
+            if change == what:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+        monkeypatch.setattr(disk, "announce", full)
+        with pytest.raises(StoreError, match="No space is left"), Checkpoint(tmp_path / "one").claimed():
+            pass
 
     @pytest.mark.parametrize("how", ["torn", "other", "empty", "text", "path"])
     def test_damaged_checkpoints_are_refused(self, how: str, tmp_path: Path) -> None:

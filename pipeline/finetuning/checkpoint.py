@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.errors import RunError
 from pipeline.util import disk
 from pipeline.util.archives import arrays_of
-from pipeline.util.files import digest_of, published
+from pipeline.util.files import digest_of, published, writing
 from pipeline.util.local_copies import own_part
 
 FOLDER = ".unfinished"  # in the reports folder, or the own part of one; names that start with a dot are no runs
@@ -65,9 +65,12 @@ class Checkpoint:
 
         Raises:
             RunError: If one does.
+            StoreError: If the disk is full or can't be written.
         """
-        disk.make_folder(self.folder)
-        with disk.change("write", self.folder / "lock").open("w") as lock:
+        with writing(self.folder):
+            disk.make_folder(self.folder)
+            lock = disk.change("write", self.folder / "lock").open("w")
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it, however a process ends
             except OSError as error:
