@@ -165,6 +165,7 @@ def test_no_room_is_told(
     assert "room for an actor yet, which takes 2 processors; free in all are 1 processor and 0 GPUs" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_block_that_always_kills_is_an_error(store: FeatureStore, config: ImageConfig, images: np.ndarray) -> None:
     with pytest.raises(EngineError, match="An actor of the cluster died 6 times"):
         compute(store, config, images, before=lambda: os._exit(1))

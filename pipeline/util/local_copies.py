@@ -76,7 +76,7 @@ def local_copy(name: str, fetch: Callable[[Path], object], suffix: str = "") -> 
                 fetch(partial)
                 size = partial.stat().st_size
             _used(path)  # now, not when it began to arrive
-            _count(size)
+            _count(path, size)
     return path
 
 
@@ -111,7 +111,7 @@ def keep(data: bytes, key: str) -> None:
         except OSError:
             disk.remove(partial)
             raise
-        _count(len(data))
+        _count(path, len(data))
 
 
 def _path(digest: str, suffix: str = "") -> Path:
@@ -127,8 +127,8 @@ def _used(path: Path) -> bool:
     return True
 
 
-def _count(size: int) -> None:
-    """Remove what was not used for longest, now and then, if there is more than may be."""
+def _count(path: Path, size: int) -> None:
+    """Remove what was not used for longest, now and then, if there is more than may be; not what just came."""
     root, most = folder() / "copies", most_bytes()
     with _lock:
         _written[root] = _written.get(root, most) + size
@@ -138,12 +138,13 @@ def _count(size: int) -> None:
         found = sorted(_copies(root))
         total = sum(size for _, size, _ in found)
         if total > most:
-            for _, size, path in found[:-1]:  # the last one is wanted now
+            for _, size, other in found:
                 if total <= LEFT * most:
                     break
-                with suppress(OSError):
-                    disk.remove(Path(path))
-                total -= size
+                if other != str(path):
+                    with suppress(OSError):
+                        disk.remove(Path(other))
+                    total -= size
 
 
 def _copies(root: Path) -> Iterator[tuple[float, int, str]]:
