@@ -722,7 +722,6 @@ class _Hub(SimpleHTTPRequestHandler):
 OPEN = """
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from pipeline.backbones import open_backbone
 from pipeline.errors import TlpipeError
 from pipeline.util.memo import Memo

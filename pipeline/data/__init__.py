@@ -26,7 +26,8 @@ from pipeline.data.dataset import (
     split_numbers,
 )
 from pipeline.data.listing import BUILT_IN, is_arrays, list_images, list_source
-from pipeline.data.source import KEY_DTYPE, ArraySource, FileSource, ImageSource, MixedSource, array_key, file_key
+from pipeline.data.mixed import MixedSource
+from pipeline.data.source import KEY_DTYPE, ArraySource, FileSource, ImageSource, array_key, file_key
 from pipeline.data.splits import carve, joined_groups, twin_rows, twins
 from pipeline.errors import DataError
 from pipeline.util.memo import Memo

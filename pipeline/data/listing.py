@@ -14,8 +14,9 @@ from pipeline.data.cifar import is_cifar_folder, read_cifar, read_cifar_folder
 from pipeline.data.dataset import Listing, printable
 from pipeline.data.folder import PARQUET, TAR, files_below, is_image, name_of, read_folder
 from pipeline.data.manifest import MANIFEST_SUFFIXES, read_manifest, read_paths
+from pipeline.data.mixed import MixedSource, source_of
 from pipeline.data.packed import files_in, files_meant, is_pattern, there
-from pipeline.data.source import ImageSource, MixedSource, source_of
+from pipeline.data.source import ImageSource
 from pipeline.errors import DataError
 from pipeline.util import remote
 from pipeline.util.addresses import is_remote

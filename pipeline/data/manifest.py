@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.config import Columns
 from pipeline.data.dataset import Listing, shortened
 from pipeline.data.folder import SPLIT_NAMES
-from pipeline.data.source import source_of
+from pipeline.data.mixed import source_of
 from pipeline.errors import DataError
 from pipeline.util import remote
 from pipeline.util.addresses import is_remote

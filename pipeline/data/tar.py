@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from pipeline.data.dataset import Listing, printable, shortened
 from pipeline.data.manifest import questioned
 from pipeline.data.packed import AT_ONCE, PackedSource, held_files, lacking, names_of, split_of_file
 from pipeline.errors import DataError, ImageError
-from pipeline.util.fetching import Held
+from pipeline.util.fetching import Held, bytes_at
 from pipeline.util.memo import Memo
 from pipeline.util.sealed import decoded
 from pipeline.util.text import counted, first_line
@@ -83,7 +82,7 @@ class TarPack:
         """A picture's bytes."""
         start, length = self._places[place].tolist()
         try:
-            return self.held.part(start, length) if known else self.held.opened(lambda file: _at(file, start, length))
+            return self.held.part(start, length, known=known)
         except OSError as error:
             raise ImageError(f"{self.path.name}: {error.strerror or error}", lasting=False) from error
         except DataError as error:
@@ -138,6 +137,19 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
             f"{name} has no pictures{torn}; tlpipe looks for members that end in .{', .'.join(PICTURES)}, without "
             "another dot in their names"
         )
+    notes += [*_left_out(without, further, unclear), *lacking(files)]
+    if not any(labels):
+        notes.append(
+            f"The pictures of {name} have no labels: no .cls, no .txt, and no .json with {', '.join(LABEL_KEYS)}; "
+            "if there is another key, name it: --label-key KEY"
+        )
+    notes += questioned(files[0], "label", [text for text in labels if text])
+    return Listing(name, labels, splits, Texts(locations), PackedSource(packs), notes)
+
+
+def _left_out(without: list[str], further: list[str], unclear: list[str]) -> list[str]:
+    """What is not read of some tars: samples without a picture, further pictures of others, and labels."""
+    notes = []
     if without:
         notes.append(
             f"{counted(len(without), 'sample')} without a picture skipped: {shortened(without)}; members belong "
@@ -147,14 +159,7 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
         notes.append(f"{counted(len(further), 'further picture')} of the same samples skipped: {shortened(further)}")
     if unclear:
         notes.append(f"{counted(len(unclear), 'label')} can't be read: {shortened(unclear)}")
-    notes += lacking(files)
-    if not any(labels):
-        notes.append(
-            f"The pictures of {name} have no labels: no .cls, no .txt, and no .json with {', '.join(LABEL_KEYS)}; "
-            "if there is another key, name it: --label-key KEY"
-        )
-    notes += questioned(files[0], "label", [text for text in labels if text])
-    return Listing(name, labels, splits, Texts(locations), PackedSource(packs), notes)
+    return notes
 
 
 def _notes(file: Path, contents: Contents) -> list[str]:
@@ -216,7 +221,7 @@ def _looked_through(path: Path, named: Path) -> Contents:
         ) from error
     mark = bytes(2 * tarfile.BLOCKSIZE)  # zeros, by which a tar ends
     record = -(-(end + len(mark)) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
-    found = Contents(twice=twice, torn=_at(path, end, len(mark)) != mark, behind=max(0, size - record))
+    found = Contents(twice=twice, torn=bytes_at(path, end, len(mark)) != mark, behind=max(0, size - record))
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     for name in [*places, *links]:
         folder, slash, base = name.rpartition("/")
@@ -237,12 +242,6 @@ def _looked_through(path: Path, named: Path) -> Contents:
     return found
 
 
-def _at(path: Path, start: int, length: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read(length)
-
-
 def _label(held: Held, sample: Sample, key: str | None) -> tuple[str, str]:
     """The label of a sample, from the first that has one of .cls, .txt and .json.
 
@@ -257,8 +256,7 @@ def _label(held: Held, sample: Sample, key: str | None) -> tuple[str, str]:
     for suffix in ("json",) if key else LABELS:
         if suffix in sample.texts:
             try:
-                start, length = sample.texts[suffix]
-                label = _text_of(held.opened(partial(_at, start=start, length=length)), suffix, key)
+                label = _text_of(held.part(*sample.texts[suffix], known=False), suffix, key)
             except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 if key is not None:
                     raise DataError(

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -168,26 +169,21 @@ class Held:
                 return opening(self.file())
         return opening(self.file())
 
-    def part(self, start: int, length: int) -> bytes:
-        """Some bytes of the file; of one whose copy was pushed out these alone are fetched, as there is little room.
-
-        They may then be of another file that took its place meanwhile, so whoever asks must know a digest of them.
+    def part(self, start: int, length: int, *, known: bool) -> bytes:
+        """Some bytes of the file.
 
         Args:
             start: Where they begin.
             length: How many.
+            known: Whether a digest of them is known, with which they are compared. They may then be fetched alone,
+                where there was too little room for the copy, although another file may have taken its place meanwhile.
 
         Raises:
             DataError: If it can't be read.
             StoreError: If there is no room for a copy.
         """
-
-        def read_there(file: Path) -> bytes:
-            with file.open("rb") as opened:
-                opened.seek(start)
-                return opened.read(length)
-
-        if not (self._was_here and self._in_parts):
+        read_there = partial(bytes_at, start=start, length=length)
+        if not (known and self._was_here and self._in_parts):
             return self.opened(read_there)
         if copy := copy_here(self._state, self.path.suffix):
             with suppress(FileNotFoundError):
@@ -204,6 +200,13 @@ class Held:
         forget_lists(self.path)
         if self.stamp is not None and stamp(self.path) != self.stamp:
             raise DataError(f"{self.path} changed while it was read; run the same command again")
+
+
+def bytes_at(file: Path, start: int, length: int) -> bytes:
+    """Some bytes of a file of this machine; fewer, if it ends before."""
+    with file.open("rb") as opened:
+        opened.seek(start)
+        return opened.read(length)
 
 
 def fetch(path: Path, file: Path) -> None:
