@@ -30,7 +30,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from pipeline.config import HeadConfig, ImageConfig, SplitConfig
+from pipeline.config import Folders, HeadConfig, ImageConfig, SplitConfig
 from pipeline.data import open_dataset
 from pipeline.data.images import decode, from_array
 from pipeline.errors import TlpipeError
@@ -218,7 +218,7 @@ def read_a_run(path: Path) -> None:
     json.dumps(run.to_json())
     render.runs_text([run])
     if isinstance(run, RatedRun):
-        render.run_text(run, "folder")
+        render.run_text(run, Folders())
 
 
 def read_head(path: Path) -> None:

@@ -20,7 +20,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from pipeline.cli import render
 from pipeline.cli.main import app
+from pipeline.commands.gc import Cleaned, Needless
+from pipeline.config import Folders
 from pipeline.util import runtime
 
 SMALL = ("--backbone", "mobilenet025", "--image-size", "32", "--weights", "random", "--precision", "float32")
@@ -439,6 +442,14 @@ def test_the_cache_may_be_named_by_the_environment(run: Any, red_and_blue: Path,
     assert f"no features in {tmp_path / 'mine'} yet" in done.stdout
     done = run("cache", "ls", "--cache", "other", TLPIPE_CACHE=str(tmp_path / "mine"))
     assert "no features in other yet" in done.stdout
+
+
+def test_what_to_do_next_names_folders_that_are_not_the_usual_ones(extracted: Any, cache: Path, reports: Path) -> None:
+    said = render.extract_text(extracted, Folders(cache, Path("my runs")))
+    assert said.endswith(f"Next       tlpipe train-head --cache {cache} --reports 'my runs'")
+    assert render.extract_text(extracted, Folders()).endswith("Next       tlpipe train-head")
+    found = Cleaned([Needless(cache / "memo", "old", 1)], [], removed=False)
+    assert render.cleaned_text(found, Folders(cache)).endswith(f"tlpipe cache gc --delete --cache {cache}")
 
 
 def test_a_seed_is_an_option_only_where_something_is_drawn() -> None:

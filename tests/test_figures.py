@@ -15,7 +15,7 @@ from conftest import FakeEngine, change_run
 from pipeline import commands
 from pipeline.cli.render import run_text
 from pipeline.commands import TrainingOptions
-from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
+from pipeline.config import ExtractConfig, Folders, HeadConfig, SplitConfig
 from pipeline.errors import ConfigError, EngineError, RunError
 from pipeline.evaluation.metrics import accuracy_interval
 from pipeline.extraction import plan
@@ -73,7 +73,7 @@ class TestChance:
         assert is_chance(float(np.mean([one["val_accuracy"] for one in run.candidates])), run.n_val)
         assert is_chance(run.metrics["test"]["accuracy"], run.n_test)
         assert run.chosen_on == ["val"]
-        line = next(line for line in run_text(run, "").splitlines() if " val " in f"{line} " and "%" in line)
+        line = next(line for line in run_text(run, Folders()).splitlines() if " val " in f"{line} " and "%" in line)
         assert "choose" in line
 
     def test_sweep_by_folds(self, noise: Path, cache: Path, reports: Path) -> None:
@@ -173,15 +173,15 @@ class TestWhoHasSeenWhat:
     ) -> None:
         commands.extract(ExtractConfig(str(pictures)), cache)
         run = commands.train_head(HeadConfig("logreg"), cache, reports)
-        lines = run_text(run, "").splitlines()
+        lines = run_text(run, Folders()).splitlines()
         assert [line.split()[3] for line in lines if line.startswith("logreg   val")] == ["choose"]
         found = commands.evaluate(run.id, str(pictures), cache, reports)
-        lines = run_text(found, "").splitlines()
+        lines = run_text(found, Folders()).splitlines()
         (train,) = [line for line in lines if line.startswith("logreg   train")]
         assert train.split()[3] == "fit"
         fixed = commands.train_head(HeadConfig("logreg", l2=0.1), cache, reports)
         assert fixed.chosen_on == []
-        assert "choose" not in run_text(fixed, "")
+        assert "choose" not in run_text(fixed, Folders())
 
     def test_a_run_without_its_cache_knows_what_it_was_trained_on(
         self, pictures: Path, tmp_path: Path, cache: Path, reports: Path, fake_engine: FakeEngine
@@ -322,7 +322,7 @@ class TestAgainst:
         swapped = commands.evaluate(other.id, None, cache, reports, against=one.id).against
         assert swapped is not None
         assert swapped.splits["test"].difference == pytest.approx(-gain)
-        assert f"Against {other.id}, image by image" in run_text(found, "")
+        assert f"Against {other.id}, image by image" in run_text(found, Folders())
 
     def test_what_the_other_run_has_seen_is_told(
         self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine
@@ -336,7 +336,7 @@ class TestAgainst:
         assert found.against is not None
         assert found.used() == {"train": "fit"}
         assert found.against.used["train"].startswith("fit")
-        assert "other used to" in run_text(found, "")
+        assert "other used to" in run_text(found, Folders())
 
     def test_the_leaderboard_compares_with_the_first(
         self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine

@@ -24,7 +24,7 @@ from pyarrow import parquet
 from pipeline import commands
 from pipeline.config import Columns, ExtractConfig, HeadConfig, SplitConfig
 from pipeline.data import Opened, open_dataset
-from pipeline.data.packed import files_meant, lacking, parts_of, split_of_file
+from pipeline.data.packed import files_meant, lacking, parts_of, splits_of
 from pipeline.errors import DataError
 from pipeline.util.memo import Memo
 
@@ -468,7 +468,12 @@ class TestNames:
         ],
     )
     def test_splits(self, name: str, split: str) -> None:
-        assert split_of_file(Path(f"{name}.tar")) == split
+        assert splits_of([Path(f"{name}.tar")]) == [split]
+
+    def test_splits_of_folders(self) -> None:
+        files = ["train/a.tar", "Validation/b/a.tar", "test/train-0.tar", "more/a.tar"]
+        assert splits_of([Path("test", name) for name in files]) == ["train", "val", "train", ""]
+        assert splits_of([Path("test/a.tar"), Path("test/b.tar")]) == ["", ""]
 
 
 class TestStages:
@@ -537,6 +542,21 @@ class TestStages:
         for _ in range(2):
             assert commands.extract(ExtractConfig(str(folder)), folder / "cache").n_images == N
         assert fake_engine.n_computed == N
+
+    @pytest.mark.parametrize(("data", "name"), [("hub", "0000.parquet"), ("tars", "shard-000000.tar")])
+    def test_packs_in_folders_of_splits(self, data: str, name: str, written: Path, tmp_path: Path) -> None:
+        shards = sorted((written / data).rglob("*.*"))
+        for split, shard in zip(("train", "val", "test"), shards[::-1], strict=True):
+            (tmp_path / "default" / split).mkdir(parents=True)
+            shutil.copy(shard, tmp_path / "default" / split / name)
+        found = opened(tmp_path)
+        assert len(found.dataset) == N
+        sizes = [8, 8, 8] if data == "hub" else [4, 10, 10]
+        assert [int((found.dataset.splits == split).sum()) for split in ("train", "val", "test")] == sizes
+        assert all(
+            place.startswith(f"{split}/{name}")
+            for place, split in zip(found.dataset.locations, found.dataset.splits, strict=True)
+        )
 
     def test_packs_of_two_kinds(self, written: Path, tmp_path: Path) -> None:
         folder = shutil.copytree(written / "tars", tmp_path / "both")

@@ -451,6 +451,10 @@ class TestTrouble:
             path.write_bytes(content)
         with pytest.raises(DataError, match=r"zip://::.*some.zip can't be read"):
             opened(f"zip://::{path}")
+        with pytest.raises(DataError, match=f"names no zip file; put it behind ::, as in zip://::{path}"):
+            opened(f"zip://{path}")
+        with pytest.raises(DataError, match=f"zip://::{path}" if content else "There is no"):
+            opened(path)
         (tmp_path / "list.csv").write_text(f"path,label\nzip://a.jpg::{path},x\nzip://b.jpg::{path},y\n")
         with pytest.raises(DataError, match=r"some.zip can't be read"):
             opened(tmp_path / "list.csv")

@@ -59,7 +59,7 @@ def gc(delete: bool, folders: Folders) -> Answer:
     from pipeline.commands import gc as module
 
     found = module.gc(folders.cache, folders.reports, delete=delete)
-    return Answer(found.to_json(), render.cleaned_text(found))
+    return Answer(found.to_json(), render.cleaned_text(found, folders))
 
 
 @command("export")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.commands import Answers, Export, ExtractResult
     from pipeline.commands.cache import Verified
     from pipeline.commands.gc import Cleaned
+    from pipeline.config import Folders
     from pipeline.evaluation.compare import Difference
     from pipeline.inspection.duplicates import Group
     from pipeline.inspection.findings import Inspection
@@ -84,7 +85,7 @@ def verified_text(found: Verified) -> str:
     return "\n".join(lines)
 
 
-def cleaned_text(found: Cleaned) -> str:
+def cleaned_text(found: Cleaned, folders: Folders) -> str:
     """What a cache can do without."""
     lines = [f"  {item.path} ({readable_size(item.size)}): {item.cause}" for item in found.found]
     lines += [
@@ -97,13 +98,12 @@ def cleaned_text(found: Cleaned) -> str:
     elif found.removed:
         lines.append(f"Removed {counted(len(found.found), 'item')}, {readable_size(found.size)}.")
     else:
-        lines.append(
-            f"{counted(len(found.found), 'item')}, {readable_size(found.size)}. Remove with: tlpipe cache gc --delete"
-        )
+        how = folders.command("tlpipe cache gc --delete")
+        lines.append(f"{counted(len(found.found), 'item')}, {readable_size(found.size)}. Remove with: {how}")
     return "\n".join(lines)
 
 
-def extract_text(result: ExtractResult) -> str:
+def extract_text(result: ExtractResult, folders: Folders) -> str:
     """What an extract gave."""
     spec = result.record.spec
     lines = [
@@ -117,12 +117,13 @@ def extract_text(result: ExtractResult) -> str:
             f"{result.seconds['total']:.1f} s in all"
         )
     if result.part is not None:
-        return "\n".join([*lines, f"Next       the other parts, then {result.record.config.command()}"])
+        rest = folders.command(result.record.config.command())
+        return "\n".join([*lines, f"Next       the other parts, then {rest}"])
     trainable = spec.pooling != "none" and result.n_classes > 1
     following = "tlpipe train-head" if trainable else f"tlpipe cache export FILE.h5 {result.record.id}"
     lines += [
         f"Features   {result.record.id} ({spec.backbone}, {spec.endpoint}, {sides(spec.image_size)} px)",
-        f"Next       {following}",
+        f"Next       {folders.command(following)}",
     ]
     return "\n".join(lines)
 
@@ -163,7 +164,7 @@ def _share(found: Mapping[str, Any] | None) -> str:
     return f"{100 * found['accuracy']:.1f} ({interval(*found['accuracy_95'])})"
 
 
-def run_text(run: RatedRun, folder: str) -> str:
+def run_text(run: RatedRun, folders: Folders) -> str:
     """What a training gave."""
     from pipeline.runs.run import EvaluateRun, HeadRun
 
@@ -183,10 +184,10 @@ def run_text(run: RatedRun, folder: str) -> str:
         *([USED] if any(row[SCORES.index("used to")] for row in rows) else []),
         *(_against(run) if isinstance(run, EvaluateRun) else []),
         "",
-        f"Run        {folder} ({run.seconds['total']:.1f} s)",
+        f"Run        {folders.reports / run.id} ({run.seconds['total']:.1f} s)",
     ]
     if isinstance(run, HeadRun) and _is_trainable(run) and not run.head.startswith("knn") and "," not in run.features:
-        lines.append("Next       tlpipe finetune --blocks NAME; block names: tlpipe backbones")
+        lines.append(f"Next       {folders.command('tlpipe finetune --blocks NAME')}; block names: tlpipe backbones")
     return "\n".join(lines)
 
 
@@ -227,16 +228,16 @@ def _repeated(run: HeadRun) -> list[str]:
 SHOWN = 20  # candidates of a sweep on the terminal; run.json has all
 
 
-def sweep_text(run: SweepRun, folder: str) -> str:
+def sweep_text(run: SweepRun, folders: Folders) -> str:
     """What a sweep gave: a table of the candidates, then the winner's run."""
     found = run.candidates
     lines = [aligned(CANDIDATES, candidate_rows(run, SHOWN))]
     if len(found) > SHOWN:
-        lines.append(f"and {len(found) - SHOWN} more, all in {folder}/run.json")
-    return "\n".join([*lines, "", run_text(run, folder)])
+        lines.append(f"and {len(found) - SHOWN} more, all in {folders.reports / run.id}/run.json")
+    return "\n".join([*lines, "", run_text(run, folders)])
 
 
-def curve_text(run: CurveRun, folder: str) -> str:
+def curve_text(run: CurveRun, folders: Folders) -> str:
     """A learning curve as a table, and what more labels would buy."""
     rows = []
     for point in run.points:
@@ -261,7 +262,7 @@ def curve_text(run: CurveRun, folder: str) -> str:
             aligned(["per class", "images", "draws", "accuracy", "deviation"], rows),
             "",
             outlook,
-            f"Run        {folder} ({run.seconds['total']:.1f} s)",
+            f"Run        {folders.reports / run.id} ({run.seconds['total']:.1f} s)",
         ]
     )
 

@@ -55,7 +55,7 @@ def extract(config: ExtractConfig, options: ExtractOptions, folders: Folders) ->
     from pipeline import commands
 
     result = commands.extract(config, folders.cache, options)
-    return Answer(result.to_json(), render.extract_text(result))
+    return Answer(result.to_json(), render.extract_text(result, folders))
 
 
 @command("train-head")
@@ -76,7 +76,7 @@ def train_head(
     run = commands.train_head(
         replace(config, head=head), folders.cache, folders.reports, _with_features(options, same_features)
     )
-    return Answer(run.to_json(), render.run_text(run, str(folders.reports / run.id)))
+    return Answer(run.to_json(), render.run_text(run, folders))
 
 
 @command("sweep")
@@ -113,7 +113,7 @@ def sweep(
         _with_features(options, same_features),
         float("inf") if budget is None else budget,
     )
-    return Answer(run.to_json(), render.sweep_text(run, str(folders.reports / run.id)))
+    return Answer(run.to_json(), render.sweep_text(run, folders))
 
 
 @command("learning-curve")
@@ -144,7 +144,7 @@ def learning_curve(
     sizes = None if per_class is None else parse_counts(per_class)
     kept = _with_features(options, same_features)
     run = commands.learning_curve(replace(config, head=head), folders.cache, folders.reports, kept, sizes, draws)
-    return Answer(run.to_json(), render.curve_text(run, str(folders.reports / run.id)))
+    return Answer(run.to_json(), render.curve_text(run, folders))
 
 
 @command("finetune")
@@ -167,10 +167,10 @@ def finetune(configs: list[FinetuneConfig], starts: list[FinetuneOptions], folde
     (options,) = starts
     if len(configs) == 1 and options.on is None:
         run = commands.finetune(configs[0], folders.cache, folders.reports, options)
-        return Answer(run.to_json(), render.run_text(run, str(folders.reports / run.id)))
+        return Answer(run.to_json(), render.run_text(run, folders))
     found = commands.finetune_each(configs, folders.cache, folders.reports, options)
     if len(configs) == 1 and isinstance(only := found[configs[0]], FinetuneRun):
-        return Answer(only.to_json(), render.run_text(only, str(folders.reports / only.id)))
+        return Answer(only.to_json(), render.run_text(only, folders))
     runs = [one for one in found.values() if isinstance(one, FinetuneRun)]
     failed = [
         {"command": alone(config, folders.cache, folders.reports, options), "cause": str(one)}

@@ -89,7 +89,7 @@ def evaluate(
     from pipeline import commands
 
     found = commands.evaluate(run, data, folders.cache, folders.reports, precision, against, columns)
-    return Answer(found.to_json(), render.run_text(found, str(folders.reports / found.id)))
+    return Answer(found.to_json(), render.run_text(found, folders))
 
 
 @command("export")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,10 @@ class Folders:
         """What names them on the command line, where they are not those of a command that names none."""
         mine, usual = ({"cache": one.cache, "reports": one.reports} for one in (self, Folders()))
         return words_of(mine, usual)
+
+    def command(self, words: str) -> str:
+        """A command line, with what names these folders."""
+        return " ".join([words, *map(shlex.quote, self.words())])
 
     def __post_init__(self) -> None:
         """Take text for the place that it means."""

@@ -192,9 +192,9 @@ def is_image(name: str) -> bool:
     return len(suffix) < 2 or suffix.lower() in IMAGE_SUFFIXES
 
 
-def has_pictures(folder: Path) -> bool:
-    """Whether any file below a folder is a picture, by the suffix of its name."""
-    return any(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in files_below(folder))  # noqa: PTH122
+def is_picture(name: str) -> bool:
+    """Whether a file is a picture, by the suffix of its name."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122, as above
 
 
 def _check_split_folder(root: Path, folder: Path) -> None:

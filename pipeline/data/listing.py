@@ -75,6 +75,8 @@ def list_source(data: str, columns: Columns, least_classes: int = 2, memo: Memo 
         return read_manifest(path, columns)
     if own:
         return read_npz(path)
+    if path.suffix.lower() == ".zip":
+        raise DataError(f"{data} is an archive; unpack it, or have it read as it is: zip://::{data}")
     raise DataError(
         f"{data} is no kind of data that can be read; give a folder, or a {', '.join(MANIFEST_SUFFIXES)}, .tar or "
         f"{'(on this machine) ' if is_remote(path) else ''}.npz file"

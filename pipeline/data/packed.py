@@ -14,7 +14,7 @@ from braceexpand import braceexpand
 from numpy.typing import NDArray
 
 from pipeline.data.dataset import printable
-from pipeline.data.folder import PACKS, SPLIT_NAMES, has_pictures, scan
+from pipeline.data.folder import PACKS, SPLIT_NAMES, files_below, is_picture
 from pipeline.data.source import KEY_DTYPE, ImageKeys, InParts, file_key
 from pipeline.errors import DataError, ImageError
 from pipeline.util import remote
@@ -136,29 +136,45 @@ def names_of(files: Sequence[Path]) -> list[str]:
     names = [printable(file.name) for file in files]
     if len(set(names)) == len(names):
         return names
+    return [printable("/".join(parts)) for parts in _apart(files)]
+
+
+def _apart(files: Sequence[Path]) -> list[list[str]]:
+    """Each file's folders and name, from the folder that all share."""
     parts = [file.as_posix().split("/") for file in files]
-    shared = next((number for number, some in enumerate(zip(*parts, strict=False)) if len(set(some)) > 1), 0)
-    return [printable("/".join(some[shared:])) for some in parts]
+    shared = next((level for level, some in enumerate(zip(*parts, strict=False)) if len(set(some)) > 1), -1)
+    return [some[shared:] for some in parts]
 
 
 def lacking(files: Sequence[Path]) -> list[str]:
     """Say which are not there of packs whose names tell how many there should be, as in train-00000-of-00005."""
-    found: dict[tuple[str, int], set[int]] = {}
+    found: dict[tuple[Path, str, int], set[int]] = {}
     for file in files:
         # What stands behind the number, if anything, differs by file: a digest.
         if match := re.fullmatch(r"(.*?)(\d+)-of-(\d+)(-\w+)?(\..*)?", file.name):
             name = f"{match[1]}*-of-{match[3]}{'-*' if match[4] else ''}{match[5] or ''}"
-            found.setdefault((name, int(match[3])), set()).add(int(match[2]))
+            found.setdefault((file.parent, name, int(match[3])), set()).add(int(match[2]))
     return [
         f"Of {name}, {counted(n - len(numbers), 'file')} of {n:,} not there"
-        for (name, n), numbers in found.items()
+        for (_, name, n), numbers in found.items()
         if len(numbers) < n
     ]
 
 
-def split_of_file(path: Path) -> str:
-    """The split that a file's name tells, such as `val` of `validation-00000-of-00005.parquet`; else ""."""
-    words = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", path.stem.lower()) if word in SPLIT_NAMES}
+def splits_of(files: Sequence[Path]) -> list[str]:
+    """The split that each file's name tells, such as `val` of `validation-00000-of-00005.parquet`, or else its folder.
+
+    Folders above that which all files share tell nothing; where nothing does, the split is "".
+    """
+    return [
+        _split_named(file.stem) or next(filter(None, (SPLIT_NAMES.get(name.lower()) for name in folders[::-1])), "")
+        for file, (*folders, _) in zip(files, _apart(files), strict=True)
+    ]
+
+
+def _split_named(name: str) -> str:
+    """The split that a file's name tells; "" if it tells none, or several."""
+    words = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_NAMES}
     return words.pop() if len(words) == 1 else ""
 
 
@@ -235,27 +251,20 @@ def _matching(path: Path) -> list[Path]:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The packs in a folder, or else in its folder `data`, by their names; none where pictures lie there as files.
+    """The packs in a folder and below it, by their names; none where pictures lie there as files.
 
     Raises:
         DataError: If there are packs of several kinds.
     """
-    for place in (folder, folder / "data"):
-        if place.is_dir() and (found := _packs_in(place)):
-            if has_pictures(folder):
-                return []
-            if len(kinds := {file.suffix.lower() for file in found}) > 1:
-                raise DataError(
-                    f"{place} holds files of several kinds: {', '.join(sorted(kinds))}; name those of one: "
-                    f"{place}/*{min(kinds)}"
-                )
-            return found
-    return []
-
-
-def _packs_in(folder: Path) -> list[Path]:
-    return [
-        folder / entry.name
-        for entry in scan(folder)
-        if entry.name.lower().endswith(PACKS) and not entry.name.startswith(".") and entry.is_file()
-    ]
+    found: list[Path] = []
+    for name in files_below(folder):
+        if is_picture(name):
+            return []
+        if name.lower().endswith(PACKS):
+            found.append(folder / name)
+    if len(kinds := {file.suffix.lower() for file in found}) > 1:
+        raise DataError(
+            f"{folder} holds files of several kinds: {', '.join(sorted(kinds))}; name those of one: "
+            f"{found[0].parent}/*{found[0].suffix}"
+        )
+    return found

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import Columns
 from pipeline.data.dataset import Listing
 from pipeline.data.manifest import COMMON_NAMES, check_header, column_of, named_split, no_labels, questioned
-from pipeline.data.packed import AT_ONCE, PackedSource, held_files, lacking, names_of, split_of_file
+from pipeline.data.packed import AT_ONCE, PackedSource, held_files, lacking, names_of, splits_of
 from pipeline.errors import DataError, ImageError
 from pipeline.util.fetching import Held
 from pipeline.util.text import counted
@@ -124,7 +124,7 @@ def _holds_pictures(kind: pyarrow.DataType) -> bool:
 
 
 def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
-    """List the pictures in Parquet files; each gives the split of its name, if there is no column of splits.
+    """List the pictures in Parquet files; without a column of splits, the names of files and folders tell them.
 
     Args:
         files: The files.
@@ -151,7 +151,9 @@ def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         columns_of = list(pool.map(read, held))
-    for one, called, (column_there, found) in zip(held, names_of(files), columns_of, strict=True):
+    for one, called, of_file, (column_there, found) in zip(
+        held, names_of(files), splits_of(files), columns_of, strict=True
+    ):
         file = one.path
         if column_there != pictures:
             raise DataError(f"{file} has no column of pictures like that of {files[0]}; give files of one kind")
@@ -161,7 +163,7 @@ def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
         for column, texts in found.items():
             table.setdefault(column, []).extend(texts)
         packs.append(ParquetPack(one, pictures))
-        splits += _splits_of(file, found, len(packs[-1]), columns)
+        splits += _splits_of(file, found, columns) or [of_file] * len(packs[-1])
         locations += [f"{called}[{row}]" for row in range(len(packs[-1]))]
     if not splits:
         raise DataError(f"{name} has no rows")
@@ -183,12 +185,10 @@ def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
     )
 
 
-def _splits_of(file: Path, table: dict[str, list[str]], n: int, columns: Columns) -> list[str]:
-    """Split of each of a file's rows, from its column, or else from the file's name."""
+def _splits_of(file: Path, table: dict[str, list[str]], columns: Columns) -> list[str]:
+    """The split of each of a file's rows, from its column; nothing if it has none."""
     split = column_of(file, table, "split", columns.split_column)
-    if split is None:
-        return [split_of_file(file)] * n
-    return [named_split(file, row, text) for row, text in enumerate(table[split])]
+    return [] if split is None else [named_split(file, row, text) for row, text in enumerate(table[split])]
 
 
 def _texts(held: Held) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.config import Columns
 from pipeline.data.dataset import Listing, printable, shortened
 from pipeline.data.manifest import questioned
-from pipeline.data.packed import AT_ONCE, PackedSource, held_files, lacking, names_of, split_of_file
+from pipeline.data.packed import AT_ONCE, PackedSource, held_files, lacking, names_of, splits_of
 from pipeline.errors import DataError, ImageError
 from pipeline.util.fetching import Held, bytes_at
 from pipeline.util.memo import Memo
@@ -90,7 +90,7 @@ class TarPack:
 
 
 def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | None) -> Listing:
-    """List the pictures in tars; each tar gives the split of its name.
+    """List the pictures in tars; each tar has the split that its name or its folder tells.
 
     Args:
         files: The tars.
@@ -117,7 +117,9 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
     held = held_files(files)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         tars = list(pool.map(read, held))
-    for file, called, one, (contents, of_samples) in zip(files, names_of(files), held, tars, strict=True):
+    for file, called, split, one, (contents, of_samples) in zip(
+        files, names_of(files), splits_of(files), held, tars, strict=True
+    ):
         found = contents.samples
         packs.append(TarPack(one, found))
         labels += [label for label, _ in of_samples]
@@ -126,7 +128,7 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
             for sample, (_, cause) in zip(found, of_samples, strict=True)
             if cause
         ]
-        splits += [split_of_file(file)] * len(found)
+        splits += [split] * len(found)
         locations += [f"{called}/{printable(sample.name)}" for sample in found]
         without += [f"{called}/{printable(sample)}" for sample in contents.without]
         further += [f"{called}/{printable(picture)}" for picture in contents.further]

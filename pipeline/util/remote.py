@@ -108,12 +108,17 @@ def check_address(text: str) -> None:
     try:
         import fsspec
         import upath  # noqa: F401
+        from fsspec.archive import AbstractArchiveFileSystem
 
-        fsspec.get_filesystem_class(protocol)
+        kind = fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:
         raise DataError(
             f"{text} can't be opened: {error}; for s3, gs, hf and https: pip install 'tlpipe[remote]'"
         ) from error
+    if issubclass(kind, AbstractArchiveFileSystem) and "::" not in text:
+        raise DataError(
+            f"{text} names no {protocol} file; put it behind ::, as in {protocol}://::{text.partition('://')[2]}"
+        )
     for logger in LOUD.get(protocol, ()):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
 
