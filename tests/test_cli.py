@@ -452,6 +452,13 @@ def test_what_to_do_next_names_folders_that_are_not_the_usual_ones(extracted: An
     assert render.cleaned_text(found, Folders(cache)).endswith(f"tlpipe cache gc --delete --cache {cache}")
 
 
+def test_long_names_leave_the_other_columns_their_room() -> None:
+    for length, rows in ((60, 1), (240, 2)):
+        lines = render.aligned(["class", "train"], [["a" * length, "12,345"]]).splitlines()[2:]
+        assert len(lines) == rows
+        assert lines[0].endswith("12,345") and "".join(lines).count("a") == length
+
+
 def test_a_seed_is_an_option_only_where_something_is_drawn() -> None:
     commands = {**app.commands, **app.commands["cache"].commands, **app.commands["runs"].commands}  # type: ignore[attr-defined]
     seeded = {name for name, one in commands.items() if any("--seed" in option.opts for option in one.params)}

@@ -23,7 +23,7 @@ from pyarrow import parquet
 
 from pipeline import commands
 from pipeline.config import Columns, ExtractConfig, HeadConfig, SplitConfig
-from pipeline.data import Opened, open_dataset
+from pipeline.data import Opened, list_source, open_dataset
 from pipeline.data.packed import files_meant, lacking, parts_of, splits_of
 from pipeline.errors import DataError
 from pipeline.util.memo import Memo
@@ -189,7 +189,7 @@ class TestParquet:
             "photo": [*pictures, None, b"no picture"],
             "thumb": [None] * 8,
             "kind": [path.parent.name for path in files] + ["red", ""],
-            "part": ["train"] * 6 + ["val", "test"],
+            "part": ["train"] * 7 + ["test"],
         }
         schema = pyarrow.schema(
             {"photo": pyarrow.binary(), "thumb": pyarrow.binary(), "kind": pyarrow.string(), "part": pyarrow.string()}
@@ -306,7 +306,77 @@ def picture() -> bytes:
     return buffer.getvalue()
 
 
+class TestReplaced:
+    """A file that is replaced between listing and reading is told: its labels are not those of its pictures."""
+
+    def test_tars(self, tmp_path: Path) -> None:
+        def write(first: str) -> None:
+            with tarfile.open(tmp_path / "new.tar", "w") as tar:
+                for number, label in enumerate([first, "dog"] * 3):
+                    add(tar, f"{number}.png", picture() + label.encode())
+                    add(tar, f"{number}.cls", label.encode())
+            (tmp_path / "new.tar").replace(tmp_path / "some.tar")
+
+        write("cat")
+        os.utime(tmp_path / "some.tar", (10**9, 10**9))
+        listed = list_source(str(tmp_path / "some.tar"), Columns())
+        write("cow")
+        with pytest.raises(DataError, match=r"some.tar changed while it was read; run the same command again"):
+            listed.source.keys(None, rehash=False)
+
+    @pytest.mark.parametrize(("n", "column"), [(2, "image"), (6, "picture"), (6, "image")])
+    def test_parquet(self, n: int, column: str, tmp_path: Path) -> None:
+        def write(n: int, column: str, label: str) -> None:
+            rows = {column: [picture() + bytes([row]) for row in range(n)], "label": [label] * n}
+            parquet.write_table(pyarrow.table(rows), tmp_path / "new.parquet")
+            (tmp_path / "new.parquet").replace(tmp_path / "some.parquet")
+
+        write(6, "image", "a")
+        os.utime(tmp_path / "some.parquet", (10**9, 10**9))
+        listed = list_source(str(tmp_path / "some.parquet"), Columns())
+        write(n, column, "b")
+        with pytest.raises(DataError, match=r"some.parquet changed while it was read; run the same command again"):
+            listed.source.keys(None, rehash=False)
+
+
 class TestTar:
+    def test_a_later_member_counts_in_place_of_a_link(self, tmp_path: Path) -> None:
+        with tarfile.open(tmp_path / "some.tar", "w") as tar:
+            add(tar, "0.png", picture() + b"0")
+            for number, target in enumerate(("0.png", "gone.png"), start=1):
+                link = tarfile.TarInfo(f"{number}.png")
+                link.type, link.linkname = tarfile.SYMTYPE, target
+                tar.addfile(link)
+                add(tar, link.name, picture() + b"%d" % number)
+        found = opened(tmp_path / "some.tar")
+        by_place = {place: found.source.read(row)[-1:] for row, place in enumerate(found.dataset.locations)}
+        assert by_place == {f"some.tar/{number}": b"%d" % number for number in range(3)}
+        assert "2 members with a name that came before: 1.png, 2.png; the last one counts" in found.notes[0]
+
+    def test_a_negative_size_ends_it(self, tmp_path: Path) -> None:
+        """Of which some versions of tarfile would never come to an end (CVE-2025-8194)."""
+        path = tmp_path / "some.tar"
+        with tarfile.open(path, "w") as tar:
+            add(tar, "0.png", picture())
+            add(tar, "1.png", picture())
+        with tarfile.open(path) as tar:
+            at = tar.getmembers()[1].offset
+        content = bytearray(path.read_bytes())
+        header = content[at : at + 512]
+        header[124:136] = b"\xff" + ((1 << 88) - 512).to_bytes(11, "big")
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        content[at : at + 512] = header
+        path.write_bytes(content)
+        listed = list_source(str(path), Columns())
+        assert list(listed.locations) == ["some.tar/0"]
+        assert "some.tar is damaged, and " in listed.notes[0] and "1 picture before that can be read" in listed.notes[0]
+
+    def test_a_pointer_of_git_lfs_is_no_tar(self, tmp_path: Path) -> None:
+        (tmp_path / "some.tar").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+        with pytest.raises(DataError, match="only Git LFS's pointer to a tar; have it fetched: git lfs pull"):
+            opened(tmp_path / "some.tar")
+
     def test_labels_of_each_kind(self, tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "train.tar", "w") as tar:
             add(tar, "a/1.png", picture())

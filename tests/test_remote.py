@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import importlib
+import io
 import os
 import pickle
 import shutil
@@ -25,11 +26,11 @@ from pyarrow import parquet
 from pipeline import commands
 from pipeline.config import COMMON, ExtractConfig, HeadConfig, SplitConfig
 from pipeline.data import Opened, list_images, list_source, open_dataset
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, ImageError
 from pipeline.store.shards import FeatureStore
 from pipeline.util import fetching, local_copies, remote
 from pipeline.util.files import digest_of
-from pipeline.util.memo import Memo
+from pipeline.util.memo import Memo, Stamp
 
 N = 24
 
@@ -138,7 +139,7 @@ class TestFolder:
                 return root.fs.info(path)  # type: ignore[attr-defined, no-any-return]
 
         class Folder:
-            fs, path = Listed(), root.path  # type: ignore[attr-defined]
+            fs, path, protocol = Listed(), root.path, "s3"  # type: ignore[attr-defined]
 
         sizes = [fetching.MANY_BYTES // 2, fetching.MANY_BYTES // 2, 2 * fetching.MANY_BYTES, *[100] * (len(names) - 3)]
         found = list(fetching.read_many(Folder(), names, sizes))  # type: ignore[arg-type]
@@ -268,6 +269,23 @@ class TestPacks:
         assert [digest_of(sent.read(row)).encode() for row in range(len(sent))] == found
         assert len(server.read()) == 1, "on another machine there was no copy yet"
 
+    def test_an_empty_picture_is_no_part_that_is_asked_for(
+        self, bucket: Any, colours: Path, tmp_path: Path, server: ObjectStore
+    ) -> None:
+        files = [colours / "red" / "empty.jpg", *sorted(colours.rglob("0[0-9].jpg"))]
+        with tarfile.open(tmp_path / "one.tar", "w") as tar:
+            for path in files:
+                tar.add(path, path.name)
+        bucket.put_file(str(tmp_path / "one.tar"), "pictures/one.tar")
+        _, source = list_images(["s3://pictures/one.tar"])
+        source.keys(None, rehash=False)
+        assert source.workers > 16, "each part is waited for"
+        shutil.rmtree(local_copies.folder())
+        server.calm()
+        assert [source.read(row) for row in range(len(source))] == [path.read_bytes() for path in files]
+        assert len(server.read()) == len(files) - 1
+        assert not list(local_copies.folder().rglob("*.tar"))
+
     def test_roots_that_can_not_be_reached_leave_the_other_rows(
         self, put: str, colours: Path, tmp_path: Path, cache: Path, fake_engine: FakeEngine
     ) -> None:
@@ -354,6 +372,15 @@ class TestStamps:
         held = fetching.Held(remote.place("memory://somewhere/a.csv"))
         assert held.stamp is None and fetching._PROCESS in held._state
 
+    @pytest.mark.parametrize("age", [1, 10])
+    def test_what_was_changed_a_moment_before_is_no_copy_for_later(
+        self, age: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As it may be changed again within the same second, which is all that a web server tells."""
+        monkeypatch.setattr(fetching, "stamp", lambda path: Stamp(100, time.time_ns() - age * 10**9))
+        held = fetching.Held(remote.place("memory://somewhere/a.csv"))
+        assert (fetching._PROCESS in held._state) == (age == 1)
+
     def test_chains_end_in_whole_paths(self) -> None:
         assert remote.whole_address("zip://a::b.zip") == f"zip://a::{Path.cwd()}/b.zip"
         assert remote.whole_address("zip://a::s3://b/c.zip") == "zip://a::s3://b/c.zip"
@@ -383,7 +410,7 @@ class TestTrouble:
     ) -> None:
         """s3fs gives the number of an empty range to a token that expired, too."""
         server.refuses = lambda number, method, address: method == "GET" and address.partition("?")[0].endswith(".jpg")
-        with pytest.raises(DataError, match=r"None of the 26 images .*/\d+.jpg can't be read: .*token"):
+        with pytest.raises(DataError, match=r"No image of the class 'blue' can be opened .*/00.jpg can't be read: .*token"):
             commands.extract(ExtractConfig(data=put), cache)
         server.calm()
         assert commands.extract(ExtractConfig(data=put), cache).n_computed == N, "nothing was remembered"
@@ -444,6 +471,72 @@ class TestTrouble:
         with pytest.raises(DataError, match=r"s3://pictures/one.tar changed while it was read"):
             held.file()
 
+    def test_a_tar_that_got_shorter_while_parts_are_read(self, bucket: Any, colours: Path, tmp_path: Path) -> None:
+        files = sorted(colours.rglob("[0-9]*.jpg"))
+        for some in (files, files[:1]):
+            with tarfile.open(tmp_path / "one.tar", "w") as tar:
+                for path in some:
+                    tar.add(path, path.name)
+            bucket.put_file(str(tmp_path / "one.tar"), "pictures/one.tar")
+            if some is files:
+                _, source = list_images(["s3://pictures/one.tar"])
+                source.keys(None, rehash=False)
+        shutil.rmtree(local_copies.folder())
+        with pytest.raises(ImageError, match=r"s3://pictures/one.tar changed while it was read"):
+            source.read(len(files) - 1)
+
+    def test_a_damaged_copy_is_fetched_again_when_all_is_read_again(
+        self, bucket: Any, colours: Path, tmp_path: Path
+    ) -> None:
+        files = sorted(colours.rglob("[0-9]*.jpg"))
+        with tarfile.open(tmp_path / "one.tar", "w") as tar:
+            for path in files:
+                tar.add(path, path.name)
+        bucket.put_file(str(tmp_path / "one.tar"), "pictures/one.tar")
+        memo = Memo(tmp_path / "cache")
+        expected = opened("s3://pictures/one.tar", memo)
+        (copy,) = local_copies.folder().rglob("*.tar")
+        content = bytearray(copy.read_bytes())
+        content[content.index(files[0].read_bytes()) + 200] ^= 1
+        copy.write_bytes(content)
+        again = open_dataset("s3://pictures/one.tar", SplitConfig(), memo=memo, rehash=True)
+        assert again.dataset.keys.tolist() == expected.dataset.keys.tolist()
+        assert copy.read_bytes() != bytes(content)
+
+    @pytest.mark.parametrize(("column", "what"), [("label", "class 'cow'"), ("split", "split 'test'")])
+    def test_a_class_or_a_split_that_can_not_be_reached_is_an_error(
+        self, column: str, what: str, colours: Path, tmp_path: Path
+    ) -> None:
+        lines = [f"{path},{path.parent.name},train" for path in sorted(colours.rglob("[0-9]*.jpg"))]
+        lines += [f"s3://none/{row}.jpg,{'cow' if column == 'label' else 'red'},test" for row in range(4)]
+        if column == "label":
+            lines = [line.rpartition(",")[0] + "," for line in lines]
+        (colours.parent / "list.csv").write_text("path,label,split\n" + "\n".join(lines) + "\n")
+        with pytest.raises(DataError, match=f"No image of the {what} can be opened .s3://none/0.jpg"):
+            opened(colours.parent / "list.csv")
+
+    def test_tars_as_file_systems_are_read_by_one_thread_at_a_time(self, tmp_path: Path) -> None:
+        content = {f"{'ab'[row % 2]}/{row}.png": bytes([row]) * 5000 for row in range(200)}
+        with tarfile.open(tmp_path / "all.tar", "w") as tar:
+            for name, data in content.items():
+                member = tarfile.TarInfo(f"d/{name}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        found = list_source(f"tar://d::{tmp_path}/all.tar", COMMON)
+        keys = found.source.keys(None, rehash=False).column.tolist()
+        expected = {name: digest_of(data).encode() for name, data in content.items()}
+        assert dict(zip(found.locations, keys, strict=True)) == expected
+
+    def test_files_of_this_machine_as_addresses(self, colours: Path) -> None:
+        files = sorted(colours.rglob("[0-9]*.jpg"))
+        for protocol in ("file", "local"):
+            lines = [f"{protocol}://{path},{path.parent.name}" for path in files]
+            (colours.parent / "list.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+            assert len(opened(colours.parent / "list.csv").dataset) == N
+        (colours.parent / "list.csv").write_text("path,label\nfile:///etc/hostname,x\n")
+        with pytest.raises(DataError, match="leaves the folder"):
+            opened(colours.parent / "list.csv")
+
     @pytest.mark.parametrize("content", [None, b"no zip"])
     def test_zips_that_can_not_be_opened(self, content: bytes | None, tmp_path: Path) -> None:
         path = tmp_path / "some.zip"
@@ -458,6 +551,10 @@ class TestTrouble:
         (tmp_path / "list.csv").write_text(f"path,label\nzip://a.jpg::{path},x\nzip://b.jpg::{path},y\n")
         with pytest.raises(DataError, match=r"some.zip can't be read"):
             opened(tmp_path / "list.csv")
+
+    def test_a_chain_without_a_place_in_it(self) -> None:
+        with pytest.raises(DataError, match="for all of it, give zip://::file:///a.zip"):
+            opened("zip::file:///a.zip")
 
     @pytest.mark.parametrize("data", ["simplecache::s3://pictures/a", "filecache::https://host/a.tar"])
     def test_caches_of_fsspec_are_not_used(self, data: str) -> None:
@@ -483,6 +580,8 @@ class TestTrouble:
         with pytest.raises(DataError, match=r"^https://\.\.\. holds a password") as error:
             opened("https://someone:hunter2@host/list.csv")
         assert "hunter2" not in str(error.value)
+        for address in ("zip://::my@pictures.zip", "zip://12:30 me@home.jpg::a.zip", "github://org:repo@main/pictures"):
+            remote.check_address(address)
 
     def test_names_with_colons(self, bucket: Any, colours: Path) -> None:
         for number, path in enumerate(sorted(colours.rglob("[0-9]*.jpg"))):
@@ -546,6 +645,18 @@ class TestLocalCopies:
         assert 0 in kept and 29 in kept
         assert len(kept) <= 10
         assert sorted(kept)[1] >= 20
+
+    @pytest.mark.parametrize("stays", [True, False])
+    def test_what_another_machine_left_unfinished_goes(self, stays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TLPIPE_LOCAL_CACHE_GB", "0.00001")
+        left = local_copies._path("ab" * 16).with_name("some.0123abcd-17-0123abcd.partial")
+        left.parent.mkdir(parents=True)
+        left.write_bytes(bytes(20_000))
+        changed = time.time() - (60 if stays else 2 * local_copies.STILL)
+        os.utime(left, (changed, changed))
+        for number in range(3):
+            local_copies.local_copy(f"{number}", lambda path: path.write_bytes(bytes(1000)))
+        assert left.exists() == stays
 
     def test_what_changed_is_not_given(self) -> None:
         local_copies.keep(b"picture", digest_of(b"picture"))

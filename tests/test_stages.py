@@ -25,8 +25,16 @@ from pipeline.commands import cache as caretaker
 from pipeline.commands.extract import ExtractResult
 from pipeline.commands.gc import gc
 from pipeline.config import Columns, ExtractConfig, ExtractOptions, HeadConfig, SplitConfig
-from pipeline.data import open_dataset
-from pipeline.errors import CacheMismatchError, ConfigError, DataError, QuarantineError, RunError, StoreError
+from pipeline.data import FileSource, open_dataset
+from pipeline.errors import (
+    CacheMismatchError,
+    ConfigError,
+    DataError,
+    ImageError,
+    QuarantineError,
+    RunError,
+    StoreError,
+)
 from pipeline.extraction.engines import graph_folder
 from pipeline.runs.classifier import open_classifier
 from pipeline.runs.find import all_runs, find_run
@@ -47,6 +55,23 @@ class TestIncremental:
         first, again = (self.extract(red_and_blue, cache) for _ in range(2))
         assert (first.n_images, first.n_computed, first.n_reused) == (40, 40, 0)
         assert (again.n_images, again.n_computed, again.n_reused) == (40, 0, 40)
+
+    def test_rows_are_counted_where_only_a_view_fails(
+        self, pictures: Path, cache: Path, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read, times = FileSource.read, dict[int, int]()
+
+        def fails(self: FileSource, index: int) -> bytes:
+            times[index] = times.get(index, 0) + 1
+            if index == 3 and times[index] == 2:
+                raise ImageError("the connection was lost", lasting=False)
+            return read(self, index)
+
+        monkeypatch.setattr(FileSource, "read", fails)
+        config = ExtractConfig(str(pictures), views=1, augment="flip")
+        first, again = commands.extract(config, cache), commands.extract(config, cache)
+        assert (first.n_computed, first.n_reused, len(first.unreadable)) == (79, 0, 1)
+        assert (again.n_computed, again.n_reused, len(again.unreadable)) == (1, 79, 0)
         assert again.record.id == first.record.id
 
     def test_new_images_only(self, red_and_blue: Path, cache: Path, draw: Callable[..., Path]) -> None:

@@ -22,23 +22,28 @@ if TYPE_CHECKING:
     from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, HeadRun, RatedRun, Run, SweepRun
 
 FIGURES = re.compile(r"[-+\d.,% ()]*(to [-+\d.,% ()]*)?|[\d.,]+ [kMGT]?B")
+WIDTH = 200  # of tables, characters
 
 
 def aligned(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Rows as text in aligned columns, figures to the right; of the first one, which names the rows, no name is cut."""
+    """Rows as text in aligned columns, figures to the right; the first one, which names the rows, is kept whole.
+
+    Names that would leave the others no room are broken.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    whole = max((len(str(row[0])) for row in rows), default=0) <= WIDTH / 2
     for number, column in enumerate(columns):
         figures = bool(rows) and all(FIGURES.fullmatch(str(row[number])) for row in rows)
-        grid.add_column(column, justify="right" if figures else "left", overflow="fold", no_wrap=number == 0)
+        grid.add_column(column, justify="right" if figures else "left", overflow="fold", no_wrap=whole and number == 0)
     for row in rows:
         grid.add_row(*(Text(str(cell)) for cell in row))
     out = io.StringIO()
-    Console(file=out, width=200).print(grid)
+    Console(file=out, width=WIDTH).print(grid)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 

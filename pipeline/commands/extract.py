@@ -152,7 +152,7 @@ def extract(
         n_images=len(opened.dataset) + len(opened.unreadable),
         n_classes=len(dataset.class_names),
         n_computed=report.n_computed,
-        n_reused=done.n_wanted - report.n_computed - len(done.refused) * (config.views + 1),
+        n_reused=done.n_reused,
         unreadable=unreadable,
         part=options.part,
         choice=plan.choice,

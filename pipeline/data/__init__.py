@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,7 +29,7 @@ from pipeline.data.listing import BUILT_IN, is_arrays, list_images, list_source
 from pipeline.data.mixed import MixedSource
 from pipeline.data.source import KEY_DTYPE, ArraySource, FileSource, ImageSource, array_key, file_key
 from pipeline.data.splits import carve, joined_groups, twin_rows, twins
-from pipeline.errors import DataError
+from pipeline.errors import DataError, ImageError
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted
 from pipeline.util.texts import Texts
@@ -191,15 +191,16 @@ def open_labelled(data: str, *, columns: Columns = COMMON, memo: Memo | None = N
 
 def _opened(data: str, columns: Columns, memo: Memo | None, rehash: bool, least_classes: int = 2) -> Opened:
     """The images of a source that can be opened, with the splits it gives."""
-    listing = list_source(data, columns, least_classes, memo)
+    listing = list_source(data, columns, least_classes, memo, again=rehash)
     found = listing.source.keys(memo, rehash=rehash)
     keys, unreadable = found.column, []
     if found.errors:
         unreadable = [Unreadable(listing.locations[row], str(error)) for row, error in sorted(found.errors.items())]
         kept = found.readable()
+        if not len(kept):
+            raise DataError(f"None of the {len(unreadable):,} images of {data} can be opened: {unreadable[0].cause}")
+        _check_left(listing, found.errors)
         listing, keys = listing.take(kept), keys[kept]
-    if not len(keys):
-        raise DataError(f"None of the {len(unreadable):,} images of {data} can be opened: {unreadable[0].cause}")
     class_names = _class_order(set(listing.labels) - {""})
     for name in class_names:
         if "\0" in name or not _is_text(name):
@@ -214,6 +215,18 @@ def _opened(data: str, columns: Columns, memo: Memo | None, rehash: bool, least_
     dataset = Dataset(name, keys, labels, splits, locations, class_names, groups, others)
     carved = tuple(split for number, split in enumerate(SPLITS) if number not in given)
     return Opened(dataset, listing.source, unreadable, listing.notes, given, carved)
+
+
+def _check_left(listing: Listing, errors: Mapping[int, ImageError]) -> None:
+    """Refuse data of which a class, or a split that it names, can't be opened: the others would be taken for all."""
+    for what, texts in (("class", listing.labels), ("split", listing.splits)):
+        left = {text for row, text in enumerate(texts) if row not in errors}
+        for row, error in sorted(errors.items()):
+            if texts[row] and texts[row] not in left:
+                raise DataError(
+                    f"No image of the {what} {texts[row]!r} can be opened ({listing.locations[row]}: {error}); "
+                    f"mend the files, or take the {what} away"
+                )
 
 
 def _is_text(name: str) -> bool:

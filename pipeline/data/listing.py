@@ -33,7 +33,9 @@ def is_arrays(path: Path) -> bool:
     return is_array_folder(path) or is_cifar_folder(path) if path.is_dir() else path.suffix.lower() == ".npz"
 
 
-def list_source(data: str, columns: Columns, least_classes: int = 2, memo: Memo | None = None) -> Listing:
+def list_source(
+    data: str, columns: Columns, least_classes: int = 2, memo: Memo | None = None, *, again: bool = False
+) -> Listing:
     """What a user names as DATA, before any of its images is read.
 
     Args:
@@ -41,6 +43,7 @@ def list_source(data: str, columns: Columns, least_classes: int = 2, memo: Memo 
         columns: Of a manifest.
         least_classes: Class folders that a folder must have, if it has any.
         memo: Where the contents of unchanged tars are remembered.
+        again: Fetch again what is copied whole from addresses, and look through all tars.
 
     Raises:
         DataError: If it isn't there, or can't be listed.
@@ -50,7 +53,7 @@ def list_source(data: str, columns: Columns, least_classes: int = 2, memo: Memo 
     path = _reached(data)
     is_there = there(path)
     own = data in BUILT_IN or (is_there and is_arrays(path))  # a folder of a built-in name is ./NAME
-    if not own and (listing := _packed(data, path, columns, memo)):
+    if not own and (listing := _packed(data, path, columns, memo, again=again)):
         return listing
     if columns != COMMON and path.suffix.lower() not in MANIFEST_SUFFIXES:
         raise DataError(f"{data} has no columns to choose; those are of a {', '.join(MANIFEST_SUFFIXES)} file or a tar")
@@ -72,7 +75,7 @@ def list_source(data: str, columns: Columns, least_classes: int = 2, memo: Memo 
             raise DataError(
                 f"{data} holds paths; --image-column is for Parquet files with pictures, --label-key for tars"
             )
-        return read_manifest(path, columns)
+        return read_manifest(path, columns, again=again)
     if own:
         return read_npz(path)
     if path.suffix.lower() == ".zip":
@@ -104,7 +107,7 @@ def _reached(data: str) -> Path:
     return path
 
 
-def _packed(data: str, path: Path, columns: Columns, memo: Memo | None) -> Listing | None:
+def _packed(data: str, path: Path, columns: Columns, memo: Memo | None, *, again: bool = False) -> Listing | None:
     """The pictures in the Parquet files or tars that a user means; None if these are not what is meant."""
     is_folder = there(path) and path.is_dir()
     if is_folder:
@@ -118,10 +121,10 @@ def _packed(data: str, path: Path, columns: Columns, memo: Memo | None) -> Listi
     suffix = files[0].suffix.lower()
     name = files[0].stem if files == [path] else name_of(path if is_folder else files[0].parent)
     if suffix == TAR:
-        return tar.read_tars(files, name, columns, memo)
+        return tar.read_tars(files, name, columns, memo, again=again)
     tables = suffix == PARQUET and (files == [path] or is_folder)  # of paths, perhaps
     if suffix == PARQUET and not (tables and parquet.picture_column(Held(files[0]), columns) is None):
-        return parquet.read_parquet(files, name, columns)
+        return parquet.read_parquet(files, name, columns, again=again)
     return None
 
 

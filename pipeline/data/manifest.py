@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import os
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ ROW = ("label", "split", "group")
 MANY_NUMBERS = 20  # more different ones than that are hardly classes
 
 
-def read_manifest(path: Path, columns: Columns) -> Listing:
+def read_manifest(path: Path, columns: Columns, *, again: bool = False) -> Listing:
     """List the images that a manifest names; paths are relative to the manifest's folder.
 
     Without a column of labels, or in rows without one, images are unlabelled.
@@ -53,12 +54,13 @@ def read_manifest(path: Path, columns: Columns) -> Listing:
     Args:
         path: The manifest.
         columns: Names of its columns.
+        again: Fetch it again, if it lies at an address.
 
     Raises:
         DataError: If columns are missing or can't be told apart, a path leaves the folder, files are missing, or one
             path has two labels, splits or groups.
     """
-    table = _read_columns(path)
+    table = _read_columns(path, again=again)
     chosen = {kind: column_of(path, table, kind, getattr(columns, f"{kind}_column")) for kind in COMMON_NAMES}
     names = _paths(path, table, chosen["path"])
     empty = [""] * len(names)
@@ -202,7 +204,9 @@ def _inside(manifest: Path, name: str) -> str:
     """The file that `name` means, which must be an address, or lie below the manifest's folder; `a/../b` is `b`."""
     folder = manifest.parent
     if remote.is_address(name):
-        return name
+        if not re.match("(?i)(file|local)://", name):
+            return name
+        name = str(remote.place(name))
     outside = (
         f"{manifest} names {name!r}, which leaves the folder {folder}; "
         "put the manifest in a folder above all its images"
@@ -227,8 +231,8 @@ def _inside(manifest: Path, name: str) -> str:
     return str(file)
 
 
-def _read_columns(path: Path) -> dict[str, list[str]]:
-    held = Held(path)
+def _read_columns(path: Path, *, again: bool = False) -> dict[str, list[str]]:
+    held = Held(path, again=again)
     if path.suffix.lower() == ".parquet":
         return _read_parquet(held)
 

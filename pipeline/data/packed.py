@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -68,6 +69,12 @@ class PackedSource(InParts):
         super().__init__(map(len, packs), indices)
         self.packs = packs
 
+    @property
+    def workers(self) -> int:
+        """One for each processor; many where parts may have to be asked for at addresses, as each is waited for."""
+        far = any(is_remote(pack.path) for pack in self.packs)
+        return remote.READERS // 2 if far else super().workers
+
     def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
         """Image keys: the same as of files with the same bytes. Packs that the memo knows unchanged are not read."""
         asked = np.unique(np.searchsorted(self.starts, self.indices, side="right") - 1).tolist()
@@ -122,13 +129,15 @@ def _keys_of(pack: Pack, advance: Advance) -> NDArray[np.bytes_]:
         with suppress(ImageError):  # asked again when all keys are there, for its cause
             keys[place] = file_key(pack.read(place, known=False))
         advance(1)
+    if not is_remote(pack.path):  # of what lies at an address there is a copy, which nobody changes
+        pack.held.check()
     return keys
 
 
-def held_files(files: Sequence[Path]) -> list[Held]:
-    """Packs as they are found now; those at addresses are asked for at the same time."""
+def held_files(files: Sequence[Path], *, again: bool) -> list[Held]:
+    """Packs as they are found now; those at addresses are asked for at the same time, and fetched `again` if wanted."""
     with ThreadPoolExecutor(remote.READERS) as pool:
-        return list(pool.map(Held, files))
+        return list(pool.map(partial(Held, again=again), files))
 
 
 def names_of(files: Sequence[Path]) -> list[str]:
@@ -263,8 +272,9 @@ def files_in(folder: Path) -> list[Path]:
         if name.lower().endswith(PACKS):
             found.append(folder / name)
     if len(kinds := {file.suffix.lower() for file in found}) > 1:
+        one = min(found, key=lambda file: file.suffix.lower())
         raise DataError(
             f"{folder} holds files of several kinds: {', '.join(sorted(kinds))}; name those of one: "
-            f"{found[0].parent}/*{found[0].suffix}"
+            f"{one.parent}/*{one.suffix}"
         )
     return found

@@ -53,7 +53,10 @@ class ParquetPack:
         group = bisect_right(self._starts, place) - 1
         with _reading[self.path]:  # else threads would each read the group they all wait for
             pictures = _pictures(self.held, self._column, group)
-        data = pictures[place - self._starts[group]].as_py()
+        try:
+            data = pictures[place - self._starts[group]].as_py()
+        except IndexError as error:
+            raise ImageError(f"{self.path.name} changed since it was listed", lasting=False) from error
         if data is None:
             raise ImageError(
                 f"row {place} of {self.path.name} holds no picture, or only its path: bytes must be embedded"
@@ -70,7 +73,7 @@ def _pictures(held: Held, column: str, group: int) -> pyarrow.ChunkedArray:
     try:
         pictures = _opened(held).read_row_group(group, columns=[column]).column(0)
         return compute.struct_field(pictures, "bytes") if types.is_struct(pictures.type) else pictures
-    except (OSError, DataError, pyarrow.ArrowException) as error:
+    except (OSError, DataError, IndexError, pyarrow.ArrowException) as error:  # of index, where it was replaced
         raise ImageError(f"{held.path.name} can't be read: {error}", lasting=False) from error
 
 
@@ -123,20 +126,21 @@ def _holds_pictures(kind: pyarrow.DataType) -> bool:
     return any(one(kind) for one in kinds)
 
 
-def read_parquet(files: Sequence[Path], name: str, columns: Columns) -> Listing:
+def read_parquet(files: Sequence[Path], name: str, columns: Columns, *, again: bool) -> Listing:
     """List the pictures in Parquet files; without a column of splits, the names of files and folders tell them.
 
     Args:
         files: The files.
         name: Short name for people.
         columns: Names of their columns.
+        again: Fetch those at addresses again.
 
     Raises:
         DataError: If a file can't be read, or lacks a column that the first one has.
     """
     if columns.label_key is not None:
         raise DataError(f"{name} is of Parquet files, which have columns; --label-key is for tars")
-    held = held_files(files)
+    held = held_files(files, again=again)
     pictures = picture_column(held[0], columns)
     if pictures is None:
         raise DataError(

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -27,7 +28,8 @@ from pipeline.util.texts import Texts
 PICTURES = ("jpg", "jpeg", "png", "webp")
 LABEL_KEYS = ("label", "cls", "class")
 LABELS = ("cls", "txt", "json")
-REMEMBERED = "tar 2"  # what the memo calls the contents of a tar; of other contents it needs another name
+LFS = b"version https://git-lfs"  # with which its pointers begin (github.com/git-lfs/git-lfs, docs/spec.md)
+REMEMBERED = "tar 3"  # what the memo calls the contents of a tar; of other contents it needs another name
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class TarPack:
             raise ImageError(str(error), lasting=False) from error
 
 
-def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | None) -> Listing:
+def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | None, *, again: bool) -> Listing:
     """List the pictures in tars; each tar has the split that its name or its folder tells.
 
     Args:
@@ -97,6 +99,7 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
         name: Short name for people.
         columns: The key of labels in members that are JSON.
         memo: Where the contents of unchanged tars are remembered.
+        again: Look through all of them, and fetch those at addresses again.
 
     Raises:
         DataError: If a file is no tar, or a label can't be read.
@@ -111,10 +114,10 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
     unclear: list[str] = []
 
     def read(one: Held) -> tuple[Contents, list[tuple[str, str]]]:
-        contents = _contents(one, memo)
-        return contents, [_label(one, sample, columns.label_key) for sample in contents.samples]
+        contents = _contents(one, memo, again=again)
+        return contents, _labels(one, contents.samples, columns.label_key)
 
-    held = held_files(files)
+    held = held_files(files, again=again)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         tars = list(pool.map(read, held))
     for file, called, split, one, (contents, of_samples) in zip(
@@ -172,19 +175,19 @@ def _notes(file: Path, contents: Contents) -> list[str]:
         notes.append(
             f"{file} has {names} with a name that came before: {shortened(contents.twice)}; the last one counts"
         )
+    before, more = counted(len(contents.samples), "picture"), counted(contents.behind, "byte")
     if contents.torn:
-        before = counted(len(contents.samples), "picture")
-        notes.append(f"{file} is cut off; {before} before that can be read")
-    if contents.behind:
-        more = counted(contents.behind, "byte")
+        how = f"is damaged, and {more} at its end are not read" if contents.behind else "is cut off"
+        notes.append(f"{file} {how}; {before} before that can be read")
+    elif contents.behind:
         notes.append(f"{file} continues after its end, as joined tars do; what follows ({more}) is not read")
     return notes
 
 
-def _contents(held: Held, memo: Memo | None) -> Contents:
+def _contents(held: Held, memo: Memo | None, *, again: bool) -> Contents:
     """What is in a tar, which is looked through once."""
     path = held.path
-    if memo is not None and held.stamp is not None:
+    if memo is not None and held.stamp is not None and not again:
         try:
             return decoded(Contents, json.loads(memo.recall(REMEMBERED, {path: held.stamp})[path]))
         except (KeyError, ValueError):  # not known, or damaged
@@ -200,16 +203,22 @@ def _looked_through(path: Path, named: Path) -> Contents:
     places: dict[str, tuple[int, int]] = {}
     links: dict[str, str] = {}
     end, size = 0, path.stat().st_size
+    if bytes_at(path, 0, len(LFS)) == LFS:
+        raise DataError(f"{named} is only Git LFS's pointer to a tar; have it fetched: git lfs pull")
     if size < tarfile.BLOCKSIZE:  # not even the first header
         return Contents(torn=True)
     twice: list[str] = []
     try:
         with tarfile.open(path, "r:") as tar, suppress(tarfile.ReadError):  # where it is torn
             for member in tar:
+                if member.size < 0 or member.offset_data <= end - tarfile.BLOCKSIZE:  # damaged: it would never end
+                    break
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 name = posixpath.normpath(member.name)
                 if name in places or name in links:
                     twice.append(name)
+                    places.pop(name, None)
+                    links.pop(name, None)
                 if member.isreg() and not member.issparse() and member.offset_data + member.size <= size:
                     places[name] = (member.offset_data, member.size)
                 elif member.issym():
@@ -222,8 +231,12 @@ def _looked_through(path: Path, named: Path) -> Contents:
             "by their offset"
         ) from error
     mark = bytes(2 * tarfile.BLOCKSIZE)  # zeros, by which a tar ends
-    record = -(-(end + len(mark)) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
-    found = Contents(twice=twice, torn=bytes_at(path, end, len(mark)) != mark, behind=max(0, size - record))
+    torn = bytes_at(path, end, len(mark)) != mark
+    if torn:
+        behind = size - end if size >= end + tarfile.BLOCKSIZE else 0  # else the next header is what is cut off
+    else:
+        behind = max(0, size - -(-(end + len(mark)) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE)
+    found = Contents(twice=twice, torn=torn, behind=behind)
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     for name in [*places, *links]:
         folder, slash, base = name.rpartition("/")
@@ -244,7 +257,26 @@ def _looked_through(path: Path, named: Path) -> Contents:
     return found
 
 
-def _label(held: Held, sample: Sample, key: str | None) -> tuple[str, str]:
+def _labels(held: Held, samples: Sequence[Sample], key: str | None) -> list[tuple[str, str]]:
+    """The labels of samples, as `_label` gives them.
+
+    Raises:
+        DataError: If the tar can't be read, or a key of labels is given and a sample has JSON without that.
+    """
+    if not any(sample.texts for sample in samples):
+        return [("", "")] * len(samples)
+
+    def read(path: Path) -> list[tuple[str, str]]:
+        with path.open("rb") as file:
+            return [_label(file, held.path, sample, key) for sample in samples]
+
+    try:
+        return held.opened(read)
+    except OSError as error:
+        raise DataError(f"{held.path} can't be read: {error.strerror or error}; run the same command again") from error
+
+
+def _label(file: BinaryIO, path: Path, sample: Sample, key: str | None) -> tuple[str, str]:
     """The label of a sample, from the first that has one of .cls, .txt and .json.
 
     Returns:
@@ -257,12 +289,14 @@ def _label(held: Held, sample: Sample, key: str | None) -> tuple[str, str]:
     unclear = ""
     for suffix in ("json",) if key else LABELS:
         if suffix in sample.texts:
+            start, length = sample.texts[suffix]
+            file.seek(start)
             try:
-                label = _text_of(held.part(*sample.texts[suffix], known=False), suffix, key)
-            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                label = _text_of(file.read(length), suffix, key)
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 if key is not None:
                     raise DataError(
-                        f"{held.path.name}/{sample.name}.{suffix} has no label that can be read ({error}); "
+                        f"{path.name}/{sample.name}.{suffix} has no label that can be read ({error}); "
                         "--label-key is the key of labels in every .json"
                     ) from error
                 unclear = unclear or f".{suffix} ({first_line(error)})"

@@ -78,14 +78,14 @@ class Done:
         plan: What was wanted.
         report: Of the pass.
         refused: Why each image has no features that can't be read, by image key.
-        n_wanted: Rows: one for each distinct image and view.
+        n_reused: Rows that the store had already, one for each distinct image and view.
         started: When the engine was ready, by the performance counter.
     """
 
     plan: Plan
     report: PassReport
     refused: dict[bytes, str]
-    n_wanted: int
+    n_reused: int
     started: float
 
     def features(self, keys: NDArray[np.bytes_], view: int = 0) -> NDArray[np.floating]:
@@ -218,8 +218,9 @@ def complete(
     known = {key: entry.cause for key, entry in store.quarantined().items() if entry.reader == reader}
     refused = {key: known[key] for key in keys[among(keys, known)].tolist()}
     rows = _missing(plan, keys, first, locations, refused)
+    n_reused = n_wanted - len(refused) * (plan.views + 1) - len(rows)
     if not rows:
-        return Done(plan, PassReport(), refused, n_wanted, time.perf_counter())
+        return Done(plan, PassReport(), refused, n_reused, time.perf_counter())
     by = f"{plan.choice.engine} in {plan.choice.precision}"
     log.info("Computing %s of %s with %s", f"{len(rows):,}", counted(n_wanted, "row"), by)
     if elsewhere:
@@ -234,7 +235,7 @@ def complete(
     store.refresh()
     if elsewhere and report.n_computed:
         _check_shared(store, rows, report)
-    return Done(plan, report, refused, n_wanted, started)
+    return Done(plan, report, refused, n_reused, started)
 
 
 def _check_shared(store: FeatureStore, rows: Missing, report: PassReport) -> None:

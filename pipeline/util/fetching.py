@@ -12,14 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, TlpipeError
 from pipeline.util.addresses import is_remote
 from pipeline.util.files import digest_of
-from pipeline.util.local_copies import copy_here, keep, kept, local_copy
-from pipeline.util.remote import READERS, forget_lists, joined, path_in, reaching, size_of, stamp
+from pipeline.util.local_copies import copy_here, forget, keep, kept, local_copy
+from pipeline.util.memo import YOUNG
+from pipeline.util.remote import READERS, forget_lists, joined, path_in, reaching, size_of, stamp, turn
 
 MANY = 1024  # files that are asked for as one list, if they are small
 MANY_BYTES = 64 * 2**20
+WEB = ("http", "https")
 AGAIN = 3  # times that a copy is fetched again whose room others took
 
 T = TypeVar("T")
@@ -43,7 +45,8 @@ def read(folder: Path, name: str, key: str = "") -> bytes:
     answer: bytes | Exception
     with reaching(joined(folder, name)):
         try:  # without a start its size would be asked for
-            answer = folder.fs.cat_file(path_in(folder, name), start=0)  # type: ignore[attr-defined]
+            with turn(folder):
+                answer = folder.fs.cat_file(path_in(folder, name), start=0)  # type: ignore[attr-defined]
         except OSError as error:
             answer = error
     return _arrived(folder, name, answer)
@@ -119,8 +122,16 @@ def _arrived(folder: Path, name: str, answer: bytes | Exception) -> bytes:
     return data
 
 
+class _WholeOnly(TlpipeError):
+    """A web server gives nothing but the whole file."""
+
+
 class Held:
     """A file that is read as one of this machine: itself, or a local copy of what lay at an address when it was named.
+
+    Args:
+        path: The file.
+        again: Fetch it again, whatever copy there is.
 
     Attributes:
         path: The file.
@@ -128,12 +139,16 @@ class Held:
         stamped: When that was asked for, nanoseconds of the wall clock.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, again: bool = False) -> None:
         self.path = path
         self.stamped = time.time_ns()
         self.stamp = stamp(path)
-        # What nothing tells a change of is fetched once by each process.
-        self._state = f"{path} {self.stamp or _PROCESS}"
+        self._state = f"{path} {self.stamp}"
+        if self.stamp is None or self.stamp.mtime_ns >= self.stamped - YOUNG:
+            # What nothing tells a change of is fetched by each process; so is what may change again unnoticed.
+            self._state += f" {_PROCESS}"
+        if again:
+            forget(self._state, path.suffix)
         self._was_here = False
         self._in_parts = True
 
@@ -182,24 +197,50 @@ class Held:
             DataError: If it can't be read.
             StoreError: If there is no room for a copy.
         """
+        if not length:  # a part without bytes is none that could be asked for
+            return b""
         read_there = partial(bytes_at, start=start, length=length)
         if not (known and self._was_here and self._in_parts):
             return self.opened(read_there)
         if copy := copy_here(self._state, self.path.suffix):
             with suppress(FileNotFoundError):
                 return read_there(copy)
-        with reaching(self.path):
-            data = bytes(self.path.fs.cat_file(self.path.path, start=start, end=start + length))  # type: ignore[attr-defined]
-        if len(data) <= length:
-            return data
-        self._in_parts = False  # some web servers give the whole, whatever part is asked for
-        return self.opened(read_there)
+        try:
+            with reaching(self.path), turn(self.path):
+                return self._part_there(start, length)
+        except _WholeOnly:
+            self._in_parts = False
+            return self.opened(read_there)
+        except DataError:
+            self.check()
+            raise
+
+    def check(self) -> None:
+        """Refuse a file that is another by now.
+
+        Raises:
+            DataError: If it changed since it was named.
+        """
+        if is_remote(self.path):
+            forget_lists(self.path)
+        if self.stamp is not None and stamp(self.path) != self.stamp:
+            raise DataError(f"{self.path} changed while it was read; run the same command again")
+
+    def _part_there(self, start: int, length: int) -> bytes:
+        fs, path = self.path.fs, self.path.path  # type: ignore[attr-defined]
+        if self.path.protocol not in WEB:  # type: ignore[attr-defined]
+            return bytes(fs.cat_file(path, start=start, end=start + length))
+        # Some web servers give the whole, whatever part is asked for; a file that is open notices before it is read.
+        try:
+            with fs.open(path, size=self.stamp.size if self.stamp else None, cache_type="none") as file:
+                file.seek(start)
+                return bytes(file.read(length))
+        except ValueError as error:
+            raise _WholeOnly from error
 
     def _fetch(self, file: Path) -> None:
         fetch(self.path, file)
-        forget_lists(self.path)
-        if self.stamp is not None and stamp(self.path) != self.stamp:
-            raise DataError(f"{self.path} changed while it was read; run the same command again")
+        self.check()
 
 
 def bytes_at(file: Path, start: int, length: int) -> bytes:
@@ -215,5 +256,5 @@ def fetch(path: Path, file: Path) -> None:
     Raises:
         DataError: If it can't be read.
     """
-    with reaching(path):
+    with reaching(path), turn(path):
         path.fs.get_file(path.path, str(file))  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ address only this machine needs: memo, graphs, and the checkpoints that `finetun
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -21,6 +22,7 @@ from pipeline.util.machine import cache_folder
 
 GIGABYTES = 50.0  # unless $TLPIPE_LOCAL_CACHE_GB says otherwise
 CHECKED = 20  # times the size is looked at while as much as fits is written
+STILL = 3600.0  # seconds after which nobody is writing what did not grow: of other machines nothing else tells it
 LEFT = 0.9  # of the size, once there was more: looking is slow, so it must not be needed at once again
 
 _lock = Lock()
@@ -84,6 +86,12 @@ def copy_here(name: str, suffix: str = "") -> Path | None:
     """The local copy of a file, as `local_copy` names it; None if there is none now."""
     path = _path(digest_of(name.encode()), suffix)
     return path if _used(path) else None
+
+
+def forget(name: str, suffix: str = "") -> None:
+    """Remove the local copy of a file, as `local_copy` names it, so that it is fetched again."""
+    with suppress(OSError):
+        disk.remove(_path(digest_of(name.encode()), suffix))
 
 
 def kept(key: str) -> bytes | None:
@@ -154,8 +162,8 @@ def _copies(root: Path) -> Iterator[tuple[float, int, str]]:
             if one.is_dir():
                 with os.scandir(one) as files:
                     for file in files:
-                        if file.name.endswith(PARTIAL_SUFFIX) and not is_abandoned(Path(file.path)):
-                            continue
                         with suppress(FileNotFoundError):
                             stat = file.stat()
-                            yield stat.st_mtime, stat.st_size, file.path
+                            being_written = file.name.endswith(PARTIAL_SUFFIX) and stat.st_mtime > time.time() - STILL
+                            if not being_written or is_abandoned(Path(file.path)):
+                                yield stat.st_mtime, stat.st_size, file.path

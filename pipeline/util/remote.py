@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 from pipeline.errors import ConfigError, DataError
@@ -30,6 +32,14 @@ FEW = 8  # files of a folder that are asked for one by one, sooner than the fold
 
 LOUD = {"gs": ("gcsfs",), "gcs": ("gcsfs",)}
 """Loggers that print a traceback before the error that the caller gets, by protocol."""
+
+BY_TURNS = ("tar", "libarchive", "ftp", "sftp", "ssh", "smb")
+"""Protocols of file systems that have one open file, or one connection, for all threads."""
+
+WITHOUT_ACCOUNT = ("zip", "tar", "libarchive", "github")
+"""Protocols of which a colon before an @ is part of a name."""
+
+_turns: defaultdict[Any, Lock] = defaultdict(Lock)  # by file system
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"max_pool_connections": READERS}},
@@ -98,9 +108,11 @@ def check_address(text: str) -> None:
     """
     protocol = text.partition("://")[0].lower()
     if "::" in protocol:
-        address = text.rpartition("::")[2]
-        raise DataError(f"{text} names a cache of fsspec; tlpipe keeps local copies itself, so give {address}")
-    if re.search(r"://[^/]*:[^/]*@", text):
+        first, _, address = text.partition("::")
+        if first.lower().endswith("cache"):
+            raise DataError(f"{text} names a cache of fsspec; tlpipe keeps local copies itself, so give {address}")
+        raise DataError(f"{text} says nothing of what is meant in {address}; for all of it, give {first}://::{address}")
+    if any(_holds_password(link) for link in text.split("::")):
         raise DataError(
             f"{protocol}://... holds a password, which would be kept beside the features; give it to fsspec instead "
             "(filesystem-spec.readthedocs.io, configuration)"
@@ -121,6 +133,11 @@ def check_address(text: str) -> None:
         )
     for logger in LOUD.get(protocol, ()):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
+
+
+def _holds_password(link: str) -> bool:
+    protocol, _, rest = link.partition("://")
+    return protocol.lower() not in WITHOUT_ACCOUNT and re.match(r"[^/:@]*:[^/@]*@", rest) is not None
 
 
 def shared(text: str) -> Path:
@@ -156,7 +173,7 @@ def divided(address: str) -> tuple[str, str]:
     """The root of the file system that an address names, such as a bucket or a zip file, and the path from there."""
     head, chained, rest = address.partition("::")
     protocol, named, path = head.partition("://")
-    if not named:  # a cache of fsspec, which is no file system of its own
+    if not named:  # what can't be opened, as `check_address` says
         return address, ""
     if chained:
         return f"{protocol}://::{rest}", path
@@ -178,6 +195,11 @@ def reaching(address: object) -> AbstractContextManager[None]:
         DataError: In place of any error, of which each file system has its own kinds.
     """
     return in_plain_words(address, DataError)
+
+
+def turn(path: Path) -> AbstractContextManager[object]:
+    """Wait for one's turn at a file system that would mix up what several threads ask at a time."""
+    return _turns[path.fs] if path.protocol in BY_TURNS else nullcontext()  # type: ignore[attr-defined]
 
 
 def forget_lists(path: Path) -> None:
@@ -229,7 +251,7 @@ def entries(folder: Path) -> list[Entry]:
 def _listed(folder: Path) -> dict[str, dict[str, Any]]:
     """What the file system says of all in a folder, by name."""
     own = folder.path.rstrip("/")  # type: ignore[attr-defined]
-    with reaching(folder):
+    with reaching(folder), turn(folder):
         infos = folder.fs.ls(folder.path, detail=True)  # type: ignore[attr-defined]
     named = {info["name"].rstrip("/"): info for info in infos}
     named.pop(own, None)  # some object stores name the folder itself
@@ -273,7 +295,8 @@ def path_in(folder: Path, name: str) -> str:
 
 def _info(folder: Path, name: str) -> dict[str, Any] | None:
     try:
-        return folder.fs.info(path_in(folder, name))  # type: ignore[attr-defined, no-any-return]
+        with turn(folder):
+            return folder.fs.info(path_in(folder, name))  # type: ignore[attr-defined, no-any-return]
     except Exception:  # reading it gives the error, with its cause
         return None
 
