@@ -410,7 +410,9 @@ class TestTrouble:
     ) -> None:
         """s3fs gives the number of an empty range to a token that expired, too."""
         server.refuses = lambda number, method, address: method == "GET" and address.partition("?")[0].endswith(".jpg")
-        with pytest.raises(DataError, match=r"No image of the class 'blue' can be opened .*/00.jpg can't be read: .*token"):
+        with pytest.raises(
+            DataError, match=r"No image of the class 'blue' can be opened .*/00.jpg can't be read: .*token"
+        ):
             commands.extract(ExtractConfig(data=put), cache)
         server.calm()
         assert commands.extract(ExtractConfig(data=put), cache).n_computed == N, "nothing was remembered"

@@ -70,8 +70,8 @@ class TestIncremental:
         monkeypatch.setattr(FileSource, "read", fails)
         config = ExtractConfig(str(pictures), views=1, augment="flip")
         first, again = commands.extract(config, cache), commands.extract(config, cache)
-        assert (first.n_computed, first.n_reused, len(first.unreadable)) == (79, 0, 1)
-        assert (again.n_computed, again.n_reused, len(again.unreadable)) == (1, 79, 0)
+        assert (first.n_computed, first.n_reused, len(first.unreadable)) == (239, 0, 1)
+        assert (again.n_computed, again.n_reused, len(again.unreadable)) == (1, 239, 0)
         assert again.record.id == first.record.id
 
     def test_new_images_only(self, red_and_blue: Path, cache: Path, draw: Callable[..., Path]) -> None:
