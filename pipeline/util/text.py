@@ -42,8 +42,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text; its kind if it has none."""
+    """The first line of an error's text, to stand inside a sentence; its kind if it has none."""
     if "safe_mode" in str(error):  # Keras would advise to switch it off
         return "it holds code, such as a Lambda layer, and no code is run from a file"
     lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    return lines[0][:300].rstrip(".") if lines else type(error).__name__
