@@ -118,7 +118,14 @@ def test_preprocessing_is_that_of_keras(mode: str, random: np.random.Generator) 
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["efficientnetb0", "efficientnetv2b0", "mobilenetv3small", "convnexttiny"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "efficientnetb0",
+        "mobilenetv3small",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("efficientnetv2b0", "convnexttiny")),
+    ],
+)
 def test_networks_with_preprocessing_inside(
     name: str, random: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,7 +190,7 @@ def test_blocks_above_the_endpoint_are_refused() -> None:
         network.unfreeze(network.features("block5", "avg"), "block13")
 
 
-@pytest.mark.parametrize("name", ["mobilenet025", "resnet50"])
+@pytest.mark.parametrize("name", ["mobilenet025", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_a_tuned_backbone_can_be_unfrozen_like_a_fresh_one(name: str, tmp_path: Path) -> None:
     """A model file remembers which layers were frozen; under another policy the same graph computes the same."""
     row = BACKBONES[name]

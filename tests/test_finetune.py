@@ -521,7 +521,9 @@ def keep_in(checkpoint: Checkpoint, after: Callable[[int], None] = lambda _: Non
 class TestResume:
     CONFIG = FinetuneConfig("block13", epochs=4, batch_size=8, learning_rate=1e-3, patience=9)
 
-    @pytest.mark.parametrize(("schedule", "ema"), [("cosine", 0.0), ("plateau", 0.0), ("cosine", 0.9)])
+    @pytest.mark.parametrize(
+        ("schedule", "ema"), [pytest.param("cosine", 0.0, marks=pytest.mark.slow), ("plateau", 0.0), ("cosine", 0.9)]
+    )
     def test_the_same_weights_as_undisturbed(self, schedule: str, ema: float, tmp_path: Path) -> None:
         config = replace(self.CONFIG, schedule=schedule, ema=ema)
         given = setting("mobilenet025", "block13", head_name="mlp8")

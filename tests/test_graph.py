@@ -59,7 +59,7 @@ def test_layers_that_no_output_needs_are_left_out() -> None:
     assert [node.name for node in nodes(keras.Model(start, used))] == ["in", "used"]
 
 
-@pytest.mark.parametrize("name", ["MobileNetV2", "NASNetMobile", "InceptionV3"])
+@pytest.mark.parametrize("name", ["MobileNetV2", pytest.param("NASNetMobile", marks=pytest.mark.slow), "InceptionV3"])
 def test_every_cut_splits_the_model_in_two(name: str) -> None:
     """Metamorphic: the upper half, fed by the lower half, gives what the whole gives."""
     import numpy as np
