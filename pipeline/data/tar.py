@@ -199,32 +199,14 @@ def _contents(held: Held, memo: Memo | None, *, again: bool) -> Contents:
 
 
 def _looked_through(path: Path, named: Path) -> Contents:
-    """Go from header to header of a tar; members that are links stand for what they link to."""
-    places: dict[str, tuple[int, int]] = {}
-    links: dict[str, str] = {}
-    end, size = 0, path.stat().st_size
+    """What is in a tar, found by going from header to header."""
+    size = path.stat().st_size
     if bytes_at(path, 0, len(LFS)) == LFS:
         raise DataError(f"{named} is only Git LFS's pointer to a tar; have it fetched: git lfs pull")
     if size < tarfile.BLOCKSIZE:  # not even the first header
         return Contents(torn=True)
-    twice: list[str] = []
     try:
-        with tarfile.open(path, "r:") as tar, suppress(tarfile.ReadError):  # where it is torn
-            for member in tar:
-                if member.size < 0 or member.offset_data <= end - tarfile.BLOCKSIZE:  # damaged: it would never end
-                    break
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                name = posixpath.normpath(member.name)
-                if name in places or name in links:
-                    twice.append(name)
-                    places.pop(name, None)
-                    links.pop(name, None)
-                if member.isreg() and not member.issparse() and member.offset_data + member.size <= size:
-                    places[name] = (member.offset_data, member.size)
-                elif member.issym():
-                    links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
-                elif not member.isdir():
-                    links[name] = posixpath.normpath(member.linkname)
+        places, links, twice, end = _members(path, size)
     except (OSError, tarfile.TarError) as error:
         raise DataError(
             f"{named} can't be read as a tar: {error}; a compressed one must be unpacked first, as pictures are read "
@@ -233,10 +215,56 @@ def _looked_through(path: Path, named: Path) -> Contents:
     mark = bytes(2 * tarfile.BLOCKSIZE)  # zeros, by which a tar ends
     torn = bytes_at(path, end, len(mark)) != mark
     if torn:
-        behind = size - end if size >= end + tarfile.BLOCKSIZE else 0  # else the next header is what is cut off
+        behind = 0 if _is_header(bytes_at(path, end, tarfile.BLOCKSIZE)) else size - end
     else:
         behind = max(0, size - -(-(end + len(mark)) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE)
     found = Contents(twice=twice, torn=torn, behind=behind)
+    _add_samples(found, places, links)
+    return found
+
+
+def _is_header(block: bytes) -> bool:
+    """Whether a member begins there, or what is left of one that is cut off."""
+    if len(block) < tarfile.BLOCKSIZE:
+        return True
+    try:
+        return tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape").size >= 0
+    except tarfile.HeaderError:
+        return False
+
+
+def _members(path: Path, size: int) -> tuple[dict[str, tuple[int, int]], dict[str, str], list[str], int]:
+    """The members of a tar, up to where it is torn or damaged.
+
+    Returns:
+        Offset and length of each that is a file, and what each of the others links to, by name; names that came
+        before; and where the last one ends.
+    """
+    places: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}
+    twice: list[str] = []
+    end = 0
+    with tarfile.open(path, "r:") as tar, suppress(tarfile.ReadError):
+        for member in tar:
+            if member.size < 0 or member.offset_data <= end - tarfile.BLOCKSIZE:  # it would never come to an end
+                break
+            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            name = posixpath.normpath(member.name)
+            if name in places or name in links:
+                twice.append(name)
+                places.pop(name, None)
+                links.pop(name, None)
+            if member.isreg() and not member.issparse() and member.offset_data + member.size <= size:
+                places[name] = (member.offset_data, member.size)
+            elif member.issym():
+                links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+            elif not member.isdir():
+                links[name] = posixpath.normpath(member.linkname)
+    return places, links, twice, end
+
+
+def _add_samples(found: Contents, places: dict[str, tuple[int, int]], links: dict[str, str]) -> None:
+    """Put members together that are called alike; those that are links stand for what they link to."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     for name in [*places, *links]:
         folder, slash, base = name.rpartition("/")
@@ -254,7 +282,6 @@ def _looked_through(path: Path, named: Path) -> Contents:
             found.further += [f"{name}.{suffix}" for suffix in pictures[1:]]
             texts = {suffix: parts[suffix] for suffix in LABELS if suffix in parts}
             found.samples.append(Sample(name, parts[pictures[0]], texts))
-    return found
 
 
 def _labels(held: Held, samples: Sequence[Sample], key: str | None) -> list[tuple[str, str]]:
