@@ -24,6 +24,7 @@ from pyarrow import parquet
 from pipeline import commands
 from pipeline.config import Columns, ExtractConfig, HeadConfig, SplitConfig
 from pipeline.data import Opened, list_source, open_dataset
+from pipeline.data import tar as tars
 from pipeline.data.packed import files_meant, lacking, parts_of, splits_of
 from pipeline.errors import DataError
 from pipeline.util.memo import Memo
@@ -189,7 +190,7 @@ class TestParquet:
             "photo": [*pictures, None, b"no picture"],
             "thumb": [None] * 8,
             "kind": [path.parent.name for path in files] + ["red", ""],
-            "part": ["train"] * 7 + ["test"],
+            "part": ["train"] * 6 + ["val", "test"],
         }
         schema = pyarrow.schema(
             {"photo": pyarrow.binary(), "thumb": pyarrow.binary(), "kind": pyarrow.string(), "part": pyarrow.string()}
@@ -324,6 +325,22 @@ class TestReplaced:
         with pytest.raises(DataError, match=r"some.tar changed while it was read; run the same command again"):
             listed.source.keys(None, rehash=False)
 
+    def test_while_labels_are_read(self, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Although all keys of the file that was there before are known."""
+        path, other = (Path(shutil.copy(written / "tars" / f"shard-00000{row}.tar", tmp_path)) for row in range(2))
+        os.utime(path, (10**9, 10**9))
+        opened(path, Memo(tmp_path))
+        contents = tars._contents
+
+        def replaces(*args: Any, **options: Any) -> tars.Contents:
+            found = contents(*args, **options)
+            other.replace(path)
+            return found
+
+        monkeypatch.setattr(tars, "_contents", replaces)
+        with pytest.raises(DataError, match=r"shard-000000.tar changed while it was read; run the same command again"):
+            opened(path, Memo(tmp_path))
+
     @pytest.mark.parametrize(("n", "column"), [(2, "image"), (6, "picture"), (6, "image")])
     def test_parquet(self, n: int, column: str, tmp_path: Path) -> None:
         def write(n: int, column: str, label: str) -> None:
@@ -371,6 +388,24 @@ class TestTar:
         listed = list_source(str(path), Columns())
         assert list(listed.locations) == ["some.tar/0"]
         assert "some.tar is damaged, and " in listed.notes[0] and "1 picture before that can be read" in listed.notes[0]
+
+    def test_what_has_a_size_and_no_content(self, tmp_path: Path) -> None:
+        """Sparse files and folders, whose sizes don't tell where the next member begins."""
+        path = tmp_path / "some.tar"
+        with (tmp_path / "sparse.bin").open("wb") as file:
+            file.truncate(10**7)
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            add(tar, "0.png", picture())
+            folder = tarfile.TarInfo("folder")
+            folder.type, folder.size = tarfile.DIRTYPE, 4096
+            tar.addfile(folder)
+            add(tar, "folder/1.png", picture())
+        subprocess.run(["tar", "-S", "-rf", path, "-C", tmp_path, "sparse.bin"], check=True)
+        with tarfile.open(path, "a") as tar:
+            add(tar, "2.png", picture())
+        found = opened(path)
+        assert list(found.dataset.locations) == [f"some.tar/{name}" for name in ("0", "folder/1", "2")]
+        assert not any("cut off" in note or "damaged" in note for note in found.notes)
 
     def test_a_pointer_of_git_lfs_is_no_tar(self, tmp_path: Path) -> None:
         (tmp_path / "some.tar").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
@@ -539,6 +574,29 @@ class TestNames:
     )
     def test_splits(self, name: str, split: str) -> None:
         assert splits_of([Path(f"{name}.tar")]) == [split]
+
+    @pytest.mark.parametrize("how", ["link", "pipe"])
+    def test_what_is_called_like_a_pack_and_is_no_file(self, how: str, written: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(written / "tars", tmp_path / "tars")
+        (folder / "b.tar").symlink_to("nowhere") if how == "link" else os.mkfifo(folder / "b.tar")
+        with pytest.raises(DataError, match=r"b.tar is a link that leads nowhere, or no regular file; take it away"):
+            opened(folder)
+
+    def test_packs_in_class_folders_of_pictures_without_suffix_are_no_data(
+        self, colours: Path, written: Path, tmp_path: Path
+    ) -> None:
+        for path in files_of(colours):
+            (tmp_path / path.parent.name).mkdir(exist_ok=True)
+            shutil.copy(path, tmp_path / path.parent.name / path.stem)
+        shutil.copy(written / "tars" / "shard-000000.tar", tmp_path / "red")
+        found = opened(tmp_path)
+        assert len(found.dataset) == N
+        assert any("red/shard-000000.tar" in note for note in found.notes)
+
+    def test_shards_that_lie_in_several_folders(self) -> None:
+        assert lacking([Path("a/train-0-of-2.tar"), Path("b/train-1-of-2.tar")]) == []
+        twice = [Path("a/train-0-of-2.tar"), Path("b/train-0-of-2.tar"), Path("b/train-1-of-2.tar")]
+        assert lacking(twice) == ["Of a/train-*-of-2.tar, 1 file of 2 not there"]
 
     def test_splits_of_folders(self) -> None:
         files = ["train/a.tar", "Validation/b/a.tar", "test/train-0.tar", "more/a.tar"]

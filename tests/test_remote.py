@@ -303,6 +303,13 @@ class TestPacks:
     def test_zip_and_web_servers(self, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TLPIPE_LOCAL_CACHE", str(tmp_path / "local copies"))
         expected = opened(colours)
+        with tarfile.open(tmp_path / "some.tar", "w") as tar:
+            tar.add(colours / "red" / "01.jpg", "01.jpg")
+        (tmp_path / "test").mkdir()
+        with zipfile.ZipFile(tmp_path / "test" / "tars.zip", "w") as archive:
+            for split in ("train", "val"):
+                archive.write(tmp_path / "some.tar", f"{split}/0.tar")
+        assert list_source(f"zip://::{tmp_path}/test/tars.zip", COMMON).splits == ["train", "val"]
         with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
             for path in sorted(colours.rglob("*.*")):
                 archive.write(path, f"colours/{path.relative_to(colours)}")
@@ -329,6 +336,8 @@ class TestPacks:
                 found = opened(f"{host}/all{{,-2}}.tar")
                 assert {*found.dataset.keys.tolist()} == pictures
                 shutil.rmtree(local_copies.folder())  # this server gives the whole of a file for each part of it
+                system = remote.place(f"{host}/all.tar").fs  # type: ignore[attr-defined]
+                monkeypatch.setattr(system, "cat_file", None)  # which would hold the whole in memory
                 for row in range(0, len(found.dataset), 5):
                     content = found.source.read(row)
                     assert isinstance(content, bytes)
@@ -473,7 +482,9 @@ class TestTrouble:
         with pytest.raises(DataError, match=r"s3://pictures/one.tar changed while it was read"):
             held.file()
 
-    def test_a_tar_that_got_shorter_while_parts_are_read(self, bucket: Any, colours: Path, tmp_path: Path) -> None:
+    def test_a_tar_that_got_shorter_while_parts_are_read(
+        self, bucket: Any, colours: Path, tmp_path: Path, server: ObjectStore
+    ) -> None:
         files = sorted(colours.rglob("[0-9]*.jpg"))
         for some in (files, files[:1]):
             with tarfile.open(tmp_path / "one.tar", "w") as tar:
@@ -486,6 +497,9 @@ class TestTrouble:
         shutil.rmtree(local_copies.folder())
         with pytest.raises(ImageError, match=r"s3://pictures/one.tar changed while it was read"):
             source.read(len(files) - 1)
+        server.refuses = lambda number, method, address: True
+        with pytest.raises(ImageError, match=r"s3://pictures/one.tar can't be read: .*token"):
+            source.read(0)
 
     def test_a_damaged_copy_is_fetched_again_when_all_is_read_again(
         self, bucket: Any, colours: Path, tmp_path: Path
@@ -504,6 +518,22 @@ class TestTrouble:
         again = open_dataset("s3://pictures/one.tar", SplitConfig(), memo=memo, rehash=True)
         assert again.dataset.keys.tolist() == expected.dataset.keys.tolist()
         assert copy.read_bytes() != bytes(content)
+
+    def test_a_damaged_copy_of_parquet_is_fetched_again_once(
+        self, bucket: Any, colours: Path, tmp_path: Path, server: ObjectStore
+    ) -> None:
+        files = sorted(colours.rglob("[0-9]*.jpg"))
+        rows = {"image": [path.read_bytes() for path in files], "label": [path.parent.name for path in files]}
+        parquet.write_table(pyarrow.table(rows), tmp_path / "some.parquet")
+        bucket.put_file(str(tmp_path / "some.parquet"), "pictures/some.parquet")
+        expected = opened("s3://pictures/some.parquet")
+        (copy,) = local_copies.folder().rglob("*.parquet")
+        copy.write_bytes(copy.read_bytes()[:-4] + b"PARE")
+        server.calm()
+        again = open_dataset("s3://pictures/some.parquet", SplitConfig(), rehash=True)
+        assert again.dataset.keys.tolist() == expected.dataset.keys.tolist()
+        assert len(server.read()) == 1
+        assert again.source.workers < 48, "threads would each read another row group, of which few are kept"
 
     @pytest.mark.parametrize(("column", "what"), [("label", "class 'cow'"), ("split", "split 'test'")])
     def test_a_class_or_a_split_that_can_not_be_reached_is_an_error(
@@ -582,6 +612,8 @@ class TestTrouble:
         with pytest.raises(DataError, match=r"^https://\.\.\. holds a password") as error:
             opened("https://someone:hunter2@host/list.csv")
         assert "hunter2" not in str(error.value)
+        with pytest.raises(DataError, match="holds a password"):
+            remote.check_address("ftp://someone@home.org:hunter2@host/a.jpg")
         for address in ("zip://::my@pictures.zip", "zip://12:30 me@home.jpg::a.zip", "github://org:repo@main/pictures"):
             remote.check_address(address)
 

@@ -28,9 +28,8 @@ def ls(folders: Folders) -> Answer:
 
     rows = module.ls(folders.cache, writers=click.get_current_context().params["verbose"])
     if not rows:
-        return Answer(
-            {"tables": []}, f"There are no features in {folders.cache} yet; make some with: tlpipe extract DATA"
-        )
+        how = folders.command("tlpipe extract DATA")
+        return Answer({"tables": []}, f"There are no features in {folders.cache} yet; make some with: {how}")
     return Answer({"tables": rows}, render.cache_text(rows))
 
 

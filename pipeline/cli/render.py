@@ -31,12 +31,13 @@ def aligned(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     Names that would leave the others no room are broken.
     """
     from rich.box import SIMPLE_HEAD
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    whole = max((len(str(row[0])) for row in rows), default=0) <= WIDTH / 2
+    whole = max((cell_len(str(row[0])) for row in rows), default=0) <= WIDTH / 2
     for number, column in enumerate(columns):
         figures = bool(rows) and all(FIGURES.fullmatch(str(row[number])) for row in rows)
         grid.add_column(column, justify="right" if figures else "left", overflow="fold", no_wrap=whole and number == 0)

@@ -218,14 +218,14 @@ def _opened(data: str, columns: Columns, memo: Memo | None, rehash: bool, least_
 
 
 def _check_left(listing: Listing, errors: Mapping[int, ImageError]) -> None:
-    """Refuse data of which a class, or a split that it names, can't be opened: the others would be taken for all."""
+    """Refuse data of which a class, or a split that it names, can't be opened now: the rest would be taken for all."""
     for what, texts in (("class", listing.labels), ("split", listing.splits)):
         left = {text for row, text in enumerate(texts) if row not in errors}
         for row, error in sorted(errors.items()):
-            if texts[row] and texts[row] not in left:
+            if texts[row] and texts[row] not in left and not error.lasting:
                 raise DataError(
                     f"No image of the {what} {texts[row]!r} can be opened ({listing.locations[row]}: {error}); "
-                    f"mend the files, or take the {what} away"
+                    f"mend the files, or remove the {what}"
                 )
 
 

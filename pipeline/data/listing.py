@@ -15,12 +15,11 @@ from pipeline.data.dataset import Listing, printable
 from pipeline.data.folder import PARQUET, TAR, files_below, is_image, name_of, read_folder
 from pipeline.data.manifest import MANIFEST_SUFFIXES, read_manifest, read_paths
 from pipeline.data.mixed import MixedSource, source_of
-from pipeline.data.packed import files_in, files_meant, is_pattern, there
+from pipeline.data.packed import files_in, files_meant, held_files, is_pattern, there
 from pipeline.data.source import ImageSource
 from pipeline.errors import DataError
 from pipeline.util import remote
 from pipeline.util.addresses import is_remote
-from pipeline.util.fetching import Held
 from pipeline.util.memo import Memo
 
 BUILT_IN = ("digits", "cifar10", "cifar100")
@@ -118,13 +117,13 @@ def _packed(data: str, path: Path, columns: Columns, memo: Memo | None, *, again
         files = files_meant(data) if is_pattern(data) else []
     if not files:
         return None
-    suffix = files[0].suffix.lower()
+    suffix, held = files[0].suffix.lower(), held_files(files, again=again)
     name = files[0].stem if files == [path] else name_of(path if is_folder else files[0].parent)
     if suffix == TAR:
-        return tar.read_tars(files, name, columns, memo, again=again)
+        return tar.read_tars(held, name, columns, memo, again=again)
     tables = suffix == PARQUET and (files == [path] or is_folder)  # of paths, perhaps
-    if suffix == PARQUET and not (tables and parquet.picture_column(Held(files[0]), columns) is None):
-        return parquet.read_parquet(files, name, columns, again=again)
+    if suffix == PARQUET and not (tables and parquet.picture_column(held[0], columns) is None):
+        return parquet.read_parquet(held, name, columns)
     return None
 
 

@@ -15,7 +15,7 @@ from braceexpand import braceexpand
 from numpy.typing import NDArray
 
 from pipeline.data.dataset import printable
-from pipeline.data.folder import PACKS, SPLIT_NAMES, files_below, is_picture
+from pipeline.data.folder import PACKS, SPLIT_NAMES, files_below, is_image, is_picture
 from pipeline.data.source import KEY_DTYPE, ImageKeys, InParts, file_key
 from pipeline.errors import DataError, ImageError
 from pipeline.util import remote
@@ -36,11 +36,13 @@ class Pack(Protocol):
         path: The file.
         kind: What is read of it; the keys of another kind are others.
         held: The file as it was found.
+        in_parts: Whether a picture can be fetched alone from an address.
     """
 
     path: Path
     kind: str
     held: Held
+    in_parts: bool
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -71,8 +73,8 @@ class PackedSource(InParts):
 
     @property
     def workers(self) -> int:
-        """One for each processor; many where parts may have to be asked for at addresses, as each is waited for."""
-        far = any(is_remote(pack.path) for pack in self.packs)
+        """One for each processor; many where single pictures may be fetched, as each is waited for."""
+        far = any(pack.in_parts and is_remote(pack.path) for pack in self.packs)
         return remote.READERS // 2 if far else super().workers
 
     def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
@@ -129,45 +131,52 @@ def _keys_of(pack: Pack, advance: Advance) -> NDArray[np.bytes_]:
         with suppress(ImageError):  # asked again when all keys are there, for its cause
             keys[place] = file_key(pack.read(place, known=False))
         advance(1)
-    if not is_remote(pack.path):  # of what lies at an address there is a copy, which nobody changes
-        pack.held.check()
+    pack.held.check()
     return keys
 
 
 def held_files(files: Sequence[Path], *, again: bool) -> list[Held]:
-    """Packs as they are found now; those at addresses are asked for at the same time, and fetched `again` if wanted."""
+    """Files as they are found now; those at addresses are asked for at the same time, and fetched `again` if wanted."""
     with ThreadPoolExecutor(remote.READERS) as pool:
         return list(pool.map(partial(Held, again=again), files))
 
 
 def names_of(files: Sequence[Path]) -> list[str]:
     """What packs are called where their pictures are named: by name, or by path where two have the same name."""
-    names = [printable(file.name) for file in files]
-    if len(set(names)) == len(names):
-        return names
-    return [printable("/".join(parts)) for parts in _apart(files)]
+    for names in ([file.name for file in files], ["/".join(parts) for parts in _apart(files)]):
+        if len(set(names)) == len(names):
+            return list(map(printable, names))
+    return [printable(str(file)) for file in files]
 
 
 def _apart(files: Sequence[Path]) -> list[list[str]]:
-    """Each file's folders and name, from the folder that all share."""
-    parts = [file.as_posix().split("/") for file in files]
+    """Each file's folders and name, from the folder that all share; inside of the zip file in which it lies."""
+    paths = [file.as_posix().partition("::")[0] if is_remote(file) else file.as_posix() for file in files]
+    parts = [path.split("/") for path in paths]
     shared = next((level for level, some in enumerate(zip(*parts, strict=False)) if len(set(some)) > 1), -1)
     return [some[shared:] for some in parts]
 
 
 def lacking(files: Sequence[Path]) -> list[str]:
     """Say which are not there of packs whose names tell how many there should be, as in train-00000-of-00005."""
-    found: dict[tuple[Path, str, int], set[int]] = {}
+    found: dict[tuple[str, int], dict[Path, set[int]]] = {}
     for file in files:
         # What stands behind the number, if anything, differs by file: a digest.
         if match := re.fullmatch(r"(.*?)(\d+)-of-(\d+)(-\w+)?(\..*)?", file.name):
             name = f"{match[1]}*-of-{match[3]}{'-*' if match[4] else ''}{match[5] or ''}"
-            found.setdefault((file.parent, name, int(match[3])), set()).add(int(match[2]))
-    return [
-        f"Of {name}, {counted(n - len(numbers), 'file')} of {n:,} not there"
-        for (_, name, n), numbers in found.items()
-        if len(numbers) < n
-    ]
+            found.setdefault((name, int(match[3])), {}).setdefault(file.parent, set()).add(int(match[2]))
+    notes = []
+    for (name, n), by_folder in found.items():
+        together = set().union(*by_folder.values())
+        named = {name: together}
+        if len(together) < sum(map(len, by_folder.values())):  # several folders have files of the same number
+            named = {str(folder / name): numbers for folder, numbers in by_folder.items()}
+        notes += [
+            f"Of {one}, {counted(n - len(numbers), 'file')} of {n:,} not there"
+            for one, numbers in named.items()
+            if len(numbers) < n
+        ]
+    return notes
 
 
 def splits_of(files: Sequence[Path]) -> list[str]:
@@ -175,16 +184,15 @@ def splits_of(files: Sequence[Path]) -> list[str]:
 
     Folders above that which all files share tell nothing; where nothing does, the split is "".
     """
-    return [
-        _split_named(file.stem) or next(filter(None, (SPLIT_NAMES.get(name.lower()) for name in folders[::-1])), "")
-        for file, (*folders, _) in zip(files, _apart(files), strict=True)
-    ]
+    return [_split_of(file.stem, parts[:-1]) for file, parts in zip(files, _apart(files), strict=True)]
 
 
-def _split_named(name: str) -> str:
-    """The split that a file's name tells; "" if it tells none, or several."""
+def _split_of(name: str, folders: Sequence[str]) -> str:
     words = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_NAMES}
-    return words.pop() if len(words) == 1 else ""
+    if len(words) == 1:
+        return words.pop()
+    named = [SPLIT_NAMES[folder.lower()] for folder in folders if folder.lower() in SPLIT_NAMES]
+    return named[-1] if named else ""
 
 
 def parts_of(data: str) -> list[str]:
@@ -199,7 +207,7 @@ def there(path: Path) -> bool:
         DataError: If it lies at an address that can't be reached.
     """
     if is_remote(path):
-        with remote.reaching(path):
+        with remote.reaching(path), remote.turn(path):
             return bool(path.exists())
     try:
         return path.expanduser().exists()
@@ -245,14 +253,14 @@ def _is_file_name(part: str) -> bool:
 
 
 def _is_file(path: Path) -> bool:
-    with remote.reaching(path):
+    with remote.reaching(path), remote.turn(path):
         return path.is_file()
 
 
 def _matching(path: Path) -> list[Path]:
     if not re.search(r"[*?\[]", path.name) or there(path):
         return [path]
-    with remote.reaching(path.parent):
+    with remote.reaching(path.parent), remote.turn(path):
         found = sorted(file for file in path.parent.glob(path.name) if not file.name.startswith("."))
     if not found:
         raise DataError(f"No file is called like {path}")
@@ -262,15 +270,23 @@ def _matching(path: Path) -> list[Path]:
 def files_in(folder: Path) -> list[Path]:
     """The packs in a folder and below it, by their names; none where pictures lie there as files.
 
+    Where files without any suffix lie in folders, these may be pictures: only packs that lie in none are then meant.
+
     Raises:
-        DataError: If there are packs of several kinds.
+        DataError: If there are packs of several kinds, or one is no file.
     """
     found: list[Path] = []
+    in_folders = True
     for name in files_below(folder):
         if is_picture(name):
             return []
         if name.lower().endswith(PACKS):
             found.append(folder / name)
+        elif "/" in name and is_image(name):
+            in_folders = False
+    found = [path for path in found if in_folders or path.parent in (folder, folder / "data")]
+    if odd := [path for path in found if not is_remote(path) and not path.is_file()]:
+        raise DataError(f"{odd[0]} is a link that leads nowhere, or no regular file; take it away")
     if len(kinds := {file.suffix.lower() for file in found}) > 1:
         one = min(found, key=lambda file: file.suffix.lower())
         raise DataError(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import Columns
 from pipeline.data.dataset import Listing
 from pipeline.data.manifest import COMMON_NAMES, check_header, column_of, named_split, no_labels, questioned
-from pipeline.data.packed import AT_ONCE, PackedSource, held_files, lacking, names_of, splits_of
+from pipeline.data.packed import AT_ONCE, PackedSource, lacking, names_of, splits_of
 from pipeline.errors import DataError, ImageError
 from pipeline.util.fetching import Held
 from pipeline.util.text import counted
@@ -38,6 +38,8 @@ class ParquetPack:
         held: The file.
         column: Name of the column, as `picture_column` gives it.
     """
+
+    in_parts = False
 
     def __init__(self, held: Held, column: str) -> None:
         self.path, self.kind = held.path.absolute(), f"parquet {column}"
@@ -126,21 +128,20 @@ def _holds_pictures(kind: pyarrow.DataType) -> bool:
     return any(one(kind) for one in kinds)
 
 
-def read_parquet(files: Sequence[Path], name: str, columns: Columns, *, again: bool) -> Listing:
+def read_parquet(held: Sequence[Held], name: str, columns: Columns) -> Listing:
     """List the pictures in Parquet files; without a column of splits, the names of files and folders tell them.
 
     Args:
-        files: The files.
+        held: The files.
         name: Short name for people.
         columns: Names of their columns.
-        again: Fetch those at addresses again.
 
     Raises:
         DataError: If a file can't be read, or lacks a column that the first one has.
     """
     if columns.label_key is not None:
         raise DataError(f"{name} is of Parquet files, which have columns; --label-key is for tars")
-    held = held_files(files, again=again)
+    files = [one.path for one in held]
     pictures = picture_column(held[0], columns)
     if pictures is None:
         raise DataError(
@@ -151,7 +152,9 @@ def read_parquet(files: Sequence[Path], name: str, columns: Columns, *, again: b
     splits, locations = list[str](), list[str]()
 
     def read(one: Held) -> tuple[str | None, dict[str, list[str]]]:
-        return picture_column(one, columns), _texts(one)
+        found = picture_column(one, columns), _texts(one)
+        one.check()
+        return found
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         columns_of = list(pool.map(read, held))

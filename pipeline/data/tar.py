@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.config import Columns
 from pipeline.data.dataset import Listing, printable, shortened
 from pipeline.data.manifest import questioned
-from pipeline.data.packed import AT_ONCE, PackedSource, held_files, lacking, names_of, splits_of
+from pipeline.data.packed import AT_ONCE, PackedSource, lacking, names_of, splits_of
 from pipeline.errors import DataError, ImageError
 from pipeline.util.fetching import Held, bytes_at
 from pipeline.util.memo import Memo
@@ -29,7 +29,7 @@ PICTURES = ("jpg", "jpeg", "png", "webp")
 LABEL_KEYS = ("label", "cls", "class")
 LABELS = ("cls", "txt", "json")
 LFS = b"version https://git-lfs"  # with which its pointers begin (github.com/git-lfs/git-lfs, docs/spec.md)
-REMEMBERED = "tar 3"  # what the memo calls the contents of a tar; of other contents it needs another name
+REMEMBERED = "tar 4"  # what the memo calls the contents of a tar; of other contents it needs another name
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Contents:
 class TarPack:
     """A tar, whose pictures are read by offset, from any thread."""
 
-    kind = "tar"
+    kind, in_parts = "tar", True
 
     def __init__(self, held: Held, samples: Sequence[Sample]) -> None:
         self.path, self.held = held.path, held
@@ -91,15 +91,15 @@ class TarPack:
             raise ImageError(str(error), lasting=False) from error
 
 
-def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | None, *, again: bool) -> Listing:
+def read_tars(held: Sequence[Held], name: str, columns: Columns, memo: Memo | None, *, again: bool) -> Listing:
     """List the pictures in tars; each tar has the split that its name or its folder tells.
 
     Args:
-        files: The tars.
+        held: The tars.
         name: Short name for people.
         columns: The key of labels in members that are JSON.
         memo: Where the contents of unchanged tars are remembered.
-        again: Look through all of them, and fetch those at addresses again.
+        again: Look through all of them, whatever is remembered.
 
     Raises:
         DataError: If a file is no tar, or a label can't be read.
@@ -115,9 +115,11 @@ def read_tars(files: Sequence[Path], name: str, columns: Columns, memo: Memo | N
 
     def read(one: Held) -> tuple[Contents, list[tuple[str, str]]]:
         contents = _contents(one, memo, again=again)
-        return contents, _labels(one, contents.samples, columns.label_key)
+        of_samples = _labels(one, contents.samples, columns.label_key)
+        one.check()
+        return contents, of_samples
 
-    held = held_files(files, again=again)
+    files = [one.path for one in held]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         tars = list(pool.map(read, held))
     for file, called, split, one, (contents, of_samples) in zip(
@@ -200,12 +202,12 @@ def _contents(held: Held, memo: Memo | None, *, again: bool) -> Contents:
 
 def _looked_through(path: Path, named: Path) -> Contents:
     """What is in a tar, found by going from header to header."""
-    size = path.stat().st_size
-    if bytes_at(path, 0, len(LFS)) == LFS:
-        raise DataError(f"{named} is only Git LFS's pointer to a tar; have it fetched: git lfs pull")
-    if size < tarfile.BLOCKSIZE:  # not even the first header
-        return Contents(torn=True)
     try:
+        size = path.stat().st_size
+        if bytes_at(path, 0, len(LFS)) == LFS:
+            raise DataError(f"{named} is only Git LFS's pointer to a tar; have it fetched: git lfs pull")
+        if size < tarfile.BLOCKSIZE:  # not even the first header
+            return Contents(torn=True)
         places, links, twice, end = _members(path, size)
     except (OSError, tarfile.TarError) as error:
         raise DataError(
@@ -224,8 +226,8 @@ def _looked_through(path: Path, named: Path) -> Contents:
 
 
 def _is_header(block: bytes) -> bool:
-    """Whether a member begins there, or what is left of one that is cut off."""
-    if len(block) < tarfile.BLOCKSIZE:
+    """Whether a member begins there, or there is what is left of one, or of the end, that is cut off."""
+    if len(block) < tarfile.BLOCKSIZE or not any(block):
         return True
     try:
         return tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape").size >= 0
@@ -246,9 +248,9 @@ def _members(path: Path, size: int) -> tuple[dict[str, tuple[int, int]], dict[st
     end = 0
     with tarfile.open(path, "r:") as tar, suppress(tarfile.ReadError):
         for member in tar:
-            if member.size < 0 or member.offset_data <= end - tarfile.BLOCKSIZE:  # it would never come to an end
+            if member.size < 0 or tar.offset <= end:  # it would never come to an end
                 break
-            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            end = tar.offset  # where the next header is: what the size is of differs by kind of member
             name = posixpath.normpath(member.name)
             if name in places or name in links:
                 twice.append(name)

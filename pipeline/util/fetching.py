@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from pipeline.errors import DataError, TlpipeError
+from pipeline.errors import DataError
 from pipeline.util.addresses import is_remote
 from pipeline.util.files import digest_of
 from pipeline.util.local_copies import copy_here, forget, keep, kept, local_copy
@@ -122,10 +122,6 @@ def _arrived(folder: Path, name: str, answer: bytes | Exception) -> bytes:
     return data
 
 
-class _WholeOnly(TlpipeError):
-    """A web server gives nothing but the whole file."""
-
-
 class Held:
     """A file that is read as one of this machine: itself, or a local copy of what lay at an address when it was named.
 
@@ -197,7 +193,7 @@ class Held:
             DataError: If it can't be read.
             StoreError: If there is no room for a copy.
         """
-        if not length:  # a part without bytes is none that could be asked for
+        if not length:  # an empty range can't be requested
             return b""
         read_there = partial(bytes_at, start=start, length=length)
         if not (known and self._was_here and self._in_parts):
@@ -207,40 +203,47 @@ class Held:
                 return read_there(copy)
         try:
             with reaching(self.path), turn(self.path):
-                return self._part_there(start, length)
-        except _WholeOnly:
+                data = self._part_there(start, length)
+        except DataError:
+            forget_lists(self.path)
+            if self.stamp is not None and stamp(self.path) not in (None, self.stamp):
+                self._changed()
+            raise
+        if data is None:
             self._in_parts = False
             return self.opened(read_there)
-        except DataError:
-            self.check()
-            raise
+        return data
 
     def check(self) -> None:
-        """Refuse a file that is another by now.
+        """Refuse a file of this machine that has changed since it was named; of another there is a copy.
 
         Raises:
-            DataError: If it changed since it was named.
+            DataError: If it has changed.
         """
-        if is_remote(self.path):
-            forget_lists(self.path)
-        if self.stamp is not None and stamp(self.path) != self.stamp:
-            raise DataError(f"{self.path} changed while it was read; run the same command again")
+        if not is_remote(self.path) and stamp(self.path) != self.stamp:
+            self._changed()
 
-    def _part_there(self, start: int, length: int) -> bytes:
+    def _part_there(self, start: int, length: int) -> bytes | None:
+        """Some bytes of what lies at the address; None from a web server that ignores ranges and sends the whole."""
         fs, path = self.path.fs, self.path.path  # type: ignore[attr-defined]
         if self.path.protocol not in WEB:  # type: ignore[attr-defined]
             return bytes(fs.cat_file(path, start=start, end=start + length))
-        # Some web servers give the whole, whatever part is asked for; a file that is open notices before it is read.
-        try:
-            with fs.open(path, size=self.stamp.size if self.stamp else None, cache_type="none") as file:
-                file.seek(start)
+        # An open file notices before it reads the whole, however large that is.
+        with fs.open(path, size=self.stamp.size if self.stamp else None, cache_type="none") as file:
+            file.seek(start)
+            try:
                 return bytes(file.read(length))
-        except ValueError as error:
-            raise _WholeOnly from error
+            except ValueError:
+                return None
 
     def _fetch(self, file: Path) -> None:
         fetch(self.path, file)
-        self.check()
+        forget_lists(self.path)
+        if self.stamp is not None and stamp(self.path) != self.stamp:
+            self._changed()
+
+    def _changed(self) -> NoReturn:
+        raise DataError(f"{self.path} changed while it was read; run the same command again")
 
 
 def bytes_at(file: Path, start: int, length: int) -> bytes:

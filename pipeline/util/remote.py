@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -37,9 +36,10 @@ BY_TURNS = ("tar", "libarchive", "ftp", "sftp", "ssh", "smb")
 """Protocols of file systems that have one open file, or one connection, for all threads."""
 
 WITHOUT_ACCOUNT = ("zip", "tar", "libarchive", "github")
-"""Protocols of which a colon before an @ is part of a name."""
+"""Protocols in whose addresses a colon before an @ is part of a name."""
 
-_turns: defaultdict[Any, Lock] = defaultdict(Lock)  # by file system
+_turns: dict[Any, Lock] = {}  # by file system
+_first = Lock()  # as two threads must not each make one
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"max_pool_connections": READERS}},
@@ -109,7 +109,7 @@ def check_address(text: str) -> None:
     protocol = text.partition("://")[0].lower()
     if "::" in protocol:
         first, _, address = text.partition("::")
-        if first.lower().endswith("cache"):
+        if "cache" in first.lower():
             raise DataError(f"{text} names a cache of fsspec; tlpipe keeps local copies itself, so give {address}")
         raise DataError(f"{text} says nothing of what is meant in {address}; for all of it, give {first}://::{address}")
     if any(_holds_password(link) for link in text.split("::")):
@@ -137,7 +137,7 @@ def check_address(text: str) -> None:
 
 def _holds_password(link: str) -> bool:
     protocol, _, rest = link.partition("://")
-    return protocol.lower() not in WITHOUT_ACCOUNT and re.match(r"[^/:@]*:[^/@]*@", rest) is not None
+    return protocol.lower() not in WITHOUT_ACCOUNT and re.match(r"[^/:]*:[^/]*@", rest) is not None
 
 
 def shared(text: str) -> Path:
@@ -199,7 +199,10 @@ def reaching(address: object) -> AbstractContextManager[None]:
 
 def turn(path: Path) -> AbstractContextManager[object]:
     """Wait for one's turn at a file system that would mix up what several threads ask at a time."""
-    return _turns[path.fs] if path.protocol in BY_TURNS else nullcontext()  # type: ignore[attr-defined]
+    if not (is_remote(path) and path.protocol in BY_TURNS):  # type: ignore[attr-defined]
+        return nullcontext()
+    with _first:
+        return _turns.setdefault(path.fs, Lock())  # type: ignore[attr-defined]
 
 
 def forget_lists(path: Path) -> None:
