@@ -28,7 +28,7 @@ from pipeline.config import COMMON, ExtractConfig, HeadConfig, SplitConfig
 from pipeline.data import Opened, list_images, list_source, open_dataset
 from pipeline.errors import ConfigError, DataError, ImageError
 from pipeline.store.shards import FeatureStore
-from pipeline.util import fetching, local_copies, remote
+from pipeline.util import fetching, local_copies, remote, stamps
 from pipeline.util.files import digest_of
 from pipeline.util.memo import Memo, Stamp
 
@@ -363,9 +363,9 @@ class TestStamps:
 
     def test_of_the_web_are_times(self) -> None:
         info = {"size": 7, "Last-Modified": "Sun, 22 Nov 2026 08:00:00 GMT"}
-        assert remote._stamp(info) == (7, 1795334400 * 10**9)
-        assert remote._stamp({"size": 7, "Last-Modified": "odd"}) is None
-        assert remote._stamp({"size": 7, "ETag": "b"}) != remote._stamp({"size": 7, "ETag": "a"})
+        assert stamps._stamp(info) == (7, 1795334400 * 10**9)
+        assert stamps._stamp({"size": 7, "Last-Modified": "odd"}) is None
+        assert stamps._stamp({"size": 7, "ETag": "b"}) != stamps._stamp({"size": 7, "ETag": "a"})
 
     def test_where_folders_are_not_listed_each_file_is_asked_for(
         self, put: str, server: ObjectStore, colours: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch
@@ -375,7 +375,7 @@ class TestStamps:
         root = remote.place(put)
         names = [f"blue/{path.name}" for path in (colours / "blue").iterdir()]
         server.fails = lambda number, method, address: "list-type" in address
-        assert set(remote.stamps(root, names)) == set(names)
+        assert set(stamps.stamps_of(root, names)) == set(names)
 
     def test_what_nothing_tells_of_is_fetched_by_each_process(self, tmp_path: Path) -> None:
         held = fetching.Held(remote.place("memory://somewhere/a.csv"))
@@ -386,7 +386,7 @@ class TestStamps:
         self, age: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As it may be changed again within the same second, which is all that a web server tells."""
-        monkeypatch.setattr(fetching, "stamp", lambda path: Stamp(100, time.time_ns() - age * 10**9))
+        monkeypatch.setattr(fetching, "stamp_of", lambda path: Stamp(100, time.time_ns() - age * 10**9))
         held = fetching.Held(remote.place("memory://somewhere/a.csv"))
         assert (fetching._PROCESS in held._state) == (age == 1)
 

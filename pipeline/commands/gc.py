@@ -24,8 +24,9 @@ from pipeline.util import log
 from pipeline.util.addresses import asking, is_remote
 from pipeline.util.files import PARTIAL_SUFFIX, folder_size, is_abandoned, matching, remove, size_of
 from pipeline.util.local_copies import own_part
-from pipeline.util.remote import shared, unfinished
+from pipeline.util.remote import shared
 from pipeline.util.sealed import is_marked
+from pipeline.util.stamps import unfinished
 
 ABANDONED = 24 * 3600  # seconds after which a file that was never finished is no one's any more
 LEFT = 7 * ABANDONED

@@ -22,6 +22,7 @@ from pipeline.util.files import digest_of
 from pipeline.util.machine import cpu_count
 from pipeline.util.memo import Memo, Stamp, stats
 from pipeline.util.progress import progress
+from pipeline.util.stamps import stamps_of
 from pipeline.util.texts import Texts
 
 ASKED = 10_000  # files at a time whose keys are asked of the memo
@@ -193,7 +194,7 @@ class RemoteSource(FileSource):
     def keys(self, memo: Memo | None, *, rehash: bool) -> ImageKeys:
         """As of files, by what the file system at the address says of them."""
         # Of all at once: a folder is listed once, however many of its files are asked for at a time.
-        self._known = remote.stamps(self._root, self.names)
+        self._known = stamps_of(self._root, self.names)
         found = super().keys(memo, rehash=rehash)
         self._keys, self._known = found.column, {}
         return found

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from pipeline.config import FeatureSpec
 from pipeline.data import KEY_DTYPE
-from pipeline.util import remote
 from pipeline.util.addresses import is_remote
 from pipeline.util.checked import read_checked
 from pipeline.util.files import digest_of
 from pipeline.util.memo import Memo, Stamp, stats
 from pipeline.util.sealed import decoded
+from pipeline.util.stamps import stamps_of
 
 ASKED = 256  # shards at a time whose keys are asked of the memo
 
@@ -98,7 +98,7 @@ def states(paths: Iterable[Path]) -> dict[Path, State]:
     paths = list(paths)
     if not paths or not is_remote(paths[0]):
         return {path: State(Stamp.of(stat), stat.st_ino, stat.st_ctime_ns) for path, stat in stats(paths).items()}
-    found = remote.stamps(paths[0].parent, [path.name for path in paths])
+    found = stamps_of(paths[0].parent, [path.name for path in paths])
     return {path: State(found[path.name]) for path in paths if path.name in found}
 
 

@@ -17,7 +17,8 @@ from pipeline.util.addresses import is_remote
 from pipeline.util.files import digest_of
 from pipeline.util.local_copies import copy_here, forget, keep, kept, local_copy
 from pipeline.util.memo import YOUNG
-from pipeline.util.remote import READERS, forget_lists, joined, path_in, reaching, size_of, stamp, turn
+from pipeline.util.remote import READERS, forget_lists, joined, path_in, reaching, turn
+from pipeline.util.stamps import size_of, stamp_of
 
 MANY = 1024  # files that are asked for as one list, if they are small
 MANY_BYTES = 64 * 2**20
@@ -138,7 +139,7 @@ class Held:
     def __init__(self, path: Path, *, again: bool = False) -> None:
         self.path = path
         self.stamped = time.time_ns()
-        self.stamp = stamp(path)
+        self.stamp = stamp_of(path)
         self._state = f"{path} {self.stamp}"
         if self.stamp is None or self.stamp.mtime_ns >= self.stamped - YOUNG:
             # What nothing tells a change of is fetched by each process; so is what may change again unnoticed.
@@ -206,7 +207,7 @@ class Held:
                 data = self._part_there(start, length)
         except DataError:
             forget_lists(self.path)
-            if self.stamp is not None and stamp(self.path) not in (None, self.stamp):
+            if self.stamp is not None and stamp_of(self.path) not in (None, self.stamp):
                 self._changed()
             raise
         if data is None:
@@ -220,7 +221,7 @@ class Held:
         Raises:
             DataError: If it has changed.
         """
-        if not is_remote(self.path) and stamp(self.path) != self.stamp:
+        if not is_remote(self.path) and stamp_of(self.path) != self.stamp:
             self._changed()
 
     def _part_there(self, start: int, length: int) -> bytes | None:
@@ -239,7 +240,7 @@ class Held:
     def _fetch(self, file: Path) -> None:
         fetch(self.path, file)
         forget_lists(self.path)
-        if self.stamp is not None and stamp(self.path) != self.stamp:
+        if self.stamp is not None and stamp_of(self.path) != self.stamp:
             self._changed()
 
     def _changed(self) -> NoReturn:

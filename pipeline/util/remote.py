@@ -9,25 +9,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
-from datetime import datetime
-from email.utils import parsedate_to_datetime
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.util.addresses import in_plain_words, is_remote
-from pipeline.util.files import digest_of
-from pipeline.util.memo import Stamp
 
 READERS = 96  # requests at a time: each waits long and needs little
-TAGS = ("ETag", "etag", "blob_id", "md5Hash", "CRC")
-"""What tells a file's content from another: what S3, Google, the Hugging Face Hub and zip files call it."""
-TIMES = ("LastModified", "Last-Modified", "mtime", "updated", "modified", "created")
-FEW = 8  # files of a folder that are asked for one by one, sooner than the folder's whole list
 
 LOUD = {"gs": ("gcsfs",), "gcs": ("gcsfs",)}
 """Loggers that print a traceback before the error that the caller gets, by protocol."""
@@ -213,7 +204,7 @@ def forget_lists(path: Path) -> None:
 def look_through(root: Path) -> None:
     """List a folder at an address and all below it, each level's folders at the same time.
 
-    The lists are kept by the file system, where `entries` and `stamps` find them.
+    The lists are kept by the file system, where `entries` and `stamps.stamps_of` find them.
 
     Raises:
         DataError: If a folder can't be listed to its end.
@@ -248,10 +239,10 @@ def entries(folder: Path) -> list[Entry]:
     Raises:
         DataError: If it can't be listed to its end.
     """
-    return sorted(Entry(name, info["type"] == "directory") for name, info in _listed(folder).items())
+    return sorted(Entry(name, info["type"] == "directory") for name, info in listed(folder).items())
 
 
-def _listed(folder: Path) -> dict[str, dict[str, Any]]:
+def listed(folder: Path) -> dict[str, dict[str, Any]]:
     """What the file system says of all in a folder, by name."""
     own = folder.path.rstrip("/")  # type: ignore[attr-defined]
     with reaching(folder), turn(folder):
@@ -261,95 +252,7 @@ def _listed(folder: Path) -> dict[str, dict[str, Any]]:
     return {name.rpartition("/")[2]: info for name, info in named.items()}
 
 
-def stamps(folder: Path, names: Iterable[str]) -> dict[str, Stamp]:
-    """Stamps of files below a folder at an address; none of those that are gone, or of which nothing tells a change."""
-    by_folder: dict[str, list[str]] = {}
-    for name in names:
-        by_folder.setdefault(name.rpartition("/")[0], []).append(name)
-    found: dict[str, Stamp] = {}
-    with ThreadPoolExecutor(READERS) as pool:
-        for above, some in by_folder.items():
-            infos: Mapping[str, dict[str, Any] | None] = {}
-            if len(some) > FEW:
-                with suppress(DataError):  # web servers often list nothing
-                    infos = _listed(folder / above if above else folder)
-            asked = [name for name in some if name.rpartition("/")[2] not in infos]
-            each = dict(zip(asked, pool.map(lambda name: _info(folder, name), asked), strict=True))
-            for name in some:
-                info = each[name] if name in each else infos[name.rpartition("/")[2]]
-                if info is not None and (stamp := _stamp(info)):
-                    found[name] = stamp
-    return found
-
-
-def stamp(path: Path) -> Stamp | None:
-    """The stamp of one file, on this machine or at an address; None if it is gone, or nothing tells a change."""
-    if not is_remote(path):
-        return Stamp.of(path) if path.is_file() else None
-    info = _info(path, "")
-    return None if info is None else _stamp(info)
-
-
 def path_in(folder: Path, name: str) -> str:
     """What a file is called in its file system, where `::` in a name joins nothing."""
     own: str = folder.path  # type: ignore[attr-defined]
     return f"{own.rstrip('/')}/{name}" if own and name else own or name
-
-
-def _info(folder: Path, name: str) -> dict[str, Any] | None:
-    try:
-        with turn(folder):
-            return folder.fs.info(path_in(folder, name))  # type: ignore[attr-defined, no-any-return]
-    except Exception:  # reading it gives the error, with its cause
-        return None
-
-
-def size_of(folder: Path, name: str) -> int | None:
-    """Bytes of a file at an address; None if nothing tells."""
-    info = _info(folder, name)
-    return None if info is None else info.get("size")
-
-
-def _stamp(info: Mapping[str, Any]) -> Stamp | None:
-    """A stamp of what a file system says: by the entity tag where there is one, else by size and time.
-
-    A tag stands for a time before all times, as it is never too young to tell a change.
-    """
-    size = int(info.get("size") or 0)
-    for name in TAGS:
-        if info.get(name):
-            return Stamp(size, -int(digest_of(str(info[name]).encode())[:15], 16))
-    when = _changed(info)
-    return None if when is None else Stamp(size, int(when * 1e9))
-
-
-def _changed(info: Mapping[str, Any]) -> float | None:
-    """When a file was last changed, seconds; None if nothing tells."""
-    when = next((info[name] for name in TIMES if info.get(name)), None)
-    if isinstance(when, str):
-        with suppress(ValueError):  # as the web has it
-            when = parsedate_to_datetime(when)
-    if isinstance(when, datetime):
-        return when.timestamp()
-    return float(when) if isinstance(when, (int, float)) else None
-
-
-def unfinished(folder: Path, known_by: str, since: float) -> list[Path]:
-    """Folders in one at an address that lack the file by which they are known, and were not changed lately.
-
-    Args:
-        folder: The folder.
-        known_by: The name of that file.
-        since: Seconds of the wall clock; what was changed later may be being written.
-    """
-    with reaching(folder):
-        found: dict[str, dict[str, Any]] = folder.fs.find(folder.path, detail=True)  # type: ignore[attr-defined]
-    own = folder.path.rstrip("/") + "/"  # type: ignore[attr-defined]
-    inside: dict[str, dict[str, float]] = {}
-    for path, info in found.items():
-        name, below, rest = path.removeprefix(own).partition("/")
-        if below and not name.startswith("."):
-            inside.setdefault(name, {})[rest] = _changed(info) or since + 1
-    return [
-        folder / name for name, files in sorted(inside.items()) if known_by not in files and max(files.values()) < since
-    ]
