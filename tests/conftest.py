@@ -261,9 +261,12 @@ def bucket(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         "TLPIPE_LOCAL_CACHE": str(tmp_path / "local copies"),
     }.items():
         monkeypatch.setenv(name, value)
+    from s3fs import S3FileSystem
+
     from pipeline.util import remote
 
     server.calm()
+    S3FileSystem.clear_instance_cache()  # of another server, which a test without this fixture may have asked
     fs = remote.place("s3://pictures").fs  # type: ignore[attr-defined]
     if fs.exists("pictures"):
         fs.rm("pictures", recursive=True)

@@ -537,7 +537,7 @@ class TestTrouble:
 
     @pytest.mark.parametrize(("column", "what"), [("label", "class 'cow'"), ("split", "split 'test'")])
     def test_a_class_or_a_split_that_can_not_be_reached_is_an_error(
-        self, column: str, what: str, colours: Path, tmp_path: Path
+        self, column: str, what: str, colours: Path, bucket: Any
     ) -> None:
         lines = [f"{path},{path.parent.name},train" for path in sorted(colours.rglob("[0-9]*.jpg"))]
         lines += [f"s3://none/{row}.jpg,{'cow' if column == 'label' else 'red'},test" for row in range(4)]
