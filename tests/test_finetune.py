@@ -231,10 +231,13 @@ FAMILIES = [
 
 @pytest.mark.parametrize(("name", "blocks"), FAMILIES)
 def test_losses_from_the_cut_are_those_end_to_end(name: str, blocks: str) -> None:
-    """The same batches, no dropout: the first 20 steps agree, as nothing below the cut changes."""
+    """The same batches, no dropout: the first 20 steps agree, as nothing below the cut changes.
+
+    The head is not one that fits random features to the last, as float32 has few digits of a loss near 0.
+    """
     losses = []
     for whole in (False, True):
-        given = setting(name, blocks, size=32)
+        given = setting(name, blocks, head_name="mlp8", size=32)
         models = given.models(from_images=whole)
         inputs = given.images if whole else given.maps
         training = _Training(models, given.examples(inputs), FinetuneConfig(blocks, epochs=9), None)
