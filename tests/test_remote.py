@@ -12,6 +12,7 @@ import tarfile
 import threading
 import time
 import zipfile
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,14 @@ def put(bucket: Any, colours: Path) -> str:
 
 def opened(data: str | Path, memo: Memo | None = None) -> Opened:
     return open_dataset(str(data), SplitConfig(), memo=memo)
+
+
+def put_tar(bucket: Any, file: Path, pictures: Iterable[Path]) -> None:
+    """Put a tar of some pictures into the bucket, by the name of the file that is written here first."""
+    with tarfile.open(file, "w") as tar:
+        for path in pictures:
+            tar.add(path, path.name)
+    bucket.put_file(str(file), f"pictures/{file.name}")
 
 
 def same(found: Opened, expected: Opened) -> None:
@@ -248,10 +257,7 @@ class TestPacks:
         self, bucket: Any, colours: Path, tmp_path: Path, server: ObjectStore
     ) -> None:
         files = sorted(colours.rglob("[0-9]*.jpg"))
-        with tarfile.open(tmp_path / "s.tar", "w") as tar:
-            for path in files:
-                tar.add(path, path.name)
-        bucket.put_file(str(tmp_path / "s.tar"), "pictures/s.tar")
+        put_tar(bucket, tmp_path / "s.tar", files)
         _, source = list_images(["s3://pictures/s.tar"])
         shutil.rmtree(local_copies.folder())
         server.calm()
@@ -273,10 +279,7 @@ class TestPacks:
         self, bucket: Any, colours: Path, tmp_path: Path, server: ObjectStore
     ) -> None:
         files = [colours / "red" / "empty.jpg", *sorted(colours.rglob("0[0-9].jpg"))]
-        with tarfile.open(tmp_path / "one.tar", "w") as tar:
-            for path in files:
-                tar.add(path, path.name)
-        bucket.put_file(str(tmp_path / "one.tar"), "pictures/one.tar")
+        put_tar(bucket, tmp_path / "one.tar", files)
         _, source = list_images(["s3://pictures/one.tar"])
         source.keys(None, rehash=False)
         assert source.workers > 16, "each part is waited for"
@@ -457,19 +460,16 @@ class TestTrouble:
         assert "can't be read" in result.unreadable["red/03.jpg"]
 
     def test_a_tar_that_is_replaced_while_it_is_read(self, bucket: Any, colours: Path, tmp_path: Path) -> None:
-        def put_tar(name: str) -> None:
-            with tarfile.open(tmp_path / "one.tar", "w") as tar:
-                for path in sorted((colours / name).glob("[0-9]*.jpg")):
-                    tar.add(path, path.name)
-            bucket.put_file(str(tmp_path / "one.tar"), "pictures/one.tar")
+        def put_of(name: str) -> None:
+            put_tar(bucket, tmp_path / "one.tar", sorted((colours / name).glob("[0-9]*.jpg")))
 
         def keys_of(name: str) -> list[bytes]:
             return sorted(digest_of(path.read_bytes()).encode() for path in (colours / name).glob("[0-9]*.jpg"))
 
         memo = Memo(tmp_path / "cache")
-        put_tar("red")
+        put_of("red")
         found = list_source("s3://pictures/one.tar", COMMON, memo=memo)
-        put_tar("blue")
+        put_of("blue")
         assert sorted(found.source.keys(memo, rehash=False).column.tolist()) == keys_of("red"), "those of its copy"
         shutil.rmtree(local_copies.folder())
         changed = found.source.keys(memo, rehash=True)
@@ -477,7 +477,7 @@ class TestTrouble:
         assert "one.tar changed while it was read" in str(changed.errors[0])
         assert sorted(opened("s3://pictures/one.tar", memo).dataset.keys.tolist()) == keys_of("blue")
         held = fetching.Held(remote.place("s3://pictures/one.tar"))
-        put_tar("red")
+        put_of("red")
         shutil.rmtree(local_copies.folder())
         with pytest.raises(DataError, match=r"s3://pictures/one.tar changed while it was read"):
             held.file()
@@ -487,10 +487,7 @@ class TestTrouble:
     ) -> None:
         files = sorted(colours.rglob("[0-9]*.jpg"))
         for some in (files, files[:1]):
-            with tarfile.open(tmp_path / "one.tar", "w") as tar:
-                for path in some:
-                    tar.add(path, path.name)
-            bucket.put_file(str(tmp_path / "one.tar"), "pictures/one.tar")
+            put_tar(bucket, tmp_path / "one.tar", some)
             if some is files:
                 _, source = list_images(["s3://pictures/one.tar"])
                 source.keys(None, rehash=False)
@@ -505,10 +502,7 @@ class TestTrouble:
         self, bucket: Any, colours: Path, tmp_path: Path
     ) -> None:
         files = sorted(colours.rglob("[0-9]*.jpg"))
-        with tarfile.open(tmp_path / "one.tar", "w") as tar:
-            for path in files:
-                tar.add(path, path.name)
-        bucket.put_file(str(tmp_path / "one.tar"), "pictures/one.tar")
+        put_tar(bucket, tmp_path / "one.tar", files)
         memo = Memo(tmp_path / "cache")
         expected = opened("s3://pictures/one.tar", memo)
         (copy,) = local_copies.folder().rglob("*.tar")

@@ -18,10 +18,8 @@ from pipeline.util.sealed import is_marked
 from pipeline.util.text import counted
 from pipeline.util.texts import Texts
 
-PARQUET, TAR = PACKS = (
-    ".parquet",
-    ".tar",
-)  # files that hold pictures, which are read where no pictures lie beside them
+TAR = ".tar"
+PACKS = (".parquet", TAR)  # files that hold pictures, which are read where no pictures lie beside them
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 NO_DATA = ("__MACOSX",)  # what macOS adds to zip files, with a file `._name` for each

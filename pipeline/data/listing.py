@@ -12,7 +12,7 @@ from pipeline.data import parquet, tar
 from pipeline.data.arrays import is_array_folder, listing_of_arrays, read_array_folder, read_npz
 from pipeline.data.cifar import is_cifar_folder, read_cifar, read_cifar_folder
 from pipeline.data.dataset import Listing, printable
-from pipeline.data.folder import PARQUET, TAR, files_below, is_image, name_of, read_folder
+from pipeline.data.folder import PACKS, TAR, files_below, is_image, name_of, read_folder
 from pipeline.data.manifest import MANIFEST_SUFFIXES, read_manifest, read_paths
 from pipeline.data.mixed import MixedSource, source_of
 from pipeline.data.packed import files_in, files_meant, held_files, is_pattern, there
@@ -117,14 +117,16 @@ def _packed(data: str, path: Path, columns: Columns, memo: Memo | None, *, again
         files = files_meant(data) if is_pattern(data) else []
     if not files:
         return None
-    suffix, held = files[0].suffix.lower(), held_files(files, again=again)
+    suffix = files[0].suffix.lower()
+    if suffix not in PACKS:
+        return None
+    held = held_files(files, again=again)
     name = files[0].stem if files == [path] else name_of(path if is_folder else files[0].parent)
     if suffix == TAR:
         return tar.read_tars(held, name, columns, memo, again=again)
-    tables = suffix == PARQUET and (files == [path] or is_folder)  # of paths, perhaps
-    if suffix == PARQUET and not (tables and parquet.picture_column(held[0], columns) is None):
-        return parquet.read_parquet(held, name, columns)
-    return None
+    if (files == [path] or is_folder) and parquet.picture_column(held[0], columns) is None:
+        return None  # a table of paths, perhaps
+    return parquet.read_parquet(held, name, columns)
 
 
 def list_images(names: Sequence[str], columns: Columns = COMMON) -> tuple[list[str], ImageSource]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import os
 import posixpath
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -204,7 +203,7 @@ def _inside(manifest: Path, name: str) -> str:
     """The file that `name` means, which must be an address, or lie below the manifest's folder; `a/../b` is `b`."""
     folder = manifest.parent
     if remote.is_address(name):
-        if not re.match("(?i)(file|local)://", name):
+        if not remote.HERE.match(name):
             return name
         name = str(remote.place(name))
     outside = (

@@ -151,19 +151,17 @@ def read_parquet(held: Sequence[Held], name: str, columns: Columns) -> Listing:
     packs: list[ParquetPack] = []
     splits, locations = list[str](), list[str]()
 
-    def read(one: Held) -> tuple[str | None, dict[str, list[str]]]:
-        found = picture_column(one, columns), _texts(one)
+    def read(one: Held) -> dict[str, list[str]]:
+        if picture_column(one, columns) != pictures:
+            raise DataError(f"{one.path} has no column of pictures like that of {files[0]}; give files of one kind")
+        found = _texts(one)
         one.check()
         return found
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         columns_of = list(pool.map(read, held))
-    for one, called, of_file, (column_there, found) in zip(
-        held, names_of(files), splits_of(files), columns_of, strict=True
-    ):
+    for one, called, of_file, found in zip(held, names_of(files), splits_of(files), columns_of, strict=True):
         file = one.path
-        if column_there != pictures:
-            raise DataError(f"{file} has no column of pictures like that of {files[0]}; give files of one kind")
         if packs and set(found) != set(table):
             differing = sorted(set(found) ^ set(table))
             raise DataError(f"{file} and {files[0]} differ in the column {differing[0]!r}; give files of one kind")

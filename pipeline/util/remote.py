@@ -23,6 +23,8 @@ READERS = 96  # requests at a time: each waits long and needs little
 LOUD = {"gs": ("gcsfs",), "gcs": ("gcsfs",)}
 """Loggers that print a traceback before the error that the caller gets, by protocol."""
 
+HERE = re.compile(r"(?i)(file|local)://")
+"""How an address of this machine begins."""
 BY_TURNS = ("tar", "libarchive", "ftp", "sftp", "ssh", "smb")
 """Protocols of file systems that have one open file, or one connection, for all threads."""
 
@@ -80,7 +82,7 @@ def place(text: str, *, cached: bool = True) -> Path:
     check_address(text)
     protocol, _, rest = text.partition("://")
     protocol = protocol.lower()
-    if protocol in ("file", "local"):
+    if HERE.match(text):
         return Path(rest)
     from upath import UPath
 
