@@ -34,6 +34,7 @@ from pipeline.finetuning import (
     fit,
 )
 from pipeline.finetuning.examples import images_of, indices_of
+from pipeline.finetuning.notes import notes_of
 from pipeline.finetuning.start import Start, begin, check_blocks, record_of
 from pipeline.heads import make_head
 from pipeline.runs.describe import header, ratings, seen
@@ -46,7 +47,6 @@ from pipeline.store.rows import Part
 from pipeline.store.table import FeatureTable, load_table, read_features
 from pipeline.util import disk, log, machine, runtime
 from pipeline.util.memo import Memo
-from pipeline.util.text import counted
 
 
 def finetune(
@@ -92,31 +92,10 @@ def _finetune(
 ) -> FinetuneRun:
     start = time.perf_counter()
     state = _state(checkpoint, resume=options.resume)
-    head_run = state.head_run if state and not options.head_run else options.head_run
-    trains_first = options.head is not None and state is None
-    if trains_first:
-        record = find_record(cache, options.features)
-        check_keras(record.config.backbone)
-    else:
-        record = record_of(find_run(reports, head_run, (HeadRun,))[0], cache)
-    settle_backend(record.config)
-    if state is None and options.head is None:
-        check_blocks(config.blocks, record, cache)
-    strategy = runtime.strategy()
-    _check_devices(config, strategy.num_replicas_in_sync)
-    runtime.keras().utils.set_random_seed(config.seed)
-    if options.head and trains_first:
-        head_run = trained_first(options.head, config, cache, reports, options)
-    with strategy.scope():
-        begun = begin(config, cache, reports, head_run)
+    begun, strategy = _begun(config, cache, reports, options, state)
     table, examples, engine = read_examples(begun, cache, options.memory)
     extracted = time.perf_counter()
-    logs = checkpoint.logs if options.tensorboard else None
-    if logs:
-        if state is None:
-            with suppress(OSError):
-                disk.remove_tree(logs)
-        log.info("Logs for TensorBoard are in %s", logs)
+    logs = _logs(checkpoint, resumed=state is not None) if options.tensorboard else None
 
     def keeping(arrays: dict[str, list[NDArray[Any]]], history: list[dict[str, float]]) -> None:
         checkpoint.save(State(arrays, history, begun.trained.run.id))
@@ -152,6 +131,38 @@ def _finetune(
             f"{error}. The epochs are kept: once there is room, run the same command with --resume"
         ) from error
     return run
+
+
+def _begun(
+    config: FinetuneConfig, cache: Path, reports: Path, options: FinetuneOptions, state: State | None
+) -> tuple[Start, Any]:
+    """What is trained, from a head that is trained first if need be, and TensorFlow's strategy for its devices."""
+    head_run = state.head_run if state and not options.head_run else options.head_run
+    trains_first = options.head is not None and state is None
+    if trains_first:
+        record = find_record(cache, options.features)
+        check_keras(record.config.backbone)
+    else:
+        record = record_of(find_run(reports, head_run, (HeadRun,))[0], cache)
+    settle_backend(record.config)
+    if state is None and options.head is None:
+        check_blocks(config.blocks, record, cache)
+    strategy = runtime.strategy()
+    _check_devices(config, strategy.num_replicas_in_sync)
+    runtime.keras().utils.set_random_seed(config.seed)
+    if options.head and trains_first:
+        head_run = trained_first(options.head, config, cache, reports, options)
+    with strategy.scope():
+        return begin(config, cache, reports, head_run), strategy
+
+
+def _logs(checkpoint: Checkpoint, *, resumed: bool) -> Path:
+    """The folder of logs for TensorBoard, without those of an earlier command."""
+    if not resumed:
+        with suppress(OSError):
+            disk.remove_tree(checkpoint.logs)
+    log.info("Logs for TensorBoard are in %s", checkpoint.logs)
+    return checkpoint.logs
 
 
 def read_examples(begun: Start, cache: Path, memory: int | None) -> tuple[FeatureTable, dict[str, Part], Engine | None]:
@@ -276,7 +287,7 @@ def _described(
         peak_memory=machine.peak_memory(),
         memory=options.memory,
         blocks=() if row is None or isinstance(row, Backbone) else row.blocks,
-        notes=_notes(begun, tuned),
+        notes=notes_of(begun, tuned),
         name=options.name,
     )
     return run, predictions
@@ -320,47 +331,3 @@ def _assemble(begun: Start, n_classes: int) -> FinetuneModels:
         train_bn=config.train_bn,
         from_images=begun.end_to_end,
     )
-
-
-def _notes(begun: Start, tuned: Tuned) -> list[str]:
-    """What a user should know of how it went."""
-    config, run, record = begun.config, begun.trained.run, begun.record
-    notes = [f"Before: {run.id}, on frozen features"]
-    if config.weights:
-        notes.append("The backbone and the head started from random weights; BatchNormalization is trained")
-    else:
-        mode = "trained" if config.train_bn else "in inference mode"
-        where = "end to end" if begun.end_to_end else f"above {begun.unfrozen.cut}"
-        where += ", on new versions of the images in each epoch" if config.drawn_anew else ""
-        notes.append(f"{counted(len(begun.trained_layers()), 'layer')} trained {where}, BatchNormalization {mode}")
-        as_fitted = "The head started as it was fitted on train alone"
-        notes.append("The head started from random weights" if config.cold_head else as_fitted)
-    if "val" in run.fitted_on:
-        notes.append("For its test the frozen head was fitted on val, too; this model has seen train only")
-    if begun.trained.temperature != 1 or run.test_views:
-        notes.append("The head's temperature, and its means over views, do not apply to this model")
-    if record.config.views and not config.views:
-        notes.append("Trained on the images themselves; their cached views are not used")
-    if record.spec.precision != "float32":
-        notes.append(f"Rated in float32, as the saved model runs; the frozen head was rated in {record.spec.precision}")
-    if tuned.resumed:
-        notes.append(f"Resumed after epoch {tuned.resumed}")
-    notes += tuned.notes
-    if tuned.best_epoch:
-        notes.append(f"Kept the weights of epoch {tuned.best_epoch} of {len(tuned.history) - 1}")
-    else:
-        notes.append(f"No epoch was better on val than the start, whose weights are kept; use the head: {run.id}")
-    notes += _beaten(begun, tuned)
-    return notes
-
-
-def _beaten(begun: Start, tuned: Tuned) -> list[str]:
-    """Whether the frozen baseline is better after all, though the start was not."""
-    before = begun.trained.run.metrics.get("val", {}).get("accuracy")
-    best = tuned.history[tuned.best_epoch].get("val_accuracy")
-    if not tuned.best_epoch or before is None or best is None or best > before:
-        return []
-    return [
-        f"It is no better on val than the frozen baseline ({100 * best:.1f} %, {100 * before:.1f} %); "
-        f"use the head: {begun.trained.run.id}"
-    ]

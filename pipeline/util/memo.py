@@ -152,6 +152,9 @@ class Memo:
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
-        with closing(disk.database(self.path)) as database:
-            database.execute(TABLE)
-            yield database
+        try:
+            with closing(disk.database(self.path)) as database:
+                database.execute(TABLE)
+                yield database
+        except UnicodeDecodeError as error:  # SQLite's own message quotes bytes of a damaged file
+            raise sqlite3.DatabaseError(f"{self.path} is damaged") from error
