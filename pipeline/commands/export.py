@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backbones import OnnxFile, OnnxGraph
+from pipeline.backbones import OnnxFile
 from pipeline.data import Opened, open_labelled
 from pipeline.errors import ConfigError, DataError, ImageError, RunError, StoppedError
-from pipeline.evaluation.calibration import LEAST
 from pipeline.extraction.plan import Plan
-from pipeline.heads import probability_layer
 from pipeline.pages.pictures import Pictures
 from pipeline.runs.classifier import Classifier, open_classifier
 from pipeline.runs.formats import BATCH, FORMATS, Format, Joined, Runtime, format_named
 from pipeline.runs.predictions import read_predictions
+from pipeline.runs.serving import is_mirrored, metadata_of, serving
 from pipeline.runs.usage import USAGE, usage
-from pipeline.store.records import now
-from pipeline.util import disk, runtime
+from pipeline.util import disk
 from pipeline.util.files import published_folder, temporary_folder, writing
 from pipeline.util.memo import Memo
 from pipeline.util.progress import progress
@@ -119,7 +117,7 @@ def export(
     if isinstance(plan.pretrained, OnnxFile):
         _check_joins(form, plan)
     pixels, expected = _examples(classifier, plan, cache)
-    model, metadata = _serving(classifier, plan), _metadata(classifier, plan)
+    model, metadata = serving(classifier, plan), metadata_of(classifier, plan)
     target = _beside_others(path) if alone else published_folder(place, replace=output is None, last=form.file)
     with target as folder:
         found = _written_and_run(form, model, folder / path.name, metadata, pixels)
@@ -246,7 +244,7 @@ def _written_and_run(
 
 def _advice(plan: Plan) -> str:
     """How a run can be had whose file agrees."""
-    if plan.views and not _is_mirrored(plan):
+    if plan.views and not is_mirrored(plan):
         return (
             f"tlpipe predict takes the mean over {plan.views + 1} versions of each image ({plan.augment}), a file "
             "takes each once: train without --test-views, or with mirror images alone (--views 1 --augment flip)"
@@ -257,41 +255,6 @@ def _advice(plan: Plan) -> str:
             "use --precision float32 for both"
         )
     return "Try another --format"
-
-
-def _serving(classifier: Classifier, plan: Plan) -> keras.Model | Joined:
-    """The whole of a run as one model."""
-    network = plan.pretrained.network()
-    features = network.features(plan.spec.endpoint, plan.spec.pooling)
-    if classifier.trained is None:
-        return features  # of a fine-tuned model, the probabilities
-    trained = classifier.trained
-    *below, logits = trained.head.layers(final=True)
-    n_classes, keras = len(classifier.class_names), runtime.keras()
-
-    def classify(tensor: Any, temperature: float) -> Any:
-        for layer in below:
-            tensor = layer(tensor)
-        return probability_layer(logits, n_classes, tensor, temperature)
-
-    if isinstance(features, OnnxGraph):
-        start = keras.Input((trained.head.n_features,), name="features")
-        return Joined(features, keras.Model(start, classify(start, trained.temperature), name="classifier"))
-    if not _is_mirrored(plan):
-        return keras.Model(features.inputs[0], classify(features.outputs[0], trained.temperature), name="classifier")
-    # The mean over an image and its mirror image, as `tlpipe predict` takes it, at the temperature of the mean.
-    single = keras.Model(features.inputs[0], classify(features.outputs[0], 1.0), name="single")
-    image = keras.Input(features.inputs[0].shape[1:], dtype="uint8", name="image")
-    both = keras.layers.Average(name="mean")([single(image), single(keras.ops.flip(image, axis=2))])
-    if trained.temperature != 1:
-        logarithm = keras.ops.log(keras.ops.maximum(both, LEAST))
-        both = keras.ops.softmax(logarithm / trained.temperature)
-    return keras.Model(image, both, name="classifier")
-
-
-def _is_mirrored(plan: Plan) -> bool:
-    """Whether probabilities are means over the image and its mirror image alone."""
-    return plan.views == 1 and str(plan.augment) == "flip"
 
 
 def _examples(classifier: Classifier, plan: Plan, cache: Path) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
@@ -342,29 +305,3 @@ def _run(run: Runtime, pixels: NDArray[np.uint8]) -> NDArray[np.floating]:
             found.append(run(pixels[start : start + BATCH]))
             advance(len(found[-1]))
     return np.concatenate(found)
-
-
-def _metadata(classifier: Classifier, plan: Plan) -> dict[str, Any]:
-    """What a program needs to use the file, and where it comes from."""
-    run, spec = classifier.run, plan.spec
-    height, width = spec.image_size
-    accuracies = {split: found["accuracy"] for split, found in run.metrics.items() if found["n"]}
-    return {
-        "class_names": list(classifier.class_names),
-        "input": f"uint8 RGB [n, {height}, {width}, 3]; normalisation is inside",
-        "output": f"probabilities, float32 [n, {len(classifier.class_names)}], in the order of class_names",
-        "image_size": [height, width],
-        "resize": spec.resize,
-        "interpolation": spec.interpolation,
-        "resized_by": "pillow, after JPEGs at least twice as large as needed were shrunk by the decoder (Image.draft)",
-        "run": run.id,
-        "stage": run.stage,
-        "head": run.head,
-        "backbone": run.specs[0].backbone,
-        "weights_digest": run.specs[0].weights_digest,
-        "dataset": run.dataset,
-        "accuracy": accuracies,
-        "trained": run.created,
-        "exported": now(),
-        "versions": runtime.versions(),
-    }
