@@ -19,3 +19,7 @@ tlpipe train-head --head mlp512-128
 tlpipe extract "$1" --endpoint conv4+conv5 --views 1 --augment flip
 # the best frozen: mean over image and mirror image, label smoothing
 tlpipe train-head --head mlp512-128 --test-views 1 --label-smoothing 0.1 --calibrate
+# the same at 256 px
+tlpipe extract "$1" --image-size 256 --endpoint conv4+conv5 --views 1 --augment flip
+# the same head on it
+tlpipe train-head --head mlp512-128 --test-views 1 --label-smoothing 0.1 --calibrate
