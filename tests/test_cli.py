@@ -70,16 +70,16 @@ def test_the_whole_chain_on_drawn_pictures(run: Any, red_and_blue: Path) -> None
     assert (first["n_images"], first["n_computed"], first["n_quarantined"]) == (40, 40, 0)
     assert set(first["seconds"]) == {"start", "read", "compute", "write", "total"}
     assert first["images_per_second"] > 0
-    again = answer(run("extract", red_and_blue, *SMALL, "--json"))
+    again = answer(run.inside("extract", red_and_blue, *SMALL, "--json"))
     assert (again["features_id"], again["n_computed"], again["n_reused"]) == (first["features_id"], 0, 40)
 
-    head = answer(run("train-head", "--head", "logreg", "--json"))
+    head = answer(run("train-head", "--head", "logreg", "--json"))  # a command line is told as it was given
     keys = "run head n_train n_val n_test metrics seconds trainable_parameters"
     assert set(keys.split()) <= set(head)
     assert head["features"] == first["features_id"]
     assert head["command"].endswith("train-head --head logreg --json")
 
-    tuned = answer(run("finetune", "--blocks", "block13", "--epochs", "1", "--json"))
+    tuned = answer(run.inside("finetune", "--blocks", "block13", "--epochs", "1", "--json"))
     assert {*keys.split(), "baseline"} <= set(tuned)
     assert tuned["head_run"] == head["run"]
     assert tuned["cut"] == "conv_pw_12_relu"
@@ -87,18 +87,18 @@ def test_the_whole_chain_on_drawn_pictures(run: Any, red_and_blue: Path) -> None
     assert (run.folder / "reports" / tuned["run"] / "model.keras").is_file()
 
     rates = ("--learning-rate", "0.001", "--learning-rate", "0.0001")
-    several = answer(run("finetune", "--blocks", "none", "--epochs", "1", *rates, "--json"))
+    several = answer(run.inside("finetune", "--blocks", "none", "--epochs", "1", *rates, "--json"))
     assert [one["config"]["learning_rate"] for one in several["runs"]] == [0.001, 0.0001]
     assert several["failed"] == []
 
-    listed = answer(run("cache", "ls", "--json"))["tables"]
+    listed = answer(run.inside("cache", "ls", "--json"))["tables"]
     assert listed[0]["features_id"] == first["features_id"]
-    assert answer(run("cache", "verify", "--json"))["damaged"] == []
-    assert answer(run("cache", "gc", "--json"))["items"] == []
+    assert answer(run.inside("cache", "verify", "--json"))["damaged"] == []
+    assert answer(run.inside("cache", "gc", "--json"))["items"] == []
     target = run.folder / "out.h5"
-    assert answer(run("cache", "export", target, first["features_id"], "--json"))["path"] == str(target)
+    assert answer(run.inside("cache", "export", target, first["features_id"], "--json"))["path"] == str(target)
     assert target.is_file()
-    text = run("extract", red_and_blue, *SMALL).stdout
+    text = run.inside("extract", red_and_blue, *SMALL).stdout
     assert "40 images: 0 rows computed, 40 reused, 0 quarantined" in text
     assert "tlpipe train-head" in text
 
@@ -357,7 +357,7 @@ def test_terminal_shows_a_bar_and_ctrl_c_says_how_to_go_on(run: Any, tmp_path: P
     assert "Extracting" in text
     assert "The same command again goes on from there." in text.replace("\r", "")
     kept = int(text.split("Stopped; ")[1].split(" of ")[0].replace(",", ""))
-    again = answer(run("extract", "digits", *SMALL, "--image-size", "224", "--json"))
+    again = answer(run.inside("extract", "digits", *SMALL, "--image-size", "224", "--json"))
     assert again["n_reused"] == kept
     assert again["n_computed"] == 1797 - kept
 
@@ -369,7 +369,7 @@ def blocks(pid: int, number: int) -> bool:
     return bool(mask >> (number - 1) & 1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_stopped_sweep_leaves_no_process_behind(run: Any, red_and_blue: Path, number: int) -> None:
     import psutil
 
@@ -467,18 +467,17 @@ def test_a_seed_is_an_option_only_where_something_is_drawn() -> None:
 
 
 def test_doctor(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    value = answer(run("doctor", "--json"))
+    monkeypatch.setattr("pipeline.commands.doctor._verdicts_of_jax", list)  # which the slow test asks
+    value = answer(run.inside("doctor", "--json"))
     names = {"versions", "system", "processor", "gpus", "engines", "verdicts", "weights", "folders"}
     assert set(value) == names
     judged = {(one["engine"], one["precision"]): one for one in value["verdicts"]}
     assert all(one["holds"] and one["difference"] <= one["most"] for one in judged.values())
     assert {("tensorflow", "float32"), ("openvino", "float32")} <= set(judged)
-    if runtime.installed("jax"):  # in a process of its own, with KERAS_BACKEND=jax
-        assert {("jax", "float32"), ("jax", "bfloat16")} <= set(judged)
     assert value["versions"]["tensorflow"]
     assert value["folders"]["cache"]["writable"]
     assert value["weights"]["missing_would_come_from"].startswith("https://")
-    monkeypatch.setattr("pipeline.commands.doctor._verdicts_of_jax", list)  # which were asked above
+    monkeypatch.setattr("pipeline.commands.doctor._verdicts", lambda: value["verdicts"])
     text = run.inside("doctor").stdout
     assert re.search(
         r"^checked       openvino in float32: features differ by \S+ of their length from those of Keras", text, re.M
@@ -487,8 +486,16 @@ def test_doctor(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "can be written" in text
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not runtime.installed("jax"), reason="JAX is not installed")
+def test_doctor_asks_jax_in_a_process_of_its_own(run: Any) -> None:
+    verdicts = answer(run("doctor", "--json"))["verdicts"]
+    judged = {(one["engine"], one["precision"]): one["holds"] for one in verdicts}
+    assert judged["jax", "float32"] and judged["jax", "bfloat16"]
+
+
 def test_backbones(run: Any) -> None:
-    rows = {row["name"]: row for row in answer(run("backbones", "--json"))["backbones"]}
+    rows = {row["name"]: row for row in answer(run.inside("backbones", "--json"))["backbones"]}
     assert rows["densenet121"]["width"] == 1024
     assert "mobilenetv2035" in rows
     assert "densenet121" in run.inside("backbones").stdout

@@ -439,7 +439,7 @@ class TestEndToEnd:
     def test_nothing_is_prepared_without_need(self) -> None:
         assert preparation(FinetuneConfig("all"), None, 1) is None
 
-    @pytest.mark.parametrize("n_classes", [2, 3])
+    @pytest.mark.parametrize("n_classes", [pytest.param(2, marks=pytest.mark.slow), 3])
     def test_the_engine_changes_no_loss(self, n_classes: int) -> None:
         """New versions in each epoch, mixed, by the engine to the cut, against the same from end to end."""
         config = FinetuneConfig(
@@ -525,7 +525,8 @@ class TestResume:
     CONFIG = FinetuneConfig("block13", epochs=4, batch_size=8, learning_rate=1e-3, patience=9)
 
     @pytest.mark.parametrize(
-        ("schedule", "ema"), [pytest.param("cosine", 0.0, marks=pytest.mark.slow), ("plateau", 0.0), ("cosine", 0.9)]
+        ("schedule", "ema"),
+        [*(pytest.param(name, 0.0, marks=pytest.mark.slow) for name in ("cosine", "plateau")), ("cosine", 0.9)],
     )
     def test_the_same_weights_as_undisturbed(self, schedule: str, ema: float, tmp_path: Path) -> None:
         config = replace(self.CONFIG, schedule=schedule, ema=ema)

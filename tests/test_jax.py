@@ -88,11 +88,14 @@ def run_on_jax(shades: Path, tmp_path: Path) -> Any:
 
 
 @elsewhere
-def test_all_that_runs_on_jax() -> None:
+@pytest.mark.parametrize(
+    ("which", "n_passed"), [("not slow", 5 + 6), pytest.param("slow or not slow", 5 + 8, marks=pytest.mark.slow)]
+)
+def test_all_that_runs_on_jax(which: str, n_passed: int) -> None:
     """The tests of every engine and those below, on two devices that are made of one processor."""
     files = [str(TESTS / name) for name in ("test_jax.py", "test_engines.py::TestEveryEngine")]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files],
+        [sys.executable, "-m", "pytest", "-q", "-m", which, "-p", "no:cacheprovider", "-p", "no:xdist", *files],
         env={**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
         cwd=TESTS.parent,
         capture_output=True,
@@ -101,7 +104,7 @@ def test_all_that_runs_on_jax() -> None:
     )
     assert done.returncode == 0, done.stdout
     passed = int(done.stdout.strip().splitlines()[-1].split(" passed")[0].split()[-1])
-    assert passed == 5 + 8, done.stdout  # of every engine, and below
+    assert passed == n_passed, done.stdout  # of every engine, and below
 
 
 @elsewhere
@@ -153,6 +156,7 @@ class TestJax:
         with pytest.raises(EngineError, match=f"jax doesn't compute in {precision} here; use --precision auto"):
             choose("jax", precision)
 
+    @pytest.mark.slow
     def test_devices_share_a_batch(self, network: Any, images: np.ndarray) -> None:
         devices = runtime.jax().devices()
         assert len(devices) == 2
@@ -174,6 +178,7 @@ class TestJax:
         (kept,) = (tmp_path / "g" / "verdicts").iterdir()
         assert json.loads(kept.read_text())["versions"]["jax"] == runtime.version("jax")
 
+    @pytest.mark.slow
     def test_fine_tuning_from_the_cut(self, network: Any) -> None:
         """Keras's own `fit`; the rates of all layers are multiplied by what the plateau leaves of them."""
         keras = runtime.keras()
