@@ -115,7 +115,7 @@ def export(
 
     Args:
         run: The run to export.
-        format: "keras", "savedmodel", "onnx", "openvino" or "tflite"; None for that which the output's name tells.
+        format: "keras", "savedmodel", "onnx", "openvino" or "tflite"; None to infer it from the output's name.
         output: File (such as m.onnx) or folder to write; None for export/FORMAT in the run's folder.
         precision: Numeric precision of the predictions that the export is compared with, as for `evaluate`.
         cache: The cache folder.

@@ -146,7 +146,7 @@ def tuned_text(runs: Sequence[FinetuneRun], failed: Sequence[Mapping[str, str]])
     rated = [run for run in runs if "val" in run.metrics]
     if len(rated) > 1:
         best = max(rated, key=lambda run: float(run.metrics["val"]["accuracy"]))
-        lines.append(f"Best on val: {best.id}; the best of several is a little lucky there, test tells more.")
+        lines.append(f"Best on val: {best.id}; the best of several is partly luck, so trust test.")
     lines += [f"Failed     {one['command']}\n           {one['cause']}" for one in failed]
     return "\n".join(lines)
 
@@ -204,7 +204,7 @@ def _is_trainable(run: HeadRun) -> bool:
     return not any(is_onnx(one.backbone) for one in run.extracts)
 
 
-USED = "On images that were used to choose or to fit, figures are a little, or much, too good; test tells more."
+USED = "Figures on images that were used to choose or to fit are too good, sometimes by a lot; trust test."
 
 
 def _against(run: EvaluateRun) -> list[str]:

@@ -31,7 +31,7 @@ def runs(folders: Folders) -> Answer:
     help="Run to name: its id or a part of it, its present name, latest, or best.",
     shell_complete=COMPLETED["run"],
 )
-@click.argument("to", required=False, help="New name of the run. [default: none, which takes its name away]")
+@click.argument("to", required=False, help="New name of the run. [default: none, which removes the name]")
 @takes("folders", Folders)
 def name(run: str, to: str | None, folders: Folders) -> Answer:
     """Give a run a name by which it can be found again."""

@@ -14,11 +14,10 @@ from pipeline.config.extract import NOT_OF_PREDICT
 from pipeline.config.head import TOP
 from pipeline.util.text import counted
 
-precision_option = click.option(
-    "--precision",
-    help="Numeric precision of the computation: auto, float32, bfloat16, float16 or int8. [default: that of the "
-    "features, and float32 for a fine-tuned model]",
+PRECISIONS = (
+    "auto, float32, bfloat16, float16 or int8. [default: that of the features, and float32 for a fine-tuned model]"
 )
+precision_option = click.option("--precision", help=f"Numeric precision of the computation: {PRECISIONS}")
 
 
 @command("predict")
@@ -104,7 +103,11 @@ def evaluate(
     type=LOCAL_PATH,
     help="File (such as m.onnx) or folder to write. [default: reports/RUN/export/FORMAT]",
 )
-@precision_option
+@click.option(
+    "--precision",
+    help="Numeric precision of the predictions that the export is compared with (the exported file computes in "
+    f"float32): {PRECISIONS}",
+)
 @takes("folders", Folders)
 def export(run: str, format_: str | None, output: Path | None, precision: str | None, folders: Folders) -> Answer:
     """Write a run as a model for other programs.

@@ -96,9 +96,7 @@ def sweep(
 def _notes(ratings: Ratings, options: TrainingOptions) -> list[str]:
     by = counted(options.cv, "fold") if options.cv else "val"
     by += f" and {counted(options.seeds, 'seed')}" if options.seeds > 1 else ""
-    notes = [
-        f"Best of {len(ratings.rated)} by accuracy on {by}; the best of many is a little lucky there, test tells more"
-    ]
+    notes = [f"Best of {len(ratings.rated)} by accuracy on {by}; the best of many is partly luck, so trust test"]
     for cause in dict.fromkeys(ratings.failed.values()):
         heads = [candidate.config.head for candidate, other in ratings.failed.items() if other == cause]
         notes.append(f"{counted(len(heads), 'setting')} of {', '.join(sorted(set(heads)))} failed: {cause}")

@@ -62,8 +62,8 @@ class FinetuneConfig:
     )
     ema: float = option(
         0.0,
-        "Average the weights over the steps, each of which keeps this share of the average, such as 0.999. The average "
-        "is rated and saved; 0 leaves it out.",
+        "Decay of a moving average of the weights, such as 0.999; the averaged weights are rated and saved. 0 turns it "
+        "off.",
         bounds=SHARE,
     )
     views: int = option(

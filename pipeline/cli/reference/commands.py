@@ -12,7 +12,7 @@ SHARED = ("as_json", "quiet", "verbose", "help")
 SHARED_TEXT = """\
 Every command has `--json` (one JSON object, or a list, on standard output and nothing else there), `--quiet`,
 `--verbose` and `--help`. Exit status: 0 done; 1 an error, with what to do about it; 2 wrong usage; 130 or 143 stopped
-by Ctrl-C or SIGTERM, after which the same command goes on where it stopped."""
+by Ctrl-C or SIGTERM. After that, run `extract` again to continue, or `finetune` with `--resume`."""
 
 
 def page() -> str:
