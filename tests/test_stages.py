@@ -656,12 +656,17 @@ class TestRecordsAndRuns:
             StoreError, match=f"{record.id}.json can't be read: it was changed .* tlpipe extract .* rm "
         ):
             find_record(cache, None)
+        for part in (record.id, record.id[:10], record.id[4:-4]):
+            with pytest.raises(StoreError, match=f"{record.id}.json can't be read"):
+                find_record(cache, part)
         with pytest.raises(StoreError, match="can't be read"):
             commands.extract(ExtractConfig(str(red_and_blue)), cache, ExtractOptions(again=True))
         path = reports / runs[1].id / "run.json"
         path.write_text(path.read_text().replace('"logreg"', '"ridge"'))
         with pytest.raises(RunError, match=f"{runs[1].id}/run.json can't be read: it was changed .*; name another run"):
             find_run(reports, reference, (HeadRun,))
+        with pytest.raises(RunError, match=f"{runs[1].id}/run.json can't be read"):
+            find_run(reports, "train-head-logreg", (HeadRun,))  # which both fit
         assert find_run(reports, runs[0].id, (HeadRun,))[0] == runs[0]
         commands.extract(ExtractConfig(str(red_and_blue)), cache)
         assert find_record(cache, None).id == record.id, "the extract that made it mends it"

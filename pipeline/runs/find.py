@@ -29,19 +29,21 @@ def all_runs(reports: Path, *, strict: bool = False) -> list[Run]:
         RunError: If `strict`, for one that can't be read.
         StoreError: If the folder lies at an address that can't be reached.
     """
-    read = _read_all(reports)
-    for problem in (one for one in read if isinstance(one, RunError)):
+    found, damaged = _read_all(reports)
+    for problem in damaged.values():
         if strict:
             raise problem
         log.warning("%s", problem)
-    return sorted((one for one in read if isinstance(one, Run)), key=lambda run: (run.created, run.id))
+    return found
 
 
-def _read_all(reports: Path) -> list[Run | RunError]:
-    """Each run, or why it can't be read."""
+def _read_all(reports: Path) -> tuple[list[Run], dict[str, RunError]]:
+    """All runs, the oldest first, and why each of the others can't be read, by its id."""
     folders = [path.parent for path in matching(reports, "*/run.json") if not path.parent.name.startswith(".")]
     with ThreadPoolExecutor(READERS if is_remote(reports) else 1) as pool:
-        return list(pool.map(_run_or_why_not, folders))
+        read = {folder.name: one for folder, one in zip(folders, pool.map(_run_or_why_not, folders), strict=True)}
+    found = sorted((one for one in read.values() if isinstance(one, Run)), key=lambda run: (run.created, run.id))
+    return found, {name: one for name, one in read.items() if isinstance(one, RunError)}
 
 
 def _run_or_why_not(folder: Path) -> Run | RunError:
@@ -61,7 +63,7 @@ def find_run(reports: Path, reference: str | None, kinds: tuple[type[Any], ...])
         kinds: The types of run it may be.
 
     Raises:
-        RunError: If there is none, or several fit.
+        RunError: If there is none, several fit, or one that may be meant can't be read.
     """
     wanted = " or ".join(_commands(kinds))
     if reference is not None and os.sep in reference:
@@ -70,19 +72,18 @@ def find_run(reports: Path, reference: str | None, kinds: tuple[type[Any], ...])
         if not isinstance(run, kinds):
             raise RunError(f"{reference} is a run of tlpipe {run.stage}; one of tlpipe {wanted} is needed")
         return run, folder
+    if reference not in (None, LATEST, BEST):
+        found, damaged = _read_all(reports)
+        known = [run for run in found if isinstance(run, kinds)]
+        what = f"runs of tlpipe {wanted} in {reports}"
+        meant = one_meant(reference, known, damaged, what, "tlpipe runs", RunError, lambda run: run.name)
+        return meant, reports / meant.id
     # Where the newest is asked for, a damaged one might be that.
-    strict = reference in (None, LATEST, BEST)
-    known = [run for run in all_runs(reports, strict=strict) if isinstance(run, kinds)]
-    if not known and reference in (None, LATEST, BEST):
+    known = [run for run in all_runs(reports, strict=True) if isinstance(run, kinds)]
+    if not known:
         first = _commands(kinds)[0]
         raise RunError(f"There is no run of tlpipe {wanted} in {reports} yet; make one with: tlpipe {first}")
-    if reference in (None, LATEST):
-        return known[-1], reports / known[-1].id
-    if reference == BEST:
-        best = _best(known)
-        return best, reports / best.id
-    what = f"runs of tlpipe {wanted} in {reports}"
-    meant = one_meant(reference, known, what, "tlpipe runs", RunError, lambda run: run.name)
+    meant = _best(known) if reference == BEST else known[-1]
     return meant, reports / meant.id
 
 

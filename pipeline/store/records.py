@@ -193,14 +193,21 @@ def records(cache: Path, *, strict: bool = False) -> list[TableRecord]:
     Raises:
         StoreError: If `strict`, for one that can't be read.
     """
-    paths = matching(cache / "tables", "*.json")
-    with ThreadPoolExecutor(remote.READERS if is_remote(cache) else 1) as pool:
-        found = list(pool.map(_read_record, paths))
-    for problem in (one for one in found if isinstance(one, StoreError)):
+    found, damaged = _read_records(cache)
+    for problem in damaged.values():
         if strict:
             raise problem
         log.warning("%s", problem)
-    return sorted((one for one in found if isinstance(one, TableRecord)), key=lambda record: record.created)
+    return found
+
+
+def _read_records(cache: Path) -> tuple[list[TableRecord], dict[str, StoreError]]:
+    """All records, the oldest first, and why each of the others can't be read, by its id."""
+    paths = matching(cache / "tables", "*.json")
+    with ThreadPoolExecutor(remote.READERS if is_remote(cache) else 1) as pool:
+        read = {path.stem: one for path, one in zip(paths, pool.map(_read_record, paths), strict=True)}
+    found = sorted((one for one in read.values() if isinstance(one, TableRecord)), key=lambda record: record.created)
+    return found, {name: one for name, one in read.items() if isinstance(one, StoreError)}
 
 
 def _read_record(path: Path) -> TableRecord | StoreError:
@@ -283,16 +290,16 @@ def find_record(cache: Path, reference: str | None) -> TableRecord:
         reference: A features id, or a part of one; None for the newest, as `newest_pooled` has it.
 
     Raises:
-        StoreError: If there is none, or several fit.
+        StoreError: If there is none, several fit, or one that may be meant can't be read.
     """
-    known = records(cache, strict=reference is None)
     if reference is None:
+        known = records(cache, strict=True)
         newest = newest_pooled(known)
         if newest is None:
             stopped = f" but those of extracts that were stopped or failed ({known[-1].id})" if known else ""
             raise StoreError(f"There are no features in {cache}{stopped} yet; make some with: tlpipe extract DATA")
         return newest
-    return one_meant(reference, known, f"features of {cache}", "tlpipe cache ls", StoreError)
+    return one_meant(reference, *_read_records(cache), f"features of {cache}", "tlpipe cache ls", StoreError)
 
 
 def find_records(cache: Path, reference: str | None) -> tuple[TableRecord, ...]:

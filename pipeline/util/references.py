@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from pipeline.errors import TlpipeError
+from pipeline.util import log
 
 NAMED_AT_MOST = 5  # in an error
 
@@ -21,6 +22,7 @@ T = TypeVar("T", bound=_WithId)
 def one_meant(
     reference: str,
     known: Sequence[T],
+    damaged: Mapping[str, TlpipeError],
     what: str,
     listing: str,
     error: type[TlpipeError],
@@ -31,20 +33,25 @@ def one_meant(
     Args:
         reference: The text.
         known: The things, the newest last.
+        damaged: Why each thing that can't be read can't be, by its id. One that may be meant is an error, for another
+            one in its place would be a wrong answer; of the others there is a warning.
         what: What errors call them, with where they are: "features of cache".
         listing: The command that lists them.
         error: What is raised.
         alias: Gives another name of a thing; None if it has none.
 
     Raises:
-        TlpipeError: If none fits, or several do.
+        TlpipeError: If none fits, or several do, or one that can't be read.
     """
     if not reference:
         raise error(f"An empty text names none of the {what}; list them with: {listing}")
+    exact = [one for one in known if reference in (one.id, alias(one))]
+    for name, problem in damaged.items():
+        if reference == name or (reference in name and not exact):
+            raise problem
+        log.warning("%s", problem)
     fitting = (
-        [one for one in known if reference in (one.id, alias(one))]
-        or [one for one in known if one.id.startswith(reference)]
-        or [one for one in known if reference in one.id]
+        exact or [one for one in known if one.id.startswith(reference)] or [one for one in known if reference in one.id]
     )
     if len(fitting) == 1:
         return fitting[0]
