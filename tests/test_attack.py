@@ -76,3 +76,20 @@ def test_what_once_failed(path: Path, tmp_path: Path) -> None:
 
     kind, _, name = path.name.split("+", 2)
     assert fuzz.problem_of(kind, fuzz.fresh(tmp_path / "work", name, path.read_bytes())) == ""
+
+
+def test_what_takes_too_long_or_too_much_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though Pillow's errors of any kind are errors of the picture."""
+    import fuzz
+
+    def endless(*_: Any, **__: Any) -> None:
+        while True:
+            pass
+
+    def full(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(fuzz, "SECONDS", 1)
+    for opened, problem in ((endless, "more than 1 s"), (full, "more memory than it may")):
+        monkeypatch.setattr("PIL.Image.open", opened)
+        assert problem in fuzz.problem_of("picture", fuzz.fresh(tmp_path / "work", "a.png", b"no picture"))

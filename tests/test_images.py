@@ -69,8 +69,9 @@ def test_float_grey_is_scaled_by_its_range(values: list[float], expected: list[i
     assert pixels(encoded(image, "TIFF"))[0, :, 0].tolist() == expected
 
 
-def test_float_grey_that_is_not_finite_is_refused() -> None:
-    data = encoded(Image.fromarray(np.array([[0.0, np.nan]], np.float32)), "TIFF")
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FA00000, 0x7F800000])  # a NaN, one that signals, infinity
+def test_float_grey_that_is_not_finite_is_refused(bits: int) -> None:
+    data = encoded(Image.fromarray(np.array([[0, bits]], np.uint32).view(np.float32)), "TIFF")
     with pytest.raises(ImageError, match="not finite"):
         pixels(data)
 

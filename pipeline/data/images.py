@@ -284,7 +284,8 @@ def _eight_bits(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
     The file doesn't say what white is. Integers are taken as 16-bit, floats in 0..1 as shares of white, other
     floats as 0..255; what lies outside of that is stretched from its least to its greatest value.
     """
-    values = grey.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of a NaN that signals; the next line refuses it in words
+        values = grey.astype(np.float64)
     if not np.isfinite(values).all():
         raise ImageError("has pixels that are not finite numbers")
     low, high = float(values.min()), float(values.max())
