@@ -2,9 +2,9 @@
 
     python tests/crash.py extract train-head ...        # all commands without a name
 
-Each command runs in a copy of the same folder, in a process of its own, which is killed (SIGKILL) before its first,
-second, third ... change, or meets a full disk from there on (ENOSPC), or one that fails (EIO). Then what is on the disk
-must be whole, the same command must end well, and what it gives must be what an undisturbed one gives. Prints a line of
+Each command runs in a copy of the same folder, in a process of its own. Before its first, second, third ... change it
+is killed (SIGKILL), or the power is cut, so that files that were not flushed yet keep only half of their bytes, or it
+meets a full disk from there on (ENOSPC), or one that fails (EIO). Then what is on the disk must be whole, the same command must end well, and what it gives must be what an undisturbed one gives. Prints a line of
 JSON for each command: how many changes it makes, how often it was disturbed, and what did not hold.
 """
 
@@ -40,7 +40,7 @@ from pipeline.store.shards import stores
 from pipeline.util import disk, files
 from pipeline.util.files import digest_of_file
 
-HOWS = ("kill", "full", "broken")
+HOWS = ("kill", "cut", "full", "broken")
 DATA, CACHE, REPORTS = "shades", "cache", "reports"
 PLACES = ("--cache", CACHE, "--reports", REPORTS)
 NOT_BEFORE_A_FORK = ("openvino", "nncf", "__")  # they start threads when they are imported
@@ -57,13 +57,34 @@ class Counter:
 
     def __init__(self, at: int, how: str) -> None:
         self.at, self.how, self.n = at, how, 0
+        self.last = ("", Path())  # what was announced, and is done by now
+        self.unsafe: set[int] = set()  # inodes, as files get other names: what was written and not flushed
+
+    def look(self) -> None:
+        """See what the last change has done."""
+        change, path = self.last
+        if change == "flush":
+            self.unsafe.discard(path.stat().st_ino)
+        elif change == "write":
+            files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+            self.unsafe.update(file.stat().st_ino for file in files)
+
+    def end(self) -> None:
+        """Kill the process, or cut the power."""
+        if self.how == "cut":
+            for path in Path.cwd().rglob("*"):
+                if path.is_file() and path.stat().st_ino in self.unsafe:
+                    os.truncate(path, path.stat().st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def __call__(self, change: str, path: Path) -> None:
+        self.look()
+        self.last = (change, path)
         self.n += 1
         if not self.at or self.n < self.at or (self.how != "full" and self.n > self.at):
             return
-        if self.how == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how in ("kill", "cut"):
+            self.end()
         if change in ("remove", "flush") and self.how == "full":  # which take no room
             return
         if change == "database":
@@ -99,6 +120,9 @@ def call(arguments: tuple[str, ...], folder: Path, at: int = 0, how: str = "kill
             status = end.code if isinstance(end.code, int) else 0 if end.code is None else 98
         except BaseException:
             text.write(traceback.format_exc())
+        if how == "cut" and at > counter.n:  # right after the command said that it was done
+            counter.look()
+            counter.end()
         told.write_text(json.dumps([status, text.getvalue(), counter.n, list(sys.modules)]))
         os._exit(0)
     _, status = os.waitpid(child, 0)
@@ -236,7 +260,9 @@ def tried(name: str, hows: tuple[str, ...] = HOWS, every: int = 1) -> dict[str, 
     case, real = CASES[name], name in REAL
     problems: list[str] = []
     n_tried = 0
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        if not real:
+            conftest.use_fake_engine(patch)
         start, work = Path(place) / "start", Path(place) / "work"
         start.mkdir()
         prepared(case, start, real)
@@ -246,7 +272,7 @@ def tried(name: str, hows: tuple[str, ...] = HOWS, every: int = 1) -> dict[str, 
         assert whole.status == 0, whole.text
         expected = case.given(work)
         for how in hows:
-            for at in range(1, whole.changes + 1, every):
+            for at in range(1, whole.changes + 1 + (how == "cut"), every):
                 n_tried += 1
                 shutil.rmtree(work)
                 shutil.copytree(start, work, symlinks=True)
@@ -261,7 +287,7 @@ def tried(name: str, hows: tuple[str, ...] = HOWS, every: int = 1) -> dict[str, 
 def disturb(case: Case, arguments: tuple[str, ...], work: Path, at: int, how: str, expected: Any) -> None:
     """Disturb a command once, and see that nothing is lost."""
     ended = call(arguments, work, at, how)
-    legal = (-signal.SIGKILL, 0) if how == "kill" else (0, 1)  # it may have made fewer changes this time
+    legal = (-signal.SIGKILL, 0) if how in ("kill", "cut") else (0, 1)  # it may have made fewer changes this time
     assert ended.status in legal and "Traceback" not in ended.text, f"it ended with {ended.status}: {ended.text}"
     check_whole(work)
     again = call(arguments, work)
@@ -279,8 +305,6 @@ def main() -> None:
     names = [name for name in sys.argv[1:] if name in CASES] or list(CASES)
     every = next((int(word) for word in sys.argv[1:] if word.isdecimal()), 1)
     hows = tuple(how for how in HOWS if how in sys.argv[1:]) or HOWS
-    if not set(names) & set(REAL):
-        conftest.use_fake_engine(pytest.MonkeyPatch())
     for name in names:
         print(json.dumps(tried(name, hows, every)), flush=True)
 
