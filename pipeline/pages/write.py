@@ -18,10 +18,12 @@ from pipeline.pages.pictures import Pictures
 from pipeline.pages.run_page import CONFUSION, RunData, context, figures
 from pipeline.runs.run import CurveRun, EvaluateRun, Run
 from pipeline.util import disk
-from pipeline.util.files import mark_folder, published
+from pipeline.util.files import digest_of, mark_folder, published
 
 INDEX, RUN_PAGE = "index.html", "report.html"
 HEAD = 2000  # characters of a page that tell what it is made of
+SEAL = "<!-- digest of all above: "
+"""Starts the last line of a page, by which a changed bit is noticed where the page is not drawn anew."""
 TEMPLATES = Path(__file__).parent / "templates"
 SIDE = 144  # pixels of a picture on the page of an inspection
 
@@ -89,7 +91,11 @@ def _sha256(text: str) -> str:
 def _write(path: Path, template: str, values: dict[str, Any]) -> None:
     text = _environment().get_template(template).render(values)
     with published(path) as partial:
-        disk.write(partial, text)
+        disk.write(partial, text + _seal(text))
+
+
+def _seal(text: str) -> str:
+    return f"{SEAL}{digest_of(text.encode())} -->\n"
 
 
 def write_run(folder: Path, data: RunData, made_of: str) -> Path:
@@ -113,12 +119,22 @@ def write_run(folder: Path, data: RunData, made_of: str) -> Path:
 
 
 def is_made_of(folder: Path, made_of: str) -> bool:
-    """Whether a run folder has a page already that is made of the same."""
+    """Whether a run folder has a page already that is made of the same, and whole."""
     try:
         with (folder / RUN_PAGE).open(encoding="utf-8") as file:
-            return f'content="{made_of}"' in file.read(HEAD)
+            is_the_same = f'content="{made_of}"' in file.read(HEAD)
     except (OSError, ValueError):
         return False
+    return is_the_same and is_whole(folder / RUN_PAGE)
+
+
+def is_whole(page: Path) -> bool:
+    """Whether a page is, to the last bit, what was written."""
+    try:
+        text, seal, rest = page.read_bytes().decode().rpartition(SEAL)
+    except (OSError, ValueError):
+        return False
+    return seal + rest == _seal(text)
 
 
 def write_curve(folder: Path, run: CurveRun, made_of: str) -> Path:
