@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import zipfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pipeline.backbones.graph import nodes
 from pipeline.backbones.network import Network
 from pipeline.config import ExtractConfig
 from pipeline.errors import ConfigError, EndpointError, UnknownBackboneError, WeightsError
-from pipeline.util import runtime
+from pipeline.util import machine, runtime
 from pipeline.util.memo import Memo
 
 # Building these takes long, and their smaller sisters have the same structure.
@@ -420,6 +421,15 @@ class TestWeights:
         with pytest.raises(WeightsError, match="doesn't hold weights of mobilenet025"):
             open_backbone("mobilenet025", str(path), 0, (32, 32)).digest()
 
+    def test_a_model_that_unpacks_to_too_much_is_not_opened(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with zipfile.ZipFile(tmp_path / "bomb.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("model.weights.h5", bytes(8_000_000))
+        monkeypatch.setattr(machine, "memory_limit", lambda: 10**6)
+        with pytest.raises(WeightsError, match="bomb.keras .* unpacks to 8.0 MB"):
+            open_backbone("mobilenet025", str(tmp_path / "bomb.keras"), 0, (32, 32)).digest()
+
     @pytest.mark.weights
     @pytest.mark.parametrize("name", ["densenet121", "mobilenet025", "mobilenetv2035"])
     def test_real_weights_load(self, name: str) -> None:
@@ -437,7 +447,6 @@ def test_keras_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_the_last_rate_here_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.commands.backbones import LEAST_TIMED, Rate, backbones, remember_rate
-    from pipeline.util import machine
 
     def rates() -> dict[str, Any]:
         return {row["name"]: row["rate"] for row in backbones(tmp_path) if row["rate"]}
