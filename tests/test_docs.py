@@ -43,6 +43,13 @@ CANT_RUN = {
     "make docs": "is done below",
     ". .venv/bin/activate": "is for a shell; tests run in it",
     "export TLPIPE_WEIGHTS=/data/weights": "names a folder that isn't there",
+    "pip wheel --wheel-dir wheels --constraint constraints.txt '.[cpu,dev]' hatchling editables": "needs the network",
+    "PIP_NO_INDEX=1 PIP_FIND_LINKS=/data/wheels make demo": "needs the wheels of the line before",
+    "docker build -f .ci/Containerfile -t tlpipe .": "needs Docker",
+    "docker run tlpipe": "the same",
+    "docker run tlpipe make test": "the same",
+    "python docs/recipes/run.py docs/recipes/aliens.sh alien-predator": "takes minutes: test_a_recipe_runs",
+    "python docs/recipes/run.py docs/recipes/cifar10.sh cifar10-5k.npz --backbone densenet201": "the same",
     'eval "$(_TLPIPE_COMPLETE=bash_source tlpipe)"': "is for a shell; completion is tested in tests/test_cli.py",
     "array=$(sbatch --parsable --array=1-16 docs/how-to/slurm.sh pictures)": "needs Slurm; the script is read by bash below",
     "sbatch --dependency=afterany:$array docs/how-to/slurm.sh pictures": "needs Slurm",
@@ -131,7 +138,7 @@ def test_every_line_is_understood(page: Path) -> None:
             words = shlex.split(line)
             if words[0] == "tlpipe":
                 understood(words[1:])
-            elif words[0] == "pip":
+            elif words[0] == "pip" and line not in CANT_RUN:
                 assert set(re.findall(r"[a-z]+", words[-1])) <= extras(), line
             elif words[0] == "make":
                 assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -449,15 +456,16 @@ def test_every_line_of_a_recipe_is_understood(recipe: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["aliens", "padded"])
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", [recipe.stem for recipe in RECIPES])
 def test_a_recipe_runs(name: str, tmp_path: Path) -> None:
     """On scans of digits, with a network of random weights at 32 px."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    for row, (pixels, digit) in enumerate(zip(digits.images[:600] * 15.9, digits.target, strict=False)):
-        folder = tmp_path / "digits" / ("train" if row < 400 else "validation") / str(digit)
+    for row, (pixels, digit) in enumerate(zip(digits.images[:240] * 15.9, digits.target, strict=False)):
+        folder = tmp_path / "digits" / ("train" if row < 160 else "validation") / str(digit)
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype("uint8")).save(folder / f"{row}.png")
     recipes = ROOT / "docs" / "recipes"
@@ -467,4 +475,4 @@ def test_a_recipe_runs(name: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [line for line in done.stdout.splitlines() if " GB" in line]
     assert len(rows) == recipes.joinpath(f"{name}.sh").read_text().count("\ntlpipe ")
-    assert sum("%" in row for row in rows) >= 4
+    assert sum("%" in row for row in rows) >= 3
