@@ -35,6 +35,7 @@ LARGE = {
     "resnet152v2",
 }
 MIDDLE = {
+    "nasnetmobile",
     "efficientnetb2",
     "efficientnetb3",
     "efficientnetv2b2",
@@ -122,9 +123,11 @@ def test_preprocessing_is_that_of_keras(mode: str, random: np.random.Generator) 
 @pytest.mark.parametrize(
     "name",
     [
-        "efficientnetb0",
         "mobilenetv3small",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("efficientnetv2b0", "convnexttiny")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("efficientnetb0", "efficientnetv2b0", "convnexttiny")
+        ),
     ],
 )
 def test_networks_with_preprocessing_inside(

@@ -459,7 +459,11 @@ class TestEndToEnd:
         assert losses[0][0] != pytest.approx(losses[0][1], rel=1e-4)
 
     @pytest.mark.parametrize(
-        ("name", "size"), [pytest.param("densenet121", 64, marks=pytest.mark.slow), ("efficientnetb0", 64)]
+        ("name", "size"),
+        [
+            ("mobilenet025", 32),
+            *(pytest.param(name, 64, marks=pytest.mark.slow) for name in ("densenet121", "efficientnetb0")),
+        ],
     )
     def test_rematerialised_gradients_are_the_same(self, name: str, size: int) -> None:
         given = setting(name, "all", size=size)
