@@ -640,8 +640,10 @@ class TestRecordsAndRuns:
         assert [known.id for known in all_runs(reports)] == [run.id]
         assert find_record(cache, result.record.id[:12]).id == result.record.id
         assert find_run(reports, run.id, (HeadRun,)) == (run, reports / run.id)
-        with pytest.raises(RunError, match=run.id):
-            find_run(reports, "nothing", (HeadRun,))
+        with pytest.raises(StoreError, match=result.record.id):
+            find_record(cache, "nothing")
+        with pytest.raises(RunError, match="bad/run.json is not what tlpipe wrote"):
+            find_run(reports, "nothing", (HeadRun,))  # which may have been its name
 
     @pytest.mark.parametrize("reference", [None, "latest", "best"])
     def test_a_damaged_one_may_be_the_newest(
@@ -656,6 +658,8 @@ class TestRecordsAndRuns:
             StoreError, match=f"{record.id}.json can't be read: it was changed .* tlpipe extract .* rm "
         ):
             find_record(cache, None)
+        other = commands.extract(ExtractConfig(str(red_and_blue), pooling="max"), cache).record
+        assert find_record(cache, other.id) == other
         for part in (record.id, record.id[:10], record.id[4:-4]):
             with pytest.raises(StoreError, match=f"{record.id}.json can't be read"):
                 find_record(cache, part)

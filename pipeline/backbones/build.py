@@ -14,7 +14,7 @@ from pipeline.backbones.network import Network
 from pipeline.backbones.parts import hold_back_warnings, mend, mended
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.util import runtime
-from pipeline.util.archives import check_archive
+from pipeline.util.archives import keras_model
 from pipeline.util.text import first_line
 
 if TYPE_CHECKING:
@@ -166,8 +166,7 @@ def _load_model(path: Path) -> keras.Model:
     """
     hold_back_warnings()
     try:
-        check_archive(path)
-        model = runtime.keras().models.load_model(path, compile=False, safe_mode=True)
+        model = keras_model(path)
     except Exception as error:  # Keras raises many kinds, for damaged files and for code it won't run
         raise WeightsError(f"{path} can't be loaded as a Keras model: {first_line(error)}") from error
     for layer in model._flatten_layers():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pipeline.backbones.catalogue import Backbone
 from pipeline.errors import WeightsError
 from pipeline.util import runtime
-from pipeline.util.archives import check_archive
+from pipeline.util.archives import keras_model
 from pipeline.util.text import first_line
 
 if TYPE_CHECKING:
@@ -63,10 +63,8 @@ def load_weights(model: keras.Model, path: Path, name: str) -> None:
     """
     try:
         if path.suffix == ".keras":
-            check_archive(path)
-            other = runtime.keras().models.load_model(path, compile=False, safe_mode=True)
             # A model that was trained further has a head above the backbone's own arrays.
-            arrays = other.get_weights()[: len(model.get_weights())]
+            arrays = keras_model(path).get_weights()[: len(model.get_weights())]
             model.set_weights(arrays)
         else:
             model.load_weights(path)

@@ -14,10 +14,10 @@ from pipeline.config.extract import NOT_OF_PREDICT
 from pipeline.config.head import TOP
 from pipeline.util.text import counted
 
-PRECISIONS = (
+PRECISION_HELP = (
     "auto, float32, bfloat16, float16 or int8. [default: that of the features, and float32 for a fine-tuned model]"
 )
-precision_option = click.option("--precision", help=f"Numeric precision of the computation: {PRECISIONS}")
+precision_option = click.option("--precision", help=f"Numeric precision of the computation: {PRECISION_HELP}")
 
 
 @command("predict")
@@ -106,7 +106,7 @@ def evaluate(
 @click.option(
     "--precision",
     help="Numeric precision of the predictions that the export is compared with (the exported file computes in "
-    f"float32): {PRECISIONS}",
+    f"float32): {PRECISION_HELP}",
 )
 @takes("folders", Folders)
 def export(run: str, format_: str | None, output: Path | None, precision: str | None, folders: Folders) -> Answer:

@@ -138,8 +138,8 @@ def _begun(
 ) -> tuple[Start, Any]:
     """What is trained, from a head that is trained first if need be, and TensorFlow's strategy for its devices."""
     head_run = state.head_run if state and not options.head_run else options.head_run
-    trains_first = options.head is not None and state is None
-    if trains_first:
+    first = options.head if state is None else None
+    if first:
         record = find_record(cache, options.features)
         check_keras(record.config.backbone)
     else:
@@ -150,8 +150,8 @@ def _begun(
     strategy = runtime.strategy()
     _check_devices(config, strategy.num_replicas_in_sync)
     runtime.keras().utils.set_random_seed(config.seed)
-    if options.head and trains_first:
-        head_run = trained_first(options.head, config, cache, reports, options)
+    if first:
+        head_run = trained_first(first, config, cache, reports, options)
     with strategy.scope():
         return begin(config, cache, reports, head_run), strategy
 

@@ -19,7 +19,7 @@ from pipeline.training.optimizer import default_batch_size, diverged, learning_r
 from pipeline.training.passes import Passes
 from pipeline.training.watch import Watch
 from pipeline.util import disk, runtime
-from pipeline.util.archives import check_archive
+from pipeline.util.archives import keras_model
 from pipeline.util.progress import progress
 from pipeline.util.text import counted
 
@@ -189,8 +189,7 @@ class MlpHead:
         """As `Head.load`, in Keras's safe mode, which runs no code from the file."""
         head = cls(config)
         try:
-            check_archive(folder / FILE)
-            head.model = runtime.keras().models.load_model(folder / FILE, compile=False, safe_mode=True)
+            head.model = keras_model(folder / FILE)
         except Exception as error:  # Keras, zipfile and h5py raise many kinds
             raise damaged(folder / FILE, error) from error
         return head

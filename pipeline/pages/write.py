@@ -22,7 +22,7 @@ from pipeline.util.files import digest_of, mark_folder, published
 
 INDEX, RUN_PAGE = "index.html", "report.html"
 HEAD = 2000  # characters of a page that tell what it is made of
-SEAL = "<!-- digest of all above: "
+SEAL = "\n<!-- digest of all above: "
 """Starts the last line of a page, by which a changed bit is noticed where the page is not drawn anew."""
 TEMPLATES = Path(__file__).parent / "templates"
 SIDE = 144  # pixels of a picture on the page of an inspection
@@ -121,19 +121,15 @@ def write_run(folder: Path, data: RunData, made_of: str) -> Path:
 def is_made_of(folder: Path, made_of: str) -> bool:
     """Whether a run folder has a page already that is made of the same, and whole."""
     try:
-        with (folder / RUN_PAGE).open(encoding="utf-8") as file:
-            is_the_same = f'content="{made_of}"' in file.read(HEAD)
+        page = (folder / RUN_PAGE).read_bytes().decode()
     except (OSError, ValueError):
         return False
-    return is_the_same and is_whole(folder / RUN_PAGE)
+    return f'content="{made_of}"' in page[:HEAD] and is_whole(page)
 
 
-def is_whole(page: Path) -> bool:
+def is_whole(page: str) -> bool:
     """Whether a page is, to the last bit, what was written."""
-    try:
-        text, seal, rest = page.read_bytes().decode().rpartition(SEAL)
-    except (OSError, ValueError):
-        return False
+    text, seal, rest = page.rpartition(SEAL)
     return seal + rest == _seal(text)
 
 

@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 from pipeline.errors import RunError
 from pipeline.runs.folder import read_run
 from pipeline.runs.run import TYPES, RatedRun, Run
-from pipeline.util import log
 from pipeline.util.addresses import is_remote
 from pipeline.util.files import matching
-from pipeline.util.references import one_meant
+from pipeline.util.references import one_meant, tell
 from pipeline.util.remote import READERS, shared
 
 LATEST, BEST = "latest", "best"
@@ -30,10 +29,7 @@ def all_runs(reports: Path, *, strict: bool = False) -> list[Run]:
         StoreError: If the folder lies at an address that can't be reached.
     """
     found, damaged = _read_all(reports)
-    for problem in damaged.values():
-        if strict:
-            raise problem
-        log.warning("%s", problem)
+    tell(damaged.values(), strict=strict)
     return found
 
 

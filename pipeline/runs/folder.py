@@ -191,21 +191,22 @@ def read_run(folder: Path) -> Run:
         RunError: If it is missing or not what `save_run` wrote.
     """
     path = folder / RUN
+    remedy = f"name another run by its whole id, or remove this one: rm -r {shlex.quote(str(folder))}"
     try:
         value = read_json(path)
     except (OSError, ValueError) as error:
-        raise RunError(
-            f"{path} can't be read: {error}; name another run, or remove this one: rm -r {shlex.quote(str(folder))}"
-        ) from error
+        raise RunError(f"{path} can't be read: {error}; {remedy}") from error
     try:
         flat = {**value, **value.pop("payload")} if "payload" in value else legacy.upgraded(value)
         flat.pop("payload", None)
         run = decoded(TYPES[flat["stage"]], flat)
         _check(run)
     except (ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
-        raise RunError(f"{path} is not what tlpipe wrote: {error}") from error
+        raise RunError(f"{path} is not what tlpipe wrote: {error}; {remedy}") from error
     if run.id != folder.name:
-        raise RunError(f"{path} belongs to the run {run.id!r}; was the folder renamed?")
+        raise RunError(
+            f"{path} belongs to the run {run.id!r}; give the folder that name, or move it out of {folder.parent}"
+        )
     return run
 
 

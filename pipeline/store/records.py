@@ -27,7 +27,7 @@ from pipeline.util import log, remote
 from pipeline.util.addresses import is_remote
 from pipeline.util.checked import here, is_sound, publish_checked
 from pipeline.util.files import digest_of, mark_folder, matching, remove
-from pipeline.util.references import one_meant
+from pipeline.util.references import one_meant, tell
 from pipeline.util.sealed import decoded, read_json, write_json
 from pipeline.util.texts import Texts
 
@@ -194,10 +194,7 @@ def records(cache: Path, *, strict: bool = False) -> list[TableRecord]:
         StoreError: If `strict`, for one that can't be read.
     """
     found, damaged = _read_records(cache)
-    for problem in damaged.values():
-        if strict:
-            raise problem
-        log.warning("%s", problem)
+    tell(damaged.values(), strict=strict)
     return found
 
 

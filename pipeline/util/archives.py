@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from pipeline.util import machine
+from pipeline.util import machine, runtime
 from pipeline.util.text import readable_size
 
 SHARE = 0.75  # of the machine's memory that what is unpacked may take
@@ -69,3 +69,13 @@ def arrays_of(file: Path | io.BytesIO) -> Iterator[Any]:
         file.seek(0)
     with np.load(file, allow_pickle=False) as arrays:
         yield arrays
+
+
+def keras_model(file: Path) -> Any:
+    """The model in a `.keras` file, in Keras's safe mode, which runs no code from it, once it is known that it fits.
+
+    Raises:
+        Exception: Of many kinds; Keras, zipfile and h5py each have their own.
+    """
+    check_archive(file)
+    return runtime.keras().models.load_model(file, compile=False, safe_mode=True)
