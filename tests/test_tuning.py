@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -458,11 +459,21 @@ class TestResume:
         assert "Resumed after epoch 2" in resumed.stdout
 
 
-def test_tensorboard(head: Run, cache: Path, reports: Path) -> None:
+def test_tensorboard(head: Run, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logs of an interrupted command go on where they ended."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config = FinetuneConfig("none", **QUICK)
-    run = commands.finetune(config, cache, reports, FinetuneOptions(tensorboard=True))
+    config, options, save = FinetuneConfig("none", **QUICK), FinetuneOptions(tensorboard=True), Checkpoint.save
+
+    def killed(self: Checkpoint, state: State) -> None:
+        save(self, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoint, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        commands.finetune(config, cache, reports, options)
+    monkeypatch.setattr(Checkpoint, "save", save)
+    run = commands.finetune(config, cache, reports, replace(options, resume=True))
     found = EventAccumulator(str(reports / run.id / "tensorboard"))
     found.Reload()
     assert {"loss", "val_accuracy", "val_loss", "learning_rate"} <= set(found.Tags()["tensors"])
