@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -23,6 +24,7 @@ from pipeline.runs.find import all_runs, find_run
 from pipeline.runs.run import HeadRun, Run
 from pipeline.store.records import find_record, records
 from pipeline.util.files import folder_size, mark_folder, matching
+from pipeline.util.references import one_meant
 
 
 @pytest.fixture
@@ -266,3 +268,34 @@ class TestWriters:
         assert found.max_difference == pytest.approx(2, abs=1e-4)
         with pytest.raises(ConfigError, match="--recompute is -1"):
             cache_commands.verify(cache, recompute=-1)
+
+
+class TestOneMeant:
+    """Things of ids a-one, a-two and b-one, of which some can't be read."""
+
+    @staticmethod
+    def meant(reference: str, damaged: str = "", named: str | None = None) -> str:
+        known = [SimpleNamespace(id=name, name=named) for name in ("a-one", "a-two", "b-one") if name != damaged]
+        problems = {damaged: RunError("damaged")} if damaged else {}
+        alias = None if named is None else lambda one: one.name
+        return one_meant(reference, known, problems, "things", "tlpipe runs", RunError, alias).id
+
+    def test_whole_ids_come_before_starts_and_these_before_parts(self) -> None:
+        assert [self.meant(text) for text in ("a-one", "b", "two")] == ["a-one", "b-one", "a-two"]
+        with pytest.raises(RunError, match="'one' fits several things: b-one, a-one; list them with: tlpipe runs"):
+            self.meant("one")
+
+    @pytest.mark.parametrize(("reference", "damaged"), [("a-one", "a-one"), ("a", "a-two"), ("two", "a-two")])
+    def test_a_damaged_one_that_may_be_meant_is_an_error(self, reference: str, damaged: str) -> None:
+        with pytest.raises(RunError, match="^damaged$"):
+            self.meant(reference, damaged)
+
+    @pytest.mark.parametrize(("reference", "damaged"), [("a-one", "a-two"), ("b", "a-one"), ("a-t", "a-one")])
+    def test_others_are_told(self, reference: str, damaged: str, caplog: pytest.LogCaptureFixture) -> None:
+        assert self.meant(reference, damaged).startswith(reference)
+        assert caplog.messages == ["damaged"]
+
+    def test_a_damaged_one_may_have_had_any_other_name(self) -> None:
+        assert self.meant("a-one", "b-one", named="") == "a-one"
+        with pytest.raises(RunError, match="^damaged$"):
+            self.meant("a-o", "b-one", named="")
