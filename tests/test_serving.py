@@ -357,7 +357,7 @@ class TestRuns:
             ({"config": {"head": "mlp1"}}, "not what tlpipe wrote"),
             ({"class_names": ["one"]}, "one of them was changed"),
             ({"class_names": [1, 2, 3]}, "Expected `str`, got `int`"),
-            ({"id": "../../etc"}, "was the folder renamed"),
+            ({"id": "../../etc"}, "belongs to the run"),
             ({"metrics": {"test": {"n": 3}}}, "wrong kind"),
             ({"seconds": None}, "Expected `object`, got `null`"),
             ({"seconds": {"total": 10**400}}, "not what tlpipe wrote"),
