@@ -184,6 +184,10 @@ def model_of(run: Any, place: Path) -> Any:
     return None
 
 
+def named(answer: str, warning: str) -> bool:
+    return any(word in warning for word in answer.split() if len(word) > 15)  # a run's id or a store's digest
+
+
 def judged(kind: str, expected: dict[str, Any], found: dict[str, Any], told: list[str]) -> tuple[bool, list[str]]:
     """Whether a change was noticed, and the names of answers that are wrong."""
     noticed, wrong = bool(told), []
@@ -195,8 +199,8 @@ def judged(kind: str, expected: dict[str, Any], found: dict[str, Any], told: lis
             noticed = True
             if kind == "memo.sqlite":  # without which all works
                 wrong.append(name)
-        # A run that is left out is told by its name; images whose quarantine is lost are tried again.
-        elif not any((name not in found and name.split()[0] in text) or kind == "quarantine.jsonl" for text in told):
+        # A run or a store that is left out is told by its name; images whose quarantine is lost are tried again.
+        elif not any((name not in found and named(name, text)) or kind == "quarantine.jsonl" for text in told):
             wrong.append(name)
     return noticed, wrong
 
