@@ -10,7 +10,6 @@ one that lacks something without a warning. Prints a table by kind of file.
 from __future__ import annotations
 
 import logging
-import os
 import random
 import shutil
 import subprocess
@@ -83,8 +82,7 @@ def make(folder: Path) -> None:
     """A cache and a reports folder with files of every kind."""
     conftest.draw_shades(folder / "shades")
     (folder / "shades" / "dark" / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
-    for path in (folder / "shades").rglob("*.png"):
-        os.utime(path, (1.7e9, 1.7e9))  # the memo takes what is older than two seconds
+    conftest.age_pictures(folder / "shades")
     for words in COMMANDS:
         subprocess.run([sys.executable, "-m", "pipeline", *words, "--quiet"], cwd=folder, check=True)
     from pipeline.finetuning import State

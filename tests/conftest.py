@@ -122,6 +122,12 @@ def draw_colours(folder: Path) -> Path:
     return folder
 
 
+def age_pictures(folder: Path) -> None:
+    """Let pictures be older than the two seconds within which the memo doesn't take them."""
+    for path in folder.rglob("*.png"):
+        os.utime(path, (1.7e9, 1.7e9))
+
+
 class FakeEngine:
     """Means of the four quarters of each channel: quick, deterministic, and different for different pictures."""
 

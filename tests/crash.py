@@ -254,8 +254,7 @@ REAL = ("export", "finetune")
 def prepared(case: Case, folder: Path, real: bool) -> None:
     """Make what a command starts from."""
     conftest.draw_shades(folder / DATA)
-    for path in (folder / DATA).rglob("*.png"):
-        os.utime(path, (1.7e9, 1.7e9))  # the memo takes what is older than two seconds: as many changes each time
+    conftest.age_pictures(folder / DATA)  # so that each time there are as many changes
     for arguments in case.before:
         done = call(with_network(arguments, real), folder)
         assert done.status == 0, done.text

@@ -351,21 +351,25 @@ class TestAsBackbone:
             extract(reports / tuned.id)
 
 
+def interrupted(config: FinetuneConfig, cache: Path, reports: Path, options: FinetuneOptions) -> None:
+    """Fine-tune until the first epoch is kept."""
+    save = Checkpoint.save
+
+    def killed(self: Checkpoint, state: State) -> None:
+        save(self, state)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoint, "save", killed)
+        commands.finetune(config, cache, reports, options)
+
+
 class TestResume:
     def test_the_head_it_began_with_is_found_again(
-        self, head: Run, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self, head: Run, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         config = FinetuneConfig("block13", epochs=3, batch_size=8)
-        save = Checkpoint.save
-
-        def killed(self: Checkpoint, state: State) -> None:
-            save(self, state)
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(Checkpoint, "save", killed)
-        with pytest.raises(KeyboardInterrupt):
-            commands.finetune(config, cache, reports)
-        monkeypatch.setattr(Checkpoint, "save", save)
+        interrupted(config, cache, reports, FinetuneOptions())
         newer = commands.train_head(HeadConfig("ridge"), cache, reports)
         with caplog.at_level("INFO", logger="tlpipe"):
             run = commands.finetune(config, cache, reports, FinetuneOptions(resume=True))
@@ -459,20 +463,12 @@ class TestResume:
         assert "Resumed after epoch 2" in resumed.stdout
 
 
-def test_tensorboard(head: Run, cache: Path, reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard(head: Run, cache: Path, reports: Path) -> None:
     """Logs of an interrupted command go on where they ended."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config, options, save = FinetuneConfig("none", **QUICK), FinetuneOptions(tensorboard=True), Checkpoint.save
-
-    def killed(self: Checkpoint, state: State) -> None:
-        save(self, state)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Checkpoint, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        commands.finetune(config, cache, reports, options)
-    monkeypatch.setattr(Checkpoint, "save", save)
+    config, options = FinetuneConfig("none", **QUICK), FinetuneOptions(tensorboard=True)
+    interrupted(config, cache, reports, options)
     run = commands.finetune(config, cache, reports, replace(options, resume=True))
     found = EventAccumulator(str(reports / run.id / "tensorboard"))
     found.Reload()
