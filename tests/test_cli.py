@@ -21,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import render
+from pipeline.cli.cache import cleaned_text
 from pipeline.cli.main import app
 from pipeline.commands.gc import Cleaned, Needless
 from pipeline.config import Folders
@@ -449,7 +450,7 @@ def test_what_to_do_next_names_folders_that_are_not_the_usual_ones(extracted: An
     assert said.endswith(f"Next       tlpipe train-head --cache {cache} --reports 'my runs'")
     assert render.extract_text(extracted, Folders()).endswith("Next       tlpipe train-head")
     found = Cleaned([Needless(cache / "memo", "old", 1)], [], removed=False)
-    assert render.cleaned_text(found, Folders(cache)).endswith(f"tlpipe cache gc --delete --cache {cache}")
+    assert cleaned_text(found, Folders(cache)).endswith(f"tlpipe cache gc --delete --cache {cache}")
 
 
 def test_long_names_leave_the_other_columns_their_room() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +12,11 @@ from pipeline.cli import render
 from pipeline.cli.common import LOCAL_PATH, Answer, Group, command, takes
 from pipeline.cli.complete import COMPLETED
 from pipeline.config import Folders
+from pipeline.util.text import counted, readable_size
+
+if TYPE_CHECKING:
+    from pipeline.commands.cache import Verified
+    from pipeline.commands.gc import Cleaned
 
 
 @click.group("cache", Group)
@@ -30,7 +37,7 @@ def ls(folders: Folders) -> Answer:
     if not rows:
         how = folders.command("tlpipe extract DATA")
         return Answer({"tables": []}, f"There are no features in {folders.cache} yet; make some with: {how}")
-    return Answer({"tables": rows}, render.cache_text(rows))
+    return Answer({"tables": rows}, _features_text(rows))
 
 
 @command("verify")
@@ -44,7 +51,7 @@ def verify(recompute: int, folders: Folders) -> Answer:
     from pipeline.commands import cache as module
 
     found = module.verify(folders.cache, recompute)
-    return Answer(found.to_json(), render.verified_text(found), failed=bool(found.damaged))
+    return Answer(found.to_json(), _verified_text(found), failed=bool(found.damaged))
 
 
 @command("gc")
@@ -58,7 +65,7 @@ def gc(delete: bool, folders: Folders) -> Answer:
     from pipeline.commands import gc as module
 
     found = module.gc(folders.cache, folders.reports, delete=delete)
-    return Answer(found.to_json(), render.cleaned_text(found, folders))
+    return Answer(found.to_json(), cleaned_text(found, folders))
 
 
 @command("export")
@@ -79,6 +86,59 @@ def export(target: Path, features: str | None, folders: Folders) -> Answer:
 
     record = module.export(folders.cache, features, target)
     return Answer({"features_id": record.id, "path": str(target)}, f"Wrote {record.id} to {target}")
+
+
+def _features_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The features in a cache."""
+    cells, written = [], []
+    for row in rows:
+        spec = row["spec"]
+        side = f"{spec['image_size'][0]}x{spec['image_size'][1]}"
+        what = f"{spec['backbone']} {spec['endpoint']} {side} {spec['pooling']} {spec['precision']}"
+        what += ", stored in float16" if spec["dtype"] == "float16" else ""
+        images = "?" if row["images"] is None else f"{row['images']:,}"
+        views = f" + {counted(row['views'], 'view')} ({row['augment']})" if row["views"] else ""
+        state = "" if row["complete"] else "  INCOMPLETE"
+        date, data = row["created"][:16], row["data"]
+        cells.append([row["features_id"] + state, images + views, what, readable_size(row["bytes"]), date, data])
+        for writer in row.get("written_by", ()):
+            written.append(f"  {row['features_id']}: " + ", ".join(f"{name} {text}" for name, text in writer.items()))
+    lines = [render.aligned(["features", "images", "what", "size", "date (UTC)", "data"], cells)]
+    if not all(row["complete"] for row in rows):
+        lines.append("An incomplete extract was stopped or failed; run the same command again to complete it.")
+    return "\n".join([*lines, *(["Written by", *written] if written else [])])
+
+
+def _verified_text(found: Verified) -> str:
+    """What reading a cache from end to end has shown."""
+    lines = [f"{counted(found.n_files, 'file')} verified, {len(found.damaged):,} damaged"]
+    lines += [f"  {item.path}: {item.cause}" for item in found.damaged]
+    if found.damaged:
+        lines.append("Run the same tlpipe extract as before: it sets them aside and computes their rows again.")
+    lines += [
+        f"{one.features_id}: {counted(one.n, 'image')} computed again by {one.engine}, largest difference "
+        f"{one.max_difference:.2e} ({one.relative:.1e} of the largest number), least cosine {one.cosine:.6f}"
+        for one in found.recomputed
+    ]
+    return "\n".join(lines)
+
+
+def cleaned_text(found: Cleaned, folders: Folders) -> str:
+    """What a cache can do without."""
+    lines = [f"  {item.path} ({readable_size(item.size)}): {item.cause}" for item in found.found]
+    lines += [
+        f"{folder} used this cache but can't be found now, so everything it used is kept. If it is gone for good, "
+        "remove the files that name it from the folder uses of the cache."
+        for folder in found.away
+    ]
+    if not found.found:
+        lines.append("Everything in the cache is needed.")
+    elif found.removed:
+        lines.append(f"Removed {counted(len(found.found), 'item')}, {readable_size(found.size)}.")
+    else:
+        how = folders.command("tlpipe cache gc --delete")
+        lines.append(f"{counted(len(found.found), 'item')}, {readable_size(found.size)}. Remove with: {how}")
+    return "\n".join(lines)
 
 
 for one in (ls, verify, gc, export):

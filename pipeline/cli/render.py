@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.runs.summary import AGAINST, CANDIDATES, SCORES, against_rows, candidate_rows, score_rows
-from pipeline.util.text import counted, interval, percent, readable_size, sides
+from pipeline.util.text import counted, interval, percent, sides
 
 if TYPE_CHECKING:
     from pipeline.commands import Answers, Export, ExtractResult
-    from pipeline.commands.cache import Verified
-    from pipeline.commands.gc import Cleaned
     from pipeline.config import Folders
     from pipeline.evaluation.compare import Difference
     from pipeline.inspection.duplicates import Group
@@ -54,59 +52,6 @@ def gain_text(gain: Difference) -> str:
     if gain.low <= 0 <= gain.high:
         return f"Fine-tuning: {points}: on {counted(gain.n, 'image')} the two can't be told apart."
     return f"Fine-tuning: {points}, image by image."
-
-
-def cache_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The features in a cache."""
-    cells, written = [], []
-    for row in rows:
-        spec = row["spec"]
-        side = f"{spec['image_size'][0]}x{spec['image_size'][1]}"
-        what = f"{spec['backbone']} {spec['endpoint']} {side} {spec['pooling']} {spec['precision']}"
-        what += ", stored in float16" if spec["dtype"] == "float16" else ""
-        images = "?" if row["images"] is None else f"{row['images']:,}"
-        views = f" + {counted(row['views'], 'view')} ({row['augment']})" if row["views"] else ""
-        state = "" if row["complete"] else "  INCOMPLETE"
-        date, data = row["created"][:16], row["data"]
-        cells.append([row["features_id"] + state, images + views, what, readable_size(row["bytes"]), date, data])
-        for writer in row.get("written_by", ()):
-            written.append(f"  {row['features_id']}: " + ", ".join(f"{name} {text}" for name, text in writer.items()))
-    lines = [aligned(["features", "images", "what", "size", "date (UTC)", "data"], cells)]
-    if not all(row["complete"] for row in rows):
-        lines.append("An incomplete extract was stopped or failed; run the same command again to complete it.")
-    return "\n".join([*lines, *(["Written by", *written] if written else [])])
-
-
-def verified_text(found: Verified) -> str:
-    """What reading a cache from end to end has shown."""
-    lines = [f"{counted(found.n_files, 'file')} verified, {len(found.damaged):,} damaged"]
-    lines += [f"  {item.path}: {item.cause}" for item in found.damaged]
-    if found.damaged:
-        lines.append("Run the same tlpipe extract as before: it sets them aside and computes their rows again.")
-    lines += [
-        f"{one.features_id}: {counted(one.n, 'image')} computed again by {one.engine}, largest difference "
-        f"{one.max_difference:.2e} ({one.relative:.1e} of the largest number), least cosine {one.cosine:.6f}"
-        for one in found.recomputed
-    ]
-    return "\n".join(lines)
-
-
-def cleaned_text(found: Cleaned, folders: Folders) -> str:
-    """What a cache can do without."""
-    lines = [f"  {item.path} ({readable_size(item.size)}): {item.cause}" for item in found.found]
-    lines += [
-        f"{folder} used this cache but can't be found now, so everything it used is kept. If it is gone for good, "
-        "remove the files that name it from the folder uses of the cache."
-        for folder in found.away
-    ]
-    if not found.found:
-        lines.append("Everything in the cache is needed.")
-    elif found.removed:
-        lines.append(f"Removed {counted(len(found.found), 'item')}, {readable_size(found.size)}.")
-    else:
-        how = folders.command("tlpipe cache gc --delete")
-        lines.append(f"{counted(len(found.found), 'item')}, {readable_size(found.size)}. Remove with: {how}")
-    return "\n".join(lines)
 
 
 def extract_text(result: ExtractResult, folders: Folders) -> str:
