@@ -87,7 +87,7 @@ class RunResult(_OfRun[AnyRated]):
         parts = [notebook.heading(run.id, *run.notes), notebook.html_table(SCORES, score_rows(run))]
         if isinstance(run, SweepRun):
             parts.append(notebook.html_table(CANDIDATES, candidate_rows(run, SHOWN_ROWS)))
-        if isinstance(run, EvaluateRun) and run.against is not None:
+        if run.against is not None:
             parts.append(notebook.heading("", f"Against {run.against.run}, image by image, in points:"))
             parts.append(notebook.html_table(AGAINST, against_rows(run.against)))
         try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.compare import Difference
     from pipeline.inspection.duplicates import Group
     from pipeline.inspection.findings import Inspection
-    from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, HeadRun, RatedRun, Run, SweepRun
+    from pipeline.runs.run import CurveRun, FinetuneRun, HeadRun, RatedRun, Run, SweepRun
 
 FIGURES = re.compile(r"[-+\d.,% ()]*(to [-+\d.,% ()]*)?|[\d.,]+ [kMGT]?B")
 WIDTH = 200  # of tables, characters
@@ -133,7 +133,7 @@ def run_text(run: RatedRun, folders: Folders) -> str:
         "",
         aligned(SCORES, rows) if rows else "There are no images to test on.",
         *([USED] if any(row[SCORES.index("used to")] for row in rows) else []),
-        *(_against(run) if isinstance(run, EvaluateRun) else []),
+        *_against(run),
         "",
         f"Run        {folders.reports / run.id} ({run.seconds['total']:.1f} s)",
     ]
@@ -152,7 +152,7 @@ def _is_trainable(run: HeadRun) -> bool:
 USED = "Figures on images that were used to choose or to fit are too good, sometimes by a lot; trust test."
 
 
-def _against(run: EvaluateRun) -> list[str]:
+def _against(run: RatedRun) -> list[str]:
     """The paired difference to another run."""
     if run.against is None:
         return []

@@ -37,7 +37,7 @@ from pipeline.store.records import (
     splits_of,
     table_id,
 )
-from pipeline.util import log
+from pipeline.util import log, remote
 from pipeline.util.memo import Memo
 from pipeline.util.options import parse_part
 from pipeline.util.ray_cluster import check_on, connected
@@ -244,7 +244,7 @@ def _split_alike(config: ExtractConfig, of_data: Sequence[TableRecord]) -> Table
     """
 
     def splitting(one: ExtractConfig) -> tuple[object, ...]:
-        return one.splits, one.columns, one.group_duplicates
+        return one.splits, replace(one.columns, labels=None), one.group_duplicates
 
     found = [record for record in of_data if splitting(record.config) == splitting(config)]
     if config.group_duplicates and config.pooling == "none" and not found:
@@ -296,6 +296,7 @@ def _with_whole_paths(config: ExtractConfig) -> ExtractConfig:
     return replace(
         config,
         data=place_of(config.data),
+        columns=replace(config.columns, labels=config.columns.labels and _whole(config.columns.labels)),
         backbone=whole_name(config.backbone),
         weights=config.weights if config.weights in ("imagenet", "random") else _absolute(config.weights),
     )
@@ -322,6 +323,10 @@ def _end_record(cache: Path, begun: TableRecord | None, record: TableRecord) -> 
     return record
 
 
+def _whole(path: str) -> str:
+    """The whole path or address, so that a later stage finds it from any folder."""
+    return remote.whole_address(path) if remote.is_address(path) else _absolute(path)
+
+
 def _absolute(path: str) -> str:
-    """The whole path, so that a later stage finds it from any folder."""
     return str(Path(path).expanduser().resolve())

@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.commands.runs import check_name
 from pipeline.config import HeadConfig, TrainingOptions
 from pipeline.heads import make_head
+from pipeline.runs.corrected import compare_with_before
 from pipeline.runs.describe import header
 from pipeline.runs.run import HeadRun
 from pipeline.selection.features import open_table, rounds_of
@@ -57,5 +58,6 @@ def train_head(config: HeadConfig, cache: Path, reports: Path, options: Training
         notes=fitted.report.notes,
         repeats=repeats,
     )
+    compare_with_before(run, fitted.predictions, cache, reports)
     save_fitted(cache, reports, run, fitted, table)
     return run

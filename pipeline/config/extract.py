@@ -75,7 +75,10 @@ class ImageConfig:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of the columns of a manifest (a table of images); None where it is one of the common names."""
+    """Which columns of a manifest (a table of images) are read, and which labels overrule those of the data.
+
+    A column is None where it has one of the common names.
+    """
 
     path_column: str | None = option(None, "Column of the table that holds the paths of the images.")
     label_column: str | None = option(None, "Column of the table that holds the labels.")
@@ -85,13 +88,18 @@ class Columns:
     )
     image_column: str | None = option(None, "Column of the Parquet files that holds the pictures themselves.")
     label_key: str | None = option(None, "Key of the label in the .json files inside tars.")
+    labels: str | None = option(
+        None,
+        "Labels that overrule those of the data: a table with the columns path and label, or the labels.jsonl of "
+        "`tlpipe label`. The label `drop` leaves a picture out.",
+    )
 
 
-NOT_OF_PREDICT = ("label_column", "split_column", "group_column", "label_key")
+NOT_OF_PREDICT = ("label_column", "split_column", "group_column", "label_key", "labels")
 """Columns that mean nothing where pictures are only labelled."""
 
 COMMON = Columns()
-"""Columns of a manifest by their common names."""
+"""Columns of a manifest by their common names, and no other labels."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import COMMON, Columns, SplitConfig
+from pipeline.data.corrections import corrected, read_corrections
 from pipeline.data.dataset import (
     SPLITS,
     UNKNOWN,
@@ -201,6 +202,11 @@ def _opened(data: str, columns: Columns, memo: Memo | None, rehash: bool, least_
             raise DataError(f"None of the {len(unreadable):,} images of {data} can be opened: {unreadable[0].cause}")
         _check_left(listing, found.errors)
         listing, keys = listing.take(kept), keys[kept]
+    if columns.labels is not None:
+        listing, stays = corrected(listing, keys, read_corrections(columns.labels), columns.labels)
+        if not stays.all():
+            rows = np.flatnonzero(stays)
+            listing, keys = listing.take(rows), keys[rows]
     class_names = _class_order(set(listing.labels) - {""})
     for name in class_names:
         if "\0" in name or not _is_text(name):

@@ -6,8 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.config import Columns
-from pipeline.data import BUILT_IN, Dataset, FileSource, Listing, is_arrays, list_source
+from pipeline.data import BUILT_IN, KEY_DTYPE, Dataset, FileSource, Listing, is_arrays, list_source
+from pipeline.data.corrections import corrected, read_corrections
 from pipeline.data.packed import PackedSource, is_pattern, there
 from pipeline.errors import DataError
 from pipeline.util import remote
@@ -36,9 +39,20 @@ def changes(data: str, columns: Columns, known: Dataset, carved: Sequence[str], 
         if is_arrays(path):
             files = list(path.iterdir()) if path.is_dir() else [path]
             return "its arrays were written again" if any(_touched(file, since) for file in files) else ""
-        return _differences(list_source(data, columns, memo=memo), known, carved, since, memo)
+        return _differences(_listed(data, columns, known, memo), known, carved, since, memo)
     except (DataError, OSError):  # features can be trained on all the same
         return "some of its files are gone" if is_pattern(data) else ""
+
+
+def _listed(data: str, columns: Columns, known: Dataset, memo: Memo) -> Listing:
+    """The source as it is now, with its labels corrected as they were; what was left out is no part of it."""
+    listing = list_source(data, columns, memo=memo)
+    if columns.labels is None:
+        return listing
+    of = dict(zip(known.locations, known.keys.tolist(), strict=True))
+    keys = np.array([of.get(location, b"") for location in listing.locations], KEY_DTYPE)
+    listing, stays = corrected(listing, keys, read_corrections(columns.labels), columns.labels)
+    return listing.take(np.flatnonzero(stays))
 
 
 def _differences(listing: Listing, known: Dataset, carved: Sequence[str], since: float, memo: Memo) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def list_source(
     own = data in BUILT_IN or (is_there and is_arrays(path))  # a folder of a built-in name is ./NAME
     if not own and (listing := _packed(data, path, columns, memo, again=again)):
         return listing
-    if columns != COMMON and path.suffix.lower() not in MANIFEST_SUFFIXES:
+    if replace(columns, labels=None) != COMMON and path.suffix.lower() not in MANIFEST_SUFFIXES:
         raise DataError(f"{data} has no columns to choose; those are of a {', '.join(MANIFEST_SUFFIXES)} file or a tar")
     if data == "digits":
         return _digits()

@@ -59,7 +59,7 @@ def read_manifest(path: Path, columns: Columns, *, again: bool = False) -> Listi
         DataError: If columns are missing or can't be told apart, a path leaves the folder, files are missing, or one
             path has two labels, splits or groups.
     """
-    table = _read_columns(path, again=again)
+    table = read_table(path, again=again)
     chosen = {kind: column_of(path, table, kind, getattr(columns, f"{kind}_column")) for kind in COMMON_NAMES}
     names = _paths(path, table, chosen["path"])
     empty = [""] * len(names)
@@ -127,7 +127,7 @@ def read_paths(path: Path, column: str | None = None) -> list[str]:
     Raises:
         DataError: If there is no column of paths, or a path leaves the folder.
     """
-    table = _read_columns(path)
+    table = read_table(path)
     return [_inside(path, name) for name in _paths(path, table, column_of(path, table, "path", column))]
 
 
@@ -230,7 +230,16 @@ def _inside(manifest: Path, name: str) -> str:
     return str(file)
 
 
-def _read_columns(path: Path, *, again: bool = False) -> dict[str, list[str]]:
+def read_table(path: Path, *, again: bool = False) -> dict[str, list[str]]:
+    """The columns of a table, by the names in its header, all as text.
+
+    Args:
+        path: A .csv, .tsv or .parquet file.
+        again: Fetch it again, if it lies at an address.
+
+    Raises:
+        DataError: If it can't be read, or its rows don't fit its header.
+    """
     held = Held(path, again=again)
     if path.suffix.lower() == ".parquet":
         return _read_parquet(held)

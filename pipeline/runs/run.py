@@ -126,6 +126,8 @@ class RatedRun(Run):
         n_fitted: Of each split, the number of images that the classifier had been fitted on before it was rated by
             them, such as twins of training images.
         n_chosen: Of each split, the number of images by which something of the classifier had been chosen before.
+        against: Another run that it was compared with on the same images: that of --against, or the one before labels
+            were corrected; None if there is none.
     """
 
     head: str
@@ -143,6 +145,7 @@ class RatedRun(Run):
     carved: list[str]
     n_fitted: dict[str, int] = field(default_factory=dict)
     n_chosen: dict[str, int] = field(default_factory=dict)
+    against: Against | None = None
 
     def options(self) -> str:
         """The options of extract and of the run that are not the defaults, as on the command line.
@@ -275,13 +278,10 @@ class EvaluateRun(RatedRun):
     Attributes:
         of: The run that was rated.
         precision: Precision that the user asked for; None for that in which the run was rated before.
-        against: The run it was compared with, the paired difference on each split, and what that run had used the
-            images for; None without --against.
     """
 
     of: str
     precision: str | None
-    against: Against | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,0 +1,211 @@
+"""Labels that a person gave, over those of the data: read, laid over, and what a head on them is worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FakeEngine, draw_colours
+
+from pipeline import commands
+from pipeline.config import Columns, ExtractConfig, HeadConfig, SplitConfig
+from pipeline.data import UNLABELLED, Opened, open_dataset
+from pipeline.data.changes import changes
+from pipeline.data.corrections import read_corrections
+from pipeline.errors import DataError
+from pipeline.store.records import load_dataset
+from pipeline.util.memo import Memo
+from pipeline.util.sealed import sealed
+
+
+def opened(data: Path, labels: Path | None) -> Opened:
+    return open_dataset(str(data), SplitConfig(), columns=Columns(labels=str(labels) if labels else None))
+
+
+def labels_of(found: Opened) -> dict[str, str]:
+    dataset = found.dataset
+    return {location: dataset.label_name(row) for row, location in enumerate(dataset.locations)}
+
+
+def write_lines(path: Path, *lines: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(sealed(line)) + "\n" for line in lines))
+    return path
+
+
+def test_a_table_overrules_labels_gives_new_ones_and_leaves_pictures_out(red_and_blue: Path, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\nred/0.png,blue\nred/1.png,drop\nred/2.png,green\nred/3.png,\n")
+    before, after = labels_of(opened(red_and_blue, None)), opened(red_and_blue, table)
+    del before["red/1.png"]
+    assert labels_of(after) == before | {"red/0.png": "blue", "red/2.png": "green"}
+    assert after.dataset.class_names == ("blue", "green", "red")
+    assert f"By {table}, 2 labels changed, 0 given, 1 picture left out" in after.notes
+
+
+def test_splits_stay_as_they_were(red_and_blue: Path, tmp_path: Path, fake_engine: FakeEngine, cache: Path) -> None:
+    def extracted(**columns: str) -> Any:
+        config = ExtractConfig(str(red_and_blue), image_size=(32, 32), columns=Columns(**columns))
+        return commands.extract(config, cache)
+
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\nred/0.png,blue\nred/1.png,drop\n")
+    before = load_dataset(cache, extracted().record.dataset)
+    result = extracted(labels=str(table))
+    after = load_dataset(cache, result.record.dataset)
+    assert result.n_computed == 0
+    splits = dict(zip(before.keys.tolist(), before.splits.tolist(), strict=True))
+    assert after.splits.tolist() == [splits[key] for key in after.keys.tolist()]
+    assert len(after) == len(before) - 1
+
+
+@pytest.mark.parametrize("named", ["key", "from the table's folder", "whole path"])
+def test_pictures_are_known_by_key_and_by_path(named: str, red_and_blue: Path, tmp_path: Path) -> None:
+    found = opened(red_and_blue, None).dataset
+    key = found.keys[list(found.locations).index("red/5.png")].decode()
+    name = {"key": key, "from the table's folder": "colours/red/5.png", "whole path": str(red_and_blue / "red/5.png")}
+    table = tmp_path / "labels.csv"
+    table.write_text(f"{'key' if named == 'key' else 'path'},label\n{name[named]},blue\n")
+    assert labels_of(opened(red_and_blue, table))["red/5.png"] == "blue"
+
+
+def test_a_key_means_all_identical_pictures_and_a_path_one(red_and_blue: Path, tmp_path: Path) -> None:
+    twin = red_and_blue / "red" / "twin.png"
+    twin.write_bytes((red_and_blue / "red/0.png").read_bytes())
+    found = opened(red_and_blue, None).dataset
+    key = found.keys[list(found.locations).index("red/twin.png")].decode()
+    table = tmp_path / "labels.csv"
+    for name, changed in ((key, ["blue", "blue"]), ("red/twin.png", ["red", "blue"])):
+        table.write_text(f"{'key' if name == key else 'path'},label\n{name},blue\n")
+        labels = labels_of(opened(red_and_blue, table))
+        assert [labels["red/0.png"], labels["red/twin.png"]] == changed
+
+
+def test_the_last_line_of_a_journal_counts_and_a_torn_one_does_not(
+    red_and_blue: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = opened(red_and_blue, None).dataset
+    first, second = (found.keys[list(found.locations).index(f"red/{number}.png")].decode() for number in (0, 1))
+    journal = write_lines(
+        tmp_path / "labels.jsonl",
+        {"key": first, "label": "blue"},
+        {"key": second, "label": "blue"},
+        {"key": second, "label": ""},
+        {"key": first, "label": "green"},
+    )
+    with journal.open("a") as file:
+        file.write('{"key": "' + first)
+    labels = labels_of(opened(red_and_blue, journal))
+    assert (labels["red/0.png"], labels["red/1.png"]) == ("green", "red")
+    assert "cut off" in caplog.text
+
+
+def test_a_changed_bit_in_a_journal_is_noticed(tmp_path: Path) -> None:
+    journal = write_lines(tmp_path / "labels.jsonl", {"key": "0" * 32, "label": "blue"})
+    journal.write_bytes(journal.read_bytes().replace(b"blue", b"blud"))
+    with pytest.raises(DataError, match=r"line 1 can't be read: it was changed"):
+        read_corrections(str(journal))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error"),
+    [
+        ("labels.txt", "", "is no file of labels"),
+        ("labels.csv", "path,label\nred/0.png,\n", "has no labels, so there is nothing to correct"),
+        ("labels.csv", "path,other\nred/0.png,x\n", "has no column label"),
+        ("labels.csv", "label\nx\n", "lacks a column of paths"),
+        ("labels.csv", "path,label\nnowhere.png,blue\n", "None of the 1 label"),
+        ("labels.jsonl", '{"key": 1, "label": "x"}\n', "is not what tlpipe label writes"),
+        ("labels.jsonl", "[1]\n", "line 1 can't be read: it is no JSON object"),
+        ("nowhere.jsonl", None, "can't be read: No such file"),
+    ],
+)
+def test_bad_corrections_are_refused(
+    name: str, text: str | None, error: str, red_and_blue: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError, match=error):
+        opened(red_and_blue, path)
+
+
+def test_what_fits_no_picture_is_told(red_and_blue: Path, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\nred/0.png,blue\nred/99.png,blue\n")
+    assert f"In {table}, 1 label of no picture there: red/99.png" in opened(red_and_blue, table).notes
+
+
+def test_a_class_named_drop_is_refused(tmp_path: Path, draw: Callable[..., Path]) -> None:
+    for name in ("drop", "roll"):
+        draw(tmp_path / "golf" / name / "0.png")
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\nroll/0.png,drop\n")
+    with pytest.raises(DataError, match="has a class 'drop'"):
+        opened(tmp_path / "golf", table)
+
+
+def test_labels_begin_with_a_folder_that_has_none(tmp_path: Path, draw: Callable[..., Path]) -> None:
+    for number in range(4):
+        draw(tmp_path / "flat" / f"{number}.png")
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\n0.png,one\n1.png,two\n")
+    dataset = opened(tmp_path / "flat", table).dataset
+    assert dataset.class_names == ("one", "two")
+    assert sorted(dataset.labels.tolist()) == [UNLABELLED, UNLABELLED, 0, 1]
+
+
+def test_later_commands_take_the_corrected_labels_for_those_of_the_data(
+    red_and_blue: Path, tmp_path: Path, fake_engine: FakeEngine, cache: Path
+) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\nred/0.png,blue\nred/1.png,drop\n")
+    columns = Columns(labels=str(table))
+    config = ExtractConfig(str(red_and_blue), image_size=(32, 32), columns=columns)
+    record = commands.extract(config, cache).record
+    known = load_dataset(cache, record.dataset)
+
+    def what_changed() -> str:
+        return changes(str(red_and_blue), columns, known, record.carved, 2e9, Memo(cache))
+
+    assert what_changed() == ""
+    table.write_text("path,label\nred/0.png,red\nred/1.png,drop\n")
+    assert what_changed() == "of its images 1 of another label or split"
+
+
+def test_a_head_on_corrected_labels_is_compared_with_the_one_before(
+    tmp_path: Path, fake_engine: FakeEngine, cache: Path, reports: Path
+) -> None:
+    """Ten of the twenty red pictures are called blue; corrected, the head finds all test images, by their true labels."""
+    data = draw_colours(tmp_path / "colours")
+    wrong = [f"{number}.png" for number in range(10)]
+    for name in wrong:
+        (data / "red" / name).rename(data / "blue" / f"red-{name}")
+
+    def trained(**columns: str) -> Any:
+        config = ExtractConfig(str(data), image_size=(32, 32), columns=Columns(**columns))
+        commands.extract(config, cache)
+        return commands.train_head(HeadConfig("centroid"), cache, reports)
+
+    before = trained()
+    assert before.against is None
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\n" + "".join(f"blue/red-{name},red\n" for name in wrong))
+    after = trained(labels=str(table))
+    assert after.against is not None
+    assert after.against.run == before.id
+    found = after.against.splits["test"]
+    assert (found.n, found.accuracy) == (after.n_test, 1.0)
+    test = load_dataset(cache, after.dataset)
+    n_test = int(
+        np.isin(
+            np.flatnonzero(test.splits == "test"),
+            [row for row, location in enumerate(test.locations) if "red-" in location],
+        ).sum()
+    )
+    assert after.notes[-1].startswith(f"Since {before.id}: 10 labels changed and 0 given (train ")
+    assert (f"test {n_test:,})" in after.notes[-1]) == bool(n_test)
+    assert after.notes[-1].endswith("0 pictures left out, 0 added")
