@@ -18,10 +18,10 @@ if TYPE_CHECKING:
         name_run,
         remove_runs,
     )
-    from pipeline.api.results import Exported, Extracted, Inspected, Predicted, Reported
+    from pipeline.api.results import Exported, Extracted, Inspected, Predicted, Reported, Searched
     from pipeline.api.runs import CurveResult, RunResult, Runs
     from pipeline.api.stages import extract, finetune, learning_curve, sweep, train_head
-    from pipeline.api.use import evaluate, export, inspect, predict, report
+    from pipeline.api.use import evaluate, export, inspect, predict, report, search
     from pipeline.errors import (
         CacheMismatchError,
         ConfigError,
@@ -61,6 +61,7 @@ __all__ = [
     "RunError",
     "RunResult",
     "Runs",
+    "Searched",
     "StoppedError",
     "StoreError",
     "TlpipeError",
@@ -82,6 +83,7 @@ __all__ = [
     "predict",
     "remove_runs",
     "report",
+    "search",
     "sweep",
     "train_head",
 ]

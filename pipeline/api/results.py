@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar, overload
 
 from pipeline.api import notebook
-from pipeline.commands import Answers, Export, ExtractResult, ImageAnswer, Report
+from pipeline.commands import Answers, Export, ExtractResult, ImageAnswer, Report, Search
 from pipeline.config import ExtractConfig, Folders
 from pipeline.errors import ConfigError
 from pipeline.inspection.findings import Inspection
@@ -191,6 +191,24 @@ class Inspected(Inspection, Placed):
                 found = [(picture, text) for picture, text in shown if picture]
                 parts += [notebook.heading(section.title, section.text), notebook.pictures(found)]
         return notebook.joined(*parts)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Searched(Search, Placed):
+    """What `search` found."""
+
+    def __repr__(self) -> str:
+        return f"<{counted(len(self.nearest), 'image')} like {self.image}, of {self.data}>"
+
+    def to_frame(self) -> Any:
+        """A pandas frame: a row for each picture that was found, the most similar first."""
+        return frame([asdict(one) for one in self.nearest])
+
+    def _repr_html_(self) -> str:
+        rows = [(one.path, one.label, one.split, f"{one.similarity:.3f}") for one in self.nearest]
+        more = [f"All of it: {self.page}"] if self.page else []
+        table = notebook.html_table(("path", "label", "split", "similarity"), rows)
+        return notebook.joined(notebook.heading(f"Pictures like {self.image}", *more), table)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -1,4 +1,4 @@
-"""Evaluate, predict, export, inspect and report as functions, as on the command line."""
+"""Evaluate, predict, export, inspect, search and report as functions, as on the command line."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from pipeline import commands
 from pipeline.api.options import Place, RunLike, command, folders_of, joined
-from pipeline.api.results import Exported, Inspected, Predicted, Reported, with_folders
+from pipeline.api.results import Exported, Inspected, Predicted, Reported, Searched, with_folders
 from pipeline.api.runs import RunResult
 from pipeline.config import Columns
 from pipeline.config.extract import NOT_OF_PREDICT
-from pipeline.config.head import TOP
+from pipeline.config.head import NEAREST, TOP
 from pipeline.data import shortened
 from pipeline.errors import DataError
 from pipeline.runs.run import EvaluateRun
@@ -141,6 +141,29 @@ def inspect(
     """
     at = folders_of(cache, reports)
     return with_folders(Inspected, commands.inspect(str(data), at.cache, at.reports, seed, Columns(**options)), at)
+
+
+@command()
+def search(
+    image: str | Path,
+    data: str | Path | None = None,
+    *,
+    top: int = NEAREST,
+    cache: Place = None,
+    reports: Place = None,
+) -> Searched:
+    """Find the pictures of a dataset that are most like a given one, as `tlpipe search` does.
+
+    Args:
+        image: The picture to search for.
+        data: Data to search, as for `extract`, whose features are in the cache. None for that of the newest features.
+        top: Number of pictures to name.
+        cache: The cache folder.
+        reports: Where the page goes.
+    """
+    at = folders_of(cache, reports)
+    found = commands.search(str(image), None if data is None else str(data), at.cache, at.reports, top)
+    return with_folders(Searched, found, at)
 
 
 @command()

@@ -24,6 +24,7 @@ for one in (
     use.predict,
     use.export,
     use.inspect,
+    use.search,
     use.report,
     tools.backbones,
     tools.doctor,

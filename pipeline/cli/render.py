@@ -12,7 +12,7 @@ from pipeline.runs.summary import AGAINST, CANDIDATES, SCORES, against_rows, can
 from pipeline.util.text import counted, interval, percent, sides
 
 if TYPE_CHECKING:
-    from pipeline.commands import Answers, Export, ExtractResult
+    from pipeline.commands import Answers, Export, ExtractResult, Search
     from pipeline.config import Folders
     from pipeline.evaluation.compare import Difference
     from pipeline.inspection.duplicates import Group
@@ -292,6 +292,14 @@ def _listed(items: Sequence[str], what: str, several: str = "") -> list[str]:
     """How many there are, and the first of them; `what` and `several` as in `counted`."""
     more = [f"  and {len(items) - LISTED:,} more"] if len(items) > LISTED else []
     return [counted(len(items), what, several), *(f"  {item}" for item in items[:LISTED]), *more]
+
+
+def search_text(found: Search) -> str:
+    """Pictures that are like another, a line each."""
+    rows = [[one.path, one.label or "-", one.split, f"{one.similarity:.3f}"] for one in found.nearest]
+    end = [f"The nearest of {counted(found.n, 'image')} of {found.data} by {found.features}"]
+    end += [f"Open       {found.page} ({found.seconds:.1f} s)"] if found.page else []
+    return "\n".join([aligned(["path", "label", "split", "similarity"], rows), "", *end])
 
 
 def export_text(done: Export) -> str:

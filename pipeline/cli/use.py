@@ -1,4 +1,4 @@
-"""`tlpipe predict`, `evaluate`, `export`, `inspect` and `report`."""
+"""`tlpipe predict`, `evaluate`, `export`, `inspect`, `search` and `report`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.cli.common import LOCAL_PATH, Answer, command, run_argument, seed_
 from pipeline.cli.complete import COMPLETED
 from pipeline.config import Columns, Folders
 from pipeline.config.extract import NOT_OF_PREDICT
-from pipeline.config.head import TOP
+from pipeline.config.head import NEAREST, TOP
 from pipeline.util.text import counted
 
 PRECISION_HELP = (
@@ -138,6 +138,27 @@ def inspect(data: str, seed: int, columns: Columns, folders: Folders) -> Answer:
 
     found = commands.inspect(data, folders.cache, folders.reports, seed, columns)
     return Answer(found.to_json(), render.inspect_text(found))
+
+
+@command("search")
+@click.argument("image", help="Picture to search for.", shell_complete=COMPLETED["data"])
+@click.option(
+    "--in",
+    "data",
+    help="Data to search, as for extract, whose features are in the cache. [default: that of the newest features]",
+    shell_complete=COMPLETED["data"],
+)
+@click.option("--top", type=click.IntRange(1), default=NEAREST, help="Number of pictures to name.")
+@takes("folders", Folders)
+def search(image: str, data: str | None, top: int, folders: Folders) -> Answer:
+    """Find the pictures of a dataset that are most like a given one.
+
+    They are compared by their cached features. A page shows them.
+    """
+    from pipeline import commands
+
+    found = commands.search(image, data, folders.cache, folders.reports, top)
+    return Answer(found.to_json(), render.search_text(found))
 
 
 @command("report")

@@ -10,6 +10,7 @@ from pipeline.commands.inspect import inspect
 from pipeline.commands.learning_curve import learning_curve
 from pipeline.commands.predict import Answers, ImageAnswer, predict
 from pipeline.commands.report import Report, report
+from pipeline.commands.search import Search, search
 from pipeline.commands.sweep import sweep
 from pipeline.commands.train_head import train_head
 from pipeline.config import FinetuneOptions, TrainingOptions
@@ -24,6 +25,7 @@ __all__ = [
     "FinetuneOptions",
     "ImageAnswer",
     "Report",
+    "Search",
     "TrainedHead",
     "TrainingOptions",
     "backbones",
@@ -38,6 +40,7 @@ __all__ = [
     "open_head",
     "predict",
     "report",
+    "search",
     "sweep",
     "train_head",
 ]

@@ -103,6 +103,7 @@ FILES = (
     File("reports", ".tlpipe", "Marks the folder, as in the cache."),
     File("reports", "index.html", "The leaderboard of all runs."),
     File("reports", "inspect-<data>.html", "What `tlpipe inspect` found in a dataset."),
+    File("reports", "search-<image>.html", "What `tlpipe search` found to be like a picture."),
     File("reports", "<run id>/run.json", "What was done, and the results: see below."),
     File("reports", "<run id>/history.csv", "Losses, accuracies, learning rates and seconds of each epoch or trial."),
     File(

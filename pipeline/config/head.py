@@ -71,6 +71,7 @@ SWEPT_HEADS, GRID = "logreg,ridge,centroid,knn,linear,mlp", "small"  # what a sw
 CURVE_HEAD, DRAWS = "ridge", 5  # of a learning curve, and random choices at each number of images
 NOT_OF_A_CURVE = ("calibrate", "cv", "seeds", "on")  # options that a learning curve has no use for
 TOP = 3  # classes that predict names of each image
+NEAREST = 12  # pictures that search names
 HEADS_HELP = (
     "Kind of head: logreg, ridge, centroid, knn20 (any number of neighbours), linear, mlp512-128 (any hidden widths) "
     "or bn-mlp50 (the same after BatchNormalization); knn, mlp and bn-mlp stand for the forms named here."

@@ -30,7 +30,7 @@ SIDE = 144  # pixels of a picture on the page of an inspection
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """An image on the page of an inspection.
+    """An image on the page of an inspection or a search.
 
     Attributes:
         row: In the dataset.
@@ -187,12 +187,29 @@ def write_inspection(page: Path, heading: dict[str, Any], sections: Sequence[Sec
     Raises:
         StoreError: If the folder can't be written.
     """
-    drawn = [
-        {
-            "section": section,
-            "figures": [(figure, pictures.thumbnail(figure.row, SIDE)) for figure in section.figures],
-        }
-        for section in sections
-    ]
+    drawn = [{"section": section, "figures": _drawn(section, pictures)} for section in sections]
     mark_folder(page.parent)
     _write(page, "inspection.html.j2", {**heading, "sections": drawn})
+
+
+def write_search(page: Path, image: str, asked: Pictures, found: Section, pictures: Pictures) -> None:
+    """Write the page of a search.
+
+    Args:
+        page: Where.
+        image: Name of the picture that was searched for.
+        asked: That picture.
+        found: Those that are like it.
+        pictures: Of the dataset.
+
+    Raises:
+        StoreError: If the folder can't be written.
+    """
+    mark_folder(page.parent)
+    values = {"image": image, "picture": asked.thumbnail(0, SIDE), "section": found}
+    _write(page, "search.html.j2", {**values, "figures": _drawn(found, pictures)})
+
+
+def _drawn(section: Section, pictures: Pictures) -> list[tuple[Figure, str | None]]:
+    """The figures of a section, with their pictures."""
+    return [(figure, pictures.thumbnail(figure.row, SIDE)) for figure in section.figures]
