@@ -18,10 +18,10 @@ if TYPE_CHECKING:
         name_run,
         remove_runs,
     )
-    from pipeline.api.results import Exported, Extracted, Inspected, Predicted, Reported, Searched
+    from pipeline.api.results import Explained, Exported, Extracted, Inspected, Predicted, Reported, Searched
     from pipeline.api.runs import CurveResult, RunResult, Runs
     from pipeline.api.stages import extract, finetune, learning_curve, sweep, train_head
-    from pipeline.api.use import evaluate, export, inspect, predict, report, search
+    from pipeline.api.use import evaluate, explain, export, inspect, predict, report, search
     from pipeline.errors import (
         CacheMismatchError,
         ConfigError,
@@ -47,6 +47,7 @@ __all__ = [
     "DataError",
     "EndpointError",
     "EngineError",
+    "Explained",
     "Exported",
     "Extracted",
     "FeatureExtractor",
@@ -70,6 +71,7 @@ __all__ = [
     "__version__",
     "cache",
     "evaluate",
+    "explain",
     "export",
     "extract",
     "finetune",

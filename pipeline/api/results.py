@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar, overload
 
 from pipeline.api import notebook
-from pipeline.commands import Answers, Export, ExtractResult, ImageAnswer, Report, Search
+from pipeline.commands import Answers, Explanation, Export, ExtractResult, ImageAnswer, Report, Search
 from pipeline.config import ExtractConfig, Folders
 from pipeline.errors import ConfigError
 from pipeline.inspection.findings import Inspection
@@ -146,6 +147,24 @@ class Predicted(Answers, Placed):
         more = notebook.more(len(self), SHOWN_ROWS)
         table = notebook.html_table(("path", "label", "probability"), rows)
         return notebook.joined(notebook.heading(f"{counted(len(self), 'answer')} of {self.run}", *more), table)
+
+
+class Explained(tuple[Explanation, ...]):
+    """What `explain` gave: an explanation for each image."""
+
+    __slots__ = ()
+
+    def to_frame(self) -> Any:
+        """A pandas frame: a row for each image."""
+        return frame([one.to_json() for one in self])
+
+    def _repr_html_(self) -> str:
+        shown = [
+            (f"data:image/png;base64,{base64.b64encode(one.file.read_bytes()).decode()}", f"{one.label}: {one.path}")
+            for one in self[:SHOWN_PICTURES]
+        ]
+        title = notebook.heading(counted(len(self), "picture"), *notebook.more(len(self), SHOWN_PICTURES))
+        return notebook.joined(title, notebook.pictures(shown))
 
 
 @dataclass(frozen=True, slots=True, repr=False)

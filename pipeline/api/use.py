@@ -1,4 +1,4 @@
-"""Evaluate, predict, export, inspect, search and report as functions, as on the command line."""
+"""Evaluate, predict, explain, export, inspect, search and report as functions, as on the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline import commands
 from pipeline.api.options import Place, RunLike, command, folders_of, joined
-from pipeline.api.results import Exported, Inspected, Predicted, Reported, Searched, with_folders
+from pipeline.api.results import Explained, Exported, Inspected, Predicted, Reported, Searched, with_folders
 from pipeline.api.runs import RunResult
 from pipeline.config import Columns
 from pipeline.config.extract import NOT_OF_PREDICT
@@ -56,6 +56,7 @@ def predict(
     *,
     top: int = TOP,
     csv: str | Path | None = None,
+    explain: str | Path | None = None,
     precision: str | None = None,
     cache: Place = None,
     reports: Place = None,
@@ -70,6 +71,7 @@ def predict(
         images: Image files, folders with all images below them, or tables with a column path.
         top: Number of most probable classes to name for each image.
         csv: CSV file to write the answers to as well.
+        explain: Folder to which pictures are written that show by which places the class is known.
         precision: Numeric precision of the computation, as for `evaluate`.
         cache: The cache folder.
         reports: Where the run lies.
@@ -79,26 +81,71 @@ def predict(
         An answer for each image, in the same order; an image that can't be read has the reason in place of a label.
     """
     at = folders_of(cache, reports)
-    names = [images] if isinstance(images, (str, os.PathLike)) else list(images)
-    if not names:
-        raise DataError("There are no images to label")
-    if foreign := [type(name).__name__ for name in names if not isinstance(name, (str, os.PathLike))]:
-        raise DataError(
-            f"predict takes paths, and was given {shortened(sorted(set(foreign)))}; arrays and pictures of Pillow are "
-            "for load_model(run).predict_proba(images)"
-        )
+    names = _names(images, "predict")
     csv_file = None if csv is None else of_this_machine(str(csv))
     answers = commands.predict(
         str(run),
-        [str(name) for name in names],
+        names,
         at.cache,
         at.reports,
         top=top,
         csv_file=csv_file,
         precision=precision,
         columns=Columns(**options),
+        explained=None if explain is None else of_this_machine(str(explain)),
     )
     return with_folders(Predicted, answers, at)
+
+
+def _names(images: str | Path | Sequence[str | Path], command: str) -> list[str]:
+    """The names of images, of which there must be some."""
+    names = [images] if isinstance(images, (str, os.PathLike)) else list(images)
+    if not names:
+        raise DataError("There are no images to label")
+    if foreign := [type(name).__name__ for name in names if not isinstance(name, (str, os.PathLike))]:
+        raise DataError(
+            f"{command} takes paths, and was given {shortened(sorted(set(foreign)))}; arrays and pictures of Pillow "
+            "are for load_model(run).predict_proba(images)"
+        )
+    return [str(name) for name in names]
+
+
+@command(Columns, without=NOT_OF_PREDICT)
+def explain(
+    run: RunLike,
+    images: str | Path | Sequence[str | Path],
+    *,
+    label: str | None = None,
+    output: str | Path | None = None,
+    cache: Place = None,
+    reports: Place = None,
+    **options: Any,
+) -> Explained:
+    """Show by which places in images a run knows their class, as `tlpipe explain` does.
+
+    Args:
+        run: The run that is asked.
+        images: As for `predict`.
+        label: The class to ask about; None for the most probable one of each image.
+        output: Folder for the pictures; None for `explained` in the run's folder.
+        cache: The cache folder.
+        reports: Where the run lies.
+        options: Columns that hold the paths, or the pictures themselves.
+
+    Returns:
+        An explanation for each image that can be read, with the picture in which places are coloured.
+    """
+    at = folders_of(cache, reports)
+    found = commands.explain(
+        str(run),
+        _names(images, "explain"),
+        at.cache,
+        at.reports,
+        label=label,
+        output=None if output is None else of_this_machine(str(output)),
+        columns=Columns(**options),
+    )
+    return Explained(found)
 
 
 @command()

@@ -22,6 +22,7 @@ for one in (
     stages.finetune,
     use.evaluate,
     use.predict,
+    use.explain,
     use.export,
     use.inspect,
     use.search,

@@ -12,7 +12,7 @@ from pipeline.runs.summary import AGAINST, CANDIDATES, SCORES, against_rows, can
 from pipeline.util.text import counted, interval, percent, sides
 
 if TYPE_CHECKING:
-    from pipeline.commands import Answers, Export, ExtractResult, Search
+    from pipeline.commands import Answers, Explanation, Export, ExtractResult, Search
     from pipeline.config import Folders
     from pipeline.evaluation.compare import Difference
     from pipeline.inspection.duplicates import Group
@@ -292,6 +292,12 @@ def _listed(items: Sequence[str], what: str, several: str = "") -> list[str]:
     """How many there are, and the first of them; `what` and `several` as in `counted`."""
     more = [f"  and {len(items) - LISTED:,} more"] if len(items) > LISTED else []
     return [counted(len(items), what, several), *(f"  {item}" for item in items[:LISTED]), *more]
+
+
+def explain_text(found: Sequence[Explanation]) -> str:
+    """Pictures that show where a class is seen, a line each."""
+    rows = [[one.path, one.label, percent(one.probability), str(one.file)] for one in found]
+    return aligned(["path", "class", "probability", "places that speak for it"], rows)
 
 
 def search_text(found: Search) -> str:

@@ -1,4 +1,4 @@
-"""`tlpipe predict`, `evaluate`, `export`, `inspect`, `search` and `report`."""
+"""`tlpipe predict`, `explain`, `evaluate`, `export`, `inspect`, `search` and `report`."""
 
 from __future__ import annotations
 
@@ -34,6 +34,12 @@ precision_option = click.option("--precision", help=f"Numeric precision of the c
     "--top", type=click.IntRange(1), default=TOP, help="Number of most probable classes to name for each image."
 )
 @click.option("--csv", type=LOCAL_PATH, help="CSV file to write the answers to as well.")
+@click.option(
+    "--explain",
+    "explained",
+    type=LOCAL_PATH,
+    help="Folder to which pictures are written that show by which places the class is known.",
+)
 @precision_option
 @takes("columns", Columns, without=NOT_OF_PREDICT)
 @takes("folders", Folders)
@@ -42,6 +48,7 @@ def predict(
     images: tuple[str, ...],
     top: int,
     csv: Path | None,
+    explained: Path | None,
     precision: str | None,
     columns: Columns,
     folders: Folders,
@@ -61,6 +68,7 @@ def predict(
         csv_file=csv,
         precision=precision,
         columns=columns,
+        explained=explained,
     )
     rows = [image.to_json() for image in answers.images]
     return Answer(rows, lambda: render.predict_text(answers), failed=len(answers.unreadable) == len(rows))
@@ -138,6 +146,34 @@ def inspect(data: str, seed: int, columns: Columns, folders: Folders) -> Answer:
 
     found = commands.inspect(data, folders.cache, folders.reports, seed, columns)
     return Answer(found.to_json(), render.inspect_text(found))
+
+
+@command("explain")
+@run_argument
+@click.argument(
+    "images",
+    nargs=-1,
+    required=True,
+    help="Images, as for predict.",
+    shell_complete=COMPLETED["data"],
+)
+@click.option("--class", "label", help="Class to ask about. [default: the most probable one of each image]")
+@click.option("--output", type=LOCAL_PATH, help="Folder for the pictures. [default: reports/RUN/explained]")
+@takes("columns", Columns, without=NOT_OF_PREDICT)
+@takes("folders", Folders)
+def explain(
+    run: str, images: tuple[str, ...], label: str | None, output: Path | None, columns: Columns, folders: Folders
+) -> Answer:
+    """Show by which places in an image a run knows its class.
+
+    A picture is written for each image, in which those places are coloured that speak for the class.
+    """
+    from pipeline import commands
+
+    found = commands.explain(
+        run, list(images), folders.cache, folders.reports, label=label, output=output, columns=columns
+    )
+    return Answer([one.to_json() for one in found], lambda: render.explain_text(found))
 
 
 @command("search")

@@ -2,6 +2,7 @@
 
 from pipeline.commands.backbones import backbones
 from pipeline.commands.evaluate import evaluate
+from pipeline.commands.explain import Explanation, explain
 from pipeline.commands.export import Export, export
 from pipeline.commands.extract import ExtractResult, extract
 from pipeline.commands.finetune import finetune
@@ -20,6 +21,7 @@ from pipeline.runs.trained_head import TrainedHead, open_head
 __all__ = [
     "Answers",
     "Classifier",
+    "Explanation",
     "Export",
     "ExtractResult",
     "FinetuneOptions",
@@ -30,6 +32,7 @@ __all__ = [
     "TrainingOptions",
     "backbones",
     "evaluate",
+    "explain",
     "export",
     "extract",
     "finetune",

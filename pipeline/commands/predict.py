@@ -15,6 +15,7 @@ from pipeline.config.head import TOP
 from pipeline.data import list_images
 from pipeline.errors import ConfigError
 from pipeline.extraction.unreadable import warn_unreadable
+from pipeline.pages.explained import draw_maps
 from pipeline.runs.classifier import open_classifier
 from pipeline.util.files import published
 
@@ -103,6 +104,7 @@ def predict(
     csv_file: Path | None = None,
     precision: str | None = None,
     columns: Columns = COMMON,
+    explained: Path | None = None,
 ) -> Answers:
     """Label images by a run.
 
@@ -115,9 +117,10 @@ def predict(
         csv_file: Where the answers are written, too; None for nowhere.
         precision: As in `ExtractConfig`; None for that in which the run was rated.
         columns: Columns of paths, or of the pictures themselves.
+        explained: Folder for pictures that show by which places their class is known; None for none.
 
     Raises:
-        ConfigError: For illegal options.
+        ConfigError: For illegal options, or if pictures are to be explained and the run has no places to show.
         RunError: If the run can't be used.
         CacheMismatchError: If the backbone is not that of training any more.
         StoppedError: After Ctrl-C or SIGTERM; the same command goes on from there.
@@ -148,4 +151,8 @@ def predict(
     answers = Answers(classifier.run.id, images, predicted.n_computed, predicted.images_per_second)
     if csv_file is not None:
         answers.write_csv(csv_file)
+    if explained is not None:
+        rows = np.array([row for row in range(len(locations)) if row not in bad], np.int64)
+        places = [locations[row] for row in rows.tolist()]
+        draw_maps(classifier, source.take(rows), places, order[rows, 0], cache, explained)
     return answers

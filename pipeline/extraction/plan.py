@@ -282,10 +282,20 @@ def features_of(plan: Plan, source: ImageSource, locations: Sequence[str]) -> ND
     Raises:
         DataError: If an image can't be read.
     """
-    keys = source.keys(Memo(plan.cache), rehash=False)
+    keys = keys_of_all(source, locations, plan.cache)
+    return complete_all(plan, keys, locations, source).features(keys)
+
+
+def keys_of_all(source: ImageSource, locations: Sequence[str], cache: Path) -> NDArray[np.bytes_]:
+    """Keys of images all of which must be there, shape [n].
+
+    Raises:
+        DataError: If one can't be read.
+    """
+    keys = source.keys(Memo(cache), rehash=False)
     for position, error in sorted(keys.errors.items()):
         raise DataError(f"{locations[position]} can't be read: {error}")
-    return _all_of(plan, keys.column, locations, source).features(keys.column)
+    return keys.column
 
 
 def complete_rows(config: ExtractConfig, cache: Path, opened: Opened, rows: NDArray[np.int64]) -> FeatureStore:
@@ -302,11 +312,15 @@ def complete_rows(config: ExtractConfig, cache: Path, opened: Opened, rows: NDAr
     """
     keys, locations = opened.dataset.keys[rows], [opened.dataset.locations[row] for row in rows.tolist()]
     plan = open_plan(config, cache)
-    return _all_of(plan, keys, locations, opened.source.take(rows)).plan.store
+    return complete_all(plan, keys, locations, opened.source.take(rows)).plan.store
 
 
-def _all_of(plan: Plan, keys: NDArray[np.bytes_], locations: Sequence[str], source: ImageSource) -> Done:
-    """As `complete`, but every image must be one that can be read."""
+def complete_all(plan: Plan, keys: NDArray[np.bytes_], locations: Sequence[str], source: ImageSource) -> Done:
+    """As `complete`, but every image must be one that can be read.
+
+    Raises:
+        DataError: If one can't.
+    """
     done = complete(plan, keys, locations, source)
     for key, location in zip(keys.tolist(), locations, strict=True):
         if key in done.refused:

@@ -49,6 +49,13 @@ class AffineMap:
         """Probabilities [n, classes] of features [n, d]."""
         return probabilities_of(self.prepare(features) @ self.weights.astype(np.float32) + self.bias)
 
+    def gradients(self, features: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+        """As `Head.gradients`; without equal lengths the same for all images of a class."""
+        weights = self.weights.astype(np.float32)
+        if weights.shape[1] == 1:
+            weights = np.concatenate([np.zeros_like(weights), weights], axis=1)
+        return self.prepare.backward(features, (weights - weights.mean(axis=1, keepdims=True)).T[labels])
+
     def arrays(self) -> dict[str, Any]:
         """As arrays to save."""
         return {**self.prepare.arrays(), "weights": self.weights, "bias": self.bias}
@@ -86,6 +93,12 @@ class AffineHead:
         if affine is None:
             raise not_fitted()
         return affine.predict_proba(features)
+
+    def gradients(self, features: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+        """As `Head.gradients`."""
+        if self.final is None:
+            raise not_fitted()
+        return self.final.gradients(features, labels)
 
     def layers(self, *, final: bool = False) -> list[keras.Layer]:
         """As `Head.layers`."""

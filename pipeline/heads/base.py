@@ -88,6 +88,19 @@ class Head(Protocol):
             ConfigError: If this kind of head has none.
         """
 
+    def gradients(self, features: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.floating]:
+        """How the logit of a class, less the mean of the logits of all, changes with each feature, shape [n, d].
+
+        Logits alone mean nothing, as the same may be added to all of them.
+
+        Args:
+            features: Shape [n, d].
+            labels: The class that is asked about, for each image, shape [n].
+
+        Raises:
+            ConfigError: If this kind of head has no gradient.
+        """
+
     def save(self, folder: Path) -> None:
         """Write the head's files into a run folder, without pickle."""
 

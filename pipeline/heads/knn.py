@@ -106,6 +106,13 @@ class KnnHead:
                 probabilities[start : start + at_once] = votes / votes.sum(axis=1, keepdims=True)
         return found
 
+    def gradients(self, features: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.floating]:
+        """As `Head.gradients`: there are none, as votes change in steps."""
+        raise ConfigError(
+            f"{self.config.head} is no network, so it can't be told where it sees a class; train another head: tlpipe "
+            "train-head --head linear"
+        )
+
     def layers(self, *, final: bool = False) -> list[keras.Layer]:
         """As `Head.layers`: there are none."""
         raise ConfigError(

@@ -169,6 +169,21 @@ class MlpHead:
         parts = np.split(features.astype(np.float32), range(PREDICTED, len(features), PREDICTED))
         return probabilities_of(np.concatenate([np.asarray(self.model.predict_on_batch(part)) for part in parts]))
 
+    def gradients(self, features: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+        """As `Head.gradients`, by automatic differentiation."""
+        if self.model is None:
+            raise not_fitted()
+        tf = runtime.tensorflow()
+        tensor = tf.constant(features.astype(np.float32))
+        with tf.GradientTape() as tape:
+            tape.watch(tensor)
+            logits = self.model(tensor, training=False)
+            if logits.shape[1] == 1:
+                logits = tf.concat([tf.zeros_like(logits), logits], axis=1)
+            score = tf.gather(logits, labels, axis=1, batch_dims=1) - tf.reduce_mean(logits, axis=1)
+        found: NDArray[np.float32] = tape.gradient(score, tensor).numpy()
+        return found
+
     def refit(self, both: Part) -> None:
         """As `Head.refit`: the best epoch can't be told on images that were trained on, so nothing is done."""
 

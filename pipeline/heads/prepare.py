@@ -77,6 +77,16 @@ class Preparation:
             prepared /= np.maximum(lengths, LEAST_LENGTH)
         return prepared
 
+    def backward(self, features: NDArray[np.floating], gradients: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Gradients [n, d] by features, from those by prepared features, shape [n, d]."""
+        if self.l2_normalize:
+            prepared = self(features)  # of length sqrt(d)
+            along = (prepared * gradients).mean(axis=1, keepdims=True)
+            lengths = np.linalg.norm((features - self.mean) / self.scale, axis=1, keepdims=True)
+            scale = np.sqrt(np.float32(len(self.mean))) / np.maximum(lengths, LEAST_LENGTH)
+            gradients = scale * (gradients - along * prepared)
+        return (gradients / self.scale).astype(np.float32)
+
     def layers(self) -> list[keras.Layer]:
         """The same as Keras layers."""
         layers = runtime.keras().layers
