@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pipeline.cli import cache, runs, stages, tools, use
+from pipeline.cli import cache, label, runs, stages, tools, use
 from pipeline.cli.common import Group
 
 
@@ -25,6 +25,7 @@ for one in (
     use.explain,
     use.export,
     use.inspect,
+    label.label,
     use.search,
     use.report,
     tools.backbones,

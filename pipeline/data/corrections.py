@@ -90,6 +90,8 @@ def _of_table(path: Path) -> Iterator[tuple[str, str]]:
 def _of_journal(path: Path) -> Iterator[tuple[str, str]]:
     """Image key and label of each line of a journal; "" where a label was taken back."""
     for line in read_journal(path):
+        if "key" not in line and ("data" in line or "class" in line):  # what the labels are of, and which there may be
+            continue
         key, label = line.get("key"), line.get("label")
         if not isinstance(key, str) or not KEY.fullmatch(key) or not isinstance(label, str):
             raise DataError(f"{path} is not what tlpipe label writes: {str(line)[:100]}")

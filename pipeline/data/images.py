@@ -230,14 +230,21 @@ def read_pixels(
     Raises:
         ImageError: If it can't be read, or is no longer what its key says.
     """
+    image = read_picture(source, index, image_key, config, enlarge=2 if view else 1)
+    if augment is not None:
+        image = augment(image, image_key, view)
+    return resize(image, config)
+
+
+def read_picture(
+    source: ImageSource, index: int, image_key: bytes, config: ImageConfig, *, enlarge: int = 1
+) -> Image.Image:
+    """Read an image as it is; arguments and errors as in `read_pixels` and `decode`."""
     content = source.read(index)
     key = file_key(content) if isinstance(content, bytes) else array_key(content)
     if key != image_key:
         raise ImageError("changed since its key was computed; run again, with --rehash", lasting=False)
-    image = decode(content, config, enlarge=2 if view else 1) if isinstance(content, bytes) else from_array(content)
-    if augment is not None:
-        image = augment(image, image_key, view)
-    return resize(image, config)
+    return decode(content, config, enlarge=enlarge) if isinstance(content, bytes) else from_array(content)
 
 
 def _draft(image: Image.Image, config: ImageConfig, enlarge: int) -> None:

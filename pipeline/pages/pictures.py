@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.config import ImageConfig
 from pipeline.data import ImageSource
 from pipeline.data.augment import Augment
-from pipeline.data.images import Pixels, read_pixels
+from pipeline.data.images import Pixels, read_picture, read_pixels
 from pipeline.errors import ImageError
 
 QUALITY = 70
@@ -57,7 +57,8 @@ class Pictures:
             self._made[name] = self._draw(row, side, augment, view)
         return self._made[name]
 
-    def _draw(self, row: int, side: int, augment: Augment | None, view: int) -> str | None:
+    def webp(self, row: int, side: int, augment: Augment | None = None, view: int = 0) -> bytes | None:
+        """A square picture as the bytes of a WebP file; arguments as in `thumbnail`."""
         try:
             config = ImageConfig((side, side), "crop", pixel_limit=self.pixel_limit)
             pixels = self._read(row, config, augment if view else None, view)
@@ -65,7 +66,28 @@ class Pictures:
             return None
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "WEBP", quality=QUALITY)
-        return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        return buffer.getvalue()
+
+    def _draw(self, row: int, side: int, augment: Augment | None, view: int) -> str | None:
+        data = self.webp(row, side, augment, view)
+        return None if data is None else f"data:image/webp;base64,{base64.b64encode(data).decode()}"
+
+    def whole(self, row: int, side: int) -> bytes | None:
+        """A picture with its own proportions, as the bytes of a WebP file; None if it can't be read.
+
+        Args:
+            row: Of the image.
+            side: Pixels of its longer side at most.
+        """
+        try:
+            config = ImageConfig((side, side), pixel_limit=self.pixel_limit)
+            picture = read_picture(self.source, row, bytes(self.keys[row]), config)
+        except ImageError:
+            return None
+        picture.thumbnail((side, side))
+        buffer = io.BytesIO()
+        picture.save(buffer, "WEBP", quality=QUALITY)
+        return buffer.getvalue()
 
     def _read(self, row: int, config: ImageConfig, augment: Augment | None, view: int) -> Pixels:
         key = bytes(self.keys[row])

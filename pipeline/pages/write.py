@@ -213,3 +213,19 @@ def write_search(page: Path, image: str, asked: Pictures, found: Section, pictur
 def _drawn(section: Section, pictures: Pictures) -> list[tuple[Figure, str | None]]:
     """The figures of a section, with their pictures."""
     return [(figure, pictures.thumbnail(figure.row, SIDE)) for figure in section.figures]
+
+
+def label_page(token: str) -> tuple[str, str]:
+    """The page on which pictures are labelled, and the policy that tells browsers what it may load and run.
+
+    Args:
+        token: What its requests must name.
+    """
+    environment = _environment()
+    script = (TEMPLATES / "label.js").read_text(encoding="utf-8")
+    text = environment.get_template("label.html.j2").render(token=token, label_script=Markup(script))
+    policy = (
+        f"default-src 'none'; img-src 'self' data:; connect-src 'self'; style-src 'unsafe-inline'; base-uri 'none'; "
+        f"form-action 'none'; frame-ancestors 'none'; script-src 'sha256-{_sha256(script)}'"
+    )
+    return text, policy

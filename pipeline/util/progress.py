@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
@@ -15,6 +15,21 @@ from pipeline.util import log
 LINE_EVERY = 15.0  # seconds between two lines where there is no terminal
 
 _shown: ContextVar[bool] = ContextVar("shown", default=False)
+
+Watcher = Callable[[str, int, int], object]
+"""Called with what is being done, how many items are finished, and of how many."""
+
+_watcher: ContextVar[Watcher | None] = ContextVar("who watches", default=None)
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Let somebody else know how far the work inside the block has come, too."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
 
 
 class Advance(Protocol):
@@ -34,18 +49,36 @@ def progress(what: str, total: int, unit: str = "images") -> Iterator[Advance]:
         total: Number of items.
         unit: What the items are.
     """
-    if not log.isEnabledFor(logging.INFO) or total == 0 or _shown.get():
+    if total == 0 or _shown.get():
         yield lambda _: None
         return
     token = _shown.set(True)
     try:
-        if sys.stderr.isatty():
+        if not log.isEnabledFor(logging.INFO):
+            yield _told(what, total, lambda _: None)
+        elif sys.stderr.isatty():
             with _bar(what, total, unit) as advance:
-                yield advance
+                yield _told(what, total, advance)
         else:
-            yield _lines(what, total, unit)
+            yield _told(what, total, _lines(what, total, unit))
     finally:
         _shown.reset(token)
+
+
+def _told(what: str, total: int, advance: Advance) -> Advance:
+    """The same, with whoever watches told as well."""
+    watcher = _watcher.get()
+    if watcher is None:
+        return advance
+    done = 0
+
+    def tell(count: int, /) -> None:
+        nonlocal done
+        done += count
+        watcher(what, done, total)
+        advance(count)
+
+    return tell
 
 
 @contextmanager

@@ -1,0 +1,176 @@
+"""Label: a page in the browser on which pictures are labelled."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import webbrowser
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.commands.extract import extract
+from pipeline.config import ExtractConfig, ExtractOptions
+from pipeline.data import open_dataset
+from pipeline.errors import ConfigError, DataError
+from pipeline.labelling.files import copy_to_folders, export_labels
+from pipeline.pages.pictures import Pictures
+from pipeline.store.records import TableRecord, load_dataset, newest_pooled, place_of, records_of_data
+from pipeline.store.shards import FeatureStore
+from pipeline.util import log
+from pipeline.util.memo import Memo
+from pipeline.util.progress import watched
+
+if TYPE_CHECKING:
+    from pipeline.labelling.server import Desk
+    from pipeline.labelling.session import Session
+
+HOST = "127.0.0.1"
+
+__all__ = ["HOST", "Labelled", "copy_to_folders", "export_labels", "label"]
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """What there is after a labelling.
+
+    Attributes:
+        labels: The journal.
+        n_labels: Pictures that have a label.
+        n_dropped: Pictures that are left out.
+        rating: Of the newest head, as `Rating`; None if it was never rated.
+    """
+
+    labels: Path
+    n_labels: int
+    n_dropped: int
+    rating: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        counts = {"n_labels": self.n_labels, "n_dropped": self.n_dropped}
+        return {"labels": str(self.labels), **counts, "rating": self.rating}
+
+
+def label(
+    config: ExtractConfig,
+    labels: Path,
+    cache: Path,
+    *,
+    classes: Sequence[str] = (),
+    host: str = HOST,
+    port: int = 0,
+    browser: bool = True,
+) -> Labelled:
+    """Serve a page on which the pictures of a dataset are labelled, until Ctrl-C.
+
+    Features that are missing are extracted first; without any option, those of the newest extract of the data are
+    taken.
+
+    Args:
+        config: What to extract from what.
+        labels: The journal to which answers are appended.
+        cache: The cache folder.
+        classes: Names of classes, beside those of the data.
+        host: Where the page is served.
+        port: The port; 0 for any that is free.
+        browser: Whether the page is opened.
+
+    Raises:
+        ConfigError: If Starlette and uvicorn are not installed, or the port is taken.
+        DataError: If the data, or the journal, can't be used.
+        StoreError: If the journal can't be written, or another process writes to it.
+    """
+    try:
+        from pipeline.labelling.journal import Journal
+        from pipeline.labelling.server import Desk, application
+    except ImportError as error:
+        raise ConfigError(f"tlpipe label needs {error.name}; install it: pip install 'tlpipe[label]'") from error
+    journal = Journal(labels, place_of(config.data))
+    desk = Desk()
+    hosts = [HOST, "localhost"] if host in (HOST, "localhost") else ["*"]
+    try:
+        with _serving(application(desk, hosts), host, port) as bound:
+            address = f"http://{host}:{bound}/?token={desk.token}"
+            log.warning("Open       %s", address)
+            if browser:
+                webbrowser.open(address)
+            with watched(lambda what, done, total: setattr(desk, "doing", (what, done, total))):
+                record = _extracted(config, cache)
+            desk.session = _session(record, journal, cache, classes, config.seed)
+            log.info("%s", journal)
+            log.info("Ctrl-C ends it; every answer is on disk already")
+            _wait()
+            return _labelled(desk, labels)
+    finally:
+        if desk.session is not None:
+            desk.session.close()
+        journal.close()
+
+
+def _wait() -> None:
+    """Until Ctrl-C."""
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        return
+
+
+@contextmanager
+def _serving(app: Any, host: str, port: int) -> Iterator[int]:
+    """Serve an application in a thread, and tell at which port."""
+    import uvicorn
+
+    try:
+        bound = socket.create_server((host, port))
+    except OSError as error:
+        raise ConfigError(
+            f"{host}:{port} can't be served: {error.strerror}; give another --port, or 0 for any that is free"
+        ) from error
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="serving", daemon=True)
+    thread.start()
+    try:
+        yield bound.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(timeout=5)
+        bound.close()
+
+
+def _extracted(config: ExtractConfig, cache: Path) -> TableRecord:
+    """The features of the pictures; those that are missing are computed."""
+    earlier = newest_pooled(records_of_data(cache, config.data))
+    if earlier is not None and earlier.spec.pooling != "none" and not config.options():
+        config = replace(earlier.config, columns=replace(earlier.config.columns, labels=None))
+    return extract(config, cache, ExtractOptions(), made_by="label").record
+
+
+def _session(record: TableRecord, journal: Any, cache: Path, classes: Sequence[str], seed: int) -> Session:
+    """All pictures that have features, each of identical ones once."""
+    from pipeline.labelling.session import Session
+
+    dataset, store, config = load_dataset(cache, record.dataset), FeatureStore(cache, record.spec), record.config
+    store.open()
+    opened = open_dataset(config.data, config.splits, columns=config.columns, memo=Memo(cache))
+    row_of = {key: row for row, key in reversed(list(enumerate(opened.dataset.keys.tolist())))}
+    first = np.zeros(len(dataset), np.bool_)
+    first[np.unique(dataset.keys, return_index=True)[1]] = True
+    there = np.array([key in row_of for key in dataset.keys.tolist()], np.bool_)
+    dataset = dataset.without(~(first & there & store.has(dataset.keys)))
+    if not len(dataset):
+        raise DataError(f"{config.data} has no picture that can be shown")
+    keys = dataset.keys
+    pictures = Pictures(opened.source.take([row_of[key] for key in keys.tolist()]), keys, config.pixel_limit)
+    return Session(dataset, store.read(keys).astype(np.float32), pictures, journal, classes, seed)
+
+
+def _labelled(desk: Desk, labels: Path) -> Labelled:
+    if desk.session is None:
+        return Labelled(labels, 0, 0, None)
+    state = desk.session.state()
+    return Labelled(labels, state["labelled"], state["dropped"], state["rating"])

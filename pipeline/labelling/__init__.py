@@ -1,0 +1,1 @@
+"""Labelling by hand: what is shown next, what was answered, and the page on which it happens."""

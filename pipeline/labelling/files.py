@@ -1,0 +1,112 @@
+"""Files that are made of labels: a manifest, and a folder for each class."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.config import COMMON, Columns
+from pipeline.data import FileSource, Opened, open_labelled, printable
+from pipeline.data.images import from_array
+from pipeline.errors import ConfigError
+from pipeline.store.records import plain_name
+from pipeline.util import disk, log
+from pipeline.util.addresses import is_remote
+from pipeline.util.files import published, writing
+from pipeline.util.memo import Memo
+from pipeline.util.text import counted
+
+
+def export_labels(data: str, labels: Path, target: Path, cache: Path, columns: Columns = COMMON) -> int:
+    """Write labels as a manifest, which extract takes as data or as labels; the number of its rows.
+
+    Args:
+        data: The data that was labelled.
+        labels: The journal.
+        target: The .csv file.
+        cache: The cache folder.
+        columns: As for extract.
+
+    Raises:
+        ConfigError: If the target is no .csv file.
+        DataError: If the data or the labels can't be read.
+        StoreError: If the file can't be written.
+    """
+    if target.suffix.lower() != ".csv":
+        raise ConfigError(f"--export is {target}; give a file that ends in .csv")
+    opened = _with_labels(data, labels, cache, columns)
+    dataset = opened.dataset
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["path", "key", "label", "split"])
+    for row, key in enumerate(dataset.keys.tolist()):
+        path = _path_from(opened, row, target.parent)
+        writer.writerow([path, key.decode(), dataset.label_name(row), dataset.splits[row]])
+    with published(target) as partial:
+        disk.write(partial, text.getvalue())
+    return len(dataset)
+
+
+def _path_from(opened: Opened, row: int, folder: Path) -> str:
+    """A picture's path from a folder; where it is no file, where it lies for people."""
+    if isinstance(opened.source, FileSource) and not is_remote(Path(opened.source.path(row))):
+        return os.path.relpath(opened.source.path(row), folder)
+    return opened.dataset.locations[row]
+
+
+def copy_to_folders(
+    data: str, labels: Path, folder: Path, cache: Path, columns: Columns = COMMON, *, link: bool = False
+) -> int:
+    """Copy labelled pictures into a folder for each class; the number of pictures.
+
+    Args:
+        data: The data that was labelled.
+        labels: The journal.
+        folder: Where the folders go; it must be empty, or not be there.
+        cache: The cache folder.
+        columns: As for extract.
+        link: Whether links are made in place of copies.
+
+    Raises:
+        ConfigError: If the folder isn't empty, or links can't be made of these pictures.
+        DataError: If the data or the labels can't be read.
+        StoreError: If the folder can't be written.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"--to-folders {folder} is not empty; name another folder")
+    opened = _with_labels(data, labels, cache, columns)
+    source, dataset = opened.source, opened.dataset
+    if link and not isinstance(source, FileSource):
+        raise ConfigError(
+            f"The pictures of {data} are no files of their own, so they can't be linked; leave out --link"
+        )
+    for row, key in enumerate(dataset.keys.tolist()):
+        # Pictures of one name in different folders must not replace each other.
+        name = Path(dataset.locations[row])
+        target = folder / plain_name(dataset.label_name(row)) / f"{plain_name(name.stem)}-{key[:8].decode()}"
+        with writing(target):
+            disk.make_folder(target.parent)
+            if isinstance(source, FileSource):
+                target = target.with_name(target.name + name.suffix)
+                path = Path(source.path(row)).absolute()
+                disk.change("write", target)
+                target.symlink_to(path) if link else shutil.copyfile(path, target)
+                continue
+            content = source.read(row)
+            if isinstance(content, bytes):
+                disk.write(target.with_name(target.name + (name.suffix or ".img")), content)
+            else:
+                from_array(content).save(disk.change("write", target.with_name(target.name + ".png")))
+    return len(dataset)
+
+
+def _with_labels(data: str, labels: Path, cache: Path, columns: Columns) -> Opened:
+    opened = open_labelled(data, columns=replace(columns, labels=str(labels)), memo=Memo(cache))
+    for note in opened.notes:
+        log.info("%s", note)
+    log.info("%s of %s have a label", counted(len(opened.dataset), "picture"), printable(data))
+    return opened

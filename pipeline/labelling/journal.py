@@ -1,0 +1,156 @@
+"""The journal of a labelling: every answer is a line, on disk before the next picture is shown."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.corrections import KEY, read_journal
+from pipeline.errors import DataError, StoreError
+from pipeline.store.records import now
+from pipeline.util import disk
+from pipeline.util.files import writing
+from pipeline.util.sealed import decoded, sealed
+from pipeline.util.text import counted
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a person said of a picture, or took back.
+
+    Attributes:
+        key: Image key.
+        path: Where the picture lies, for people.
+        label: The class, or "drop"; "" where nothing is said of it any more.
+        who: Name of the user.
+        when: Time, ISO 8601, UTC.
+        shown: Why and how the picture was shown.
+        undoes: Whether an earlier answer is taken back by this one.
+    """
+
+    key: str
+    path: str
+    label: str
+    who: str = ""
+    when: str = field(default_factory=now)
+    shown: dict[str, str | float | bool] = field(default_factory=dict)
+    undoes: bool = False
+
+
+class Journal:
+    """A file of answers that only grows; while it is open, no other process may write to it.
+
+    Args:
+        path: The file; it need not be there.
+        data: Place of the data that is labelled.
+
+    Attributes:
+        answers: All of them, the oldest first.
+        classes: Classes that were named on the page, in that order.
+
+    Raises:
+        DataError: If it can't be read, a line was changed, or it is of other data.
+        StoreError: If it can't be written, or another process has it open.
+    """
+
+    def __init__(self, path: Path, data: str) -> None:
+        self.path = path
+        self.answers: list[Answer] = []
+        self.classes: list[str] = []
+        with writing(path):
+            disk.make_folder(path.parent)
+            disk.change("append", path)
+            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            self._open(data)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, data: str) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StoreError(
+                f"{self.path} is being written by another tlpipe label; use its page, or name another file: --labels"
+            ) from error
+        for number, line in enumerate(read_journal(self.path), start=1):
+            self._replay(line, number, data)
+        whole = self.path.read_bytes().rfind(b"\n") + 1
+        with writing(self.path):
+            disk.change("append", self.path)
+            os.ftruncate(self._file, whole)  # a last line that was cut off would make the next one unreadable
+        if not whole:
+            self._append([{"data": data, "when": now()}])
+            disk.flush(self.path.parent)
+
+    def _replay(self, line: dict[str, Any], number: int, data: str) -> None:
+        if number == 1 and "data" in line:
+            if line["data"] != data:
+                raise DataError(
+                    f"{self.path} holds labels of {line['data']}, not of {data}; name another file: --labels"
+                )
+        elif isinstance(line.get("class"), str):
+            self.classes.append(line["class"])
+        else:
+            try:
+                answer = decoded(Answer, line)
+            except ValueError as error:
+                raise DataError(f"{self.path}, line {number} is not what tlpipe label writes: {error}") from error
+            if not KEY.fullmatch(answer.key):
+                raise DataError(f"{self.path}, line {number} names no image key: {answer.key[:100]!r}")
+            self.answers.append(answer)
+
+    def append(self, answers: Sequence[Answer]) -> None:
+        """Write answers, all of which are on disk when this returns.
+
+        Raises:
+            StoreError: If they are not; none of them counts then.
+        """
+        self._append([asdict(answer) for answer in answers])
+        self.answers += answers
+
+    def name_class(self, name: str) -> None:
+        """Write that there is a class.
+
+        Raises:
+            StoreError: If it can't be written.
+        """
+        self._append([{"class": name, "when": now()}])
+        self.classes.append(name)
+
+    def _append(self, lines: Sequence[dict[str, Any]]) -> None:
+        data = "".join(map(_line, lines)).encode()
+        size = os.fstat(self._file).st_size
+        with writing(self.path):
+            try:
+                disk.change("append", self.path)
+                if os.write(self._file, data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(self._file)
+            except OSError:
+                os.ftruncate(self._file, size)  # half a line would make the next one unreadable
+                raise
+
+    def latest(self) -> dict[str, Answer]:
+        """The answer that counts for each picture, by image key."""
+        return {answer.key: answer for answer in self.answers}
+
+    def __str__(self) -> str:
+        return f"{self.path}: {counted(len(self.answers), 'answer')}"
+
+    def close(self) -> None:
+        """Let others write to the file."""
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+
+
+def _line(value: dict[str, Any]) -> str:
+    return json.dumps(sealed(value), ensure_ascii=False) + "\n"

@@ -1,0 +1,172 @@
+"""The server behind the page: a few addresses on this machine, each of which asks for a token.
+
+Nothing that a request names is ever a path: pictures are known by their keys, and drawn anew as small pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from pipeline.errors import TlpipeError
+from pipeline.labelling.session import Session
+from pipeline.pages.write import label_page
+
+GRID_SIDE, SIDE = 160, 640  # pixels of pictures in a grid, and of one alone
+MOST_AT_ONCE = 100
+MOST_BODY = 200_000  # bytes of a request
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Desk:
+    """What the server answers from: a session, or how far its preparation has come.
+
+    Attributes:
+        token: What a request must name.
+        session: None until the features are there.
+        doing: What is being prepared, how much of it is done, and how much there is.
+    """
+
+    def __init__(self) -> None:
+        self.token = secrets.token_urlsafe(24)
+        self.session: Session | None = None
+        self.doing: tuple[str, int, int] = ("Opening the data", 0, 0)
+
+
+def application(desk: Desk, hosts: list[str]) -> Starlette:
+    """The web application of a labelling.
+
+    Args:
+        desk: What it answers from.
+        hosts: Names, without port, under which it may be asked.
+    """
+
+    async def page(_: Request) -> Response:
+        text, policy = label_page(desk.token)
+        return HTMLResponse(text, headers={"Content-Security-Policy": policy})
+
+    async def state(_: Request) -> Response:
+        if desk.session is None:
+            what, done, total = desk.doing
+            return JSONResponse({"ready": False, "doing": what, "done": done, "total": total})
+        return JSONResponse({"ready": True, **await run_in_threadpool(desk.session.state)})
+
+    async def show(request: Request) -> Response:
+        asked = await _object(request)
+        n = min(int(asked.get("n", 1)), MOST_AT_ONCE)
+        names = {name: str(asked.get(name, "")) for name in ("name", "key")}
+        skip = [str(one) for one in asked.get("skip", [])]
+        found = await run_in_threadpool(_session(desk).show, str(asked.get("tab")), n, skip=skip, **names)
+        return JSONResponse({"pictures": [asdict(one) for one in found]})
+
+    async def answer(request: Request) -> Response:
+        asked = await _object(request)
+        answers = [(str(key), str(label)) for key, label in asked["answers"]]
+        shown = {str(name): value for name, value in asked.get("shown", {}).items() if isinstance(value, (str, float))}
+        await run_in_threadpool(_session(desk).answer, answers[:MOST_AT_ONCE], shown)
+        return JSONResponse({"saved": len(answers[:MOST_AT_ONCE])})
+
+    async def undo(_: Request) -> Response:
+        return JSONResponse({"keys": await run_in_threadpool(_session(desk).undo)})
+
+    async def name_class(request: Request) -> Response:
+        asked = await _object(request)
+        await run_in_threadpool(_session(desk).name_class, str(asked.get("name", "")))
+        return JSONResponse({"saved": 1})
+
+    async def picture(request: Request) -> Response:
+        session, side = _session(desk), request.query_params.get("side", "")
+        row = session.row(request.path_params["key"])
+        drawn = {str(GRID_SIDE): session.pictures.webp, str(SIDE): session.pictures.whole}.get(side)
+        if row is None or drawn is None:
+            return PlainTextResponse("There is no such picture", 404)
+        data = await run_in_threadpool(drawn, row, int(side))
+        if data is None:
+            return PlainTextResponse("It can't be read any more", 404)
+        return Response(data, media_type="image/webp", headers={"Cache-Control": "private, max-age=86400, immutable"})
+
+    return Starlette(
+        routes=[
+            Route("/", page),
+            Route("/state", state),
+            Route("/show", show, methods=["POST"]),
+            Route("/answer", answer, methods=["POST"]),
+            Route("/undo", undo, methods=["POST"]),
+            Route("/class", name_class, methods=["POST"]),
+            Route("/picture/{key:str}", picture),
+        ],
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
+            Middleware(BaseHTTPMiddleware, dispatch=_guard(desk)),
+        ],
+        exception_handlers={TlpipeError: _in_words, ValueError: _bad_request, KeyError: _bad_request},
+    )
+
+
+def _session(desk: Desk) -> Session:
+    if desk.session is None:
+        raise ValueError("the features are not there yet")
+    return desk.session
+
+
+async def _object(request: Request) -> dict[str, Any]:
+    """The JSON object of a request.
+
+    Raises:
+        ValueError: If it is something else, or too long.
+    """
+    if request.headers.get("content-type") != "application/json":
+        raise ValueError("its content type is not application/json")
+    data = b""
+    async for part in request.stream():
+        data += part
+        if len(data) > MOST_BODY:
+            raise ValueError("it is too long")
+    found = None
+    with suppress(RecursionError):
+        found = json.loads(data)
+    if not isinstance(found, dict):
+        raise ValueError("it is no JSON object")
+    return found
+
+
+def _guard(desk: Desk) -> Callable[[Request, Handler], Awaitable[Response]]:
+    """Let in who knows the token and comes from the page itself, and tell browsers to guess nothing."""
+
+    async def guard(request: Request, call: Handler) -> Response:
+        token = request.headers.get("x-token") or request.query_params.get("token", "")
+        origin = request.headers.get("origin")
+        own = f"{request.url.scheme}://{request.headers.get('host', '')}"
+        if not secrets.compare_digest(token.encode(), desk.token.encode()) or origin not in (None, own):
+            response: Response = PlainTextResponse("Open the address that tlpipe label has printed.", 403)
+        else:
+            response = await call(request)
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+        response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+    return guard
+
+
+async def _in_words(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, 409)
+
+
+async def _bad_request(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": f"The request can't be understood: {error}"}, 400)

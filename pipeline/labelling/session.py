@@ -1,0 +1,471 @@
+"""A labelling session: what is known of each picture, what is shown next, and what was answered."""
+
+from __future__ import annotations
+
+import getpass
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data import UNLABELLED, Dataset
+from pipeline.data.corrections import DROP
+from pipeline.errors import ConfigError
+from pipeline.inspection.doubts import Neighbours, label_errors, outliers
+from pipeline.inspection.duplicates import same_pictures
+from pipeline.labelling.journal import Answer, Journal
+from pipeline.labelling.model import Fit, Rating, fit, rate, without_own_label
+from pipeline.labelling.queries import STRATEGIES, Pool
+from pipeline.pages.pictures import Pictures
+from pipeline.util import log
+from pipeline.util.text import percent
+
+START, THEN = "typiclust", "margin"  # strategies before and after there is a head
+START_LABELS = 20
+DRAWN = 5  # of so many pictures one is drawn at random, and rates the head
+QUEUE = 64  # pictures that are chosen ahead
+AT_ONCE = 5  # answers after which the head is fitted again
+MOST_CLASSES = 1000
+MOST_NAME = 200  # characters
+LAW_POINTS = 5  # ratings through which the law is laid
+POINT = 0.01
+MOST_COMPARED = 20_000  # pictures of which all pairs are compared, for duplicates and outliers
+
+Numbers = NDArray[np.int64]
+Found = list[tuple[int, str]]
+"""Rows, and why each is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture as the page shows it.
+
+    Attributes:
+        key: Image key.
+        path: Where it lies.
+        label: Its class so far, or "drop"; "" if it has none.
+        predicted: The class that the head sees; "" where it isn't told, so that it leads nobody.
+        probability: Of that class.
+        why: Why it is shown, in a few words.
+    """
+
+    key: str
+    path: str
+    label: str
+    predicted: str = ""
+    probability: float | None = None
+    why: str = ""
+
+
+@dataclass(slots=True)
+class _Undo:
+    """What an answer to several pictures at once has changed: keys, and what was said of them before."""
+
+    before: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Session:
+    """One labelling, which several windows may share; a thread of its own fits heads.
+
+    Args:
+        dataset: The pictures, with the labels that the data gives them.
+        features: Shape [n, d].
+        pictures: To look at.
+        journal: Where answers go.
+        classes: Names that the user gave.
+        seed: Of what is drawn at random.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        features: NDArray[np.float32],
+        pictures: Pictures,
+        journal: Journal,
+        classes: Sequence[str] = (),
+        seed: int = 0,
+    ) -> None:
+        from sklearn.preprocessing import normalize
+
+        self.dataset, self.features, self.pictures, self.journal = dataset, features, pictures, journal
+        self._unit: NDArray[np.float32] = normalize(features)
+        self._row_of = {key.decode(): row for row, key in enumerate(dataset.keys.tolist())}
+        self.classes = list(dict.fromkeys([*dataset.class_names, *classes, *journal.classes]))
+        for name in classes:
+            _check_name(name)
+        self._labels = dataset.labels.copy()
+        self._dropped = np.zeros(len(dataset), np.bool_)
+        # By its key alone, so that it is the same in every session.
+        self._drawn = np.array([int(key[-8:], 16) % DRAWN == 0 for key in dataset.keys.tolist()], np.bool_)
+        self._random = np.random.default_rng(seed)
+        self._who = getpass.getuser()
+        self._lock = threading.RLock()
+        self._undo: list[_Undo] = []
+        self._fit: Fit | None = None
+        self.history: list[Rating] = []
+        self._queue: list[int] = []
+        self._fitted_at = -1
+        self._worker = ThreadPoolExecutor(1, "fitting")
+        self._busy: Future[None] | None = None
+        self._found: dict[str, tuple[Fit | None, Found]] = {}
+        for answer in journal.latest().values():
+            if answer.label not in ("", DROP) and answer.label not in self.classes:
+                self.classes.append(answer.label)
+            if answer.key in self._row_of:
+                self._set(answer.key, answer.label)
+        self._refit()
+
+    # Answers
+
+    def name_class(self, name: str) -> None:
+        """Add a class.
+
+        Raises:
+            ConfigError: If its name can't be one, or there are too many.
+            StoreError: If it can't be written.
+        """
+        name = _check_name(name.strip())
+        with self._lock:
+            if name in self.classes:
+                return
+            if len(self.classes) >= MOST_CLASSES:
+                raise ConfigError(f"There are {MOST_CLASSES:,} classes already")
+            self.journal.name_class(name)
+            self.classes.append(name)
+
+    def answer(self, answers: Sequence[tuple[str, str]], shown: dict[str, str | float | bool]) -> None:
+        """Say which class pictures are of; all of it is on disk when this returns.
+
+        Args:
+            answers: Image key and class of each, or "drop", or "" for none.
+            shown: How they were shown.
+
+        Raises:
+            ConfigError: If there is no such picture or class.
+            StoreError: If it can't be written; nothing of it counts then.
+        """
+        with self._lock:
+            for key, label in answers:
+                self._check(key, label)
+            done = _Undo([(key, self._label(self._row_of[key])) for key, _ in answers])
+            self.journal.append([self._entry(key, label, shown) for key, label in answers])
+            for key, label in answers:
+                self._set(key, label)
+            self._undo.append(done)
+        self._refit_if_due()
+
+    def undo(self) -> list[str]:
+        """Take the last answer back, and tell of which pictures; none if there is nothing to take back.
+
+        Raises:
+            StoreError: If it can't be written.
+        """
+        with self._lock:
+            if not self._undo:
+                return []
+            before = self._undo[-1].before
+            entries = [replace(self._entry(key, label, {}), undoes=True) for key, label in before]
+            self.journal.append(entries)
+            self._undo.pop()
+            for key, label in before:
+                self._set(key, label)
+        self._refit_if_due()
+        return [key for key, _ in before]
+
+    def _entry(self, key: str, label: str, shown: dict[str, str | float | bool]) -> Answer:
+        row = self._row_of[key]
+        facts: dict[str, str | float | bool] = {**shown, "drawn": bool(self._drawn[row])}
+        return Answer(key, self.dataset.locations[row], label, who=self._who, shown=facts)
+
+    def _check(self, key: str, label: str) -> None:
+        if key not in self._row_of:
+            raise ConfigError(f"There is no picture {key[:40]!r}")
+        if label not in ("", DROP) and label not in self.classes:
+            raise ConfigError(f"There is no class {label[:MOST_NAME]!r}; name it first")
+
+    def _label(self, row: int) -> str:
+        if self._dropped[row]:
+            return DROP
+        number = int(self._labels[row])
+        return "" if number == UNLABELLED else self.classes[number]
+
+    def _set(self, key: str, label: str) -> None:
+        row = self._row_of[key]
+        self._dropped[row] = label == DROP
+        if label == DROP:
+            self._labels[row] = UNLABELLED
+        else:
+            self._labels[row] = self.classes.index(label) if label else UNLABELLED
+
+    # The head
+
+    def _refit_if_due(self) -> None:
+        n = int((self._labels != UNLABELLED).sum())
+        if self._fit is None or abs(n - self._fitted_at) >= AT_ONCE or n % AT_ONCE == 0:
+            self._refit()
+
+    def _refit(self) -> None:
+        """Fit the head again in the background, unless that is waiting already."""
+        with self._lock:
+            if self._busy is not None and not self._busy.done() and not self._busy.running():
+                return
+            self._busy = self._worker.submit(self._fit_now)
+
+    def _fit_now(self) -> None:
+        try:
+            with self._lock:
+                labels, dropped = self._labels.copy(), self._dropped.copy()
+            self._fitted_at = int((labels != UNLABELLED).sum())
+            fitted = fit(self.features, labels, self.dataset.keys)
+            self._queue = self._choose(labels, dropped, fitted)
+            self._fit = fitted
+            if fitted is not None:
+                rating = rate(self.features, labels, self.dataset.keys, self._drawn, fitted)
+                self._fit = replace(fitted, rating=rating)
+                if rating is not None and (not self.history or self.history[-1].n_labels != rating.n_labels):
+                    self.history.append(rating)
+        except Exception:
+            log.exception("The head can't be fitted")
+
+    def _choose(self, labels: NDArray[np.int64], dropped: NDArray[np.bool_], fitted: Fit | None) -> list[int]:
+        """The next pictures to be labelled: one of five drawn at random, the others by a strategy."""
+        labelled = labels != UNLABELLED
+        free = ~labelled & ~dropped
+        start = fitted is None or int(labelled.sum()) < START_LABELS
+        probabilities = None if fitted is None else fitted.probabilities
+        pool = Pool(self._unit, labelled, free & ~self._drawn, probabilities, self._random)
+        chosen = STRATEGIES[START if start else THEN](pool, QUEUE).tolist()
+        drawn = self._random.permutation(np.flatnonzero(free & self._drawn)).tolist()
+        queue: list[int] = []
+        while chosen or drawn:
+            turn = drawn if len(queue) % DRAWN == DRAWN - 1 else chosen
+            queue.append((turn or drawn or chosen).pop(0))
+            if len(queue) >= QUEUE:
+                break
+        return queue
+
+    def settle(self) -> None:
+        """Wait until the head is fitted on all answers."""
+        while self._busy is not None and not self._busy.done():
+            self._busy.result()
+
+    def close(self) -> None:
+        """End the thread, and close the journal."""
+        self._worker.shutdown(wait=True, cancel_futures=True)
+        self.journal.close()
+
+    # What is shown
+
+    def state(self) -> dict[str, Any]:
+        """What the page tells of the labelling as a whole."""
+        with self._lock:
+            numbers = Counter(self._labels.tolist())
+            fitted = self._fit
+            rating = fitted.rating if fitted else None
+            return {
+                "name": self.dataset.name,
+                "n": len(self.dataset),
+                "labelled": len(self.dataset) - numbers[UNLABELLED],
+                "dropped": int(self._dropped.sum()),
+                "answers": len(self.journal.answers),
+                "classes": [{"name": name, "n": numbers[number]} for number, name in enumerate(self.classes)],
+                "rating": rating and asdict(rating),
+                "history": [asdict(one) for one in self.history],
+                "gain": _gain(self.history),
+                "fitting": self._busy is not None and not self._busy.done(),
+                "can_undo": bool(self._undo),
+            }
+
+    def show(self, tab: str, n: int, *, name: str = "", key: str = "", skip: Collection[str] = ()) -> list[Shown]:
+        """The next pictures of a tab.
+
+        Args:
+            tab: "label", "confirm", "wrong", "errors", "duplicates", "outliers", "class" or "like".
+            n: How many at most.
+            name: A class, for "confirm" and "class".
+            key: A picture, for "like".
+            skip: Keys of pictures that the page holds already.
+
+        Raises:
+            ConfigError: If there is no such tab, class or picture.
+        """
+        tabs: dict[str, Callable[[], Found]] = {
+            "label": self._to_label,
+            "confirm": lambda: self._to_confirm(self._number(name)),
+            "class": lambda: self._of_class(self._number(name)),
+            "like": lambda: self._like(key),
+            "wrong": lambda: self._by_labels("wrong", self._find_wrong),
+            "errors": lambda: self._by_labels("errors", self._find_errors),
+            "duplicates": lambda: self._by_features("duplicates", self._find_duplicates),
+            "outliers": lambda: self._by_features("outliers", self._find_outliers),
+        }
+        if tab not in tabs:
+            raise ConfigError(f"There is no tab {tab[:40]!r}")
+        passed = {self._row_of[one] for one in skip if one in self._row_of}
+        found = tabs[tab]()
+        open_alone = tab in ("label", "confirm")
+        with self._lock:
+            left = [(row, why) for row, why in found if row not in passed and not (open_alone and self._label(row))]
+            return [self._shown(row, why) for row, why in left[:n]]
+
+    def _by_labels(
+        self,
+        tab: str,
+        find: Callable[[Numbers, NDArray[np.floating], Numbers], Found],
+    ) -> Found:
+        """What a head says of labels that it was fitted without, found once for each fit."""
+        fitted, (fit_then, found) = self._fit, self._found.get(tab, (None, []))
+        if fitted is None or fitted is fit_then:
+            return found
+        with self._lock:
+            labels = np.where(np.isin(self._labels, fitted.classes), self._labels, UNLABELLED)
+        without = without_own_label(self.features, labels, self.dataset.keys, fitted.classes)
+        self._found[tab] = (fitted, find(labels, without, fitted.classes))
+        return self._found[tab][1]
+
+    def _by_features(self, tab: str, find: Callable[[], Found]) -> Found:
+        """What features alone say, found once.
+
+        Raises:
+            ConfigError: If there are too many pictures.
+        """
+        if len(self.dataset) > MOST_COMPARED:
+            raise ConfigError(
+                f"All pairs of {len(self.dataset):,} pictures would have to be compared; tlpipe inspect does that"
+            )
+        if tab not in self._found:
+            self._found[tab] = (None, find())
+        return self._found[tab][1]
+
+    def row(self, key: str) -> int | None:
+        """The row of a picture that is known."""
+        return self._row_of.get(key)
+
+    def _shown(self, row: int, why: str) -> Shown:
+        label = self._label(row)
+        key, path = self.dataset.keys[row].decode(), self.dataset.locations[row]
+        fitted = self._fit
+        if fitted is None or (self._drawn[row] and not label):  # a suggestion would lead to the answer that rates it
+            return Shown(key, path, label, why=why)
+        shares = fitted.probabilities[row]
+        best = int(shares.argmax())
+        return Shown(key, path, label, self.classes[fitted.classes[best]], float(shares[best]), why)
+
+    def _number(self, name: str) -> int:
+        if name not in self.classes:
+            raise ConfigError(f"There is no class {name[:MOST_NAME]!r}; name it first")
+        return self.classes.index(name)
+
+    def _to_label(self) -> Found:
+        """Those that teach most, and some drawn at random."""
+        queue = [row for row in self._queue if self._labels[row] == UNLABELLED and not self._dropped[row]]
+        if not queue:
+            queue = np.flatnonzero((self._labels == UNLABELLED) & ~self._dropped)[:QUEUE].tolist()
+        return [(row, "drawn at random" if self._drawn[row] else "") for row in queue]
+
+    def _to_confirm(self, number: int) -> Found:
+        """Pictures without a label that the head is surest are of a class; those that rate it are left out."""
+        fitted = self._fit
+        if fitted is None or number not in fitted.classes:
+            return []
+        column, shares = int(np.searchsorted(fitted.classes, number)), fitted.probabilities
+        free = (self._labels == UNLABELLED) & ~self._dropped & ~self._drawn
+        rows = np.flatnonzero(free & (shares.argmax(axis=1) == column))
+        return [(row, "") for row in rows[np.argsort(-shares[rows, column], kind="stable")].tolist()]
+
+    def _of_class(self, number: int) -> Found:
+        """All of a class, those first that are least like the others."""
+        rows = np.flatnonzero(self._labels == number)
+        if not len(rows):
+            return []
+        likeness = self._unit[rows] @ self._unit[rows].mean(axis=0)
+        return [(row, "") for row in rows[np.argsort(likeness, kind="stable")].tolist()]
+
+    def _like(self, key: str) -> Found:
+        row = self._row_of.get(key)
+        if row is None:
+            raise ConfigError(f"There is no picture {key[:40]!r}")
+        cosines = self._unit @ self._unit[row]
+        nearest = np.argsort(-cosines, kind="stable")[:QUEUE].tolist()
+        return [(one, f"likeness {cosines[one]:.3f}") for one in nearest]
+
+    def _find_wrong(
+        self, labels: NDArray[np.int64], without: NDArray[np.floating], classes: NDArray[np.int64]
+    ) -> Found:
+        """Labels that heads contradict which were fitted without them, the surest first."""
+        rows = np.flatnonzero(np.isfinite(without).all(axis=1))
+        best = without[rows].argmax(axis=1)
+        wrong = classes[best] != labels[rows]
+        shares = without[rows[wrong], best[wrong]]
+        order = np.argsort(-shares, kind="stable")
+        pairs = zip(rows[wrong][order].tolist(), best[wrong][order].tolist(), shares[order].tolist(), strict=True)
+        return [(row, f"looks like {self.classes[classes[number]]} ({percent(share)})") for row, number, share in pairs]
+
+    def _find_errors(
+        self, labels: NDArray[np.int64], without: NDArray[np.floating], classes: NDArray[np.int64]
+    ) -> Found:
+        """Labels that are likely wrong, by confident learning."""
+        rows = np.flatnonzero(np.isfinite(without).all(axis=1))
+        if not len(rows):
+            return []
+        numbers = np.searchsorted(classes, labels[rows])
+        found = []
+        for place in label_errors(numbers, without[rows]):
+            best = int(without[rows[place]].argmax())
+            share = percent(float(without[rows[place], best]))
+            found.append((int(rows[place]), f"looks like {self.classes[classes[best]]} ({share})"))
+        return found
+
+    def _find_duplicates(self) -> Found:
+        """Pictures that show the same, pairs across splits first."""
+        groups = same_pictures(self._neighbours(), self.pictures)
+        groups.sort(key=lambda group: not group.leaks(self.dataset))
+        return [
+            (row, f"pair {number}, {self.dataset.splits[row]}")
+            for number, group in enumerate(groups, start=1)
+            for row in group.rows
+        ]
+
+    def _find_outliers(self) -> Found:
+        return [(row, f"distance {distance:.2f}") for row, distance in outliers(self._neighbours())]
+
+    def _neighbours(self) -> Neighbours:
+        return Neighbours.of(self.features, self.dataset.keys, np.arange(len(self.dataset)))
+
+
+def _check_name(name: str) -> str:
+    """The name of a class, if it can be one.
+
+    Raises:
+        ConfigError: If not.
+    """
+    if not name or name == DROP or len(name) > MOST_NAME or not name.isprintable():
+        raise ConfigError(
+            f"{name[:MOST_NAME]!r} can't be the name of a class; give 1 to {MOST_NAME} printable characters, and not "
+            f"{DROP!r}, which leaves a picture out"
+        )
+    return name
+
+
+def _gain(history: Sequence[Rating]) -> dict[str, float] | None:
+    """How many more labels would gain a point, by a power law of the error through the last ratings.
+
+    None where no law can be fitted.
+
+    Source: Hestness et al. 2017, arXiv:1712.00409, section 3.
+    """
+    points = [(one.n_labels, 1 - one.accuracy) for one in history[-LAW_POINTS:] if one.accuracy < 1]
+    if len(points) < LAW_POINTS:
+        return None
+    labels, errors = np.array(points).T
+    slope, height = np.polyfit(np.log(labels), np.log(errors), 1)
+    now = float(np.exp(height + slope * np.log(labels[-1])))
+    if slope >= 0 or now <= POINT:
+        return None
+    wanted = float(np.exp((np.log(now - POINT) - height) / slope))
+    return {"labels": max(1, round(wanted - labels[-1])), "error": now}

@@ -1,0 +1,284 @@
+"use strict";
+const token = document.querySelector('meta[name="token"]').content;
+const at = (id) => document.getElementById(id);
+const TABS = [
+  ["label", "To label", "Pictures that teach the head most. Some are drawn at random: they rate it, and no guess is shown with them."],
+  ["confirm", "Confirm", "Pictures that look like the class that is chosen. Deselect the wrong ones, then press Enter."],
+  ["wrong", "Confidently wrong", "Labels that a head contradicts which was fitted without them."],
+  ["errors", "Label errors", "Labels that are likely wrong, by confident learning."],
+  ["duplicates", "Duplicates", "Different files of one picture; pairs across splits come first."],
+  ["outliers", "Outliers", "Pictures that are like no others."],
+  ["class", "One class", "All of the class that is chosen, the least alike first."],
+  ["like", "Alike", "Pictures that are like the one that was chosen with L."],
+];
+const GRID = 20, AHEAD = 8;
+const desk = { tab: "label", name: "", like: "", pictures: [], focus: 0, selected: new Set(), classes: [], busy: false, loading: false, serial: 0 };
+
+async function ask(path, body) {
+  const headers = { "X-Token": token };
+  const options = body === undefined ? { headers } : { method: "POST", headers: { ...headers, "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  const response = await fetch(path, options);
+  const value = await response.json().catch(() => ({ error: `The server answers ${response.status}` }));
+  if (!response.ok) throw new Error(value.error);
+  return value;
+}
+function element(tag, text = "", attributes = {}) {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+const address = (picture, side) => `picture/${picture.key}?side=${side}&token=${encodeURIComponent(token)}`;
+const say = (text) => { at("said").textContent = text; };
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const isGrid = () => desk.tab === "confirm";
+
+// What is shown
+
+async function load(fresh) {
+  const serial = fresh ? ++desk.serial : desk.serial;
+  if (fresh) Object.assign(desk, { pictures: [], focus: 0, selected: new Set() });
+  desk.loading = true;
+  const asked = { tab: desk.tab, n: GRID, name: desk.name, key: desk.like, skip: desk.pictures.map((one) => one.key) };
+  try {
+    const { pictures } = await ask("show", asked);
+    if (serial !== desk.serial) return;
+    const known = new Set(desk.pictures.map((one) => one.key));
+    desk.pictures.push(...pictures.filter((one) => !known.has(one.key)));
+    if (fresh && isGrid()) desk.selected = new Set(desk.pictures.map((one) => one.key));
+    for (const one of desk.pictures.slice(0, AHEAD)) {
+      new Image().src = address(one, 640);
+    }
+    trouble("");
+  } catch (error) { trouble(error.message); } finally { desk.loading = false; }
+  draw();
+}
+function draw() {
+  const shown = desk.pictures.slice(0, GRID);
+  desk.focus = Math.max(0, Math.min(desk.focus, shown.length - 1));
+  at("grid").replaceChildren(...shown.map(option));
+  drawLarge();
+  at("empty").hidden = shown.length > 0;
+  at("empty").textContent = desk.tab === "label" ? "All pictures have a label." : "There is nothing here.";
+  if (document.activeElement === document.body || at("grid").contains(document.activeElement)) focusOn(desk.focus);
+}
+function option(picture, number) {
+  const chosen = desk.selected.has(picture.key);
+  const made = element("div", "", { role: "option", "aria-selected": chosen, tabindex: number === desk.focus ? 0 : -1, "data-key": picture.key });
+  if (isGrid() && !chosen) made.classList.add("out");
+  const text = [picture.label, picture.predicted && picture.predicted !== picture.label ? `looks like ${picture.predicted}` : "", picture.why].filter(Boolean).join("; ");
+  made.setAttribute("aria-label", `${picture.path}${text ? `: ${text}` : ""}`);
+  made.append(element("img", "", { src: address(picture, 160), alt: "", width: 160, height: 160 }), element("span", picture.label || picture.predicted || ""));
+  if (picture.why) made.append(document.createElement("br"), element("small", picture.why));
+  made.addEventListener("click", () => {
+    desk.focus = number;
+    if (isGrid()) toggle(picture.key);
+    draw();
+    focusOn(number);
+  });
+  return made;
+}
+function drawLarge() {
+  const picture = isGrid() ? undefined : desk.pictures[desk.focus];
+  if (!picture) return at("large").replaceChildren();
+  const facts = element("div");
+  facts.append(element("p", picture.label ? `Labelled ${picture.label}` : "No label yet"));
+  if (picture.predicted) facts.append(element("p", `Looks like ${picture.predicted} (${percent(picture.probability)}); Enter takes that.`));
+  if (picture.why) facts.append(element("p", picture.why, { class: "note" }));
+  facts.append(element("p", picture.path, { class: "note" }));
+  at("large").replaceChildren(element("img", "", { src: address(picture, 640), alt: picture.path }), facts);
+}
+function focusOn(number) {
+  desk.focus = number;
+  const options = [...at("grid").children];
+  options.forEach((one, place) => { one.tabIndex = place === number ? 0 : -1; });
+  options[number]?.focus({ preventScroll: !isGrid() });
+  drawLarge();
+}
+function toggle(key) {
+  if (!desk.selected.delete(key)) desk.selected.add(key);
+}
+function drawTabs() {
+  at("tabs").replaceChildren(...TABS.map(([tab, title]) => {
+    const button = element("button", title, { type: "button", role: "tab", "aria-selected": tab === desk.tab, "aria-pressed": tab === desk.tab });
+    button.addEventListener("click", () => open(tab));
+    return button;
+  }));
+  const name = desk.name && ["confirm", "class"].includes(desk.tab) ? ` Class: ${desk.name}.` : "";
+  at("hint").textContent = TABS.find(([tab]) => tab === desk.tab)[2] + name;
+}
+function open(tab) {
+  desk.tab = tab;
+  if (["confirm", "class"].includes(tab) && !desk.name) desk.name = desk.classes[0]?.name ?? "";
+  drawTabs();
+  if (["confirm", "class"].includes(tab) && !desk.name) { desk.pictures = []; return draw(); }
+  return load(true);
+}
+
+// Answers
+
+async function answer(keys, label) {
+  if (desk.busy || !keys.length) return;
+  desk.busy = true;
+  try {
+    await ask("answer", { answers: keys.map((key) => [key, label]), shown: { tab: desk.tab } });
+    const done = new Set(keys);
+    if (["label", "confirm"].includes(desk.tab)) desk.pictures = desk.pictures.filter((one) => !done.has(one.key));
+    else {
+      for (const one of desk.pictures) if (done.has(one.key)) one.label = label;
+      desk.focus += 1;
+    }
+    desk.selected.clear();
+    trouble("");
+    say(`${keys.length === 1 ? "Picture" : `${keys.length} pictures`}: ${label}`);
+    draw();
+    focusOn(desk.focus);
+  } catch (error) { return trouble(error.message); } finally { desk.busy = false; }
+  if (isGrid()) load(true);
+  else if (desk.pictures.length < GRID / 2 && !desk.loading) load(false);
+  refresh();
+}
+function give(label) {
+  const picture = desk.pictures[desk.focus];
+  const keys = desk.selected.size ? [...desk.selected] : picture ? [picture.key] : [];
+  return answer(keys, label);
+}
+function accept() {
+  if (isGrid()) return answer([...desk.selected], desk.name);
+  const picture = desk.pictures[desk.focus];
+  if (picture?.predicted) return answer([picture.key], picture.predicted);
+}
+async function undo() {
+  try {
+    const { keys } = await ask("undo", {});
+    say(keys.length ? "The last answer is taken back" : "There is nothing to take back");
+    await load(true);
+  } catch (error) { trouble(error.message); }
+  refresh();
+}
+async function take(text) {
+  const wanted = text.trim();
+  if (!wanted) return;
+  const low = wanted.toLowerCase();
+  const known = desk.classes.find((one) => one.name.toLowerCase() === low) ?? desk.classes.find((one) => one.name.toLowerCase().startsWith(low));
+  if (known) return choose(known.name);
+  try {
+    await ask("class", { name: wanted });
+    trouble("");
+    await refresh();
+    say(`Class ${wanted} added`);
+  } catch (error) { trouble(error.message); }
+}
+function choose(name) {
+  if (["confirm", "class"].includes(desk.tab) && !desk.selected.size) { desk.name = name; return open(desk.tab); }
+  if (isGrid()) { desk.name = name; return open("confirm"); }
+  return give(name);
+}
+
+// The whole
+
+function trouble(text) { at("trouble").textContent = text; }
+async function refresh() {
+  let state;
+  try { state = await ask("state"); } catch (error) { return trouble(`tlpipe label has ended, or can't be reached: ${error.message}`); }
+  at("preparing").hidden = state.ready;
+  at("desk").hidden = !state.ready;
+  if (!state.ready) {
+    at("doing").textContent = state.total ? `${state.doing}: ${state.done.toLocaleString()} of ${state.total.toLocaleString()}` : state.doing;
+    at("done").max = state.total || 1;
+    if (state.total) at("done").value = state.done; else at("done").removeAttribute("value");
+    return state;
+  }
+  at("name").textContent = state.name;
+  const dropped = state.dropped ? `, ${state.dropped.toLocaleString()} left out` : "";
+  at("count").textContent = `${state.labelled.toLocaleString()} of ${state.n.toLocaleString()} labelled${dropped}`;
+  drawAccuracy(state);
+  if (JSON.stringify(desk.classes) !== JSON.stringify(state.classes)) {
+    desk.classes = state.classes;
+    drawClasses();
+  }
+  return state;
+}
+function drawAccuracy({ rating, history, gain }) {
+  if (!rating) { at("accuracy").textContent = "Its accuracy is told once a few pictures that were drawn at random have labels."; return; }
+  const text = `${percent(rating.accuracy)} right (${(100 * rating.low).toFixed(0)} to ${(100 * rating.high).toFixed(0)} %) on ${rating.n.toLocaleString()} pictures drawn at random`;
+  const more = gain ? `; about ${gain.labels.toLocaleString()} more labels would gain a point` : "";
+  at("accuracy").replaceChildren(element("span", text + more + " "));
+  if (history.length > 1) at("accuracy").append(growth(history));
+}
+function growth(history) {
+  const make = (tag, attributes) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    return made;
+  };
+  const first = history[0].n_labels, span = Math.max(1, history.at(-1).n_labels - first);
+  const x = (one) => (100 * (one.n_labels - first)) / span, y = (share) => 40 - 40 * share;
+  const svg = make("svg", { class: "growth", viewBox: "0 0 100 40", preserveAspectRatio: "none", role: "img", "aria-label": `Accuracy from ${percent(history[0].accuracy)} at ${first} labels to ${percent(history.at(-1).accuracy)} at ${history.at(-1).n_labels}` });
+  const around = [...history.map((one) => `${x(one)},${y(one.high)}`), ...[...history].reverse().map((one) => `${x(one)},${y(one.low)}`)];
+  svg.append(make("polygon", { points: around.join(" ") }), make("path", { d: history.map((one, place) => `${place ? "L" : "M"}${x(one)},${y(one.accuracy)}`).join(""), "vector-effect": "non-scaling-stroke" }));
+  return svg;
+}
+function drawClasses() {
+  const buttons = desk.classes.map(({ name, n }, number) => {
+    const button = element("button", "", { type: "button" });
+    if (number < 9) button.append(element("kbd", String(number + 1)));
+    button.append(element("span", name), element("small", n.toLocaleString()));
+    button.addEventListener("click", () => choose(name));
+    return button;
+  });
+  const out = element("button", "", { type: "button" });
+  out.append(element("kbd", "0"), element("span", "leave out"));
+  out.addEventListener("click", () => give("drop"));
+  at("classes").replaceChildren(...buttons, ...(desk.classes.length ? [out] : [element("p", "Name the classes below, one after the other.", { class: "note" })]));
+}
+function columns() {
+  const options = [...at("grid").children];
+  const next = options.findIndex((one) => one.offsetTop > options[0].offsetTop);
+  return next < 0 ? options.length : next;
+}
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || at("desk").hidden) return;
+  if (event.target === at("find")) {
+    if (event.key === "Escape") { at("find").value = ""; focusOn(desk.focus); }
+    return;
+  }
+  const onButton = event.target.tagName === "BUTTON" || event.target.tagName === "SUMMARY";
+  const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns(), ArrowDown: columns() };
+  const n = at("grid").children.length;
+  let done = true;
+  if (event.key in moves && n) focusOn(Math.max(0, Math.min(n - 1, desk.focus + moves[event.key])));
+  else if (event.key === " " && !onButton) { if (desk.pictures[desk.focus]) { toggle(desk.pictures[desk.focus].key); draw(); focusOn(desk.focus); } }
+  else if (event.key === "Enter" && !onButton) accept();
+  else if (/^[1-9]$/.test(event.key) && desk.classes[event.key - 1]) give(desk.classes[event.key - 1].name);
+  else if (event.key === "0") give("drop");
+  else if (event.key.toLowerCase() === "u") undo();
+  else if (event.key.toLowerCase() === "l" && desk.pictures[desk.focus]) { desk.like = desk.pictures[desk.focus].key; open("like"); }
+  else if (event.key === "/") at("find").focus();
+  else done = false;
+  if (done) event.preventDefault();
+});
+at("find-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = at("find").value;
+  at("find").value = "";
+  take(text).then(() => { if (at("grid").children.length) focusOn(desk.focus); });
+});
+at("find").addEventListener("input", () => {
+  const low = at("find").value.trim().toLowerCase();
+  const near = low ? desk.classes.filter((one) => one.name.toLowerCase().startsWith(low)).map((one) => one.name) : [];
+  at("found").textContent = low ? (near.length ? near.slice(0, 5).join(", ") : "a new class") : "";
+});
+async function start() {
+  for (;;) {
+    const state = await refresh();
+    if (state?.ready) {
+      await open(state.labelled === state.n ? "errors" : "label");
+      if (state.classes.length) focusOn(0); else at("find").focus();
+      break;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 300));
+  }
+  setInterval(refresh, 2000);
+}
+start();
