@@ -233,7 +233,7 @@ class Session:
             log.exception("The head can't be fitted")
 
     def _choose(self, labels: NDArray[np.int64], dropped: NDArray[np.bool_], fitted: Fit | None) -> list[int]:
-        """The next pictures to be labelled: one of five drawn at random, the others by a strategy."""
+        """The next pictures to be labelled: drawn at random until these are a fifth of all labels, or by a strategy."""
         labelled = labels != UNLABELLED
         free = ~labelled & ~dropped
         start = fitted is None or int(labelled.sum()) < START_LABELS
@@ -242,11 +242,14 @@ class Session:
         chosen = STRATEGIES[START if start else THEN](pool, QUEUE).tolist()
         drawn = self._random.permutation(np.flatnonzero(free & self._drawn)).tolist()
         queue: list[int] = []
-        while chosen or drawn:
-            turn = drawn if len(queue) % DRAWN == DRAWN - 1 else chosen
-            queue.append((turn or drawn or chosen).pop(0))
-            if len(queue) >= QUEUE:
-                break
+        n, n_drawn, last = int(labelled.sum()), int((labelled & self._drawn).sum()), False
+        while (chosen or drawn) and len(queue) < QUEUE:
+            # After many were confirmed at once, those that rate the head come every second time, not all in a row.
+            wanted = n_drawn < (n + 1) // DRAWN and not last
+            turn = drawn if drawn and (wanted or not chosen) else chosen
+            queue.append(turn.pop(0))
+            last = turn is drawn
+            n, n_drawn = n + 1, n_drawn + last
         return queue
 
     def settle(self) -> None:

@@ -1,0 +1,557 @@
+"""Labelling: the journal, what is shown, the head that rates itself by what was drawn at random, and the server."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data import UNLABELLED, ArraySource, Dataset, array_key
+from pipeline.data.corrections import read_corrections
+from pipeline.errors import ConfigError, DataError, StoreError
+from pipeline.labelling import queries
+from pipeline.labelling.files import copy_to_folders, export_labels
+from pipeline.labelling.journal import Answer, Journal
+from pipeline.labelling.model import fit, rate, without_own_label
+from pipeline.labelling.queries import STRATEGIES, Pool
+from pipeline.labelling.server import Desk, application
+from pipeline.labelling.session import DRAWN, Session
+from pipeline.pages.pictures import Pictures
+from pipeline.util import disk
+
+KEY = "0123456789abcdef0123456789abcdef"
+NAMES = ("left", "right", "top")
+
+
+def answered(key: str = KEY, label: str = "left") -> Answer:
+    return Answer(key, f"{key[:4]}.png", label)
+
+
+class TestJournal:
+    def test_it_goes_on_from_what_it_holds(self, tmp_path: Path) -> None:
+        journal = Journal(tmp_path / "labels.jsonl", "/data")
+        journal.name_class("left")
+        journal.append([answered(label="left"), answered("f" * 32, "left")])
+        journal.append([answered(label="")])
+        journal.close()
+        again = Journal(tmp_path / "labels.jsonl", "/data")
+        assert again.classes == ["left"]
+        assert {key: one.label for key, one in again.latest().items()} == {KEY: "", "f" * 32: "left"}
+        again.close()
+        assert [(one.name, one.label) for one in read_corrections(str(tmp_path / "labels.jsonl"))] == [
+            ("f" * 32, "left")
+        ]
+
+    def test_what_was_cut_off_is_taken_away_and_nothing_else(self, tmp_path: Path) -> None:
+        path = tmp_path / "labels.jsonl"
+        journal = Journal(path, "/data")
+        journal.append([answered()])
+        journal.close()
+        whole = path.read_bytes()
+        for end in range(1, 40, 7):
+            path.write_bytes(whole + whole[-100 : -100 + end])
+            again = Journal(path, "/data")
+            assert len(again.answers) == 1
+            again.close()
+            assert path.read_bytes() == whole
+
+    def test_labels_of_other_data_are_not_mixed_with_these(self, tmp_path: Path) -> None:
+        Journal(tmp_path / "labels.jsonl", "/data").close()
+        with pytest.raises(DataError, match=r"holds labels of /data, not of /other"):
+            Journal(tmp_path / "labels.jsonl", "/other")
+
+    def test_two_programs_can_not_write_to_it(self, tmp_path: Path) -> None:
+        journal = Journal(tmp_path / "labels.jsonl", "/data")
+        with pytest.raises(StoreError, match="is being written by another tlpipe label"):
+            Journal(tmp_path / "labels.jsonl", "/data")
+        journal.close()
+        Journal(tmp_path / "labels.jsonl", "/data").close()
+
+    @pytest.mark.parametrize("line", ['{"key": "x", "path": "", "label": ""}', '{"nothing": 1}', '{"key": 3}', "[]"])
+    def test_what_it_never_wrote_is_refused(self, line: str, tmp_path: Path) -> None:
+        path = tmp_path / "labels.jsonl"
+        Journal(path, "/data").close()
+        with path.open("a") as file:
+            file.write(line + "\n")
+        with pytest.raises(DataError, match="line 2"):
+            Journal(path, "/data")
+
+    def test_of_a_full_disk_nothing_is_left(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "labels.jsonl"
+        journal = Journal(path, "/data")
+        journal.append([answered()])
+        before = path.read_bytes()
+        write = os.write
+        monkeypatch.setattr(os, "write", lambda file, data: write(file, data[: len(data) // 2]))
+        with pytest.raises(StoreError, match="No space is left"):
+            journal.append([answered("f" * 32)])
+        monkeypatch.undo()
+        assert path.read_bytes() == before
+        assert len(journal.answers) == 1
+        journal.close()
+
+    def test_every_answer_goes_through_the_one_way_to_the_disk(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[str] = []
+        monkeypatch.setattr(disk, "announce", lambda what, path: seen.append(what))
+        journal = Journal(tmp_path / "labels.jsonl", "/data")
+        seen.clear()
+        journal.append([answered()])
+        assert seen == ["append"]
+        journal.close()
+
+
+def clusters(n: int = 120, width: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Features of three classes, some of them far apart, and the classes."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 3, n)
+    features = random.normal(size=(n, width)) * 0.4 + 2 * np.eye(width)[labels]
+    return features.astype(np.float32), labels
+
+
+class TestQueries:
+    def pool(self, labelled: np.ndarray, probabilities: np.ndarray | None = None) -> tuple[Pool, np.ndarray]:
+        features, labels = clusters()
+        unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+        is_open = ~labelled
+        is_open[:5] = False
+        return Pool(unit, labelled, is_open, probabilities, np.random.default_rng(0)), labels
+
+    @pytest.mark.parametrize("name", STRATEGIES)
+    @pytest.mark.parametrize("n_labelled", [0, 30])
+    def test_only_what_is_open_is_chosen_and_once(self, name: str, n_labelled: int) -> None:
+        labelled = np.arange(120) >= 120 - n_labelled
+        probabilities = np.random.default_rng(1).dirichlet(np.ones(3), 120) if n_labelled else None
+        pool, _ = self.pool(labelled, probabilities)
+        for n in (1, 7, 500):
+            chosen = STRATEGIES[name](pool, n)
+            assert len(chosen) == len(set(chosen.tolist())) == min(n, int(pool.open.sum()))
+            assert pool.open[chosen].all()
+        nothing = Pool(pool.features, labelled, np.zeros(120, np.bool_), probabilities, pool.random)
+        assert len(STRATEGIES[name](nothing, 5)) == 0
+
+    def test_margins_and_entropies_take_the_least_certain(self) -> None:
+        probabilities = np.tile([0.9, 0.07, 0.03], (120, 1))
+        probabilities[50], probabilities[60] = [0.45, 0.44, 0.11], [0.34, 0.33, 0.33]
+        pool, _ = self.pool(np.zeros(120, np.bool_), probabilities)
+        assert queries.margin(pool, 2).tolist() == [50, 60]
+        assert queries.entropy(pool, 2).tolist() == [60, 50]
+
+    @pytest.mark.parametrize("name", ["coreset", "typiclust"])
+    def test_what_is_diverse_finds_all_classes_at_once(self, name: str) -> None:
+        pool, labels = self.pool(np.zeros(120, np.bool_))
+        assert set(labels[STRATEGIES[name](pool, 6)]) == {0, 1, 2}
+
+    def test_farthest_first_is_farthest(self) -> None:
+        pool, _ = self.pool(np.arange(120) == 119)
+        (chosen,) = queries.farthest_first(pool, 1)
+        cosines = pool.features @ pool.features[119]
+        assert cosines[chosen] == cosines[pool.open].min()
+
+    def test_badge_begins_with_the_least_certain_and_goes_on_with_what_differs(self) -> None:
+        probabilities = np.tile([0.6, 0.2, 0.2], (120, 1))
+        probabilities[20] = [0.34, 0.33, 0.33]
+        pool, labels = self.pool(np.zeros(120, np.bool_), probabilities)
+        chosen = queries.badge(pool, 9)
+        assert chosen[0] == 20
+        assert set(labels[chosen]) == {0, 1, 2}
+
+
+class TestModel:
+    def test_there_is_none_of_one_class(self) -> None:
+        features, _ = clusters()
+        labels = np.full(120, UNLABELLED)
+        labels[:9] = 2
+        assert fit(features, labels, np.arange(120).astype("S32")) is None
+
+    def test_a_rating_is_of_pictures_drawn_at_random_by_heads_without_them(self) -> None:
+        """Labels of drawn pictures that are all wrong: heads fitted on the others must miss every one."""
+        features, truth = clusters(400)
+        drawn = np.arange(400) % 5 == 0
+        labels = np.where(drawn, (truth + 1) % 3, truth)
+        keys = np.array([f"{row:032x}" for row in range(400)], "S32")
+        fitted = fit(features, labels, keys)
+        assert fitted is not None
+        rating = rate(features, labels, keys, drawn, fitted)
+        assert rating is not None
+        assert (rating.n, rating.n_labels) == (80, 400)
+        assert rating.accuracy < 0.05
+        right = rate(features, truth, keys, drawn, fitted)
+        assert right is not None
+        assert right.accuracy > 0.95
+        assert right.low < right.accuracy <= right.high
+
+    def test_labels_are_doubted_by_heads_that_did_not_see_them(self) -> None:
+        features, truth = clusters(200)
+        labels = truth.copy()
+        labels[:10] = (truth[:10] + 1) % 3
+        labels[150:] = UNLABELLED
+        found = without_own_label(features, labels, np.arange(200).astype("S32"), np.array([0, 1, 2]))
+        assert np.isnan(found[150:]).all()
+        assert (found[:10].argmax(axis=1) == truth[:10]).mean() >= 0.9
+
+
+@pytest.fixture
+def truth() -> np.ndarray:
+    return clusters()[1]
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    """Pictures without labels, each of another shade."""
+    images = np.arange(120, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+    keys = np.array([array_key(image) for image in images], "S32")
+    splits, labels = np.full(120, "train"), np.full(120, UNLABELLED)
+    return Dataset("shades", keys, labels, splits, [f"x[{row}]" for row in range(120)], ())
+
+
+def opened(dataset: Dataset, journal: Path, **known: Any) -> Session:
+    images = np.arange(120, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+    pictures = Pictures(ArraySource([(images, 1.0)]), dataset.keys, 10**6)
+    return Session(dataset, clusters()[0], pictures, Journal(journal, "/data"), **{"classes": NAMES, **known})
+
+
+@pytest.fixture
+def session(dataset: Dataset, tmp_path: Path) -> Iterator[Session]:
+    session = opened(dataset, tmp_path / "labels.jsonl")
+    session.settle()
+    yield session
+    session.close()
+
+
+def label_some(session: Session, truth: np.ndarray, n: int) -> list[str]:
+    """Label what is shown first, one picture after the other, as it is."""
+    keys = []
+    for _ in range(n):
+        (shown,) = session.show("label", 1)
+        session.answer([(shown.key, NAMES[truth[session.row(shown.key)]])], {"tab": "label"})
+        session.settle()
+        keys.append(shown.key)
+    return keys
+
+
+class TestSession:
+    def test_a_fifth_is_drawn_at_random_and_no_guess_is_shown_with_it(
+        self, session: Session, truth: np.ndarray, tmp_path: Path
+    ) -> None:
+        label_some(session, truth, 40)
+        lines = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+        drawn = [line["shown"]["drawn"] for line in lines if "key" in line]
+        assert sum(drawn) == 40 // DRAWN
+        shown = session.show("label", 30)
+        assert all((one.why == "drawn at random") == (one.predicted == "") for one in shown)
+        assert {one.predicted for one in shown} > {""}
+
+    def test_the_head_learns_and_is_rated(self, session: Session, truth: np.ndarray) -> None:
+        label_some(session, truth, 60)
+        state = session.state()
+        assert state["labelled"] == 60
+        assert state["rating"]["n"] == 12
+        assert state["rating"]["accuracy"] > 0.8
+        assert [one["n_labels"] for one in state["history"]] == sorted({one["n_labels"] for one in state["history"]})
+        assert {one["name"]: one["n"] for one in state["classes"]} == Counter(
+            {name: sum(session._labels == number) for number, name in enumerate(NAMES)}
+        )
+
+    def test_undo_takes_back_what_was_done_at_once(self, session: Session, truth: np.ndarray) -> None:
+        keys = label_some(session, truth, 10)
+        first = {one.key: one.label for one in session.show("like", 120, key=keys[0])}
+        session.answer([(key, "top") for key in keys[:4]], {"tab": "confirm"})
+        assert session.undo() == keys[:4]
+        session.settle()
+        assert {one.key: one.label for one in session.show("like", 120, key=keys[0])} == first
+        assert session.undo() == keys[-1:]
+        for _ in range(9):
+            session.undo()
+        assert session.undo() == []
+        assert session.state()["labelled"] == 0
+
+    def test_another_session_goes_on(self, session: Session, dataset: Dataset, truth: np.ndarray) -> None:
+        label_some(session, truth, 12)
+        session.name_class("bottom")
+        session.answer([(dataset.keys[0].decode(), "drop")], {})
+        before = session.state()
+        session.close()
+        again = opened(dataset, session.journal.path, classes=())
+        again.settle()
+        after = again.state()
+        assert [one["name"] for one in after["classes"]][-1] == "bottom" or "bottom" in again.classes
+        assert (after["labelled"], after["dropped"]) == (before["labelled"], 1)
+        again.close()
+
+    def test_a_class_is_confirmed_without_what_rates_the_head(self, session: Session, truth: np.ndarray) -> None:
+        label_some(session, truth, 30)
+        shown = session.show("confirm", 20, name="top")
+        assert len(shown) > 5
+        assert {one.predicted for one in shown} == {"top"}
+        assert not any(session._drawn[session.row(one.key)] or one.label for one in shown)
+        shares = [one.probability for one in shown]
+        assert shares == sorted(shares, reverse=True)
+
+    def test_wrong_labels_come_to_the_top(self, session: Session, dataset: Dataset, truth: np.ndarray) -> None:
+        wrong = {dataset.keys[row].decode() for row in range(6)}
+        answers = [
+            (key, NAMES[(label + 1) % 3 if key in wrong else label])
+            for key, label in zip([key.decode() for key in dataset.keys], truth.tolist(), strict=True)
+        ]
+        session.answer(answers, {})
+        session.settle()
+        for tab in ("wrong", "errors"):
+            assert wrong <= {one.key for one in session.show(tab, 15)}, tab
+        first = session.show("class", 1, name="left")[0]
+        assert first.label == "left"
+
+    def test_alike_pictures_are_the_nearest(self, session: Session, dataset: Dataset) -> None:
+        features = clusters()[0]
+        unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+        nearest = np.argsort(-(unit @ unit[7]))[:5]
+        shown = session.show("like", 5, key=dataset.keys[7].decode())
+        assert [one.key for one in shown] == [dataset.keys[row].decode() for row in nearest]
+
+    def test_what_is_not_there_is_refused_and_nothing_is_written(self, session: Session, dataset: Dataset) -> None:
+        before, key = session.journal.path.read_bytes(), dataset.keys[0].decode()
+        for answers in ([("f" * 32, "left")], [(key, "nowhere")], [(key, "left"), (key, "nowhere")]):
+            with pytest.raises(ConfigError, match="There is no"):
+                session.answer(answers, {})
+        for name in ("", "drop", "x" * 201, "a\nb", "a\x1bb"):
+            with pytest.raises(ConfigError, match="can't be the name of a class"):
+                session.name_class(name)
+        with pytest.raises(ConfigError, match="no tab 'close'"):
+            session.show("close", 1)
+        assert session.journal.path.read_bytes() == before
+
+    def test_what_can_not_be_written_does_not_count(
+        self, session: Session, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: Any) -> int:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(StoreError, match="can't be written: Input/output error"):
+            session.answer([(dataset.keys[0].decode(), "left")], {})
+        monkeypatch.undo()
+        assert session.state()["labelled"] == 0
+        assert session.undo() == []
+
+
+Ask = Callable[..., Any]
+
+
+@pytest.fixture
+def desk(session: Session) -> Desk:
+    desk = Desk()
+    desk.session = session
+    return desk
+
+
+@pytest.fixture
+def ask(desk: Desk) -> Iterator[Ask]:
+    from starlette.testclient import TestClient
+
+    with TestClient(application(desk, ["127.0.0.1", "localhost"]), base_url="http://127.0.0.1:1234") as client:
+
+        def ask(path: str, body: Any = None, **known: Any) -> Any:
+            headers = {"X-Token": desk.token, **known.pop("headers", {})}
+            if body is None:
+                return client.get(path, headers=headers, **known)
+            return client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json", **headers})
+
+        yield ask
+
+
+class TestServer:
+    @pytest.mark.parametrize("path", ["/", "/state", f"/picture/{KEY}?side=160"])
+    @pytest.mark.parametrize("token", ["", "wrong", "ü"])
+    def test_without_the_token_nothing_is_told(self, ask: Ask, path: str, token: str) -> None:
+        answer = ask(path, headers={"X-Token": token.encode()})
+        assert answer.status_code == 403
+        assert "shades" not in answer.text
+
+    def test_other_hosts_and_origins_are_refused(self, ask: Ask, dataset: Dataset, session: Session) -> None:
+        assert ask("/state", headers={"Host": "evil.example"}).status_code == 400
+        assert ask("/state", headers={"Host": "localhost:1234"}).status_code == 200
+        body = {"answers": [[dataset.keys[0].decode(), "left"]]}
+        for origin in ("http://evil.example", "null", "http://127.0.0.1:99", "https://127.0.0.1:1234"):
+            assert ask("/answer", body, headers={"Origin": origin}).status_code == 403
+        assert session.state()["labelled"] == 0
+        assert ask("/answer", body, headers={"Origin": "http://127.0.0.1:1234"}).status_code == 200
+        assert session.state()["labelled"] == 1
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/picture/../../etc/passwd?side=160",
+            "/picture/%2e%2e%2fetc%2fpasswd?side=160",
+            f"/picture/{KEY}?side=160",
+            "/etc/passwd",
+        ],
+    )
+    def test_paths_lead_nowhere(self, ask: Ask, path: str) -> None:
+        assert ask(path).status_code == 404
+
+    def test_pictures_are_drawn_anew_in_two_sizes(self, ask: Ask, dataset: Dataset, tmp_path: Path) -> None:
+        for side, size in ((160, (160, 160)), (640, (8, 8))):
+            answer = ask(f"/picture/{dataset.keys[100].decode()}?side={side}")
+            assert answer.headers["content-type"] == "image/webp"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            (tmp_path / "shown.webp").write_bytes(answer.content)
+            with Image.open(tmp_path / "shown.webp") as picture:
+                assert picture.size == size
+                assert abs(int(np.asarray(picture)[0, 0, 0]) - 100) < 4
+        for side in ("", "161", "99999", "-1"):
+            assert ask(f"/picture/{dataset.keys[0].decode()}?side={side}").status_code == 404
+
+    @pytest.mark.parametrize(
+        "body",
+        [[], 3, {}, {"answers": 3}, {"answers": [[1]]}, {"answers": [["a", "b", "c"]]}, {"answers": ["left"]}],
+    )
+    def test_bad_requests_are_answered_in_words(self, ask: Ask, body: Any, session: Session) -> None:
+        answer = ask("/answer", body)
+        assert answer.status_code in (400, 409)
+        assert answer.json()["error"]
+        assert session.journal.answers == []
+
+    def test_forms_and_large_bodies_are_refused(self, ask: Ask) -> None:
+        assert ask("/class", {"name": "x"}, headers={"Content-Type": "text/plain"}).status_code == 400
+        assert ask("/class", {"name": "x" * 300_000}).status_code == 400
+        assert ask("/show", {"tab": "label", "n": "many"}).status_code == 400
+
+    def test_names_are_data_on_the_page(self, ask: Ask) -> None:
+        name = "<img src=x onerror=alert(1)>"
+        assert ask("/class", {"name": name}).status_code == 200
+        assert {"name": name, "n": 0} in ask("/state").json()["classes"]
+        page = ask("/")
+        assert name not in page.text
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe-inline" not in policy.split("script-src")[1]
+        assert "innerHTML" not in page.text
+
+    def test_before_the_features_are_there_it_tells_how_far_they_are(self, ask: Ask, desk: Desk) -> None:
+        session, desk.session, desk.doing = desk.session, None, ("Extracting", 3, 120)
+        assert ask("/state").json() == {"ready": False, "doing": "Extracting", "done": 3, "total": 120}
+        assert ask("/show", {"tab": "label"}).status_code == 400
+        desk.session = session
+
+    def test_a_person_labels(self, ask: Ask, dataset: Dataset, truth: np.ndarray, session: Session) -> None:
+        row_of = {key.decode(): row for row, key in enumerate(dataset.keys.tolist())}
+        for _ in range(25):
+            (picture,) = ask("/show", {"tab": "label", "n": 1}).json()["pictures"]
+            label = NAMES[truth[row_of[picture["key"]]]]
+            assert ask("/answer", {"answers": [[picture["key"], label]], "shown": {"tab": "label"}}).status_code == 200
+        session.settle()
+        assert ask("/undo", {}).json() == {"keys": [picture["key"]]}
+        assert ask("/state").json()["labelled"] == 24
+
+
+@pytest.fixture
+def work(tmp_path: Path, red_and_blue: Path) -> Path:
+    """Forty pictures in one folder, without labels."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in sorted(red_and_blue.rglob("*.png")):
+        path.rename(flat / f"{path.parent.name}-{path.name}")
+    return tmp_path
+
+
+SERVED = ("--backbone", "mobilenet025", "--weights", "random", "--image-size", "32", "--no-open")
+
+
+@pytest.fixture
+def serve(work: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[str], Any]]]:
+    """Start `tlpipe label`, and give a client of its page."""
+    import httpx
+
+    started: list[tuple[subprocess.Popen[str], httpx.Client]] = []
+
+    def start() -> tuple[subprocess.Popen[str], Any]:
+        command = [sys.executable, "-m", "pipeline", "label", "flat", "--classes", "red,blue", *SERVED]
+        process = subprocess.Popen(command, cwd=work, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        found = re.search(r"(http://127.0.0.1:\d+)/\?token=(\S+)", line)
+        assert found, line
+        client = httpx.Client(base_url=found[1], headers={"X-Token": found[2]}, timeout=60)
+        started.append((process, client))
+        while not client.get("/state").json()["ready"]:
+            time.sleep(0.1)
+        return process, client
+
+    yield start
+    for process, client in started:
+        client.close()
+        process.kill()
+        process.communicate()
+
+
+def test_answers_that_were_shown_as_saved_outlive_the_server(serve: Any, work: Path) -> None:
+    saved: dict[str, str] = {}
+    for turn in range(3):
+        process, client = serve()
+        for _ in range(4 + turn):
+            (picture,) = client.post("/show", json={"tab": "label", "n": 1}).json()["pictures"]
+            label = picture["path"].split("-")[0]
+            assert client.post("/answer", json={"answers": [[picture["key"], label]]}).status_code == 200
+            saved[picture["key"]] = label
+        process.kill()
+        process.wait()
+        assert {one.name: one.label for one in read_corrections(str(work / "labels.jsonl"))} == saved
+    process, client = serve()
+    assert client.get("/state").json()["labelled"] == len(saved) == 15
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert out.splitlines()[0] == "labels.jsonl: 15 pictures with a label, 0 left out"
+    assert out.splitlines()[-1] == "Next       tlpipe extract flat --labels labels.jsonl"
+
+
+class TestFiles:
+    @pytest.fixture
+    def labels(self, work: Path) -> Path:
+        table = work / "labels.csv"
+        table.write_text("path,label\nred-0.png,red\nred-1.png,red\nblue-0.png,blue\nblue-1.png,drop\n")
+        return table
+
+    def test_a_manifest_is_data_and_labels(self, work: Path, labels: Path, cache: Path) -> None:
+        from pipeline.config import Columns, SplitConfig
+        from pipeline.data import open_dataset
+
+        target = work / "mine.csv"
+        assert export_labels(str(work / "flat"), labels, target, cache) == 3
+        with target.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert {(row["path"], row["label"]) for row in rows} == {
+            ("flat/red-0.png", "red"),
+            ("flat/red-1.png", "red"),
+            ("flat/blue-0.png", "blue"),
+        }
+        assert open_dataset(str(target), SplitConfig()).dataset.class_names == ("blue", "red")
+        again = open_dataset(str(work / "flat"), SplitConfig(), columns=Columns(labels=str(target))).dataset
+        assert sum(again.labels != UNLABELLED) == 3
+        with pytest.raises(ConfigError, match=r"ends in .csv"):
+            export_labels(str(work / "flat"), labels, work / "mine.txt", cache)
+
+    @pytest.mark.parametrize("link", [False, True])
+    def test_folders_of_classes(self, work: Path, labels: Path, cache: Path, link: bool) -> None:
+        folder = work / "classes"
+        assert copy_to_folders(str(work / "flat"), labels, folder, cache, link=link) == 3
+        found = sorted(folder.rglob("*.png"))
+        assert [path.parent.name for path in found] == ["blue", "red", "red"]
+        assert all(path.is_symlink() == link for path in found)
+        assert found[0].read_bytes() == (work / "flat" / "blue-0.png").read_bytes()
+        with pytest.raises(ConfigError, match="is not empty"):
+            copy_to_folders(str(work / "flat"), labels, folder, cache)
