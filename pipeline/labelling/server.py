@@ -113,12 +113,7 @@ def application(desk: Desk, hosts: list[str]) -> Starlette:
             Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
             Middleware(BaseHTTPMiddleware, dispatch=_guard(desk)),
         ],
-        exception_handlers={
-            TlpipeError: _in_words,
-            ValueError: _bad_request,
-            KeyError: _bad_request,
-            TypeError: _bad_request,
-        },
+        exception_handlers={TlpipeError: _in_words, **dict.fromkeys((ValueError, KeyError, TypeError), _bad_request)},
     )
 
 
