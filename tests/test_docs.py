@@ -27,6 +27,8 @@ from pipeline.cli.main import app
 from pipeline.cli.reference import PAGES
 from pipeline.config import HeadConfig
 from pipeline.config.folders import FILES
+from pipeline.data import file_key
+from pipeline.util.sealed import sealed
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -61,6 +63,9 @@ CANT_RUN = {
         "needs a network as a file: tests/test_onnx_backbone.py"
     ),
     "tlpipe extract alien-predator --backbone vit.onnx --endpoint last_hidden_state --pooling cls+avg": "the same",
+    "tlpipe label pictures --classes daisy,rose,tulip --backbone mobilenet025 --image-size 128": (
+        "serves a page: tests/test_labelling.py"
+    ),
     "tlpipe extract s3://bucket/flowers": "needs a bucket: tests/test_remote.py",
     "tlpipe extract s3://bucket/flowers --cache s3://bucket/cache": "the same: tests/test_shared_cache.py",
     "tlpipe train-head --cache s3://bucket/cache": "the same",
@@ -243,6 +248,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures = [path.relative_to(folder) for path in sorted(folder.glob("pictures/*/*/*"))]
     rows = [f"{path},{path.parent.name},{path.name}" for path in pictures]
     (folder / "list.csv").write_text("\n".join(["path,species,camera", *rows]))
+    said = zip(pictures[:4], ("alien", "predator", "drop", "alien"), strict=True)
+    lines = [{"key": file_key((folder / path).read_bytes()).decode(), "label": label} for path, label in said]
+    (folder / "labels.jsonl").write_text("".join(json.dumps(sealed(line)) + "\n" for line in lines))
     with zipfile.ZipFile(folder / "flowers.zip", "w") as file:
         for path in pictures:
             file.write(folder / path, Path("flowers", *path.parts[1:]))
