@@ -18,10 +18,10 @@ if TYPE_CHECKING:
         name_run,
         remove_runs,
     )
-    from pipeline.api.results import Explained, Exported, Extracted, Inspected, Predicted, Reported, Searched
+    from pipeline.api.results import Explained, Exported, Extracted, Inspected, Labelled, Predicted, Reported, Searched
     from pipeline.api.runs import CurveResult, RunResult, Runs
     from pipeline.api.stages import extract, finetune, learning_curve, sweep, train_head
-    from pipeline.api.use import evaluate, explain, export, inspect, predict, report, search
+    from pipeline.api.use import evaluate, explain, export, inspect, label, predict, report, search
     from pipeline.errors import (
         CacheMismatchError,
         ConfigError,
@@ -55,6 +55,7 @@ __all__ = [
     "HeadClassifier",
     "ImageError",
     "Inspected",
+    "Labelled",
     "Model",
     "Predicted",
     "QuarantineError",
@@ -76,6 +77,7 @@ __all__ = [
     "extract",
     "finetune",
     "inspect",
+    "label",
     "learning_curve",
     "load_features",
     "load_head",

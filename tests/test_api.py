@@ -57,6 +57,10 @@ ELSEWHERE = {"runs": "load_runs", "runs.name": "name_run", "runs.rm": "remove_ru
 """`pipeline.runs` is a package, so functions of its name are called otherwise."""
 
 
+KEYWORDS = {"in": "data", "class": "label"}
+"""What options are called in Python whose names mean something else there."""
+
+
 def commands() -> dict[str, Any]:
     """The commands of the command line, by their names in Python."""
     found: dict[str, Any] = {}
@@ -82,7 +86,8 @@ def test_every_command_is_a_function_with_the_same_options(name: str) -> None:
         default = inspect.Parameter.empty if one.required else one.to_info_dict()["default"]
         if getattr(one, "multiple", False):  # which Python has once
             default = next(iter(default), None)
-        options[words[0][2:].replace("-", "_") if words else one.name] = default
+        name_of_option = words[0][2:].replace("-", "_") if words else one.name
+        options[KEYWORDS.get(name_of_option, name_of_option)] = default
     parameters = inspect.signature(function_of(name)).parameters
     assert set(parameters) - SHARED == set(options) - SHARED
     assert {"cache", "reports"} & set(parameters)

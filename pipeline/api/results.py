@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar, overload
 
+from pipeline import commands
 from pipeline.api import notebook
 from pipeline.commands import Answers, Explanation, Export, ExtractResult, ImageAnswer, Report, Search
 from pipeline.config import ExtractConfig, Folders
@@ -210,6 +211,14 @@ class Inspected(Inspection, Placed):
                 found = [(picture, text) for picture, text in shown if picture]
                 parts += [notebook.heading(section.title, section.text), notebook.pictures(found)]
         return notebook.joined(*parts)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Labelled(commands.Labelled, Placed):
+    """What there is after `label`."""
+
+    def __repr__(self) -> str:
+        return f"<{self.labels}: {counted(self.n_labels, 'picture')} with a label>"
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -1,4 +1,4 @@
-"""Evaluate, predict, explain, export, inspect, search and report as functions, as on the command line."""
+"""Evaluate, predict, explain, export, inspect, label, search and report as functions, as on the command line."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 
 from pipeline import commands
 from pipeline.api.options import Place, RunLike, command, folders_of, joined
-from pipeline.api.results import Explained, Exported, Inspected, Predicted, Reported, Searched, with_folders
+from pipeline.api.results import Explained, Exported, Inspected, Labelled, Predicted, Reported, Searched, with_folders
 from pipeline.api.runs import RunResult
-from pipeline.config import Columns
+from pipeline.config import NOT_OF_LABEL, Columns, ExtractConfig, LabelOptions
 from pipeline.config.extract import NOT_OF_PREDICT
 from pipeline.config.head import NEAREST, TOP
 from pipeline.data import shortened
 from pipeline.errors import DataError
 from pipeline.runs.run import EvaluateRun
+from pipeline.util.options import made
 from pipeline.util.remote import of_this_machine
 
 
@@ -188,6 +189,22 @@ def inspect(
     """
     at = folders_of(cache, reports)
     return with_folders(Inspected, commands.inspect(str(data), at.cache, at.reports, seed, Columns(**options)), at)
+
+
+@command(ExtractConfig, LabelOptions, without=tuple(name for name in NOT_OF_LABEL if name != "labels"))
+def label(data: str | Path = "digits", *, cache: Place = None, reports: Place = None, **options: Any) -> Labelled:
+    """Label pictures on a page in the browser, as `tlpipe label` does, until the call is interrupted.
+
+    Args:
+        data: The pictures, as for `extract`.
+        cache: The cache folder.
+        reports: The reports folder.
+        **options: As listed below.
+    """
+    at = folders_of(cache, reports)
+    of_extract = {name: value for name, value in options.items() if name not in NOT_OF_LABEL}
+    config = made(ExtractConfig, {**of_extract, "data": str(data)})
+    return with_folders(Labelled, commands.label(config, at.cache, made(LabelOptions, options)), at)
 
 
 @command()

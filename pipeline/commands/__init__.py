@@ -8,13 +8,14 @@ from pipeline.commands.extract import ExtractResult, extract
 from pipeline.commands.finetune import finetune
 from pipeline.commands.finetune_each import finetune_each
 from pipeline.commands.inspect import inspect
+from pipeline.commands.label import Labelled, label
 from pipeline.commands.learning_curve import learning_curve
 from pipeline.commands.predict import Answers, ImageAnswer, predict
 from pipeline.commands.report import Report, report
 from pipeline.commands.search import Search, search
 from pipeline.commands.sweep import sweep
 from pipeline.commands.train_head import train_head
-from pipeline.config import FinetuneOptions, TrainingOptions
+from pipeline.config import FinetuneOptions, LabelOptions, TrainingOptions
 from pipeline.runs.classifier import Classifier, open_classifier
 from pipeline.runs.trained_head import TrainedHead, open_head
 
@@ -26,6 +27,8 @@ __all__ = [
     "ExtractResult",
     "FinetuneOptions",
     "ImageAnswer",
+    "LabelOptions",
+    "Labelled",
     "Report",
     "Search",
     "TrainedHead",
@@ -38,6 +41,7 @@ __all__ = [
     "finetune",
     "finetune_each",
     "inspect",
+    "label",
     "learning_curve",
     "open_classifier",
     "open_head",

@@ -7,31 +7,30 @@ import threading
 import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.commands.extract import extract
-from pipeline.config import ExtractConfig, ExtractOptions
+from pipeline.config import ExtractConfig, ExtractOptions, LabelOptions
 from pipeline.data import open_dataset
 from pipeline.errors import ConfigError, DataError
 from pipeline.labelling.files import copy_to_folders, export_labels
+from pipeline.labelling.journal import Journal
 from pipeline.pages.pictures import Pictures
 from pipeline.store.records import TableRecord, load_dataset, newest_pooled, place_of, records_of_data
 from pipeline.store.shards import FeatureStore
 from pipeline.util import log
 from pipeline.util.memo import Memo
 from pipeline.util.progress import watched
+from pipeline.util.remote import of_this_machine
 
 if TYPE_CHECKING:
-    from pipeline.labelling.server import Desk
     from pipeline.labelling.session import Session
 
-HOST = "127.0.0.1"
-
-__all__ = ["HOST", "Labelled", "copy_to_folders", "export_labels", "label"]
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,69 +42,66 @@ class Labelled:
         n_labels: Pictures that have a label.
         n_dropped: Pictures that are left out.
         rating: Of the newest head, as `Rating`; None if it was never rated.
+        written: The table or folder that was made of the labels; None for none.
     """
 
     labels: Path
     n_labels: int
-    n_dropped: int
-    rating: dict[str, Any] | None
+    n_dropped: int = 0
+    rating: dict[str, Any] | None = None
+    written: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
-        counts = {"n_labels": self.n_labels, "n_dropped": self.n_dropped}
-        return {"labels": str(self.labels), **counts, "rating": self.rating}
+        written = None if self.written is None else str(self.written)
+        return {**asdict(self), "labels": str(self.labels), "written": written}
 
 
-def label(
-    config: ExtractConfig,
-    labels: Path,
-    cache: Path,
-    *,
-    classes: Sequence[str] = (),
-    host: str = HOST,
-    port: int = 0,
-    browser: bool = True,
-) -> Labelled:
-    """Serve a page on which the pictures of a dataset are labelled, until Ctrl-C.
+def label(config: ExtractConfig, cache: Path, options: LabelOptions = LabelOptions()) -> Labelled:
+    """Serve a page on which the pictures of a dataset are labelled, until Ctrl-C; or make files of the labels.
 
     Features that are missing are extracted first; without any option, those of the newest extract of the data are
     taken.
 
     Args:
         config: What to extract from what.
-        labels: The journal to which answers are appended.
         cache: The cache folder.
-        classes: Names of classes, beside those of the data.
-        host: Where the page is served.
-        port: The port; 0 for any that is free.
-        browser: Whether the page is opened.
+        options: Where the page is served and answers go, or what is made of them.
 
     Raises:
-        ConfigError: If Starlette and uvicorn are not installed, or the port is taken.
+        ConfigError: If Starlette and uvicorn are not installed, the port is taken, or a file can't be made.
         DataError: If the data, or the journal, can't be used.
         StoreError: If the journal can't be written, or another process writes to it.
     """
+    labels = of_this_machine(options.labels)
+    if options.export is not None:
+        target = of_this_machine(options.export)
+        return Labelled(labels, export_labels(config.data, labels, target, cache, config.columns), written=target)
+    if options.to_folders is not None:
+        target = of_this_machine(options.to_folders)
+        n = copy_to_folders(config.data, labels, target, cache, config.columns, link=options.link)
+        return Labelled(labels, n, written=target)
     try:
-        from pipeline.labelling.journal import Journal
+        import uvicorn  # noqa: F401
+
         from pipeline.labelling.server import Desk, application
     except ImportError as error:
         raise ConfigError(f"tlpipe label needs {error.name}; install it: pip install 'tlpipe[label]'") from error
-    journal = Journal(labels, place_of(config.data))
-    desk = Desk()
-    hosts = [HOST, "localhost"] if host in (HOST, "localhost") else ["*"]
+    journal, desk, host = Journal(labels, place_of(config.data)), Desk(), options.host
     try:
-        with _serving(application(desk, hosts), host, port) as bound:
-            address = f"http://{host}:{bound}/?token={desk.token}"
+        with _serving(application(desk, [*LOOPBACK] if host in LOOPBACK else ["*"]), host, options.port) as port:
+            address = f"http://{host}:{port}/?token={desk.token}"
             log.warning("Open       %s", address)
-            if browser:
+            if not options.no_open:
                 webbrowser.open(address)
             with watched(lambda what, done, total: setattr(desk, "doing", (what, done, total))):
                 record = _extracted(config, cache)
-            desk.session = _session(record, journal, cache, classes, config.seed)
+            desk.session = _session(record, journal, cache, options.class_names, config.seed)
             log.info("%s", journal)
             log.info("Ctrl-C ends it; every answer is on disk already")
             _wait()
-            return _labelled(desk, labels)
+            state = desk.session.state()
+            return Labelled(labels, state["labelled"], state["dropped"], state["rating"])
     finally:
         if desk.session is not None:
             desk.session.close()
@@ -150,7 +146,7 @@ def _extracted(config: ExtractConfig, cache: Path) -> TableRecord:
     return extract(config, cache, ExtractOptions(), made_by="label").record
 
 
-def _session(record: TableRecord, journal: Any, cache: Path, classes: Sequence[str], seed: int) -> Session:
+def _session(record: TableRecord, journal: Journal, cache: Path, classes: Sequence[str], seed: int) -> Session:
     """All pictures that have features, each of identical ones once."""
     from pipeline.labelling.session import Session
 
@@ -167,10 +163,3 @@ def _session(record: TableRecord, journal: Any, cache: Path, classes: Sequence[s
     keys = dataset.keys
     pictures = Pictures(opened.source.take([row_of[key] for key in keys.tolist()]), keys, config.pixel_limit)
     return Session(dataset, store.read(keys).astype(np.float32), pictures, journal, classes, seed)
-
-
-def _labelled(desk: Desk, labels: Path) -> Labelled:
-    if desk.session is None:
-        return Labelled(labels, 0, 0, None)
-    state = desk.session.state()
-    return Labelled(labels, state["labelled"], state["dropped"], state["rating"])

@@ -15,6 +15,7 @@ from pipeline.config.extract import (
 from pipeline.config.finetune import FinetuneConfig, FinetuneOptions
 from pipeline.config.folders import Folders, user_cache
 from pipeline.config.head import HEAD_DEFAULTS, HeadConfig, TrainingOptions
+from pipeline.config.label import NOT_OF_LABEL, LabelOptions
 from pipeline.config.spec import SPEC_VERSION, FeatureSpec
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "COMMON",
     "ENGINES",
     "HEAD_DEFAULTS",
+    "NOT_OF_LABEL",
     "POOLINGS",
     "PRECISIONS",
     "SPEC_VERSION",
@@ -34,6 +36,7 @@ __all__ = [
     "Folders",
     "HeadConfig",
     "ImageConfig",
+    "LabelOptions",
     "SplitConfig",
     "TrainingOptions",
     "user_cache",

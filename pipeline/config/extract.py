@@ -98,19 +98,6 @@ class Columns:
 NOT_OF_PREDICT = ("label_column", "split_column", "group_column", "label_key", "labels")
 """Columns that mean nothing where pictures are only labelled."""
 
-NOT_OF_LABEL = (
-    "pooling",
-    "views",
-    "augment",
-    "dtype",
-    "val_fraction",
-    "test_fraction",
-    "test_from",
-    "group_duplicates",
-    "labels",
-)
-"""Options of extract that mean nothing where pictures are only shown."""
-
 COMMON = Columns()
 """Columns of a manifest by their common names, and no other labels."""
 

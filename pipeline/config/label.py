@@ -1,0 +1,52 @@
+"""How pictures are labelled, and what is made of the answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.errors import ConfigError
+from pipeline.util.options import Bounds, check, option
+
+PORTS = Bounds(0, 65535, "a port from 1 to 65535, or 0 for any that is free")
+LABELS = "labels.jsonl"
+
+NOT_OF_LABEL = (
+    "pooling",
+    "views",
+    "augment",
+    "dtype",
+    "val_fraction",
+    "test_fraction",
+    "test_from",
+    "group_duplicates",
+    "labels",
+)
+"""Options of extract that mean nothing where pictures are only shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelOptions:
+    """What a labelling is about, where its page is served, and what is made of its answers."""
+
+    classes: str | None = option(None, "Names of classes, joined by commas, beside those of the data.")
+    labels: str = option(LABELS, "File to which answers are appended; a labelling goes on from what it holds.")
+    port: int = option(0, "Port of the page; 0 for any that is free.", bounds=PORTS)
+    host: str = option("127.0.0.1", "Address of this machine at which the page is served.")
+    no_open: bool = option(False, "Don't open the page in a browser.")
+    export: str | None = option(None, "Write the labels to this .csv table, and serve nothing.")
+    to_folders: str | None = option(
+        None, "Copy the labelled pictures into this folder, one below it for each class, and serve nothing."
+    )
+    link: bool = option(False, "With --to-folders, make links in place of copies.")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.export is not None and self.to_folders is not None:
+            raise ConfigError("--export and --to-folders are two things; give one of them")
+        if self.link and self.to_folders is None:
+            raise ConfigError("--link goes with --to-folders; leave it out")
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes that were named."""
+        return [] if self.classes is None else [name.strip() for name in self.classes.split(",")]
