@@ -7,12 +7,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import BROWSERS, draw_shades, use_fake_engine
 from playwright.sync_api import Page, sync_playwright
 
 from pipeline import commands
-from pipeline.config import ExtractConfig, FinetuneConfig, HeadConfig
+from pipeline.config import Columns, ExtractConfig, FinetuneConfig, HeadConfig, SplitConfig
+from pipeline.data import ArraySource, Dataset, array_key, open_dataset
+from pipeline.errors import StoreError
+from pipeline.labelling.journal import Journal
+from pipeline.labelling.server import Desk, application, serving
+from pipeline.labelling.session import Session
+from pipeline.pages.pictures import Pictures
 from pipeline.runs.run import Run
 
 pytestmark = pytest.mark.browser
@@ -267,3 +274,132 @@ def test_frozen_and_fine_tuned_share_their_axes(
     chart.locator("svg").wait_for()
     legend = chart.locator(".role-legend-label text").all_text_contents()
     assert legend == ["fine-tuned, train", "fine-tuned, val", "frozen, val"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_corrections_are_chosen_by_keyboard_and_saved(
+    scheme: str, tmp_path: Path, red_and_blue: Path, cache: Path, visit: Callable[..., Page]
+) -> None:
+    shutil.copy(red_and_blue / "red/0.png", red_and_blue / "blue/0, again.png")
+    found = commands.inspect(str(red_and_blue), cache, tmp_path / "reports")
+    page = visit(found.page, scheme=scheme)
+    save = page.get_by_role("button", name="Save labels.csv")
+    assert save.is_disabled()
+    page.locator("figure").first.focus()
+    page.keyboard.press("2")  # red; goes on to the next
+    page.keyboard.press("0")
+    page.keyboard.press("u")
+    page.locator("figure").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("0")
+    with page.expect_download() as saved:
+        save.click()
+    table = tmp_path / "labels.csv"
+    saved.value.save_as(table)
+    assert table.read_text() == 'path,label\n"blue/0, again.png","red"\n"red/0.png","drop"\n'
+    after = open_dataset(str(red_and_blue), SplitConfig(), columns=Columns(labels=str(table))).dataset
+    assert "red/0.png" not in list(after.locations)
+    assert after.label_name(list(after.locations).index("blue/0, again.png")) == "red"
+
+
+class TestLabelling:
+    @pytest.fixture
+    def served(self, tmp_path: Path) -> Iterator[tuple[str, Session]]:
+        """A page of 120 pictures in three shades, served on this machine; its address and session."""
+        shade = np.random.default_rng(0).integers(0, 3, 120)
+        images = (60 + 60 * shade)[:, None, None, None] + np.arange(120)[:, None, None, None] % 40
+        images = np.broadcast_to(images, (120, 16, 16, 3)).astype(np.uint8)
+        images[:, 0, 0, 1] = np.arange(120)
+        keys = np.array([array_key(image) for image in images], "S32")
+        locations = [f"{('dark', 'grey', 'light')[one]}-{row}.png" for row, one in enumerate(shade)]
+        dataset = Dataset("shades", keys, np.full(120, -1), np.full(120, "train"), locations, ())
+        features = np.eye(3, 8)[shade] + np.random.default_rng(1).normal(0, 0.2, (120, 8))
+        pictures = Pictures(ArraySource([(images, 1.0)]), keys, 10**6)
+        journal = Journal(tmp_path / "labels.jsonl", "/data")
+        desk = Desk()
+        desk.session = Session(dataset, features.astype(np.float32), pictures, journal)
+        with serving(application(desk, ["127.0.0.1"]), "127.0.0.1", 0) as port:
+            yield f"http://127.0.0.1:{port}/?token={desk.token}", desk.session
+        desk.session.close()
+
+    @pytest.fixture
+    def label_page(self, served: tuple[str, Session], chromium: Any) -> Iterator[Callable[..., Page]]:
+        problems: list[str] = []
+        contexts = []
+
+        def open_page(**known: Any) -> Page:
+            context = chromium.new_context(**known)
+            contexts.append(context)
+            page: Page = context.new_page()
+            page.on("console", lambda message: problems.append(message.text))
+            page.on("pageerror", lambda error: problems.append(str(error)))
+            page.goto(served[0])
+            page.wait_for_selector("#grid [role=option]")
+            return page
+
+        yield open_page
+        for context in contexts:
+            context.close()
+        assert [one for one in problems if "409 (Conflict)" not in one] == []
+
+    def name_classes(self, page: Page) -> None:
+        for name in ("dark", "grey", "light"):
+            page.keyboard.press("/")
+            page.keyboard.type(name)
+            page.keyboard.press("Enter")
+            page.wait_for_selector(f"#classes button:has-text('{name}')")
+
+    def label(self, page: Page, n: int) -> None:
+        for _ in range(n):
+            path = page.eval_on_selector("#large img", "image => image.alt")
+            page.keyboard.press({"d": "1", "g": "2", "l": "3"}[path[0]])
+            page.wait_for_function("path => document.querySelector('#large img').alt !== path", arg=path)
+
+    def test_the_keyboard_is_enough(self, served: tuple[str, Session], label_page: Callable[..., Page]) -> None:
+        page, session = label_page(), served[1]
+        self.name_classes(page)
+        self.label(page, 25)
+        session.settle()
+        state = session.state()
+        assert state["labelled"] == 25
+        for answer in session.journal.answers:
+            assert answer.path.startswith(answer.label)
+        page.keyboard.press("u")
+        page.wait_for_function("() => document.getElementById('count').textContent.startsWith('24 of 120')")
+        page.get_by_role("tab", name="Confirm").click()
+        page.wait_for_selector("#grid [aria-selected=true]")
+        shown = page.locator("#grid [role=option]")
+        first = shown.first.get_attribute("data-key")
+        page.locator("#grid [role=option]").first.focus()
+        page.keyboard.press(" ")
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => !document.getElementById('count').textContent.startsWith('24 of 120')")
+        latest = session.journal.latest()
+        assert first not in {key for key, answer in latest.items() if answer.label}
+        page.wait_for_selector("#accuracy span")
+        assert "drawn at random" in page.locator("#accuracy").inner_text()
+
+    def test_two_windows_share_a_labelling(self, served: tuple[str, Session], label_page: Callable[..., Page]) -> None:
+        one = label_page()
+        self.name_classes(one)
+        two = label_page(color_scheme="dark", viewport={"width": PHONE, "height": 800})
+        two.wait_for_selector("#classes button:has-text('light')")
+        assert two.evaluate("document.documentElement.scrollWidth") <= PHONE
+        self.label(one, 3)
+        two.wait_for_function("() => document.getElementById('count').textContent.startsWith('3 of 120')")
+
+    def test_what_can_not_be_saved_is_said_and_the_picture_stays(
+        self, served: tuple[str, Session], label_page: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        page, session = label_page(), served[1]
+        self.name_classes(page)
+        path = page.eval_on_selector("#large img", "image => image.alt")
+        monkeypatch.setattr(session.journal, "append", fails)
+        page.keyboard.press("1")
+        page.wait_for_function("() => document.getElementById('trouble').textContent.includes('No space is left')")
+        assert page.eval_on_selector("#large img", "image => image.alt") == path
+        monkeypatch.undo()
+
+
+def fails(_: Any) -> None:
+    raise StoreError("No space is left for labels.jsonl")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import webbrowser
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,14 +80,12 @@ def label(config: ExtractConfig, cache: Path, options: LabelOptions = LabelOptio
         n = copy_to_folders(config.data, labels, target, cache, config.columns, link=options.link)
         return Labelled(labels, n, written=target)
     try:
-        import uvicorn  # noqa: F401
-
-        from pipeline.labelling.server import Desk, application
+        from pipeline.labelling.server import Desk, application, serving
     except ImportError as error:
         raise ConfigError(f"tlpipe label needs {error.name}; install it: pip install 'tlpipe[label]'") from error
     journal, desk, host = Journal(labels, place_of(config.data)), Desk(), options.host
     try:
-        with _serving(application(desk, [*LOOPBACK] if host in LOOPBACK else ["*"]), host, options.port) as port:
+        with serving(application(desk, [*LOOPBACK] if host in LOOPBACK else ["*"]), host, options.port) as port:
             address = f"http://{host}:{port}/?token={desk.token}"
             log.warning("Open       %s", address)
             if not options.no_open:
@@ -114,28 +110,6 @@ def _wait() -> None:
         threading.Event().wait()
     except KeyboardInterrupt:
         return
-
-
-@contextmanager
-def _serving(app: Any, host: str, port: int) -> Iterator[int]:
-    """Serve an application in a thread, and tell at which port."""
-    import uvicorn
-
-    try:
-        bound = socket.create_server((host, port))
-    except OSError as error:
-        raise ConfigError(
-            f"{host}:{port} can't be served: {error.strerror}; give another --port, or 0 for any that is free"
-        ) from error
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="serving", daemon=True)
-    thread.start()
-    try:
-        yield bound.getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(timeout=5)
-        bound.close()
 
 
 def _extracted(config: ExtractConfig, cache: Path) -> TableRecord:

@@ -37,6 +37,7 @@ def heading(found: Inspection) -> dict[str, Any]:
     return {
         "name": found.dataset.name,
         "facts": facts,
+        "class_names": found.dataset.class_names,
         "columns": ["class", *splits],
         "rows": rows,
         "unreadable": found.unreadable(),

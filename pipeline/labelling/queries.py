@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_CLUSTERS = 500  # of typiclust; more are not made however many labels there are
+MOST_CLUSTERS = 200  # of typiclust; more are not made however many labels there are
+SAMPLE, ITERATIONS = 10_000, 20  # pictures by which clusters are found, and steps that takes at most
 TYPICAL = 20  # neighbours within a cluster, of which the mean distance tells how typical a picture is
-MINI_BATCH = 4096  # pictures in a batch of k-means
+ROWS = 4096  # pictures that are compared at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +83,8 @@ def farthest_first(pool: Pool, n: int) -> NDArray[np.int64]:
     nearest = np.full(len(features), -np.inf, np.float32)  # the cosine with the nearest of those
     chosen: list[int] = []
     if pool.labelled.any():
-        for start in range(0, len(features), MINI_BATCH):
-            block = slice(start, start + MINI_BATCH)
+        for start in range(0, len(features), ROWS):
+            block = slice(start, start + ROWS)
             nearest[block] = (features[block] @ features[pool.labelled].T).max(axis=1)
     else:  # the picture that is most like all others
         chosen = [int(rows[np.argmax(features[rows] @ features.mean(axis=0))])]
@@ -133,7 +134,7 @@ def typiclust(pool: Pool, n: int) -> NDArray[np.int64]:
 
     Source: Hacohen et al. 2022, arXiv:2202.02794.
     """
-    from sklearn.cluster import MiniBatchKMeans
+    from sklearn.cluster import KMeans
 
     n_labelled = int(pool.labelled.sum())
     n = min(n, len(pool.rows))
@@ -141,8 +142,9 @@ def typiclust(pool: Pool, n: int) -> NDArray[np.int64]:
     if n_clusters < 2:
         return farthest_first(pool, n)
     seed = int(pool.random.integers(2**31))
-    means = MiniBatchKMeans(n_clusters, batch_size=MINI_BATCH, n_init=1, random_state=seed)
-    cluster = means.fit_predict(pool.features)
+    some = pool.random.permutation(len(pool.features))[:SAMPLE]
+    means = KMeans(n_clusters, n_init=1, max_iter=ITERATIONS, random_state=seed).fit(pool.features[some])
+    cluster = means.predict(pool.features)
     labels_in = np.bincount(cluster[pool.labelled], minlength=n_clusters)
     sizes = np.bincount(cluster, minlength=n_clusters)
     free = pool.open.copy()

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -21,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from pipeline.errors import TlpipeError
+from pipeline.errors import ConfigError, TlpipeError
 from pipeline.labelling.session import Session
 from pipeline.pages.write import label_page
 
@@ -115,6 +118,30 @@ def application(desk: Desk, hosts: list[str]) -> Starlette:
         ],
         exception_handlers={TlpipeError: _in_words, **dict.fromkeys((ValueError, KeyError, TypeError), _bad_request)},
     )
+
+
+@contextmanager
+def serving(app: Starlette, host: str, port: int) -> Iterator[int]:
+    """Serve an application in a thread, and tell at which port.
+
+    Raises:
+        ConfigError: If the port is taken, or there is no such host.
+    """
+    try:
+        bound = socket.create_server((host, port))
+    except OSError as error:
+        raise ConfigError(
+            f"{host}:{port} can't be served: {error.strerror}; give another --port, or 0 for any that is free"
+        ) from error
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="serving", daemon=True)
+    thread.start()
+    try:
+        yield bound.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(timeout=5)
+        bound.close()
 
 
 def _session(desk: Desk) -> Session:

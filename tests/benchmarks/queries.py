@@ -38,7 +38,7 @@ HEAD = "ridge"
 
 def batch(n: int) -> int:
     """Pictures that are asked about between two fits."""
-    return START if n < START else 10 if n < 100 else 25
+    return START if n < START else 10 if n < 100 else 50
 
 
 def curve(

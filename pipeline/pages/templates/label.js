@@ -240,6 +240,7 @@ function columns() {
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || at("desk").hidden) return;
   if (event.target === at("find")) {
+    if (event.key === "/" && !at("find").value) event.preventDefault();
     if (event.key === "Escape") { at("find").value = ""; focusOn(desk.focus); }
     return;
   }

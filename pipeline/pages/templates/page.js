@@ -123,3 +123,58 @@ const draw = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "400px" });
 document.querySelectorAll(".chart").forEach((chart) => draw.observe(chart));
+// Corrections: a picture is chosen, then its class, with the keys of tlpipe label; they are saved as a table.
+const desk = document.getElementById("corrections");
+if (desk) {
+  const figures = [...document.querySelectorAll("figure[data-path]")], given = new Map(), done = [];
+  const buttons = [...desk.querySelectorAll("button[data-class]")], save = document.getElementById("save"), said = desk.querySelector("output");
+  const keys = { 0: "drop" };
+  buttons.slice(0, -1).slice(0, 9).forEach((button, number) => { keys[number + 1] = button.dataset.class; });
+  let chosen = figures[0];
+  const show = () => {
+    for (const figure of figures) {
+      const label = given.get(figure.dataset.path);
+      figure.querySelector("output").textContent = label ? ` ${label === "drop" ? "left out" : label}` : "";
+    }
+    save.disabled = !given.size;
+    said.textContent = given.size ? `${given.size} corrected` : "";
+  };
+  const give = (label) => {
+    if (!chosen || !label) return;
+    const path = chosen.dataset.path;
+    done.push([path, given.get(path)]);
+    given.set(path, label);
+    show();
+    const next = figures[figures.indexOf(chosen) + 1];
+    if (next) next.focus();
+  };
+  const undo = () => {
+    const [path, before] = done.pop() ?? [];
+    if (!path) return;
+    if (before) given.set(path, before); else given.delete(path);
+    show();
+  };
+  for (const figure of figures) {
+    figure.addEventListener("focus", () => { chosen = figure; });
+    figure.addEventListener("click", () => figure.focus());
+  }
+  for (const button of buttons) button.addEventListener("click", () => give(button.dataset.class));
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "INPUT") return;
+    if (event.key in keys) give(keys[event.key]);
+    else if (event.key.toLowerCase() === "u") undo();
+    else if (["ArrowRight", "ArrowLeft"].includes(event.key) && event.target.dataset.path) {
+      figures[figures.indexOf(chosen) + (event.key === "ArrowRight" ? 1 : -1)]?.focus();
+    } else return;
+    event.preventDefault();
+  });
+  save.addEventListener("click", () => {
+    const cell = (text) => `"${text.replaceAll('"', '""')}"`;
+    const rows = [...given].map(([path, label]) => `${cell(path)},${cell(label)}\n`);
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob(["path,label\n", ...rows], { type: "text/csv" }));
+    link.download = "labels.csv";
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
+}
