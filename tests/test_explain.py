@@ -17,7 +17,7 @@ from pipeline.data import list_images
 from pipeline.errors import ConfigError, DataError
 from pipeline.heads import make_head
 from pipeline.pages.explained import coloured
-from pipeline.runs.class_maps import class_maps
+from pipeline.runs.class_maps import cached_class_maps, class_maps
 from pipeline.runs.classifier import Classifier, open_classifier
 from pipeline.store.rows import Part, nothing
 
@@ -151,3 +151,31 @@ def test_places_that_speak_for_a_class_are_coloured_and_others_left() -> None:
     shown = coloured(pixels, [np.array([[1.0, -1.0], [-1.0, -1.0]]), np.array([[0.5]]) * 0]).astype(int)
     assert (shown[-5:, -5:] == 128).all()
     assert np.abs(shown[:5, :5] - 128).max() > 60
+
+
+def test_the_page_of_a_run_shows_places_where_activations_are_cached(tmp_path: Path) -> None:
+    draw_shades(tmp_path / "shades")
+    classifier = trained(tmp_path, "ridge")
+
+    def page() -> str:
+        commands.report([classifier.run.id], tmp_path / "cache", tmp_path / "reports")
+        return (tmp_path / "reports" / classifier.run.id / "report.html").read_text(encoding="utf-8")
+
+    before = page()
+    assert "Where it is seen" not in before
+    commands.extract(ExtractConfig(str(tmp_path / "shades"), **SMALL, pooling="none"), tmp_path / "cache")
+    after = page()
+    assert "Where it is seen" in after
+    assert after.count('data-seen="data:image/webp') == after.count("<figure") > 0
+
+
+def test_maps_from_the_cache_are_those_that_are_computed(work: Path) -> None:
+    classifier = trained(work, "logreg")
+    assert classifier.trained is not None
+    locations, source = list_images([str(work / "shades" / "grey")])
+    labels = np.zeros(len(locations), np.int64)
+    keys = source.keys(None, rehash=False).column
+    wanted = list(class_maps(classifier, source, locations, labels, work / "cache"))
+    found = cached_class_maps(classifier.trained, keys, labels, work / "cache")
+    for key, (one,) in zip(keys.tolist(), wanted, strict=True):
+        np.testing.assert_array_equal(found[key][0], one)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from pipeline.errors import ConfigError, DataError, RunError, StoreError
 from pipeline.pages.pictures import Pictures
 from pipeline.pages.run_page import Map, RunData
 from pipeline.pages.write import RUN_PAGE, is_made_of, write_curve, write_index, write_run
+from pipeline.runs.class_maps import Maps, cached_class_maps, cached_shards
 from pipeline.runs.find import all_runs, find_run
 from pipeline.runs.predictions import read_history, read_predictions
 from pipeline.runs.run import CurveRun, EvaluateRun, FinetuneRun, HeadRun, RatedRun, Run
+from pipeline.runs.trained_head import trained_head
 from pipeline.store.records import find_records, load_dataset
 from pipeline.store.shards import FeatureStore
 from pipeline.util import log, runtime
@@ -166,6 +168,7 @@ def _made_of(run: RatedRun, folder: Path, by_id: dict[str, Run], shelf: _Shelf) 
     there = [
         data.exists() and data.stat().st_mtime_ns,
         [(shelf.cache / "tables" / f"{name}.json").exists() for name in features.split(",")],
+        isinstance(run, HeadRun) and cached_shards(run.specs, shelf.cache),
         [other in by_id for other in _others(run)],
     ]
     text = json.dumps([there, shelf.method, shelf.seed, runtime.version("tlpipe"), str(shelf.cache)])
@@ -213,8 +216,24 @@ def _run_data(run: RatedRun, reports: Path, by_id: dict[str, Run], shelf: _Shelf
         views=views,
         samples=_samples(run, shelf.cache),
         map=drawn,
+        seen=_seen(run, folder, shelf.cache),
         missing=missing,
     )
+
+
+def _seen(
+    run: RatedRun, folder: Path, cache: Path
+) -> Callable[[NDArray[np.bytes_], NDArray[np.int64]], Mapping[bytes, Maps]] | None:
+    """What tells where a class is seen, where activations of the run's features are cached, and its head tells it."""
+    if not isinstance(run, HeadRun) or not cached_shards(run.specs, cache):
+        return None
+    try:
+        trained = trained_head(run, folder)
+        trained.head.gradients(np.zeros((1, trained.head.n_features), np.float32), np.zeros(1, np.int64))
+    except (ConfigError, RunError) as error:
+        log.info("%s shows no places: %s", run.id, error)
+        return None
+    return lambda keys, labels: cached_class_maps(trained, keys, labels, cache)
 
 
 def _features_for_map(run: RatedRun, by_id: dict[str, Run]) -> str:

@@ -64,13 +64,11 @@ class Pictures:
             pixels = self._read(row, config, augment if view else None, view)
         except ImageError:
             return None
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "WEBP", quality=QUALITY)
-        return buffer.getvalue()
+        return _webp(Image.fromarray(pixels))
 
     def _draw(self, row: int, side: int, augment: Augment | None, view: int) -> str | None:
         data = self.webp(row, side, augment, view)
-        return None if data is None else f"data:image/webp;base64,{base64.b64encode(data).decode()}"
+        return None if data is None else _address(data)
 
     def whole(self, row: int, side: int) -> bytes | None:
         """A picture with its own proportions, as the bytes of a WebP file; None if it can't be read.
@@ -85,10 +83,23 @@ class Pictures:
         except ImageError:
             return None
         picture.thumbnail((side, side))
-        buffer = io.BytesIO()
-        picture.save(buffer, "WEBP", quality=QUALITY)
-        return buffer.getvalue()
+        return _webp(picture)
 
     def _read(self, row: int, config: ImageConfig, augment: Augment | None, view: int) -> Pixels:
         key = bytes(self.keys[row])
         return read_pixels(self.source, row, key, config, augment, view)
+
+
+def webp_address(pixels: Pixels) -> str:
+    """Pixels [h, w, 3] as the address of their own content."""
+    return _address(_webp(Image.fromarray(pixels)))
+
+
+def _webp(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def _address(data: bytes) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(data).decode()}"

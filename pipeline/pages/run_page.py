@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import ImageConfig
 from pipeline.data.augment import Augment
+from pipeline.errors import ImageError
 from pipeline.evaluation.metrics import evaluate, reliability
 from pipeline.pages import charts
+from pipeline.pages.explained import coloured
 from pipeline.pages.gallery import choose
-from pipeline.pages.pictures import Pictures
+from pipeline.pages.pictures import Pictures, webp_address
+from pipeline.runs.class_maps import Maps
 from pipeline.runs.predictions import Predictions
 from pipeline.runs.run import EvaluateRun, FinetuneRun, RatedRun, SweepRun
 from pipeline.util.text import counted, interval, percent, sides
@@ -21,7 +26,7 @@ from pipeline.util.text import counted, interval, percent, sides
 CONFUSION = "confusion"  # name of a figure
 
 GALLERY_SIDE, MAP_SIDE, SAMPLE_SIDE = 128, 48, 112  # pixels
-GALLERY_BYTES, MAP_BYTES = 1_600_000, 1_800_000  # so that a page stays below 5 MB
+GALLERY_BYTES, MAP_BYTES, SEEN_BYTES = 1_500_000, 1_500_000, 900_000  # so that a page stays below 5 MB
 MOST_VIEWS = 4  # of a sample
 MATRIX_CLASSES = 25  # more give a list of confusions in place of a matrix
 FIGURE_CLASSES = 100  # more give no figure of the matrix: it has a square for each pair
@@ -62,6 +67,8 @@ class RunData:
         views: Number of views of each image that were seen in training, beside the image itself.
         samples: Keys of some training images.
         map: None where there are no features.
+        seen: Gives, of image keys and the classes that are asked about, maps of where each class is seen; only of
+            pictures whose activations are in the cache. None where the run has no such maps.
         missing: What the page lacks, and why.
     """
 
@@ -75,6 +82,7 @@ class RunData:
     views: int = 0
     samples: Sequence[bytes] = ()
     map: Map | None = None
+    seen: Callable[[NDArray[np.bytes_], NDArray[np.int64]], Mapping[bytes, Maps]] | None = None
     missing: list[str] = field(default_factory=list)
 
 
@@ -233,9 +241,32 @@ def _gallery(data: RunData, predictions: Predictions) -> tuple[list[dict[str, An
         if size > GALLERY_BYTES:
             break
         found.append(
-            {"shown": one, "picture": picture, "path": data.locations.get(key, key.decode("ascii", "replace"))}
+            {
+                "shown": one,
+                "picture": picture,
+                "path": data.locations.get(key, key.decode("ascii", "replace")),
+                "seen": None,
+            }
         )
+    _color(data, predictions, found)
     return found, left_out
+
+
+def _color(data: RunData, predictions: Predictions, gallery: list[dict[str, Any]]) -> None:
+    """Add to the images of a gallery, as many as a page may hold, where their predicted class is seen."""
+    if data.seen is None or data.pictures is None or not gallery:
+        return
+    rows = [one["shown"].row for one in gallery]
+    maps = data.seen(predictions.keys[rows], np.array([one["shown"].predicted for one in gallery], np.int64))
+    size, spec = 0, data.run.specs[0]
+    config = ImageConfig((GALLERY_SIDE, GALLERY_SIDE), spec.resize, spec.interpolation)
+    for one, row in zip(gallery, rows, strict=True):
+        key = bytes(predictions.keys[row])
+        if key not in maps or size > SEEN_BYTES:
+            continue
+        with suppress(ImageError):
+            one["seen"] = webp_address(coloured(data.pictures.pixels(data.pictures.rows[key], config), maps[key]))
+            size += len(one["seen"])
 
 
 def _map(data: RunData, predictions: Predictions) -> dict[str, Any] | None:

@@ -16,13 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backbones import Network, tensor_of
-from pipeline.config import ExtractConfig
+from pipeline.config import ExtractConfig, FeatureSpec
 from pipeline.data import ImageSource
 from pipeline.errors import ConfigError
 from pipeline.extraction.plan import Done, complete_all, keys_of_all, open_plan
 from pipeline.heads import PROBABILITIES
 from pipeline.runs.classifier import Classifier
 from pipeline.runs.run import FinetuneRun
+from pipeline.runs.trained_head import TrainedHead
+from pipeline.store.shards import FeatureStore
 from pipeline.util import runtime
 
 POOLINGS = ("avg", "max")
@@ -60,9 +62,62 @@ def class_maps(
     for start in range(0, len(keys), BLOCK):
         block = slice(start, start + BLOCK)
         activations = [_activations(done, keys[block]) for done in passes]
-        gradients = _gradients(classifier, activations, labels[block], passes)
-        maps = [np.einsum("nhwc,nc->nhw", *pair) for pair in zip(activations, gradients, strict=True)]
-        yield from zip(*maps, strict=True)
+        if classifier.trained is None:
+            gradients = [_gradients_of_model(passes[0], activations[0], labels[block])]
+        else:
+            gradients = _gradients(classifier.trained, activations, labels[block])
+        yield from _maps(activations, gradients)
+
+
+def cached_class_maps(
+    trained: TrainedHead, keys: NDArray[np.bytes_], labels: NDArray[np.int64], cache: Path
+) -> dict[bytes, Maps]:
+    """As `class_maps`, of those pictures whose activations are in the cache; nothing is computed for the others.
+
+    Args:
+        trained: The head.
+        keys: Image keys, shape [n].
+        labels: The class that is asked about, for each picture, shape [n].
+        cache: The cache folder.
+
+    Raises:
+        ConfigError: If the head has no gradient.
+    """
+    if any(spec.pooling not in POOLINGS for spec in trained.specs):
+        return {}
+    stores = [FeatureStore(cache, spec) for spec in _activation_specs(trained.specs)]
+    for store in stores:
+        store.open()
+    there = np.flatnonzero(np.logical_and.reduce([store.has(keys) for store in stores]))
+    if not len(there):
+        return {}
+    activations = [store.read(keys[there]).astype(np.float32) for store in stores]
+    if any(part.ndim != 4 for part in activations):
+        return {}
+    maps = _maps(activations, _gradients(trained, activations, labels[there]))
+    return dict(zip(keys[there].tolist(), maps, strict=True))
+
+
+def cached_shards(specs: Sequence[FeatureSpec], cache: Path) -> list[str]:
+    """Names of the shards in which activations of pooled features are cached; none where an endpoint has none."""
+    found = [FeatureStore(cache, spec).shard_paths() for spec in _activation_specs(specs)]
+    return [path.name for paths in found for path in paths] if all(found) else []
+
+
+def _activation_specs(specs: Sequence[FeatureSpec]) -> list[FeatureSpec]:
+    """What activations of pooled features are, for each endpoint, as extract stores them by default."""
+    return [
+        replace(spec, endpoint=endpoint, pooling="none", dtype="float16" if spec.weights_seed is None else "float32")
+        for spec in specs
+        for endpoint in spec.endpoint.split("+")
+    ]
+
+
+def _maps(activations: Sequence[NDArray[np.floating]], gradients: Sequence[NDArray[np.floating]]) -> Iterator[Maps]:
+    """The weighted sums of the channels, for each picture one of each endpoint."""
+    yield from zip(
+        *(np.einsum("nhwc,nc->nhw", *pair) for pair in zip(activations, gradients, strict=True)), strict=True
+    )
 
 
 def _check(classifier: Classifier) -> None:
@@ -112,20 +167,15 @@ def _activations(done: Done, keys: NDArray[np.bytes_]) -> NDArray[np.float32]:
 
 
 def _gradients(
-    classifier: Classifier,
-    activations: Sequence[NDArray[np.floating]],
-    labels: NDArray[np.int64],
-    passes: Sequence[Done],
+    trained: TrainedHead, activations: Sequence[NDArray[np.floating]], labels: NDArray[np.int64]
 ) -> list[NDArray[np.floating]]:
-    """Gradients [n, c] by each channel of each endpoint, of which a map is the weighted sum."""
-    if classifier.trained is None:
-        return [_gradients_of_model(passes[0], activations[0], labels)]
-    kinds = [spec.pooling for spec in classifier.run.specs for _ in spec.endpoint.split("+")]
+    """Gradients [n, c] by each channel of each endpoint."""
+    kinds = [spec.pooling for spec in trained.specs for _ in spec.endpoint.split("+")]
     pooled = [
         part.mean(axis=(1, 2)) if kind == "avg" else part.max(axis=(1, 2))
         for part, kind in zip(activations, kinds, strict=True)
     ]
-    joined = classifier.trained.head.gradients(np.concatenate(pooled, axis=1), labels)
+    joined = trained.head.gradients(np.concatenate(pooled, axis=1), labels)
     ends = np.cumsum([part.shape[1] for part in pooled])
     return np.split(joined, ends[:-1], axis=1)
 

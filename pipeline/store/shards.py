@@ -95,7 +95,7 @@ class FeatureStore:
         with asking(self.folder), suppress(StoreError):  # a cache that can only be read
             if set_aside and self.folder.is_dir():
                 self._write_spec()
-        paths = self._paths()
+        paths = self.shard_paths()
         known = {shard.path: shard for shard in self.shards}
         known |= self._sound.recall(path for path in paths if path not in known)
         self.shards = [known[path] for path in paths if path in known]
@@ -118,11 +118,12 @@ class FeatureStore:
 
     def verify(self) -> list[Damage]:
         """Read all shards, whatever is remembered, and name those that don't hold what was written; none is moved."""
-        damaged = [Damage(path, found) for path, found in self._verified(self._paths()) if isinstance(found, str)]
+        damaged = [Damage(path, found) for path, found in self._verified(self.shard_paths()) if isinstance(found, str)]
         self._sound.forget(damage.path for damage in damaged)
         return damaged
 
-    def _paths(self) -> list[Path]:
+    def shard_paths(self) -> list[Path]:
+        """All shards, sound or not, in the order of their names."""
         return matching(self.folder / "shards", "*.h5")
 
     def _verified(self, paths: Sequence[Path]) -> list[tuple[Path, Shard | str]]:

@@ -123,6 +123,11 @@ const draw = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "400px" });
 document.querySelectorAll(".chart").forEach((chart) => draw.observe(chart));
+// The gallery may show by which places the predicted class is known.
+document.getElementById("seen")?.addEventListener("click", ({ currentTarget }) => {
+  currentTarget.setAttribute("aria-pressed", String(currentTarget.getAttribute("aria-pressed") !== "true"));
+  for (const image of document.querySelectorAll("img[data-seen]")) [image.src, image.dataset.seen] = [image.dataset.seen, image.src];
+});
 // Corrections: a picture is chosen, then its class, with the keys of tlpipe label; they are saved as a table.
 const desk = document.getElementById("corrections");
 if (desk) {
