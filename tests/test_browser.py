@@ -358,14 +358,14 @@ class TestLabelling:
     def test_the_keyboard_is_enough(self, served: tuple[str, Session], label_page: Callable[..., Page]) -> None:
         page, session = label_page(), served[1]
         self.name_classes(page)
-        self.label(page, 25)
+        self.label(page, 41)
         session.settle()
         state = session.state()
-        assert state["labelled"] == 25
+        assert state["labelled"] == 41
         for answer in session.journal.answers:
             assert answer.path.startswith(answer.label)
         page.keyboard.press("u")
-        page.wait_for_function("() => document.getElementById('count').textContent.startsWith('24 of 120')")
+        page.wait_for_function("() => document.getElementById('count').textContent.startsWith('40 of 120')")
         page.get_by_role("tab", name="Confirm").click()
         page.wait_for_selector("#grid [aria-selected=true]")
         shown = page.locator("#grid [role=option]")
@@ -373,7 +373,7 @@ class TestLabelling:
         page.locator("#grid [role=option]").first.focus()
         page.keyboard.press(" ")
         page.keyboard.press("Enter")
-        page.wait_for_function("() => !document.getElementById('count').textContent.startsWith('24 of 120')")
+        page.wait_for_function("() => !document.getElementById('count').textContent.startsWith('40 of 120')")
         latest = session.journal.latest()
         assert first not in {key for key, answer in latest.items() if answer.label}
         page.wait_for_selector("#accuracy span")

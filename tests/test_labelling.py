@@ -184,13 +184,11 @@ class TestModel:
         drawn = np.arange(400) % 5 == 0
         labels = np.where(drawn, (truth + 1) % 3, truth)
         keys = np.array([f"{row:032x}" for row in range(400)], "S32")
-        fitted = fit(features, labels, keys)
-        assert fitted is not None
-        rating = rate(features, labels, keys, drawn, fitted)
+        rating = rate(features, labels, keys, drawn)
         assert rating is not None
         assert (rating.n, rating.n_labels) == (80, 400)
         assert rating.accuracy < 0.05
-        right = rate(features, truth, keys, drawn, fitted)
+        right = rate(features, truth, keys, drawn)
         assert right is not None
         assert right.accuracy > 0.95
         assert right.low < right.accuracy <= right.high

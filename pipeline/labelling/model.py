@@ -17,6 +17,7 @@ from pipeline.store.rows import Part, nothing
 HEAD = HeadConfig("ridge")  # in closed form
 FOLDS = 5
 ENOUGH = 200  # pictures rated at once, in place of in folds
+ROWS = 8192  # pictures that are asked about at a time
 LEAST_RATED = 5  # fewer tell nothing
 
 
@@ -60,7 +61,7 @@ def fit(features: NDArray[np.float32], labels: NDArray[np.int64], keys: NDArray[
     """Fit a head on all labels; None while there are not two classes.
 
     Args:
-        features: Shape [n, d].
+        features: Of length 1, shape [n, d].
         labels: Numbers of classes, or `UNLABELLED`, shape [n].
         keys: Image keys, shape [n].
     """
@@ -78,18 +79,16 @@ def rate(
     labels: NDArray[np.int64],
     keys: NDArray[np.bytes_],
     drawn: NDArray[np.bool_],
-    fitted: Fit,
 ) -> Rating | None:
-    """Rate what was fitted by the labelled pictures that were drawn at random, which a strategy never chose.
+    """Rate the head by the labelled pictures that were drawn at random, which a strategy never chose.
 
     Each is called by a head that was fitted without it: in five folds, or, where there are many, at once.
 
     Args:
-        features: Shape [n, d].
+        features: Of length 1, shape [n, d].
         labels: Numbers of classes, or `UNLABELLED`, shape [n].
         keys: Image keys, shape [n].
         drawn: Whether a picture is one of them, shape [n].
-        fitted: What was fitted on these labels.
     """
     known = np.flatnonzero(labels != UNLABELLED)
     rated = known[drawn[known]]
@@ -135,4 +134,6 @@ def _fitted(
     part = Part(features[train], np.searchsorted(classes, labels[train]), keys[train], np.zeros(len(train), np.int64))
     head, _ = make_head(HEAD)
     head.fit(part, nothing(part), len(classes))
-    return head.predict_proba(features[asked])
+    # Heads prepare a copy of what they are asked about, and there may be much of it.
+    blocks = [head.predict_proba(features[asked[start : start + ROWS]]) for start in range(0, len(asked), ROWS)]
+    return np.concatenate(blocks)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_CLUSTERS = 200  # of typiclust; more are not made however many labels there are
-SAMPLE, ITERATIONS = 10_000, 20  # pictures by which clusters are found, and steps that takes at most
+SAMPLE, ITERATIONS = 10_000, 20  # pictures among which clusters are sought, and steps that takes at most
 TYPICAL = 20  # neighbours within a cluster, of which the mean distance tells how typical a picture is
 ROWS = 4096  # pictures that are compared at a time
 
@@ -132,32 +132,32 @@ def badge(pool: Pool, n: int) -> NDArray[np.int64]:
 def typiclust(pool: Pool, n: int) -> NDArray[np.int64]:
     """The most typical picture of each of the largest clusters that have the fewest labels.
 
+    Of many pictures only a sample is looked at: clusters are as well found in ten thousand of them.
+
     Source: Hacohen et al. 2022, arXiv:2202.02794.
     """
     from sklearn.cluster import KMeans
 
-    n_labelled = int(pool.labelled.sum())
-    n = min(n, len(pool.rows))
-    n_clusters = min(n_labelled + n, MOST_CLUSTERS, len(pool.features))
+    some = np.concatenate([pool.random.permutation(pool.rows)[:SAMPLE], np.flatnonzero(pool.labelled)])
+    n_labelled, n = int(pool.labelled.sum()), min(n, len(some) - int(pool.labelled.sum()))
+    n_clusters = min(n_labelled + n, MOST_CLUSTERS, len(some))
     if n_clusters < 2:
         return farthest_first(pool, n)
+    features, free = pool.features[some], ~pool.labelled[some]
     seed = int(pool.random.integers(2**31))
-    some = pool.random.permutation(len(pool.features))[:SAMPLE]
-    means = KMeans(n_clusters, n_init=1, max_iter=ITERATIONS, random_state=seed).fit(pool.features[some])
-    cluster = means.predict(pool.features)
-    labels_in = np.bincount(cluster[pool.labelled], minlength=n_clusters)
+    cluster = KMeans(n_clusters, n_init=1, max_iter=ITERATIONS, random_state=seed).fit_predict(features)
+    labels_in = np.bincount(cluster[~free], minlength=n_clusters)
     sizes = np.bincount(cluster, minlength=n_clusters)
-    free = pool.open.copy()
     chosen: list[int] = []
     while len(chosen) < n:
-        open_in = np.bincount(cluster[free], minlength=n_clusters)
+        free_in = np.bincount(cluster[free], minlength=n_clusters)
         order = np.lexsort((-sizes, labels_in))
-        number = next(one for one in order.tolist() if open_in[one])
+        number = next(one for one in order.tolist() if free_in[one])
         inside = np.flatnonzero(free & (cluster == number))
-        chosen.append(int(inside[_typicality(pool.features[inside]).argmax()]))
+        chosen.append(int(inside[_typicality(features[inside]).argmax()]))
         free[chosen[-1]] = False
         labels_in[number] += 1
-    return np.array(chosen, np.int64)
+    return some[chosen]
 
 
 def _typicality(features: NDArray[np.float32]) -> NDArray[np.float32]:

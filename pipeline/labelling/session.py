@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import threading
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -74,7 +73,7 @@ class Session:
 
     Args:
         dataset: The pictures, with the labels that the data gives them.
-        features: Shape [n, d].
+        features: Shape [n, d]; they are brought to length 1 in place, as there may be much of them.
         pictures: To look at.
         journal: Where answers go.
         classes: Names that the user gave.
@@ -92,8 +91,8 @@ class Session:
     ) -> None:
         from sklearn.preprocessing import normalize
 
-        self.dataset, self.features, self.pictures, self.journal = dataset, features, pictures, journal
-        self._unit: NDArray[np.float32] = normalize(features)
+        self.dataset, self.pictures, self.journal = dataset, pictures, journal
+        self.features: NDArray[np.float32] = normalize(features, copy=False)
         self._row_of = {key.decode(): row for row, key in enumerate(dataset.keys.tolist())}
         self.classes = list(dict.fromkeys([*dataset.class_names, *classes, *journal.classes]))
         for name in classes:
@@ -221,14 +220,13 @@ class Session:
             with self._lock:
                 labels, dropped = self._labels.copy(), self._dropped.copy()
             self._fitted_at = int((labels != UNLABELLED).sum())
-            fitted = fit(self.features, labels, self.dataset.keys)
-            self._queue = self._choose(labels, dropped, fitted)
-            self._fit = fitted
+            fitted = self._fit = fit(self.features, labels, self.dataset.keys)
             if fitted is not None:
-                rating = rate(self.features, labels, self.dataset.keys, self._drawn, fitted)
-                self._fit = replace(fitted, rating=rating)
+                rating = rate(self.features, labels, self.dataset.keys, self._drawn)
+                fitted = self._fit = replace(fitted, rating=rating)
                 if rating is not None and (not self.history or self.history[-1].n_labels != rating.n_labels):
                     self.history.append(rating)
+            self._queue = self._choose(labels, dropped, fitted)
         except Exception:
             log.exception("The head can't be fitted")
 
@@ -237,8 +235,10 @@ class Session:
         labelled = labels != UNLABELLED
         free = ~labelled & ~dropped
         start = fitted is None or int(labelled.sum()) < START_LABELS
+        if start and any(free[row] for row in self._queue):
+            return self._queue  # what is typical doesn't depend on the answers
         probabilities = None if fitted is None else fitted.probabilities
-        pool = Pool(self._unit, labelled, free & ~self._drawn, probabilities, self._random)
+        pool = Pool(self.features, labelled, free & ~self._drawn, probabilities, self._random)
         chosen = STRATEGIES[START if start else THEN](pool, QUEUE).tolist()
         drawn = self._random.permutation(np.flatnonzero(free & self._drawn)).tolist()
         queue: list[int] = []
@@ -267,16 +267,16 @@ class Session:
     def state(self) -> dict[str, Any]:
         """What the page tells of the labelling as a whole."""
         with self._lock:
-            numbers = Counter(self._labels.tolist())
+            numbers = np.bincount(self._labels + 1, minlength=len(self.classes) + 1).tolist()
             fitted = self._fit
             rating = fitted.rating if fitted else None
             return {
                 "name": self.dataset.name,
                 "n": len(self.dataset),
-                "labelled": len(self.dataset) - numbers[UNLABELLED],
+                "labelled": sum(numbers[1:]),
                 "dropped": int(self._dropped.sum()),
                 "answers": len(self.journal.answers),
-                "classes": [{"name": name, "n": numbers[number]} for number, name in enumerate(self.classes)],
+                "classes": [{"name": name, "n": n} for name, n in zip(self.classes, numbers[1:], strict=True)],
                 "rating": rating and asdict(rating),
                 "history": [asdict(one) for one in self.history],
                 "gain": _gain(self.history),
@@ -386,14 +386,14 @@ class Session:
         rows = np.flatnonzero(self._labels == number)
         if not len(rows):
             return []
-        likeness = self._unit[rows] @ self._unit[rows].mean(axis=0)
+        likeness = self.features[rows] @ self.features[rows].mean(axis=0)
         return [(row, "") for row in rows[np.argsort(likeness, kind="stable")].tolist()]
 
     def _like(self, key: str) -> Found:
         row = self._row_of.get(key)
         if row is None:
             raise ConfigError(f"There is no picture {key[:40]!r}")
-        cosines = self._unit @ self._unit[row]
+        cosines = self.features @ self.features[row]
         nearest = np.argsort(-cosines, kind="stable")[:QUEUE].tolist()
         return [(one, f"likeness {cosines[one]:.3f}") for one in nearest]
 

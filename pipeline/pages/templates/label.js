@@ -12,7 +12,7 @@ const TABS = [
   ["like", "Alike", "Pictures that are like the one that was chosen with L."],
 ];
 const GRID = 20, AHEAD = 8;
-const desk = { tab: "label", name: "", like: "", pictures: [], focus: 0, selected: new Set(), classes: [], busy: false, loading: false, serial: 0 };
+const desk = { tab: "label", name: "", like: "", pictures: [], focus: 0, selected: new Set(), classes: [], busy: false, loading: false, serial: 0, options: new Map(), ahead: new Map() };
 
 async function ask(path, body) {
   const headers = { "X-Token": token };
@@ -46,9 +46,6 @@ async function load(fresh) {
     const known = new Set(desk.pictures.map((one) => one.key));
     desk.pictures.push(...pictures.filter((one) => !known.has(one.key)));
     if (fresh && isGrid()) desk.selected = new Set(desk.pictures.map((one) => one.key));
-    for (const one of desk.pictures.slice(0, AHEAD)) {
-      new Image().src = address(one, 640);
-    }
     trouble("");
   } catch (error) { trouble(error.message); } finally { desk.loading = false; }
   draw();
@@ -56,26 +53,39 @@ async function load(fresh) {
 function draw() {
   const shown = desk.pictures.slice(0, GRID);
   desk.focus = Math.max(0, Math.min(desk.focus, shown.length - 1));
-  at("grid").replaceChildren(...shown.map(option));
+  const options = new Map(desk.options);
+  desk.options = new Map(shown.map((picture, number) => [picture.key, option(picture, number, options.get(picture.key))]));
+  at("grid").replaceChildren(...desk.options.values());
+  for (const one of shown.slice(0, AHEAD)) ahead(one);
   drawLarge();
   at("empty").hidden = shown.length > 0;
   at("empty").textContent = desk.tab === "label" ? "All pictures have a label." : "There is nothing here.";
   if (document.activeElement === document.body || at("grid").contains(document.activeElement)) focusOn(desk.focus);
 }
-function option(picture, number) {
+function ahead(picture) {
+  if (desk.ahead.has(picture.key)) return;
+  const image = element("img", "", { src: address(picture, 640), alt: picture.path });
+  image.decode().catch(() => {});
+  desk.ahead.set(picture.key, image);
+  if (desk.ahead.size > 4 * AHEAD) desk.ahead.delete(desk.ahead.keys().next().value);
+}
+function option(picture, number, before) {
   const chosen = desk.selected.has(picture.key);
-  const made = element("div", "", { role: "option", "aria-selected": chosen, tabindex: number === desk.focus ? 0 : -1, "data-key": picture.key });
-  if (isGrid() && !chosen) made.classList.add("out");
+  const made = before ?? element("div", "", { role: "option", "data-key": picture.key });
+  made.setAttribute("aria-selected", chosen);
+  made.tabIndex = number === desk.focus ? 0 : -1;
+  made.classList.toggle("out", isGrid() && !chosen);
   const text = [picture.label, picture.predicted && picture.predicted !== picture.label ? `looks like ${picture.predicted}` : "", picture.why].filter(Boolean).join("; ");
   made.setAttribute("aria-label", `${picture.path}${text ? `: ${text}` : ""}`);
-  made.append(element("img", "", { src: address(picture, 160), alt: "", width: 160, height: 160 }), element("span", picture.label || picture.predicted || ""));
+  const image = before?.firstChild ?? element("img", "", { src: address(picture, 160), alt: "", width: 160, height: 160 });
+  made.replaceChildren(image, element("span", picture.label || picture.predicted || ""));
   if (picture.why) made.append(document.createElement("br"), element("small", picture.why));
-  made.addEventListener("click", () => {
+  made.onclick = () => {
     desk.focus = number;
     if (isGrid()) toggle(picture.key);
     draw();
     focusOn(number);
-  });
+  };
   return made;
 }
 function drawLarge() {
@@ -86,7 +96,8 @@ function drawLarge() {
   if (picture.predicted) facts.append(element("p", `Looks like ${picture.predicted} (${percent(picture.probability)}); Enter takes that.`));
   if (picture.why) facts.append(element("p", picture.why, { class: "note" }));
   facts.append(element("p", picture.path, { class: "note" }));
-  at("large").replaceChildren(element("img", "", { src: address(picture, 640), alt: picture.path }), facts);
+  ahead(picture);
+  at("large").replaceChildren(desk.ahead.get(picture.key), facts);
 }
 function focusOn(number) {
   desk.focus = number;

@@ -1,0 +1,232 @@
+"""A person at the page of `tlpipe label`, played by a script in headless Chromium, with the keyboard alone.
+
+    python tests/benchmarks/labelling.py speed                    # 10,000 and 100,000 drawn pictures
+    python tests/benchmarks/labelling.py person alien-predator    # by the labels of the data, 2 % of the answers wrong
+
+`speed` measures how soon the page opens, a key gives the next picture and a head is fitted again, and the memory of the
+server. `person` prints the accuracy on held-out images after so many answers, against pictures chosen at random.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import finish, verdict
+
+SIZES = (20, 50, 100, 200)
+DRAWS, MISTAKES = 5, 0.02
+CLASSES = 10
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+SERVER = """
+import json, sys, time
+import numpy as np
+from pathlib import Path
+from pipeline.data import ArraySource, Dataset
+from pipeline.labelling import session
+from pipeline.labelling.journal import Journal
+from pipeline.labelling.server import Desk, application, serving
+from pipeline.pages.pictures import Pictures
+
+folder, random = Path(sys.argv[1]), sys.argv[2] == "random"
+if random:
+    session.START = session.THEN = "random"
+found = np.load(folder / "known.npz")
+features, labels = np.load(folder / "features.npy"), found["labels"]
+keys = found["keys"]
+images = np.load(folder / "images.npy", mmap_mode="r")
+locations = [f"{label}-{row}" for row, label in enumerate(labels.tolist())]
+unlabelled, splits = np.full(len(keys), -1), np.full(len(keys), "train")
+dataset = Dataset("drawn", keys, unlabelled, splits, locations, ())
+desk = Desk()
+pictures = Pictures(ArraySource([(images, 1.0)]), keys, 10**6)
+names = [str(name) for name in range(int(labels.max()) + 1)]
+journal = Journal(folder / "labels.jsonl", "drawn")
+desk.session = session.Session(dataset, features, pictures, journal, names, int(sys.argv[3]))
+with serving(application(desk, ["127.0.0.1"]), "127.0.0.1", 0) as port:
+    print(f"http://127.0.0.1:{port}/?token={desk.token}", flush=True)
+    for _ in sys.stdin:
+        desk.session.settle()
+        print(json.dumps({"seconds": desk.session._fit.seconds if desk.session._fit else None}), flush=True)
+"""
+
+
+@contextmanager
+def served(folder: Path, how: str, seed: int) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The page of some pictures, served by a process of its own."""
+    (folder / "labels.jsonl").unlink(missing_ok=True)
+    command = [sys.executable, "-c", SERVER, str(folder), how, str(seed)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    if process.stdout is None:
+        sys.exit("the server has no output")
+    try:
+        yield process.stdout.readline().strip(), process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def memory(process: subprocess.Popen[str]) -> float:
+    """Largest resident memory of a process, GB."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e6  # type: ignore[index]
+
+
+@contextmanager
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    path = next(path for name in BROWSERS if (path := shutil.which(name)))
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def answer(page: Any, random: np.random.Generator | None = None) -> float:
+    """Label the picture that is shown as its name says, but for a few mistakes; seconds until the next one is there."""
+    name = page.eval_on_selector("#large img", "image => image.alt")
+    label = int(name.split("-")[0])
+    if random is not None and random.random() < MISTAKES:
+        label = int(random.integers(page.locator("#classes button").count() - 1))
+    # The page tells the time itself, as the script that plays the person is slower than one.
+    return float(
+        page.evaluate(
+            """([key, name]) => new Promise((done) => {
+                const start = performance.now();
+                const look = () => {
+                    const image = document.querySelector("#large img");
+                    if (image && image.alt !== name && image.complete) done((performance.now() - start) / 1000);
+                    else requestAnimationFrame(look);
+                };
+                document.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+                look();
+            })""",
+            [str(label + 1), name],
+        )
+    )
+
+
+def write(folder: Path, features: np.ndarray, labels: np.ndarray, images: np.ndarray) -> None:
+    """What the server reads."""
+    from pipeline.data import array_key
+
+    keys = np.array([array_key(image) for image in images], "S32")
+    np.save(folder / "features.npy", features.astype(np.float32))
+    np.save(folder / "images.npy", images)
+    np.savez(folder / "known.npz", labels=labels, keys=keys)
+
+
+def drawn(folder: Path, n: int) -> None:
+    """Pictures of 32 px of nine classes, and features of 1,024 numbers that tell them apart."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, CLASSES - 1, n)
+    features = random.normal(size=(n, 1024)).astype(np.float32)
+    features[np.arange(n), labels] += 6
+    images = random.integers(0, 256, (n, 32, 32, 3), np.uint8)
+    write(folder, features, labels, images)
+
+
+def speed() -> None:
+    """Seconds and memory by the number of pictures."""
+    with tempfile.TemporaryDirectory() as name, browser() as chromium:
+        for n in (10_000, 100_000):
+            folder = Path(name) / str(n)
+            folder.mkdir()
+            drawn(folder, n)
+            with served(folder, "chosen", 0) as (address, process):
+                page = chromium.new_page()
+                start = time.perf_counter()
+                page.goto(address)
+                page.wait_for_selector("#grid [role=option]")
+                opened = time.perf_counter() - start
+                seconds = sorted(answer(page) for _ in range(100))
+                fitted = settled(process)
+                size = memory(process)
+            late, middle = seconds[94], seconds[49]
+            print(
+                f"{n:,} pictures: opens in {opened:.2f} s; next picture after {1000 * middle:.0f} ms, 95 of 100 within "
+                f"{1000 * late:.0f} ms; head in {fitted:.2f} s; {size:.2f} GB",
+                flush=True,
+            )
+            verdict("opens under 2 s", opened < 2)
+            verdict("server under 1.5 GB", size < 1.5)
+            if n == 10_000:
+                verdict("next picture under 100 ms, 95 of 100", late < 0.1)
+                verdict("head under 1.5 s", fitted < 1.5)
+    finish()
+
+
+def settled(process: subprocess.Popen[str]) -> float:
+    """Seconds in which the newest head was fitted, once it is."""
+    if process.stdin is None or process.stdout is None:
+        sys.exit("the server can't be asked")
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return float(json.loads(process.stdout.readline())["seconds"] or 0)
+
+
+def person(data: str) -> None:
+    """Accuracy on held-out images after so many answers."""
+    from pipeline import extract, load_features
+    from pipeline.heads import make_head
+    from pipeline.labelling.model import HEAD
+    from pipeline.store.rows import Part, nothing
+
+    found = load_features(extract(data))
+    held = found.split == "test" if data.endswith(".npz") else found.split != "train"
+    features, labels = found.X[~held], found.y[~held]
+    print(f"{Path(data).stem}: {len(labels):,} pictures to label, {int(held.sum()):,} held out\n")
+    print(f"| pictures are | {' | '.join(f'{n} labels' for n in SIZES)} |\n| --- |{' --- |' * len(SIZES)}")
+    with tempfile.TemporaryDirectory() as name, browser() as chromium:
+        folder = Path(name)
+        images = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8, 3), np.uint8)
+        write(folder, features, labels, images)
+        row_of = {key.decode(): row for row, key in enumerate(np.load(folder / "known.npz")["keys"])}
+        for how in ("chosen", "random"):
+            accuracies: list[list[float]] = []
+            for seed in range(DRAWS):
+                with served(folder, how, seed) as (address, process):
+                    page = chromium.new_page()
+                    page.goto(address)
+                    page.wait_for_selector("#grid [role=option]")
+                    random, row = np.random.default_rng(seed), []
+                    for n in range(1, SIZES[-1] + 1):
+                        answer(page, random)
+                        if n % 5 == 0:
+                            settled(process)  # a person is slower than a script
+                        if n not in SIZES:
+                            continue
+                        lines = [json.loads(line) for line in (folder / "labels.jsonl").read_text().splitlines()]
+                        given = {row_of[line["key"]]: int(line["label"]) for line in lines if "key" in line}
+                        rows, said = np.array(list(given)), np.array(list(given.values()))
+                        known = np.unique(said)
+                        keys = np.array([f"{one:032x}" for one in rows], "S32")
+                        part = Part(features[rows], np.searchsorted(known, said), keys, np.zeros(len(rows), np.int64))
+                        head, _ = make_head(HEAD)
+                        head.fit(part, nothing(part), len(known))
+                        predicted = known[head.predict_proba(found.X[held]).argmax(axis=1)]
+                        row.append(100 * float((predicted == found.y[held]).mean()))
+                    page.close()
+                accuracies.append(row)
+            means, deviations = np.mean(accuracies, axis=0), np.std(accuracies, axis=0, ddof=1)
+            cells = [f"{mean:.1f} ± {deviation:.1f} %" for mean, deviation in zip(means, deviations, strict=True)]
+            print(f"| {how} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    {"speed": speed, "person": person}[sys.argv[1]](*sys.argv[2:])
