@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError, DataError, StoreError
 from pipeline.labelling import queries
 from pipeline.labelling.files import copy_to_folders, export_labels
 from pipeline.labelling.journal import Answer, Journal
-from pipeline.labelling.model import fit, rate, without_own_label
+from pipeline.labelling.model import Rating, fit, labels_for_a_point, rate, without_own_label
 from pipeline.labelling.queries import STRATEGIES, Pool
 from pipeline.labelling.server import Desk, application
 from pipeline.labelling.session import DRAWN, Session
@@ -192,6 +192,13 @@ class TestModel:
         assert right is not None
         assert right.accuracy > 0.95
         assert right.low < right.accuracy <= right.high
+
+    def test_labels_for_a_point_follow_a_power_law(self) -> None:
+        history = [Rating(n, 100, 1 - 2 * n**-0.5, 0.0, 1.0) for n in (25, 50, 100, 200, 400)]
+        # The error is 0.1 at 400 labels, and 0.09 at (2 / 0.09) ** 2 = 494.
+        assert labels_for_a_point(history) == 94
+        assert labels_for_a_point(history[:4]) is None
+        assert labels_for_a_point([Rating(n, 100, 0.8, 0.7, 0.9) for n in (25, 50, 100, 200, 400)]) is None
 
     def test_labels_are_doubted_by_heads_that_did_not_see_them(self) -> None:
         features, truth = clusters(200)

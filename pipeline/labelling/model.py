@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ FOLDS = 5
 ENOUGH = 200  # pictures rated at once, in place of in folds
 ROWS = 8192  # pictures that are asked about at a time
 LEAST_RATED = 5  # fewer tell nothing
+LAW_POINTS, POINT = 5, 0.01  # ratings through which the law of the error is laid, and what is to be gained
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,3 +139,22 @@ def _fitted(
     # Heads prepare a copy of what they are asked about, and there may be much of it.
     blocks = [head.predict_proba(features[asked[start : start + ROWS]]) for start in range(0, len(asked), ROWS)]
     return np.concatenate(blocks)
+
+
+def labels_for_a_point(history: Sequence[Rating]) -> int | None:
+    """How many more labels would gain a point, by a power law of the error through the last ratings.
+
+    None where no law can be fitted.
+
+    Source: Hestness et al. 2017, arXiv:1712.00409, section 3.
+    """
+    points = [(one.n_labels, 1 - one.accuracy) for one in history[-LAW_POINTS:] if one.accuracy < 1]
+    if len(points) < LAW_POINTS:
+        return None
+    labels, errors = np.array(points).T
+    slope, height = np.polyfit(np.log(labels), np.log(errors), 1)
+    now = float(np.exp(height + slope * np.log(labels[-1])))
+    if slope >= 0 or now <= POINT:
+        return None
+    wanted = float(np.exp((np.log(now - POINT) - height) / slope))
+    return max(1, round(wanted - labels[-1]))

@@ -15,29 +15,21 @@ from numpy.typing import NDArray
 from pipeline.data import UNLABELLED, Dataset
 from pipeline.data.corrections import DROP
 from pipeline.errors import ConfigError
-from pipeline.inspection.doubts import Neighbours, label_errors, outliers
-from pipeline.inspection.duplicates import same_pictures
+from pipeline.labelling import tabs
 from pipeline.labelling.journal import Answer, Journal
-from pipeline.labelling.model import Fit, Rating, fit, rate, without_own_label
+from pipeline.labelling.model import Fit, Rating, fit, labels_for_a_point, rate
 from pipeline.labelling.queries import STRATEGIES, Pool
+from pipeline.labelling.tabs import Found, Known
 from pipeline.pages.pictures import Pictures
 from pipeline.util import log
-from pipeline.util.text import percent
 
 START, THEN = "typiclust", "margin"  # strategies before and after there is a head
-START_LABELS = 20
+START_LABELS = 10  # for each class, until which the first strategy chooses
 DRAWN = 5  # of so many pictures one is drawn at random, and rates the head
 QUEUE = 64  # pictures that are chosen ahead
 AT_ONCE = 5  # answers after which the head is fitted again
 MOST_CLASSES = 1000
 MOST_NAME = 200  # characters
-LAW_POINTS = 5  # ratings through which the law is laid
-POINT = 0.01
-MOST_COMPARED = 20_000  # pictures of which all pairs are compared, for duplicates and outliers
-
-Numbers = NDArray[np.int64]
-Found = list[tuple[int, str]]
-"""Rows, and why each is shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +174,7 @@ class Session:
         return Answer(key, self.dataset.locations[row], label, who=self._who, shown=facts)
 
     def _check(self, key: str, label: str) -> None:
-        if key not in self._row_of:
-            raise ConfigError(f"There is no picture {key[:40]!r}")
+        self._row(key)
         if label not in ("", DROP) and label not in self.classes:
             raise ConfigError(f"There is no class {label[:MOST_NAME]!r}; name it first")
 
@@ -234,7 +225,7 @@ class Session:
         """The next pictures to be labelled: drawn at random until these are a fifth of all labels, or by a strategy."""
         labelled = labels != UNLABELLED
         free = ~labelled & ~dropped
-        start = fitted is None or int(labelled.sum()) < START_LABELS
+        start = fitted is None or int(labelled.sum()) < START_LABELS * len(self.classes)
         if start and any(free[row] for row in self._queue):
             return self._queue  # what is typical doesn't depend on the answers
         probabilities = None if fitted is None else fitted.probabilities
@@ -279,7 +270,7 @@ class Session:
                 "classes": [{"name": name, "n": n} for name, n in zip(self.classes, numbers[1:], strict=True)],
                 "rating": rating and asdict(rating),
                 "history": [asdict(one) for one in self.history],
-                "gain": _gain(self.history),
+                "gain": labels_for_a_point(self.history),
                 "fitting": self._busy is not None and not self._busy.done(),
                 "can_undo": bool(self._undo),
             }
@@ -297,53 +288,32 @@ class Session:
         Raises:
             ConfigError: If there is no such tab, class or picture.
         """
-        tabs: dict[str, Callable[[], Found]] = {
-            "label": self._to_label,
-            "confirm": lambda: self._to_confirm(self._number(name)),
-            "class": lambda: self._of_class(self._number(name)),
-            "like": lambda: self._like(key),
-            "wrong": lambda: self._by_labels("wrong", self._find_wrong),
-            "errors": lambda: self._by_labels("errors", self._find_errors),
-            "duplicates": lambda: self._by_features("duplicates", self._find_duplicates),
-            "outliers": lambda: self._by_features("outliers", self._find_outliers),
+        known = self._known()
+        found: dict[str, Callable[[], Found]] = {
+            "label": lambda: tabs.to_label(known, self._queue),
+            "confirm": lambda: tabs.to_confirm(known, self._number(name)),
+            "class": lambda: tabs.of_class(known, self._number(name)),
+            "like": lambda: tabs.like(known, self._row(key)),
+            "wrong": lambda: self._once(tab, known.fit, lambda: tabs.wrong(known)),
+            "errors": lambda: self._once(tab, known.fit, lambda: tabs.errors(known)),
+            "duplicates": lambda: self._once(tab, None, lambda: tabs.duplicates(known, self.pictures)),
+            "outliers": lambda: self._once(tab, None, lambda: tabs.far_off(known)),
         }
-        if tab not in tabs:
+        if tab not in found:
             raise ConfigError(f"There is no tab {tab[:40]!r}")
         passed = {self._row_of[one] for one in skip if one in self._row_of}
-        found = tabs[tab]()
-        open_alone = tab in ("label", "confirm")
+        pairs = found[tab]()
+        free_alone = tab in ("label", "confirm")
         with self._lock:
-            left = [(row, why) for row, why in found if row not in passed and not (open_alone and self._label(row))]
+            left = [(row, why) for row, why in pairs if row not in passed and not (free_alone and self._label(row))]
             return [self._shown(row, why) for row, why in left[:n]]
 
-    def _by_labels(
-        self,
-        tab: str,
-        find: Callable[[Numbers, NDArray[np.floating], Numbers], Found],
-    ) -> Found:
-        """What a head says of labels that it was fitted without, found once for each fit."""
-        fitted, (fit_then, found) = self._fit, self._found.get(tab, (None, []))
-        if fitted is None or fitted is fit_then:
-            return found
-        with self._lock:
-            labels = np.where(np.isin(self._labels, fitted.classes), self._labels, UNLABELLED)
-        without = without_own_label(self.features, labels, self.dataset.keys, fitted.classes)
-        self._found[tab] = (fitted, find(labels, without, fitted.classes))
-        return self._found[tab][1]
-
-    def _by_features(self, tab: str, find: Callable[[], Found]) -> Found:
-        """What features alone say, found once.
-
-        Raises:
-            ConfigError: If there are too many pictures.
-        """
-        if len(self.dataset) > MOST_COMPARED:
-            raise ConfigError(
-                f"All pairs of {len(self.dataset):,} pictures would have to be compared; tlpipe inspect does that"
-            )
-        if tab not in self._found:
-            self._found[tab] = (None, find())
-        return self._found[tab][1]
+    def _once(self, tab: str, fitted: Fit | None, find: Callable[[], Found]) -> Found:
+        """What takes long to find, found once for each fit; what features alone tell, once and for all."""
+        before = self._found.get(tab)
+        if before is None or before[0] is not fitted:
+            before = self._found[tab] = (fitted, find())
+        return before[1]
 
     def row(self, key: str) -> int | None:
         """The row of a picture that is known."""
@@ -364,81 +334,22 @@ class Session:
             raise ConfigError(f"There is no class {name[:MOST_NAME]!r}; name it first")
         return self.classes.index(name)
 
-    def _to_label(self) -> Found:
-        """Those that teach most, and some drawn at random."""
-        queue = [row for row in self._queue if self._labels[row] == UNLABELLED and not self._dropped[row]]
-        if not queue:
-            queue = np.flatnonzero((self._labels == UNLABELLED) & ~self._dropped)[:QUEUE].tolist()
-        return [(row, "drawn at random" if self._drawn[row] else "") for row in queue]
-
-    def _to_confirm(self, number: int) -> Found:
-        """Pictures without a label that the head is surest are of a class; those that rate it are left out."""
-        fitted = self._fit
-        if fitted is None or number not in fitted.classes:
-            return []
-        column, shares = int(np.searchsorted(fitted.classes, number)), fitted.probabilities
-        free = (self._labels == UNLABELLED) & ~self._dropped & ~self._drawn
-        rows = np.flatnonzero(free & (shares.argmax(axis=1) == column))
-        return [(row, "") for row in rows[np.argsort(-shares[rows, column], kind="stable")].tolist()]
-
-    def _of_class(self, number: int) -> Found:
-        """All of a class, those first that are least like the others."""
-        rows = np.flatnonzero(self._labels == number)
-        if not len(rows):
-            return []
-        likeness = self.features[rows] @ self.features[rows].mean(axis=0)
-        return [(row, "") for row in rows[np.argsort(likeness, kind="stable")].tolist()]
-
-    def _like(self, key: str) -> Found:
-        row = self._row_of.get(key)
-        if row is None:
+    def _row(self, key: str) -> int:
+        if key not in self._row_of:
             raise ConfigError(f"There is no picture {key[:40]!r}")
-        cosines = self.features @ self.features[row]
-        nearest = np.argsort(-cosines, kind="stable")[:QUEUE].tolist()
-        return [(one, f"likeness {cosines[one]:.3f}") for one in nearest]
+        return self._row_of[key]
 
-    def _find_wrong(
-        self, labels: NDArray[np.int64], without: NDArray[np.floating], classes: NDArray[np.int64]
-    ) -> Found:
-        """Labels that heads contradict which were fitted without them, the surest first."""
-        rows = np.flatnonzero(np.isfinite(without).all(axis=1))
-        best = without[rows].argmax(axis=1)
-        wrong = classes[best] != labels[rows]
-        shares = without[rows[wrong], best[wrong]]
-        order = np.argsort(-shares, kind="stable")
-        pairs = zip(rows[wrong][order].tolist(), best[wrong][order].tolist(), shares[order].tolist(), strict=True)
-        return [(row, f"looks like {self.classes[classes[number]]} ({percent(share)})") for row, number, share in pairs]
-
-    def _find_errors(
-        self, labels: NDArray[np.int64], without: NDArray[np.floating], classes: NDArray[np.int64]
-    ) -> Found:
-        """Labels that are likely wrong, by confident learning."""
-        rows = np.flatnonzero(np.isfinite(without).all(axis=1))
-        if not len(rows):
-            return []
-        numbers = np.searchsorted(classes, labels[rows])
-        found = []
-        for place in label_errors(numbers, without[rows]):
-            best = int(without[rows[place]].argmax())
-            share = percent(float(without[rows[place], best]))
-            found.append((int(rows[place]), f"looks like {self.classes[classes[best]]} ({share})"))
-        return found
-
-    def _find_duplicates(self) -> Found:
-        """Pictures that show the same, pairs across splits first."""
-        groups = same_pictures(self._neighbours(), self.pictures)
-        groups.sort(key=lambda group: not group.leaks(self.dataset))
-        return [
-            (row, f"pair {number}, {self.dataset.splits[row]}")
-            for number, group in enumerate(groups, start=1)
-            for row in group.rows
-        ]
-
-    def _find_outliers(self) -> Found:
-        return [(row, f"distance {distance:.2f}") for row, distance in outliers(self._neighbours())]
-
-    def _neighbours(self) -> Neighbours:
-        return Neighbours.of(self.features, self.dataset.keys, np.arange(len(self.dataset)))
+    def _known(self) -> Known:
+        with self._lock:
+            return Known(
+                self.dataset,
+                self.features,
+                tuple(self.classes),
+                self._labels.copy(),
+                self._dropped.copy(),
+                self._drawn,
+                self._fit,
+            )
 
 
 def _check_name(name: str) -> str:
@@ -453,22 +364,3 @@ def _check_name(name: str) -> str:
             f"{DROP!r}, which leaves a picture out"
         )
     return name
-
-
-def _gain(history: Sequence[Rating]) -> dict[str, float] | None:
-    """How many more labels would gain a point, by a power law of the error through the last ratings.
-
-    None where no law can be fitted.
-
-    Source: Hestness et al. 2017, arXiv:1712.00409, section 3.
-    """
-    points = [(one.n_labels, 1 - one.accuracy) for one in history[-LAW_POINTS:] if one.accuracy < 1]
-    if len(points) < LAW_POINTS:
-        return None
-    labels, errors = np.array(points).T
-    slope, height = np.polyfit(np.log(labels), np.log(errors), 1)
-    now = float(np.exp(height + slope * np.log(labels[-1])))
-    if slope >= 0 or now <= POINT:
-        return None
-    wanted = float(np.exp((np.log(now - POINT) - height) / slope))
-    return {"labels": max(1, round(wanted - labels[-1])), "error": now}

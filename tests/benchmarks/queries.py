@@ -2,8 +2,8 @@
 
     python tests/benchmarks/queries.py alien-predator cifar10-5k.npz
 
-The labels are those of the data. A strategy is named `start/then`: how the first 20 pictures are chosen, and how those
-that follow.
+The labels are those of the data. A strategy is named `start/then`: how pictures are chosen until there are ten labels for
+each class, and after that.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.labelling.queries import STRATEGIES, Pool
 from pipeline.store.rows import Part, nothing
 
 SIZES = (20, 50, 100, 200, 500)
-START, DRAWS = 20, 5
+PER_CLASS, DRAWS = 10, 5
 TRIED = (
     "random/random",
     "coreset/coreset",
@@ -38,7 +38,7 @@ HEAD = "ridge"
 
 def batch(n: int) -> int:
     """Pictures that are asked about between two fits."""
-    return START if n < START else 10 if n < 100 else 50
+    return 20 if n < 20 else 10 if n < 100 else 50
 
 
 def curve(
@@ -53,7 +53,7 @@ def curve(
     labelled = np.zeros(len(pool), np.bool_)
     probabilities = None
     while (n := int(labelled.sum())) < SIZES[-1]:
-        choose = start if n < START else then
+        choose = start if n < PER_CLASS * n_classes else then
         wanted = min(batch(n), next(size for size in SIZES if size > n) - n)
         view = Pool(features, labelled, ~labelled & ~left_out, probabilities, random)
         rows = choose(view, wanted)

@@ -213,7 +213,7 @@ async function refresh() {
 function drawAccuracy({ rating, history, gain }) {
   if (!rating) { at("accuracy").textContent = "Its accuracy is told once a few pictures that were drawn at random have labels."; return; }
   const text = `${percent(rating.accuracy)} right (${(100 * rating.low).toFixed(0)} to ${(100 * rating.high).toFixed(0)} %) on ${rating.n.toLocaleString()} pictures drawn at random`;
-  const more = gain ? `; about ${gain.labels.toLocaleString()} more labels would gain a point` : "";
+  const more = gain ? `; about ${gain.toLocaleString()} more labels would gain a point` : "";
   at("accuracy").replaceChildren(element("span", text + more + " "));
   if (history.length > 1) at("accuracy").append(growth(history));
 }

@@ -1,0 +1,145 @@
+"""What each tab of the page shows: rows of pictures, those first that are worth looking at most, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data import UNLABELLED, Dataset
+from pipeline.errors import ConfigError
+from pipeline.inspection.doubts import Neighbours, label_errors, outliers
+from pipeline.inspection.duplicates import same_pictures
+from pipeline.labelling.model import Fit, without_own_label
+from pipeline.pages.pictures import Pictures
+from pipeline.util.text import percent
+
+ALIKE = 64  # pictures that are shown as alike, or without a strategy
+MOST_COMPARED = 20_000  # pictures of which all pairs are compared, for duplicates and outliers
+
+Found = list[tuple[int, str]]
+"""Rows, and why each is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of all pictures at one moment.
+
+    Attributes:
+        dataset: The pictures.
+        features: Of length 1, shape [n, d].
+        classes: Their names.
+        labels: Numbers of classes, or `UNLABELLED`, shape [n].
+        dropped: Whether a picture is left out, shape [n].
+        drawn: Whether a picture was drawn at random to rate the head, shape [n].
+        fit: The newest head; None before there is one.
+    """
+
+    dataset: Dataset
+    features: NDArray[np.float32]
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+    dropped: NDArray[np.bool_]
+    drawn: NDArray[np.bool_]
+    fit: Fit | None
+
+    @property
+    def free(self) -> NDArray[np.bool_]:
+        """Whether nothing was said of a picture yet, shape [n]."""
+        found: NDArray[np.bool_] = (self.labels == UNLABELLED) & ~self.dropped
+        return found
+
+
+def to_label(known: Known, queue: Sequence[int]) -> Found:
+    """What a strategy has chosen, and some that were drawn at random."""
+    rows = [row for row in queue if known.free[row]] or np.flatnonzero(known.free)[:ALIKE].tolist()
+    return [(row, "drawn at random" if known.drawn[row] else "") for row in rows]
+
+
+def to_confirm(known: Known, number: int) -> Found:
+    """Pictures without a label that the head is surest are of a class; those that rate it are left out."""
+    if known.fit is None or number not in known.fit.classes:
+        return []
+    column, shares = int(np.searchsorted(known.fit.classes, number)), known.fit.probabilities
+    rows = np.flatnonzero(known.free & ~known.drawn & (shares.argmax(axis=1) == column))
+    return [(row, "") for row in rows[np.argsort(-shares[rows, column], kind="stable")].tolist()]
+
+
+def of_class(known: Known, number: int) -> Found:
+    """All of a class, those first that are least like the others."""
+    rows = np.flatnonzero(known.labels == number)
+    if not len(rows):
+        return []
+    likeness = known.features[rows] @ known.features[rows].mean(axis=0)
+    return [(row, "") for row in rows[np.argsort(likeness, kind="stable")].tolist()]
+
+
+def like(known: Known, row: int) -> Found:
+    """The pictures that are most like one, which comes first."""
+    cosines = known.features @ known.features[row]
+    nearest = np.argsort(-cosines, kind="stable")[:ALIKE].tolist()
+    return [(one, f"likeness {cosines[one]:.3f}") for one in nearest]
+
+
+def wrong(known: Known) -> Found:
+    """Labels that heads contradict which were fitted without them, the surest first."""
+    if known.fit is None:
+        return []
+    rows, shares = _without_own_label(known, known.fit)
+    best = shares.argmax(axis=1)
+    places = np.flatnonzero(known.fit.classes[best] != known.labels[rows])
+    places = places[np.argsort(-shares[places, best[places]], kind="stable")]
+    return [(int(rows[place]), _looks_like(known, known.fit, shares[place])) for place in places.tolist()]
+
+
+def errors(known: Known) -> Found:
+    """Labels that are likely wrong, by confident learning."""
+    if known.fit is None:
+        return []
+    rows, shares = _without_own_label(known, known.fit)
+    if not len(rows):
+        return []
+    numbers = np.searchsorted(known.fit.classes, known.labels[rows])
+    return [(int(rows[place]), _looks_like(known, known.fit, shares[place])) for place in label_errors(numbers, shares)]
+
+
+def duplicates(known: Known, pictures: Pictures) -> Found:
+    """Different files of one picture, pairs across splits first."""
+    groups = sorted(same_pictures(_neighbours(known), pictures), key=lambda group: not group.leaks(known.dataset))
+    return [
+        (row, f"pair {number}, {known.dataset.splits[row]}")
+        for number, group in enumerate(groups, start=1)
+        for row in group.rows
+    ]
+
+
+def far_off(known: Known) -> Found:
+    """Pictures that are like no others."""
+    return [(row, f"distance {distance:.2f}") for row, distance in outliers(_neighbours(known))]
+
+
+def _without_own_label(known: Known, fitted: Fit) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
+    """Labelled rows, and their probabilities by heads that were fitted without them."""
+    labels = np.where(np.isin(known.labels, fitted.classes), known.labels, UNLABELLED)
+    shares = without_own_label(known.features, labels, known.dataset.keys, fitted.classes)
+    rows = np.flatnonzero(np.isfinite(shares).all(axis=1))
+    return rows, shares[rows]
+
+
+def _looks_like(known: Known, fitted: Fit, shares: NDArray[np.floating]) -> str:
+    best = int(shares.argmax())
+    return f"looks like {known.classes[fitted.classes[best]]} ({percent(float(shares[best]))})"
+
+
+def _neighbours(known: Known) -> Neighbours:
+    """The nearest of each picture.
+
+    Raises:
+        ConfigError: If there are too many pictures.
+    """
+    n = len(known.dataset)
+    if n > MOST_COMPARED:
+        raise ConfigError(f"All pairs of {n:,} pictures would have to be compared; tlpipe inspect does that")
+    return Neighbours.of(known.features, known.dataset.keys, np.arange(n))
