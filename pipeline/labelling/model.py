@@ -20,6 +20,7 @@ FOLDS = 5
 ENOUGH = 200  # pictures rated at once, in place of in folds
 ROWS = 8192  # pictures that are asked about at a time
 LEAST_RATED = 5  # fewer tell nothing
+FLATTEST = -0.01  # power of the number of labels; an error that falls more slowly gains no point in a lifetime
 LAW_POINTS, POINT = 5, 0.01  # ratings through which the law of the error is laid, and what is to be gained
 
 
@@ -154,7 +155,7 @@ def labels_for_a_point(history: Sequence[Rating]) -> int | None:
     labels, errors = np.array(points).T
     slope, height = np.polyfit(np.log(labels), np.log(errors), 1)
     now = float(np.exp(height + slope * np.log(labels[-1])))
-    if slope >= 0 or now <= POINT:
+    if slope > FLATTEST or now <= POINT:
         return None
     wanted = float(np.exp((np.log(now - POINT) - height) / slope))
-    return max(1, round(wanted - labels[-1]))
+    return max(1, round(wanted - float(labels[-1])))
