@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -9,12 +10,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -479,8 +482,6 @@ SERVED = ("--backbone", "mobilenet025", "--weights", "random", "--image-size", "
 @pytest.fixture
 def serve(work: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[str], Any]]]:
     """Start `tlpipe label`, and give a client of its page."""
-    import httpx
-
     started: list[tuple[subprocess.Popen[str], httpx.Client]] = []
 
     def start() -> tuple[subprocess.Popen[str], Any]:
@@ -522,6 +523,33 @@ def test_answers_that_were_shown_as_saved_outlive_the_server(serve: Any, work: P
     assert process.returncode == 0
     assert out.splitlines()[0] == "labels.jsonl: 15 pictures with a label, 0 left out"
     assert out.splitlines()[-1] == "Next       tlpipe extract flat --labels labels.jsonl"
+
+
+@pytest.mark.slow
+def test_answers_outlive_kills_at_any_moment(serve: Any, work: Path) -> None:
+    """Twenty times in the middle of answers that follow each other as fast as the server saves them."""
+    saved: dict[str, str] = {}
+    random = np.random.default_rng(0)
+    keys: list[str] = []
+    n_answers = 0
+    for _ in range(20):
+        process, client = serve()
+        keys = keys or [one["key"] for one in client.post("/show", json={"tab": "label", "n": 40}).json()["pictures"]]
+        end = threading.Timer(float(random.uniform(0.1, 1.5)), process.kill)
+        end.start()
+        with contextlib.suppress(httpx.HTTPError):
+            for number in range(500):
+                last, label = keys[number % len(keys)], ("red", "blue")[int(random.integers(2))]
+                if client.post("/answer", json={"answers": [[last, label]]}).status_code == 200:
+                    saved[last] = label
+                    n_answers += 1
+        process.wait()
+        found = {one.name: one.label for one in read_corrections(str(work / "labels.jsonl"))}
+        assert found.keys() >= saved.keys()
+        # The answer that was on its way when the server was killed may be there or not.
+        assert {key for key, label in found.items() if saved.get(key) != label} <= {last}
+        saved = found
+    assert n_answers > 100
 
 
 class TestFiles:
