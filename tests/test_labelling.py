@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from PIL import Image
@@ -482,7 +482,7 @@ SERVED = ("--backbone", "mobilenet025", "--weights", "random", "--image-size", "
 @pytest.fixture
 def serve(work: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[str], Any]]]:
     """Start `tlpipe label`, and give a client of its page."""
-    started: list[tuple[subprocess.Popen[str], httpx.Client]] = []
+    started: list[tuple[subprocess.Popen[str], httpx2.Client]] = []
 
     def start() -> tuple[subprocess.Popen[str], Any]:
         command = [sys.executable, "-m", "pipeline", "label", "flat", "--classes", "red,blue", *SERVED]
@@ -491,7 +491,7 @@ def serve(work: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[str], Any]
         line = process.stderr.readline()
         found = re.search(r"(http://127.0.0.1:\d+)/\?token=(\S+)", line)
         assert found, line
-        client = httpx.Client(base_url=found[1], headers={"X-Token": found[2]}, timeout=60)
+        client = httpx2.Client(base_url=found[1], headers={"X-Token": found[2]}, timeout=60)
         started.append((process, client))
         while not client.get("/state").json()["ready"]:
             time.sleep(0.1)
@@ -537,7 +537,7 @@ def test_answers_outlive_kills_at_any_moment(serve: Any, work: Path) -> None:
         keys = keys or [one["key"] for one in client.post("/show", json={"tab": "label", "n": 40}).json()["pictures"]]
         end = threading.Timer(float(random.uniform(0.1, 1.5)), process.kill)
         end.start()
-        with contextlib.suppress(httpx.HTTPError):
+        with contextlib.suppress(httpx2.HTTPError):
             for number in range(500):
                 last, label = keys[number % len(keys)], ("red", "blue")[int(random.integers(2))]
                 if client.post("/answer", json={"answers": [[last, label]]}).status_code == 200:
