@@ -463,7 +463,7 @@ def test_long_names_leave_the_other_columns_their_room() -> None:
 def test_a_seed_is_an_option_only_where_something_is_drawn() -> None:
     commands = {**app.commands, **app.commands["cache"].commands, **app.commands["runs"].commands}  # type: ignore[attr-defined]
     seeded = {name for name, one in commands.items() if any("--seed" in option.opts for option in one.params)}
-    drawing = {"extract", "train-head", "sweep", "learning-curve", "finetune", "inspect", "report", "demo"}
+    drawing = {"extract", "train-head", "sweep", "learning-curve", "finetune", "inspect", "label", "report", "demo"}
     assert seeded == drawing
 
 

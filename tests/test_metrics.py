@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
@@ -73,6 +73,7 @@ class TestInterval:
     def test_is_that_of_wilson(self, n_right: int, n: int, low: float, high: float) -> None:
         assert accuracy_interval(n_right, n) == pytest.approx((low, high), abs=1e-4)
 
+    @settings(deadline=None)  # the first call imports SciPy
     @given(st.integers(1, 500), st.data())
     def test_grows_with_the_number_of_right_ones(self, n: int, data: st.DataObject) -> None:
         n_right = data.draw(st.integers(0, n - 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -126,17 +125,8 @@ class Journal:
         self.classes.append(name)
 
     def _append(self, lines: Sequence[dict[str, Any]]) -> None:
-        data = "".join(map(_line, lines)).encode()
-        size = os.fstat(self._file).st_size
         with writing(self.path):
-            try:
-                disk.change("append", self.path)
-                if os.write(self._file, data) < len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(self._file)
-            except OSError:
-                os.ftruncate(self._file, size)  # half a line would make the next one unreadable
-                raise
+            disk.append(self._file, self.path, "".join(map(_line, lines)).encode())
 
     def latest(self) -> dict[str, Answer]:
         """The answer that counts for each picture, by image key."""

@@ -6,6 +6,7 @@ and `files.published_folder`, and is announced here as one change each.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Callable
@@ -38,6 +39,25 @@ def change(what: str, path: Path) -> Path:
 def write(path: Path, data: bytes | memoryview | str) -> None:
     """Write a whole file; text in UTF-8."""
     change("write", path).write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def append(descriptor: int, path: Path, data: bytes) -> None:
+    """Write at the end of an open file, and make that outlive a power cut; if it fails, nothing of it is left.
+
+    Args:
+        descriptor: Of the file, opened to append.
+        path: Where it lies.
+        data: What is written.
+    """
+    size = os.fstat(descriptor).st_size
+    try:
+        change("append", path)
+        if os.write(descriptor, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
 
 
 def flush(path: Path) -> None:
