@@ -87,7 +87,7 @@ class Session:
         self.features: NDArray[np.float32] = normalize(features, copy=False)
         self._row_of = {key.decode(): row for row, key in enumerate(dataset.keys.tolist())}
         self.classes = list(dict.fromkeys([*dataset.class_names, *classes, *journal.classes]))
-        for name in classes:
+        for name in (*dataset.class_names, *classes):
             _check_name(name)
         self._labels = dataset.labels.copy()
         self._dropped = np.zeros(len(dataset), np.bool_)
@@ -100,7 +100,7 @@ class Session:
         self._fit: Fit | None = None
         self.history: list[Rating] = []
         self._queue: list[int] = []
-        self._fitted_at = -1
+        self._fitted_at = 0  # so many answers
         self._worker = ThreadPoolExecutor(1, "fitting")
         self._busy: Future[None] | None = None
         self._found: dict[str, tuple[Fit | None, Found]] = {}
@@ -195,8 +195,7 @@ class Session:
     # The head
 
     def _refit_if_due(self) -> None:
-        n = int((self._labels != UNLABELLED).sum())
-        if self._fit is None or abs(n - self._fitted_at) >= AT_ONCE or n % AT_ONCE == 0:
+        if self._fit is None or len(self.journal.answers) - self._fitted_at >= AT_ONCE:
             self._refit()
 
     def _refit(self) -> None:
@@ -210,7 +209,7 @@ class Session:
         try:
             with self._lock:
                 labels, dropped = self._labels.copy(), self._dropped.copy()
-            self._fitted_at = int((labels != UNLABELLED).sum())
+                self._fitted_at = len(self.journal.answers)
             fitted = self._fit = fit(self.features, labels, self.dataset.keys)
             if fitted is not None:
                 rating = rate(self.features, labels, self.dataset.keys, self._drawn)
@@ -303,10 +302,18 @@ class Session:
             raise ConfigError(f"There is no tab {tab[:40]!r}")
         passed = {self._row_of[one] for one in skip if one in self._row_of}
         pairs = found[tab]()
-        free_alone = tab in ("label", "confirm")
         with self._lock:
-            left = [(row, why) for row, why in pairs if row not in passed and not (free_alone and self._label(row))]
+            left = [(row, why) for row, why in pairs if row not in passed and self._may_show(row, tab)]
             return [self._shown(row, why) for row, why in left[:n]]
+
+    def _may_show(self, row: int, tab: str) -> bool:
+        """Whether a picture belongs on a tab, as it is now.
+
+        Those that rate the head get their labels where chance alone shows them, and not where someone looked for them.
+        """
+        if self._label(row):
+            return tab not in ("label", "confirm")
+        return tab == "label" or not self._drawn[row]
 
     def _once(self, tab: str, fitted: Fit | None, find: Callable[[], Found]) -> Found:
         """What takes long to find, found once for each fit; what features alone tell, once and for all."""
