@@ -74,7 +74,7 @@ def explain(
     predicted = classifier.predict(source, locations, cache)
     bad = predicted.unreadable
     warn_unreadable({locations[row]: bad[row] for row in sorted(bad)}, len(locations))
-    rows = np.array([row for row in range(len(locations)) if row not in bad], np.int64)
+    rows = predicted.readable()
     if not len(rows):
         raise DataError(f"None of the {len(locations):,} images can be read")
     probabilities = predicted.probabilities[rows]

@@ -152,7 +152,7 @@ def predict(
     if csv_file is not None:
         answers.write_csv(csv_file)
     if explained is not None:
-        rows = np.array([row for row in range(len(locations)) if row not in bad], np.int64)
+        rows = predicted.readable()
         places = [locations[row] for row in rows.tolist()]
         draw_maps(classifier, source.take(rows), places, order[rows, 0], cache, explained)
     return answers

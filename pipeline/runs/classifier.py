@@ -42,6 +42,10 @@ class Predicted:
     n_computed: int
     images_per_second: float
 
+    def readable(self) -> NDArray[np.int64]:
+        """Positions of the images that have probabilities."""
+        return np.setdiff1d(np.arange(len(self.probabilities)), list(self.unreadable))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Classifier:
