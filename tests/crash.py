@@ -193,6 +193,18 @@ def csv_of(folder: Path) -> str:
     return (folder / "labels.csv").read_text()
 
 
+def labelled(folder: Path) -> None:
+    """A table of labels: the two classes of the data, exchanged for a few pictures."""
+    paths = sorted((folder / DATA).rglob("*.png"))[::7]
+    rows = [f"{path.relative_to(folder / DATA)},{('dark', 'light')[path.parent.name == 'dark']}" for path in paths]
+    (folder / "given.csv").write_text("\n".join(["path,label", *rows]))
+
+
+def sorted_of(folder: Path) -> list[tuple[str, str]]:
+    files = [path for path in (folder / "sorted").rglob("*") if path.is_file()]
+    return sorted((str(path.relative_to(folder)), digest_of_file(path)) for path in files)
+
+
 def exports_of(folder: Path) -> list[tuple[str, bool]]:
     files = sorted(folder.rglob("export/*/*"))
     return [(str(path.relative_to(folder)), path.suffix != ".keras" or is_zipfile(path)) for path in files]
@@ -207,12 +219,14 @@ class Case:
         before: Commands that make what it starts from.
         given: What it gives, which must be the same in the end.
         first: Changes the folder before the command, if need be.
+        done: What it says, in an error, where it has been run already; "" where it can be run again.
     """
 
     arguments: tuple[str, ...]
     before: tuple[tuple[str, ...], ...]
     given: Callable[[Path], Any]
     first: Callable[[Path], None] = field(default=lambda _: None)
+    done: str = ""
 
 
 def remove_pictures(folder: Path) -> None:
@@ -230,7 +244,7 @@ def make_old(folder: Path) -> None:
 
 EXTRACT = ("extract", DATA, *PLACES)
 RIDGE = ("train-head", "--head", "ridge", *PLACES)
-AGAIN = ("extract", DATA, "--image-size", "32", *PLACES)
+LABEL = ("label", DATA, "--labels", "given.csv", "--cache", CACHE)
 CASES = {
     "extract": Case(EXTRACT, (), lambda folder: len(rows_of(folder / CACHE))),
     "train-head": Case(RIDGE, (EXTRACT,), metrics_of),
@@ -238,8 +252,10 @@ CASES = {
     "evaluate": Case(("evaluate", "latest", *PLACES), (EXTRACT, RIDGE), metrics_of),
     "predict": Case(("predict", "latest", DATA, "--csv", "labels.csv", *PLACES), (EXTRACT, RIDGE), csv_of),
     "report": Case(("report", *PLACES), (EXTRACT, RIDGE), pages_of),
-    "runs-rm": Case(("runs", "rm", "train-head-ridge", *PLACES), (EXTRACT, RIDGE), tree_of),
+    "runs-rm": Case(("runs", "rm", "train-head-ridge", *PLACES), (EXTRACT, RIDGE), tree_of, done="is not among"),
     "cache-gc": Case(("cache", "gc", "--delete", *PLACES), (EXTRACT,), tree_of, make_old),
+    "label-export": Case((*LABEL, "--export", "labels.csv"), (), csv_of, labelled),
+    "label-to-folders": Case((*LABEL, "--to-folders", "sorted"), (), sorted_of, labelled, done="is not empty"),
     # These need Keras.
     "export": Case(("export", "latest", "--format", "keras", *PLACES), (EXTRACT, RIDGE), exports_of),
     "finetune": Case(
@@ -309,8 +325,8 @@ def disturb(
         assert case.given(work) == expected, "what it gave was not on the disk yet"
     check_whole(work)
     again = call(arguments, work)
-    gone = case is CASES["runs-rm"] and again.status == 1 and "is not among" in again.text
-    assert again.status == 0 or gone or "no run" in again.text, f"again: {again.text}"
+    was_done = case.done and again.status == 1 and case.done in again.text
+    assert again.status == 0 or was_done or "no run" in again.text, f"again: {again.text}"
     check_whole(work)
     given = case.given(work)
     assert given == expected, f"{given} is not {expected}"

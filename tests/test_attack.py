@@ -36,11 +36,26 @@ def test_killed_now_and_then() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
-    "command", ["extract", "train-head", "sweep", "evaluate", "predict", "report", "runs-rm", "cache-gc"]
+    "command",
+    [
+        "extract",
+        "train-head",
+        "sweep",
+        "evaluate",
+        "predict",
+        "report",
+        "runs-rm",
+        "cache-gc",
+        "label-export",
+        "label-to-folders",
+    ],
 )
 def test_every_change_disturbed(command: str) -> None:
-    """Killed, without power, on a full disk, and on one that fails; of report, which draws for seconds, at every eighth change."""
-    (found,) = crashed(command, 8 if command == "report" else 1)
+    """Killed, without power, on a full disk, and on one that fails.
+
+    At every eighth change of report, which draws for seconds, and of what copies many files alike.
+    """
+    (found,) = crashed(command, 8 if command in ("report", "label-to-folders") else 1)
     print(f"{command}: {found['changes']} changes, disturbed {found['tried']} times")
     assert found["problems"] == []
 

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.store.records import plain_name
 from pipeline.util import disk, log
 from pipeline.util.addresses import is_remote
-from pipeline.util.files import published, writing
+from pipeline.util.files import published, published_folder
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted
 
@@ -79,29 +79,34 @@ def copy_to_folders(
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"--to-folders {folder} is not empty; name another folder")
     opened = _with_labels(data, labels, cache, columns)
-    source, dataset = opened.source, opened.dataset
-    if link and not isinstance(source, FileSource):
+    if link and not isinstance(opened.source, FileSource):
         raise ConfigError(
             f"The pictures of {data} are no files of their own, so they can't be linked; leave out --link"
         )
-    for row, key in enumerate(dataset.keys.tolist()):
-        # Pictures of one name in different folders must not replace each other.
-        name = Path(dataset.locations[row])
-        target = folder / plain_name(dataset.label_name(row)) / f"{plain_name(name.stem)}-{key[:8].decode()}"
-        with writing(target):
-            disk.make_folder(target.parent)
-            if isinstance(source, FileSource):
-                target = target.with_name(target.name + name.suffix)
-                path = Path(source.path(row)).absolute()
-                disk.change("write", target)
-                target.symlink_to(path) if link else shutil.copyfile(path, target)
-                continue
-            content = source.read(row)
-            if isinstance(content, bytes):
-                disk.write(target.with_name(target.name + (name.suffix or ".img")), content)
-            else:
-                from_array(content).save(disk.change("write", target.with_name(target.name + ".png")))
-    return len(dataset)
+    with published_folder(folder) as partial:
+        for row in range(len(opened.dataset)):
+            _copy(opened, row, partial, link=link)
+    return len(opened.dataset)
+
+
+def _copy(opened: Opened, row: int, folder: Path, *, link: bool) -> None:
+    """Copy or link a picture into the folder of its class."""
+    source, dataset = opened.source, opened.dataset
+    # Pictures of one name in different folders must not replace each other.
+    name = Path(dataset.locations[row])
+    stem = f"{plain_name(name.stem)}-{dataset.keys[row][:8].decode()}"
+    target = folder / plain_name(dataset.label_name(row)) / f"{stem}{name.suffix}"
+    disk.make_folder(target.parent)
+    if isinstance(source, FileSource):
+        path = Path(source.path(row)).absolute()
+        disk.change("write", target)
+        target.symlink_to(path) if link else shutil.copyfile(path, target)
+        return
+    content = source.read(row)
+    if isinstance(content, bytes):
+        disk.write(target if name.suffix else target.with_name(f"{stem}.img"), content)
+    else:
+        from_array(content).save(disk.change("write", target.with_name(f"{stem}.png")))
 
 
 def _with_labels(data: str, labels: Path, cache: Path, columns: Columns) -> Opened:

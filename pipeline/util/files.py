@@ -157,7 +157,8 @@ def published_folder(path: Path, *, replace: bool = False, last: str = "") -> It
         with temporary_folder(path) as partial:
             yield partial
             for file in partial.rglob("*"):
-                disk.flush(file)
+                if not file.is_symlink():  # a link is part of its folder
+                    disk.flush(file)
             disk.flush(partial)
             if replace and path.is_dir():
                 _exchange(partial, path)
