@@ -379,6 +379,59 @@ class TestLabelling:
         page.wait_for_selector("#accuracy span")
         assert "drawn at random" in page.locator("#accuracy").inner_text()
 
+    def test_a_labelled_set_is_checked_beyond_the_first_grid(
+        self, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        session = served[1]
+        for name in ("dark", "grey", "light"):
+            session.name_class(name)
+        dataset = session.dataset
+        names = [path.split("-")[0] for path in dataset.locations]
+        shown = dict(zip([key.decode() for key in dataset.keys.tolist()], names, strict=True))
+        wrong = set(list(shown)[::4])
+        others = {"dark": "grey", "grey": "light", "light": "dark"}
+        session.answer([(key, others[name] if key in wrong else name) for key, name in shown.items()], {"tab": "label"})
+        session.settle()
+        page = label_page()
+        options = page.locator("#grid [role=option]")
+        for place in range(25):
+            option = options.nth(place)
+            option.wait_for()
+            key = option.get_attribute("data-key")
+            assert key in wrong
+            page.keyboard.press({"dark": "1", "grey": "2", "light": "3"}[shown[key]])
+            page.wait_for_function(
+                "([place, name]) => document.querySelectorAll('#grid [role=option]')[place].innerText.startsWith(name)",
+                arg=[place, shown[key]],
+            )
+            page.wait_for_function(
+                "place => document.querySelectorAll('#grid [role=option]').length > place + 1", arg=place
+            )
+        looked_at = {answer.key for answer in session.journal.answers if answer.shown["tab"] == "errors"}
+        assert len(looked_at) == 25
+        session.settle()
+        page.get_by_role("tab", name="Label errors").click()
+        page.wait_for_function("key => !document.querySelector(`[data-key='${key}']`)", arg=key)
+        options.first.wait_for()
+        assert not looked_at & {option.get_attribute("data-key") for option in options.all()}
+
+    def test_what_was_clicked_away_is_not_offered_again(
+        self, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        page, session = label_page(), served[1]
+        self.name_classes(page)
+        self.label(page, 12)
+        session.settle()
+        page.get_by_role("tab", name="Confirm").click()
+        page.wait_for_selector("#grid [aria-selected=true]")
+        shown = page.locator("#grid [role=option]")
+        first = shown.first.get_attribute("data-key")
+        shown.first.click()
+        page.keyboard.press("Enter")
+        page.wait_for_function("first => !document.querySelector(`[data-key='${first}']`)", arg=first)
+        page.wait_for_selector("#grid [aria-selected=true]")
+        assert page.locator(f"[data-key='{first}']").count() == 0
+
     def test_two_windows_share_a_labelling(self, served: tuple[str, Session], label_page: Callable[..., Page]) -> None:
         one = label_page()
         self.name_classes(one)

@@ -30,7 +30,7 @@ from pipeline.pages.write import label_page
 
 GRID_SIDE, SIDE = 160, 640  # pixels of pictures in a grid, and of one alone
 MOST_AT_ONCE = 100
-MOST_BODY = 200_000  # bytes of a request
+MOST_BODY = 1_000_000  # bytes of a request
 
 Handler = Callable[[Request], Awaitable[Response]]
 

@@ -30,6 +30,7 @@ QUEUE = 64  # pictures that are chosen ahead
 AT_ONCE = 5  # answers after which the head is fitted again
 MOST_CLASSES = 1000
 MOST_NAME = 200  # characters
+DOUBTS = ("wrong", "errors")  # tabs on which a label that was looked at doesn't come again
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class Session:
             _check_name(name)
         self._labels = dataset.labels.copy()
         self._dropped = np.zeros(len(dataset), np.bool_)
+        self._checked = np.zeros(len(dataset), np.bool_)  # by an answer on a tab of doubts
         # By its key alone, so that it is the same in every session.
         self._drawn = np.array([int(key[-8:], 16) % DRAWN == 0 for key in dataset.keys.tolist()], np.bool_)
         self._random = np.random.default_rng(seed)
@@ -108,7 +110,7 @@ class Session:
             if answer.label not in ("", DROP) and answer.label not in self.classes:
                 self.classes.append(answer.label)
             if answer.key in self._row_of:
-                self._set(answer.key, answer.label)
+                self._set(answer.key, answer.label, answer.shown.get("tab"))
         self._refit()
 
     # Answers
@@ -146,7 +148,7 @@ class Session:
             done = _Undo([(key, self._label(self._row_of[key])) for key, _ in answers])
             self.journal.append([self._entry(key, label, shown) for key, label in answers])
             for key, label in answers:
-                self._set(key, label)
+                self._set(key, label, shown.get("tab"))
             self._undo.append(done)
         self._refit_if_due()
 
@@ -184,8 +186,9 @@ class Session:
         number = int(self._labels[row])
         return "" if number == UNLABELLED else self.classes[number]
 
-    def _set(self, key: str, label: str) -> None:
+    def _set(self, key: str, label: str, tab: str | float | bool | None = None) -> None:
         row = self._row_of[key]
+        self._checked[row] = tab in DOUBTS
         self._dropped[row] = label == DROP
         if label == DROP:
             self._labels[row] = UNLABELLED
@@ -312,7 +315,7 @@ class Session:
         Those that rate the head get their labels where chance alone shows them, and not where someone looked for them.
         """
         if self._label(row):
-            return tab not in ("label", "confirm")
+            return tab not in ("label", "confirm") and not (tab in DOUBTS and self._checked[row])
         return tab == "label" or not self._drawn[row]
 
     def _once(self, tab: str, fitted: Fit | None, find: Callable[[], Found]) -> Found:

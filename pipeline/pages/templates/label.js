@@ -12,7 +12,7 @@ const TABS = [
   ["like", "Alike", "Pictures that are like the one that was chosen with L."],
 ];
 const GRID = 20, AHEAD = 8;
-const desk = { tab: "label", name: "", like: "", pictures: [], focus: 0, selected: new Set(), classes: [], busy: false, loading: false, serial: 0, options: new Map(), ahead: new Map() };
+const desk = { tab: "label", name: "", like: "", pictures: [], focus: 0, selected: new Set(), passed: new Set(), more: false, classes: [], busy: false, loading: false, serial: 0, options: new Map(), ahead: new Map() };
 
 async function ask(path, body) {
   const headers = { "X-Token": token };
@@ -32,6 +32,7 @@ const address = (picture, side) => `picture/${picture.key}?side=${side}&token=${
 const say = (text) => { at("said").textContent = text; };
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const isGrid = () => desk.tab === "confirm";
+const isQueue = () => desk.tab === "label" || isGrid(); // what is answered goes; elsewhere it stays, and more follow
 
 // What is shown
 
@@ -39,25 +40,27 @@ async function load(fresh) {
   const serial = fresh ? ++desk.serial : desk.serial;
   if (fresh) Object.assign(desk, { pictures: [], focus: 0, selected: new Set() });
   desk.loading = true;
-  const asked = { tab: desk.tab, n: GRID, name: desk.name, key: desk.like, skip: desk.pictures.map((one) => one.key) };
+  const asked = { tab: desk.tab, n: GRID, name: desk.name, key: desk.like, skip: [...desk.pictures.map((one) => one.key), ...desk.passed] };
   try {
     const { pictures } = await ask("show", asked);
     if (serial !== desk.serial) return;
     const known = new Set(desk.pictures.map((one) => one.key));
     desk.pictures.push(...pictures.filter((one) => !known.has(one.key)));
+    desk.more = !isQueue() && pictures.length === GRID;
     if (fresh && isGrid()) desk.selected = new Set(desk.pictures.map((one) => one.key));
     trouble("");
   } catch (error) { trouble(error.message); } finally { desk.loading = false; }
   draw();
 }
 function draw() {
-  const shown = desk.pictures.slice(0, GRID);
+  const shown = isQueue() ? desk.pictures.slice(0, GRID) : desk.pictures;
   desk.focus = Math.max(0, Math.min(desk.focus, shown.length - 1));
   const options = new Map(desk.options);
   desk.options = new Map(shown.map((picture, number) => [picture.key, option(picture, number, options.get(picture.key))]));
   at("grid").replaceChildren(...desk.options.values());
-  for (const one of shown.slice(0, AHEAD)) ahead(one);
+  for (const one of shown.slice(desk.focus, desk.focus + AHEAD)) ahead(one);
   drawLarge();
+  at("more").hidden = !desk.more;
   at("empty").hidden = shown.length > 0;
   at("empty").textContent = desk.tab === "label" ? "All pictures have a label." : "There is nothing here.";
   if (document.activeElement === document.body || at("grid").contains(document.activeElement)) focusOn(desk.focus);
@@ -105,6 +108,7 @@ function focusOn(number) {
   options.forEach((one, place) => { one.tabIndex = place === number ? 0 : -1; });
   options[number]?.focus({ preventScroll: !isGrid() });
   drawLarge();
+  if (desk.more && !desk.loading && number > options.length - AHEAD) load(false);
 }
 function toggle(key) {
   if (!desk.selected.delete(key)) desk.selected.add(key);
@@ -120,6 +124,7 @@ function drawTabs() {
 }
 function open(tab) {
   desk.tab = tab;
+  desk.passed.clear();
   if (["confirm", "class"].includes(tab) && !desk.name) desk.name = desk.classes[0]?.name ?? "";
   drawTabs();
   if (["confirm", "class"].includes(tab) && !desk.name) { desk.pictures = []; return draw(); }
@@ -134,7 +139,8 @@ async function answer(keys, label) {
   try {
     await ask("answer", { answers: keys.map((key) => [key, label]), shown: { tab: desk.tab } });
     const done = new Set(keys);
-    if (["label", "confirm"].includes(desk.tab)) desk.pictures = desk.pictures.filter((one) => !done.has(one.key));
+    if (isGrid()) desk.pictures.filter((one) => !done.has(one.key)).forEach((one) => desk.passed.add(one.key)); // not what was chosen
+    if (isQueue()) desk.pictures = desk.pictures.filter((one) => !done.has(one.key));
     else {
       for (const one of desk.pictures) if (done.has(one.key)) one.label = label;
       desk.focus += 1;
@@ -146,7 +152,7 @@ async function answer(keys, label) {
     focusOn(desk.focus);
   } catch (error) { return trouble(error.message); } finally { desk.busy = false; }
   if (isGrid()) load(true);
-  else if (desk.pictures.length < GRID / 2 && !desk.loading) load(false);
+  else if (isQueue() && desk.pictures.length < GRID / 2 && !desk.loading) load(false);
   refresh();
 }
 function give(label) {
@@ -270,6 +276,7 @@ document.addEventListener("keydown", (event) => {
   else done = false;
   if (done) event.preventDefault();
 });
+at("more").addEventListener("click", () => load(false));
 at("find-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = at("find").value;
