@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,7 @@ class TestModel:
         assert labels_for_a_point(history) == 94
         assert labels_for_a_point(history[:4]) is None
         assert labels_for_a_point([Rating(n, 100, 0.8, 0.7, 0.9) for n in (25, 50, 100, 200, 400)]) is None
+        assert labels_for_a_point([replace(one, n=20) for one in history]) is None  # too few rate it
 
     def test_labels_are_doubted_by_heads_that_did_not_see_them(self) -> None:
         features, truth = clusters(200)

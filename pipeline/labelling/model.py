@@ -22,6 +22,7 @@ ROWS = 8192  # pictures that are asked about at a time
 LEAST_RATED = 5  # fewer tell nothing
 FLATTEST = -0.01  # power of the number of labels; an error that falls more slowly gains no point in a lifetime
 LAW_POINTS, POINT = 5, 0.01  # ratings through which the law of the error is laid, and what is to be gained
+LEAST_FOR_LAW = 50  # pictures that rate; an error on fewer is too uncertain to be drawn out
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,9 @@ def labels_for_a_point(history: Sequence[Rating]) -> int | None:
 
     Source: Hestness et al. 2017, arXiv:1712.00409, section 3.
     """
-    points = [(one.n_labels, 1 - one.accuracy) for one in history[-LAW_POINTS:] if one.accuracy < 1]
+    points = [
+        (one.n_labels, 1 - one.accuracy) for one in history[-LAW_POINTS:] if one.accuracy < 1 and one.n >= LEAST_FOR_LAW
+    ]
     if len(points) < LAW_POINTS:
         return None
     labels, errors = np.array(points).T

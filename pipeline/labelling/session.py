@@ -19,7 +19,7 @@ from pipeline.labelling import tabs
 from pipeline.labelling.journal import Answer, Journal
 from pipeline.labelling.model import Fit, Rating, fit, labels_for_a_point, rate
 from pipeline.labelling.queries import STRATEGIES, Pool
-from pipeline.labelling.tabs import Found, Known
+from pipeline.labelling.tabs import Found, Known, Picked
 from pipeline.pages.pictures import Pictures
 from pipeline.util import log
 
@@ -304,10 +304,10 @@ class Session:
         if tab not in found:
             raise ConfigError(f"There is no tab {tab[:40]!r}")
         passed = {self._row_of[one] for one in skip if one in self._row_of}
-        pairs = found[tab]()
+        picked = found[tab]()
         with self._lock:
-            left = [(row, why) for row, why in pairs if row not in passed and self._may_show(row, tab)]
-            return [self._shown(row, why) for row, why in left[:n]]
+            left = [one for one in picked if one.row not in passed and self._may_show(one.row, tab)]
+            return [self._shown(one) for one in left[:n]]
 
     def _may_show(self, row: int, tab: str) -> bool:
         """Whether a picture belongs on a tab, as it is now.
@@ -329,15 +329,17 @@ class Session:
         """The row of a picture that is known."""
         return self._row_of.get(key)
 
-    def _shown(self, row: int, why: str) -> Shown:
+    def _shown(self, picked: Picked) -> Shown:
+        row, why, seen, probability = picked
         label = self._label(row)
         key, path = self.dataset.keys[row].decode(), self.dataset.locations[row]
         fitted = self._fit
-        if fitted is None or (self._drawn[row] and not label):  # a suggestion would lead to the answer that rates it
+        if self._drawn[row] and not label:  # a suggestion would lead to the answer that rates it
             return Shown(key, path, label, why=why)
-        shares = fitted.probabilities[row]
-        best = int(shares.argmax())
-        return Shown(key, path, label, self.classes[fitted.classes[best]], float(shares[best]), why)
+        if not seen and fitted is not None:
+            best = int(fitted.probabilities[row].argmax())
+            seen, probability = self.classes[fitted.classes[best]], float(fitted.probabilities[row, best])
+        return Shown(key, path, label, seen, probability, why)
 
     def _number(self, name: str) -> int:
         if name not in self.classes:

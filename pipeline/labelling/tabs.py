@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +15,28 @@ from pipeline.inspection.doubts import Neighbours, label_errors, outliers
 from pipeline.inspection.duplicates import same_pictures
 from pipeline.labelling.model import Fit, without_own_label
 from pipeline.pages.pictures import Pictures
-from pipeline.util.text import percent
 
 ALIKE = 64  # pictures that are shown as alike, or without a strategy
 MOST_COMPARED = 20_000  # pictures of which all pairs are compared, for duplicates and outliers
 
-Found = list[tuple[int, str]]
-"""Rows, and why each is shown."""
+
+class Picked(NamedTuple):
+    """A picture of a tab.
+
+    Attributes:
+        row: Which.
+        why: Why it is shown, in a few words.
+        seen: The class that a head sees which was fitted without it; "" where the newest head tells.
+        probability: Of that class.
+    """
+
+    row: int
+    why: str = ""
+    seen: str = ""
+    probability: float | None = None
+
+
+Found = list[Picked]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +71,7 @@ class Known:
 def to_label(known: Known, queue: Sequence[int]) -> Found:
     """What a strategy has chosen, and some that were drawn at random."""
     rows = [row for row in queue if known.free[row]] or np.flatnonzero(known.free)[:ALIKE].tolist()
-    return [(row, "drawn at random" if known.drawn[row] else "") for row in rows]
+    return [Picked(row, "drawn at random" if known.drawn[row] else "") for row in rows]
 
 
 def to_confirm(known: Known, number: int) -> Found:
@@ -64,7 +80,7 @@ def to_confirm(known: Known, number: int) -> Found:
         return []
     column, shares = int(np.searchsorted(known.fit.classes, number)), known.fit.probabilities
     rows = np.flatnonzero(known.free & ~known.drawn & (shares.argmax(axis=1) == column))
-    return [(row, "") for row in rows[np.argsort(-shares[rows, column], kind="stable")].tolist()]
+    return [Picked(row) for row in rows[np.argsort(-shares[rows, column], kind="stable")].tolist()]
 
 
 def of_class(known: Known, number: int) -> Found:
@@ -73,14 +89,14 @@ def of_class(known: Known, number: int) -> Found:
     if not len(rows):
         return []
     likeness = known.features[rows] @ known.features[rows].mean(axis=0)
-    return [(row, "") for row in rows[np.argsort(likeness, kind="stable")].tolist()]
+    return [Picked(row) for row in rows[np.argsort(likeness, kind="stable")].tolist()]
 
 
 def like(known: Known, row: int) -> Found:
     """The pictures that are most like one, which comes first."""
     cosines = known.features @ known.features[row]
     nearest = np.argsort(-cosines, kind="stable")[:ALIKE].tolist()
-    return [(one, f"likeness {cosines[one]:.3f}") for one in nearest]
+    return [Picked(one, f"likeness {cosines[one]:.3f}") for one in nearest]
 
 
 def wrong(known: Known) -> Found:
@@ -91,7 +107,7 @@ def wrong(known: Known) -> Found:
     best = shares.argmax(axis=1)
     places = np.flatnonzero(known.fit.classes[best] != known.labels[rows])
     places = places[np.argsort(-shares[places, best[places]], kind="stable")]
-    return [(int(rows[place]), _looks_like(known, known.fit, shares[place])) for place in places.tolist()]
+    return [_doubted(known, known.fit, int(rows[place]), shares[place]) for place in places.tolist()]
 
 
 def errors(known: Known) -> Found:
@@ -102,14 +118,14 @@ def errors(known: Known) -> Found:
     if not len(rows):
         return []
     numbers = np.searchsorted(known.fit.classes, known.labels[rows])
-    return [(int(rows[place]), _looks_like(known, known.fit, shares[place])) for place in label_errors(numbers, shares)]
+    return [_doubted(known, known.fit, int(rows[place]), shares[place]) for place in label_errors(numbers, shares)]
 
 
 def duplicates(known: Known, pictures: Pictures) -> Found:
     """Different files of one picture, pairs across splits first."""
     groups = sorted(same_pictures(_neighbours(known), pictures), key=lambda group: not group.leaks(known.dataset))
     return [
-        (row, f"pair {number}, {known.dataset.splits[row]}")
+        Picked(row, f"pair {number}, {known.dataset.splits[row]}")
         for number, group in enumerate(groups, start=1)
         for row in group.rows
     ]
@@ -117,7 +133,7 @@ def duplicates(known: Known, pictures: Pictures) -> Found:
 
 def far_off(known: Known) -> Found:
     """Pictures that are like no others."""
-    return [(row, f"distance {distance:.2f}") for row, distance in outliers(_neighbours(known))]
+    return [Picked(row, f"distance {distance:.2f}") for row, distance in outliers(_neighbours(known))]
 
 
 def _without_own_label(known: Known, fitted: Fit) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
@@ -128,9 +144,9 @@ def _without_own_label(known: Known, fitted: Fit) -> tuple[NDArray[np.int64], ND
     return rows, shares[rows]
 
 
-def _looks_like(known: Known, fitted: Fit, shares: NDArray[np.floating]) -> str:
+def _doubted(known: Known, fitted: Fit, row: int, shares: NDArray[np.floating]) -> Picked:
     best = int(shares.argmax())
-    return f"looks like {known.classes[fitted.classes[best]]} ({percent(float(shares[best]))})"
+    return Picked(row, seen=known.classes[fitted.classes[best]], probability=float(shares[best]))
 
 
 def _neighbours(known: Known) -> Neighbours:

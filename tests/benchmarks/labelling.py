@@ -47,14 +47,13 @@ found = np.load(folder / "known.npz")
 features, labels = np.load(folder / "features.npy"), found["labels"]
 keys = found["keys"]
 images = np.load(folder / "images.npy", mmap_mode="r")
-locations = [f"{label}-{row}" for row, label in enumerate(labels.tolist())]
-unlabelled, splits = np.full(len(keys), -1), np.full(len(keys), "train")
-dataset = Dataset("drawn", keys, unlabelled, splits, locations, ())
+locations = [f"{label + 1}-{row}" for row, label in enumerate(labels.tolist())]
+names = [str(name) for name in range(1, int(labels.max()) + 2)]
+dataset = Dataset("drawn", keys, found["given"], np.full(len(keys), "train"), locations, tuple(names))
 desk = Desk()
 pictures = Pictures(ArraySource([(images, 1.0)]), keys, 10**6)
-names = [str(name) for name in range(int(labels.max()) + 1)]
 journal = Journal(folder / "labels.jsonl", "drawn")
-desk.session = session.Session(dataset, features, pictures, journal, names, int(sys.argv[3]))
+desk.session = session.Session(dataset, features, pictures, journal, seed=int(sys.argv[3]))
 with serving(application(desk, ["127.0.0.1"]), "127.0.0.1", 0) as port:
     print(f"http://127.0.0.1:{port}/?token={desk.token}", flush=True)
     for _ in sys.stdin:
@@ -99,9 +98,15 @@ def browser() -> Iterator[Any]:
 def answer(page: Any, random: np.random.Generator | None = None) -> float:
     """Label the picture that is shown as its name says, but for a few mistakes; seconds until the next one is there."""
     name = page.eval_on_selector("#large img", "image => image.alt")
-    label = int(name.split("-")[0])
+    label = name.split("-")[0]
     if random is not None and random.random() < MISTAKES:
-        label = int(random.integers(page.locator("#classes button").count() - 1))
+        label = str(random.integers(1, page.locator("#classes button").count()))
+    if len(label) > 1:  # which no key gives
+        page.keyboard.press("/")
+        page.keyboard.type(label)
+        page.keyboard.press("Enter")
+        page.wait_for_function("name => document.querySelector('#large img')?.alt !== name", arg=name)
+        return float("nan")
     # The page tells the time itself, as the script that plays the person is slower than one.
     return float(
         page.evaluate(
@@ -115,19 +120,30 @@ def answer(page: Any, random: np.random.Generator | None = None) -> float:
                 document.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
                 look();
             })""",
-            [str(label + 1), name],
+            [label, name],
         )
     )
 
 
-def write(folder: Path, features: np.ndarray, labels: np.ndarray, images: np.ndarray) -> None:
-    """What the server reads."""
-    from pipeline.data import array_key
+def write(folder: Path, features: Any, labels: Any, *, given: Any = None, images: Any = None) -> None:
+    """What the server reads: pictures that are named by their true labels, and the labels that they have already."""
+    from pipeline.data import UNLABELLED, array_key
 
-    keys = np.array([array_key(image) for image in images], "S32")
+    if images is None:
+        images = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8, 3), np.uint8)
+    if given is None:
+        given = np.full(len(labels), UNLABELLED)
     np.save(folder / "features.npy", features.astype(np.float32))
     np.save(folder / "images.npy", images)
-    np.savez(folder / "known.npz", labels=labels, keys=keys)
+    keys = np.array([array_key(image) for image in images], "S32")
+    np.savez(folder / "known.npz", labels=labels, keys=keys, given=given)
+
+
+def answers(folder: Path) -> dict[int, int]:
+    """Rows that were answered, and the label that counts of each."""
+    row_of = {key.decode(): row for row, key in enumerate(np.load(folder / "known.npz")["keys"].tolist())}
+    lines = [json.loads(line) for line in (folder / "labels.jsonl").read_text().splitlines()]
+    return {row_of[line["key"]]: int(line["label"]) - 1 for line in lines if "key" in line}
 
 
 def drawn(folder: Path, n: int) -> None:
@@ -137,7 +153,7 @@ def drawn(folder: Path, n: int) -> None:
     features = random.normal(size=(n, 1024)).astype(np.float32)
     features[np.arange(n), labels] += 6
     images = random.integers(0, 256, (n, 32, 32, 3), np.uint8)
-    write(folder, features, labels, images)
+    write(folder, features, labels, images=images)
 
 
 def speed() -> None:
@@ -193,9 +209,7 @@ def person(data: str) -> None:
     print(f"| pictures are | {' | '.join(f'{n} labels' for n in SIZES)} |\n| --- |{' --- |' * len(SIZES)}")
     with tempfile.TemporaryDirectory() as name, browser() as chromium:
         folder = Path(name)
-        images = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8, 3), np.uint8)
-        write(folder, features, labels, images)
-        row_of = {key.decode(): row for row, key in enumerate(np.load(folder / "known.npz")["keys"])}
+        write(folder, features, labels)
         for how in ("chosen", "random"):
             accuracies: list[list[float]] = []
             for seed in range(DRAWS):
@@ -210,8 +224,7 @@ def person(data: str) -> None:
                             settled(process)  # a person is slower than a script
                         if n not in SIZES:
                             continue
-                        lines = [json.loads(line) for line in (folder / "labels.jsonl").read_text().splitlines()]
-                        given = {row_of[line["key"]]: int(line["label"]) for line in lines if "key" in line}
+                        given = answers(folder)
                         rows, said = np.array(list(given)), np.array(list(given.values()))
                         known = np.unique(said)
                         keys = np.array([f"{one:032x}" for one in rows], "S32")

@@ -3,7 +3,8 @@
     python tests/benchmarks/planted.py alien-predator cifar10-5k.npz
 
 Five per cent of the labels of the training images are wrong: any other class, or the class that is confused with it
-most. A person looks at the first hundred of the tab "Label errors", and corrects those that are wrong.
+most. A person, played by a script in headless Chromium, looks at the first hundred of the tab "Label errors", and gives
+each the right label.
 """
 
 from __future__ import annotations
@@ -14,16 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import labelling
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import extract, load_features
-from pipeline.data import ArraySource, Dataset
 from pipeline.heads import make_head
-from pipeline.labelling.journal import Journal
 from pipeline.labelling.model import HEAD
-from pipeline.labelling.session import Session
-from pipeline.pages.pictures import Pictures
 from pipeline.store.rows import Part, nothing
 
 SHARE, LOOKED_AT, DRAWS = 0.05, 100, 5
@@ -53,49 +51,63 @@ def most_confused(train: Part, test: Part, n_classes: int) -> NDArray[np.int64]:
     return nearest
 
 
-def corrected(features: NDArray[np.float32], wrong: NDArray[np.int64], truth: NDArray[np.int64], names: Any) -> Any:
+def corrected(
+    chromium: Any, features: NDArray[np.float32], wrong: NDArray[np.int64], truth: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], int]:
     """Labels after a person has looked at the first hundred, and how many of these were wrong."""
-    keys = part_of(features, wrong).keys
-    splits, paths = np.full(len(keys), "train"), [str(row) for row in range(len(keys))]
-    dataset = Dataset("planted", keys, wrong, splits, paths, tuple(names))
-    pictures = Pictures(ArraySource([(np.zeros((len(keys), 2, 2, 3), np.uint8), 1.0)]), keys, 10**6)
-    with tempfile.TemporaryDirectory() as folder:
-        session = Session(dataset, features, pictures, Journal(Path(folder) / "labels.jsonl", "planted"))
-        session.settle()
-        shown = [int(one.path) for one in session.show("errors", LOOKED_AT)]
-        session.answer([(keys[row].decode(), names[truth[row]]) for row in shown], {"tab": "errors"})
-        labels = session._labels.copy()
-        session.close()
-    return labels, int((wrong[shown] != truth[shown]).sum())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        labelling.write(folder, features, truth, given=wrong)
+        with labelling.served(folder, "chosen", 0) as (address, process):
+            labelling.settled(process)
+            page = chromium.new_page()
+            page.goto(address)  # it opens at the label errors, as all pictures have labels
+            shown = page.locator("#grid [role=option]")
+            shown.first.wait_for()
+            for looked_at in range(LOOKED_AT):
+                if looked_at + 1 == shown.count():  # the last one there is
+                    break
+                labelling.answer(page)
+            page.close()
+        given = labelling.answers(folder)
+    labels = wrong.copy()
+    labels[list(given)] = list(given.values())
+    return labels, int((labels != wrong).sum())
+
+
+def rows(chromium: Any, data: str) -> None:
+    """Print a row for each kind of error."""
+    found = load_features(extract(data))
+    held = found.split == "test" if data.endswith(".npz") else found.split != "train"
+    train, test = part_of(found.X[~held], found.y[~held]), part_of(found.X[held], found.y[held])
+    n_classes = len(found.class_names)
+    confused = most_confused(train, test, n_classes)
+    clean = accuracy(train, test, n_classes)
+    for kind in ("uniform", "confused"):
+        each = []
+        for seed in range(DRAWS):
+            random = np.random.default_rng(seed)
+            chosen = random.permutation(len(train))[: round(SHARE * len(train))]
+            wrong = train.labels.copy()
+            shift = random.integers(1, n_classes, len(chosen))
+            wrong[chosen] = confused[wrong[chosen]] if kind == "confused" else (wrong[chosen] + shift) % n_classes
+            labels, n = corrected(chromium, train.array(), wrong, train.labels)
+            before, after = (accuracy(replace(train, labels=one), test, n_classes) for one in (wrong, labels))
+            each.append((len(chosen), n, n / len(chosen), before, after))
+        planted, n, share, before, after = np.mean(each, axis=0)
+        cells = [f"{planted:.0f}", f"{n:.0f}", *(f"{100 * value:.1f} %" for value in (share, before, after, clean))]
+        print(f"| {Path(data).stem} | {kind} | {' | '.join(cells)} |", flush=True)
 
 
 def main(*data: str) -> None:
-    """Print a row for each data set and kind of error."""
+    """Print the table."""
     print(
         "| data | errors | planted | in the first 100 | share found | accuracy, planted | corrected | without errors |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for one in data:
-        found = load_features(extract(one))
-        held = found.split == "test" if one.endswith(".npz") else found.split != "train"
-        train, test = part_of(found.X[~held], found.y[~held]), part_of(found.X[held], found.y[held])
-        n_classes = len(found.class_names)
-        confused = most_confused(train, test, n_classes)
-        clean = accuracy(train, test, n_classes)
-        for kind in ("uniform", "confused"):
-            rows = []
-            for seed in range(DRAWS):
-                random = np.random.default_rng(seed)
-                chosen = random.permutation(len(train))[: round(SHARE * len(train))]
-                wrong = train.labels.copy()
-                shift = random.integers(1, n_classes, len(chosen))
-                wrong[chosen] = confused[wrong[chosen]] if kind == "confused" else (wrong[chosen] + shift) % n_classes
-                labels, n = corrected(train.array(), wrong, train.labels, found.class_names)
-                before, after = (accuracy(replace(train, labels=one), test, n_classes) for one in (wrong, labels))
-                rows.append((len(chosen), n, n / len(chosen), before, after))
-            planted, n, share, before, after = np.mean(rows, axis=0)
-            cells = [f"{planted:.0f}", f"{n:.0f}", *(f"{100 * value:.1f} %" for value in (share, before, after, clean))]
-            print(f"| {Path(one).stem} | {kind} | {' | '.join(cells)} |", flush=True)
+    with labelling.browser() as chromium:
+        for one in data:
+            rows(chromium, one)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ const TABS = [
   ["like", "Alike", "Pictures that are like the one that was chosen with L."],
 ];
 const GRID = 20, AHEAD = 8;
-const desk = { tab: "label", name: "", like: "", pictures: [], focus: 0, selected: new Set(), passed: new Set(), more: false, classes: [], busy: false, loading: false, serial: 0, options: new Map(), ahead: new Map() };
+const desk = { tab: "label", name: "", like: "", pictures: [], focus: 0, selected: new Set(), passed: new Set(), more: false, undoable: false, classes: [], busy: false, loading: false, serial: 0, options: new Map(), ahead: new Map() };
 
 async function ask(path, body) {
   const headers = { "X-Token": token };
@@ -81,7 +81,7 @@ function option(picture, number, before) {
   const text = [picture.label, picture.predicted && picture.predicted !== picture.label ? `looks like ${picture.predicted}` : "", picture.why].filter(Boolean).join("; ");
   made.setAttribute("aria-label", `${picture.path}${text ? `: ${text}` : ""}`);
   const image = before?.firstChild ?? element("img", "", { src: address(picture, 160), alt: "", width: 160, height: 160 });
-  made.replaceChildren(image, element("span", picture.label || picture.predicted || ""));
+  made.replaceChildren(image, picture.label ? element("span", picture.label) : element("small", picture.predicted && `${picture.predicted}?`));
   if (picture.why) made.append(document.createElement("br"), element("small", picture.why));
   made.onclick = () => {
     desk.focus = number;
@@ -92,15 +92,45 @@ function option(picture, number, before) {
   return made;
 }
 function drawLarge() {
+  drawActions();
   const picture = isGrid() ? undefined : desk.pictures[desk.focus];
   if (!picture) return at("large").replaceChildren();
   const facts = element("div");
   facts.append(element("p", picture.label ? `Labelled ${picture.label}` : "No label yet"));
-  if (picture.predicted) facts.append(element("p", `Looks like ${picture.predicted} (${percent(picture.probability)}); Enter takes that.`));
+  if (picture.predicted) facts.append(element("p", `Looks like ${picture.predicted} (${percent(picture.probability)})`));
   if (picture.why) facts.append(element("p", picture.why, { class: "note" }));
   facts.append(element("p", picture.path, { class: "note" }));
   ahead(picture);
   at("large").replaceChildren(desk.ahead.get(picture.key), facts);
+}
+function drawActions() { // what keys do, for hands that have none
+  const picture = desk.pictures[desk.focus], n = desk.selected.size;
+  const actions = [];
+  const add = (key, text, act) => {
+    const button = element("button", "", { type: "button" });
+    button.append(element("kbd", key), element("span", text));
+    button.addEventListener("click", act);
+    actions.push(button);
+  };
+  if (isGrid()) { if (n) add("Enter", `Confirm ${n} as ${desk.name}`, accept); }
+  else if (picture?.predicted && picture.predicted !== picture.label) add("Enter", `Take ${picture.predicted}`, accept);
+  if (picture) {
+    add("Space", desk.selected.has(picture.key) ? "Deselect" : "Select", select);
+    add("L", "Alike", alike);
+  }
+  if (desk.undoable) add("U", "Undo", undo);
+  at("actions").replaceChildren(...actions, n && !isGrid() ? element("span", `${n} selected: a class is given to all of them`, { class: "note" }) : "");
+}
+function select() {
+  const picture = desk.pictures[desk.focus];
+  if (!picture) return;
+  toggle(picture.key);
+  draw();
+  focusOn(desk.focus);
+}
+function alike() {
+  desk.like = desk.pictures[desk.focus].key;
+  return open("like");
 }
 function focusOn(number) {
   desk.focus = number;
@@ -206,6 +236,7 @@ async function refresh() {
     if (state.total) at("done").value = state.done; else at("done").removeAttribute("value");
     return state;
   }
+  if (desk.undoable !== state.can_undo) { desk.undoable = state.can_undo; drawActions(); }
   at("name").textContent = state.name;
   const dropped = state.dropped ? `, ${state.dropped.toLocaleString()} left out` : "";
   at("count").textContent = `${state.labelled.toLocaleString()} of ${state.n.toLocaleString()} labelled${dropped}`;
@@ -266,12 +297,12 @@ document.addEventListener("keydown", (event) => {
   const n = at("grid").children.length;
   let done = true;
   if (event.key in moves && n) focusOn(Math.max(0, Math.min(n - 1, desk.focus + moves[event.key])));
-  else if (event.key === " " && !onButton) { if (desk.pictures[desk.focus]) { toggle(desk.pictures[desk.focus].key); draw(); focusOn(desk.focus); } }
+  else if (event.key === " " && !onButton) select();
   else if (event.key === "Enter" && !onButton) accept();
   else if (/^[1-9]$/.test(event.key) && desk.classes[event.key - 1]) give(desk.classes[event.key - 1].name);
   else if (event.key === "0") give("drop");
   else if (event.key.toLowerCase() === "u") undo();
-  else if (event.key.toLowerCase() === "l" && desk.pictures[desk.focus]) { desk.like = desk.pictures[desk.focus].key; open("like"); }
+  else if (event.key.toLowerCase() === "l" && desk.pictures[desk.focus]) alike();
   else if (event.key === "/") at("find").focus();
   else done = false;
   if (done) event.preventDefault();
