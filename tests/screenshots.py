@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 TUTORIAL = ROOT / "docs" / "tutorials" / "first-classifier.md"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 COLOURS, MARGIN = 256, 16
+LABELLED, SETTLED = 45, 3_000  # answers, and milliseconds after which the page tells the newest accuracy
 SHORTEN = """folder => {
     const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
     while (texts.nextNode()) texts.currentNode.data = texts.currentNode.data.replaceAll(folder, "");
@@ -45,9 +47,7 @@ def take(reports: Path, target: Path) -> list[Path]:
     run = min(reports.glob("*-train-head-*/report.html"))
     inspected = next(reports.glob("inspect-*.html"))
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=next(path for name in BROWSERS if (path := shutil.which(name))), args=["--no-sandbox"]
-        )
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         page = browser.new_page()
         shots = [
             shot(reports.parent, page, reports / "index.html", target / "leaderboard.png", (2080, 440), "pictures"),
@@ -56,6 +56,53 @@ def take(reports: Path, target: Path) -> list[Path]:
         ]
         browser.close()
     return shots
+
+
+def label(work: Path, target: Path) -> Path:
+    """Label some of the pictures as their names say, and take a picture of the page.
+
+    Args:
+        work: The folder of the tutorial.
+        target: Where the picture goes.
+    """
+    classes = sorted(folder.name for folder in (work / "pictures").iterdir())
+    for path in sorted((work / "pictures").glob("*/*")):
+        (work / "unsorted").mkdir(exist_ok=True)
+        shutil.copy(path, work / "unsorted" / f"{path.parent.name}-{path.name}")
+    options = ["--classes", ",".join(classes), "--backbone", "mobilenet025", "--image-size", "128", "--no-open"]
+    command = [Path(sys.executable).with_name("tlpipe"), "label", "unsorted", *options]
+    with (
+        subprocess.Popen(command, cwd=work, stderr=subprocess.PIPE, text=True) as process,
+        sync_playwright() as playwright,
+    ):
+        assert process.stderr is not None
+        address = process.stderr.readline().split()[-1]
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1000, "height": 900})
+        page.goto(address)
+        page.locator("#grid [role=option]").first.wait_for(timeout=300_000)
+        for _ in range(LABELLED):
+            name = page.eval_on_selector("#large img", "image => image.alt")
+            page.keyboard.press(str(1 + classes.index(name.split("-")[0])))
+            page.wait_for_function("name => document.querySelector('#large img').alt !== name", arg=name)
+        page.wait_for_timeout(SETTLED)
+        page.screenshot(path=target)
+        browser.close()
+        process.send_signal(signal.SIGINT)
+    return in_few_colours(target)
+
+
+def chromium() -> str:
+    """The program."""
+    return next(path for name in BROWSERS if (path := shutil.which(name)))
+
+
+def in_few_colours(picture: Path) -> Path:
+    """Make a picture small."""
+    with Image.open(picture) as taken:
+        small = taken.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    small.save(picture, optimize=True)
+    return picture
 
 
 def shot(
@@ -87,10 +134,7 @@ def shot(
     assert box is not None
     top = box["y"] + page.evaluate("window.scrollY") - MARGIN
     page.screenshot(path=picture, full_page=True, clip={"x": 0, "y": top, "width": width, "height": height})
-    with Image.open(picture) as taken:
-        small = taken.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
-    small.save(picture, optimize=True)
-    return picture
+    return in_few_colours(picture)
 
 
 def main(target: Path) -> None:
@@ -98,6 +142,7 @@ def main(target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run_tutorial(Path(folder))
         take(Path(folder) / "reports", target)
+        label(Path(folder), target / "label.png")
 
 
 if __name__ == "__main__":
