@@ -29,10 +29,11 @@ from pipeline.errors import ConfigError, DataError, StoreError
 from pipeline.labelling import queries
 from pipeline.labelling.files import copy_to_folders, export_labels
 from pipeline.labelling.journal import Answer, Journal
+from pipeline.labelling.learner import DRAWN
 from pipeline.labelling.model import Rating, fit, labels_for_a_point, rate, without_own_label
 from pipeline.labelling.queries import STRATEGIES, Pool
 from pipeline.labelling.server import Desk, application
-from pipeline.labelling.session import DRAWN, Session
+from pipeline.labelling.session import Session
 from pipeline.pages.pictures import Pictures
 from pipeline.util import disk
 
@@ -309,7 +310,7 @@ class TestSession:
         shown = session.show("confirm", 20, name="top")
         assert len(shown) > 5
         assert {one.predicted for one in shown} == {"top"}
-        assert not any(session._drawn[session.row(one.key)] or one.label for one in shown)
+        assert not any(session.learner.drawn[session.row(one.key)] or one.label for one in shown)
         shares = [one.probability for one in shown]
         assert shares == sorted(shares, reverse=True)
 
@@ -329,7 +330,7 @@ class TestSession:
     def test_alike_pictures_are_the_nearest(self, session: Session, dataset: Dataset) -> None:
         features = clusters()[0]
         unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-        nearest = [row for row in np.argsort(-(unit @ unit[7])).tolist() if not session._drawn[row]][:5]
+        nearest = [row for row in np.argsort(-(unit @ unit[7])).tolist() if not session.learner.drawn[row]][:5]
         shown = session.show("like", 5, key=dataset.keys[7].decode())
         assert [one.key for one in shown] == [dataset.keys[row].decode() for row in nearest]
 
@@ -339,16 +340,16 @@ class TestSession:
         label_some(session, truth, 30)
         for tab, known in (("like", {"key": dataset.keys[0].decode()}), ("outliers", {}), ("confirm", {"name": "top"})):
             for one in session.show(tab, 120, **known):
-                assert one.label or not session._drawn[session.row(one.key)], tab
+                assert one.label or not session.learner.drawn[session.row(one.key)], tab
 
     def test_a_label_that_is_changed_is_learnt_too(self, session: Session, dataset: Dataset, truth: np.ndarray) -> None:
         keys = label_some(session, truth, 20)
-        before = session._fit
+        before = session.learner.fit
         for key in keys[:5]:
             session.answer([(key, "top")], {"tab": "class"})
         session.settle()
         assert session.state()["labelled"] == 20
-        assert session._fit is not before
+        assert session.learner.fit is not before
 
     def test_what_is_not_there_is_refused_and_nothing_is_written(self, session: Session, dataset: Dataset) -> None:
         before, key = session.journal.path.read_bytes(), dataset.keys[0].decode()

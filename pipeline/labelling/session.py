@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import threading
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -17,16 +16,11 @@ from pipeline.data.corrections import DROP
 from pipeline.errors import ConfigError
 from pipeline.labelling import tabs
 from pipeline.labelling.journal import Answer, Journal
-from pipeline.labelling.model import Fit, Rating, fit, labels_for_a_point, rate
-from pipeline.labelling.queries import STRATEGIES, Pool
+from pipeline.labelling.learner import Labels, Learner
+from pipeline.labelling.model import Fit, labels_for_a_point
 from pipeline.labelling.tabs import Found, Known, Picked
 from pipeline.pages.pictures import Pictures
-from pipeline.util import log
 
-START, THEN = "typiclust", "margin"  # strategies before and after there is a head
-START_LABELS = 10  # for each class, until which the first strategy chooses
-DRAWN = 5  # of so many pictures one is drawn at random, and rates the head
-QUEUE = 64  # pictures that are chosen ahead
 AT_ONCE = 5  # answers after which the head is fitted again
 MOST_CLASSES = 1000
 MOST_NAME = 200  # characters
@@ -93,25 +87,18 @@ class Session:
         self._labels = dataset.labels.copy()
         self._dropped = np.zeros(len(dataset), np.bool_)
         self._checked = np.zeros(len(dataset), np.bool_)  # by an answer on a tab of doubts
-        # By its key alone, so that it is the same in every session.
-        self._drawn = np.array([int(key[-8:], 16) % DRAWN == 0 for key in dataset.keys.tolist()], np.bool_)
-        self._random = np.random.default_rng(seed)
         self._who = getpass.getuser()
         self._lock = threading.RLock()
         self._undo: list[_Undo] = []
-        self._fit: Fit | None = None
-        self.history: list[Rating] = []
-        self._queue: list[int] = []
-        self._fitted_at = 0  # so many answers
-        self._worker = ThreadPoolExecutor(1, "fitting")
-        self._busy: Future[None] | None = None
+        self.learner = Learner(self.features, dataset.keys, seed)
+        self._learnt_at = 0  # so many answers
         self._found: dict[str, tuple[Fit | None, Found]] = {}
         for answer in journal.latest().values():
             if answer.label not in ("", DROP) and answer.label not in self.classes:
                 self.classes.append(answer.label)
             if answer.key in self._row_of:
                 self._set(answer.key, answer.label, answer.shown.get("tab"))
-        self._refit()
+        self.learner.learn(self._labels_now)
 
     # Answers
 
@@ -150,7 +137,7 @@ class Session:
             for key, label in answers:
                 self._set(key, label, shown.get("tab"))
             self._undo.append(done)
-        self._refit_if_due()
+        self._learn_if_due()
 
     def undo(self) -> list[str]:
         """Take the last answer back, and tell of which pictures; none if there is nothing to take back.
@@ -167,12 +154,12 @@ class Session:
             self._undo.pop()
             for key, label in before:
                 self._set(key, label)
-        self._refit_if_due()
+        self._learn_if_due()
         return [key for key, _ in before]
 
     def _entry(self, key: str, label: str, shown: dict[str, str | float | bool]) -> Answer:
         row = self._row_of[key]
-        facts: dict[str, str | float | bool] = {**shown, "drawn": bool(self._drawn[row])}
+        facts: dict[str, str | float | bool] = {**shown, "drawn": bool(self.learner.drawn[row])}
         return Answer(key, self.dataset.locations[row], label, who=self._who, shown=facts)
 
     def _check(self, key: str, label: str) -> None:
@@ -195,64 +182,23 @@ class Session:
         else:
             self._labels[row] = self.classes.index(label) if label else UNLABELLED
 
-    # The head
-
-    def _refit_if_due(self) -> None:
-        if self._fit is None or len(self.journal.answers) - self._fitted_at >= AT_ONCE:
-            self._refit()
-
-    def _refit(self) -> None:
-        """Fit the head again in the background, unless that is waiting already."""
+    def _learn_if_due(self) -> None:
         with self._lock:
-            if self._busy is not None and not self._busy.done() and not self._busy.running():
-                return
-            self._busy = self._worker.submit(self._fit_now)
+            if self.learner.fit is None or len(self.journal.answers) - self._learnt_at >= AT_ONCE:
+                self.learner.learn(self._labels_now)
 
-    def _fit_now(self) -> None:
-        try:
-            with self._lock:
-                labels, dropped = self._labels.copy(), self._dropped.copy()
-                self._fitted_at = len(self.journal.answers)
-            fitted = self._fit = fit(self.features, labels, self.dataset.keys)
-            if fitted is not None:
-                rating = rate(self.features, labels, self.dataset.keys, self._drawn)
-                fitted = self._fit = replace(fitted, rating=rating)
-                if rating is not None and (not self.history or self.history[-1].n_labels != rating.n_labels):
-                    self.history.append(rating)
-            self._queue = self._choose(labels, dropped, fitted)
-        except Exception:
-            log.exception("The head can't be fitted")
-
-    def _choose(self, labels: NDArray[np.int64], dropped: NDArray[np.bool_], fitted: Fit | None) -> list[int]:
-        """The next pictures to be labelled: drawn at random until these are a fifth of all labels, or by a strategy."""
-        labelled = labels != UNLABELLED
-        free = ~labelled & ~dropped
-        start = fitted is None or int(labelled.sum()) < START_LABELS * len(self.classes)
-        if start and any(free[row] for row in self._queue):
-            return self._queue  # what is typical doesn't depend on the answers
-        probabilities = None if fitted is None else fitted.probabilities
-        pool = Pool(self.features, labelled, free & ~self._drawn, probabilities, self._random)
-        chosen = STRATEGIES[START if start else THEN](pool, QUEUE).tolist()
-        drawn = self._random.permutation(np.flatnonzero(free & self._drawn)).tolist()
-        queue: list[int] = []
-        n, n_drawn, last = int(labelled.sum()), int((labelled & self._drawn).sum()), False
-        while (chosen or drawn) and len(queue) < QUEUE:
-            # After many were confirmed at once, those that rate the head come every second time, not all in a row.
-            wanted = n_drawn < (n + 1) // DRAWN and not last
-            turn = drawn if drawn and (wanted or not chosen) else chosen
-            queue.append(turn.pop(0))
-            last = turn is drawn
-            n, n_drawn = n + 1, n_drawn + last
-        return queue
+    def _labels_now(self) -> Labels:
+        with self._lock:
+            self._learnt_at = len(self.journal.answers)
+            return Labels(self._labels.copy(), self._dropped.copy(), len(self.classes))
 
     def settle(self) -> None:
         """Wait until the head is fitted on all answers."""
-        while self._busy is not None and not self._busy.done():
-            self._busy.result()
+        self.learner.settle()
 
     def close(self) -> None:
         """End the thread, and close the journal."""
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        self.learner.close()
         self.journal.close()
 
     # What is shown
@@ -261,7 +207,7 @@ class Session:
         """What the page tells of the labelling as a whole."""
         with self._lock:
             numbers = np.bincount(self._labels + 1, minlength=len(self.classes) + 1).tolist()
-            fitted = self._fit
+            fitted, history = self.learner.fit, self.learner.history
             rating = fitted.rating if fitted else None
             return {
                 "name": self.dataset.name,
@@ -271,9 +217,9 @@ class Session:
                 "answers": len(self.journal.answers),
                 "classes": [{"name": name, "n": n} for name, n in zip(self.classes, numbers[1:], strict=True)],
                 "rating": rating and asdict(rating),
-                "history": [asdict(one) for one in self.history],
-                "gain": labels_for_a_point(self.history),
-                "fitting": self._busy is not None and not self._busy.done(),
+                "history": [asdict(one) for one in history],
+                "gain": labels_for_a_point(history),
+                "fitting": self.learner.busy,
                 "can_undo": bool(self._undo),
             }
 
@@ -292,7 +238,7 @@ class Session:
         """
         known = self._known()
         found: dict[str, Callable[[], Found]] = {
-            "label": lambda: tabs.to_label(known, self._queue),
+            "label": lambda: tabs.to_label(known, self.learner.queue),
             "confirm": lambda: tabs.to_confirm(known, self._number(name)),
             "class": lambda: tabs.of_class(known, self._number(name)),
             "like": lambda: tabs.like(known, self._row(key)),
@@ -316,7 +262,7 @@ class Session:
         """
         if self._label(row):
             return tab not in ("label", "confirm") and not (tab in DOUBTS and self._checked[row])
-        return tab == "label" or not self._drawn[row]
+        return tab == "label" or not self.learner.drawn[row]
 
     def _once(self, tab: str, fitted: Fit | None, find: Callable[[], Found]) -> Found:
         """What takes long to find, found once for each fit; what features alone tell, once and for all."""
@@ -333,8 +279,8 @@ class Session:
         row, why, seen, probability = picked
         label = self._label(row)
         key, path = self.dataset.keys[row].decode(), self.dataset.locations[row]
-        fitted = self._fit
-        if self._drawn[row] and not label:  # a suggestion would lead to the answer that rates it
+        fitted = self.learner.fit
+        if self.learner.drawn[row] and not label:  # a suggestion would lead to the answer that rates it
             return Shown(key, path, label, why=why)
         if not seen and fitted is not None:
             best = int(fitted.probabilities[row].argmax())
@@ -359,8 +305,8 @@ class Session:
                 tuple(self.classes),
                 self._labels.copy(),
                 self._dropped.copy(),
-                self._drawn,
-                self._fit,
+                self.learner.drawn,
+                self.learner.fit,
             )
 
 

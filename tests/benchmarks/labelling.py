@@ -35,14 +35,15 @@ import json, sys, time
 import numpy as np
 from pathlib import Path
 from pipeline.data import ArraySource, Dataset
-from pipeline.labelling import session
+from pipeline.labelling import learner
 from pipeline.labelling.journal import Journal
 from pipeline.labelling.server import Desk, application, serving
+from pipeline.labelling.session import Session
 from pipeline.pages.pictures import Pictures
 
 folder, random = Path(sys.argv[1]), sys.argv[2] == "random"
 if random:
-    session.START = session.THEN = "random"
+    learner.START = learner.THEN = "random"
 found = np.load(folder / "known.npz")
 features, labels = np.load(folder / "features.npy"), found["labels"]
 keys = found["keys"]
@@ -53,12 +54,13 @@ dataset = Dataset("drawn", keys, found["given"], np.full(len(keys), "train"), lo
 desk = Desk()
 pictures = Pictures(ArraySource([(images, 1.0)]), keys, 10**6)
 journal = Journal(folder / "labels.jsonl", "drawn")
-desk.session = session.Session(dataset, features, pictures, journal, seed=int(sys.argv[3]))
+desk.session = Session(dataset, features, pictures, journal, seed=int(sys.argv[3]))
 with serving(application(desk, ["127.0.0.1"]), "127.0.0.1", 0) as port:
     print(f"http://127.0.0.1:{port}/?token={desk.token}", flush=True)
     for _ in sys.stdin:
         desk.session.settle()
-        print(json.dumps({"seconds": desk.session._fit.seconds if desk.session._fit else None}), flush=True)
+        fit = desk.session.learner.fit
+        print(json.dumps({"seconds": fit.seconds if fit else None}), flush=True)
 """
 
 
