@@ -256,6 +256,20 @@ def label_some(session: Session, truth: np.ndarray, n: int) -> list[str]:
 
 
 class TestSession:
+    def test_before_anything_is_chosen_pictures_come_in_no_order(
+        self, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        release = threading.Event()
+        monkeypatch.setitem(STRATEGIES, "typiclust", lambda pool, n: release.wait(60) and pool.rows[:n])
+        monkeypatch.setattr("pipeline.labelling.session.PATIENCE", 0.01)
+        session = opened(dataset, tmp_path / "labels.jsonl")
+        try:
+            rows = [session.row(one.key) for one in session.show("label", 20)]
+            assert max(rows) > 60 and rows != sorted(rows)
+        finally:
+            release.set()
+            session.close()
+
     def test_a_fifth_is_drawn_at_random_and_no_guess_is_shown_with_it(
         self, session: Session, truth: np.ndarray, tmp_path: Path
     ) -> None:

@@ -22,6 +22,7 @@ from pipeline.labelling.tabs import Found, Known, Picked
 from pipeline.pages.pictures import Pictures
 
 AT_ONCE = 5  # answers after which the head is fitted again
+PATIENCE = 1.0  # seconds that the first page waits for a choice, before it shows any pictures
 MOST_CLASSES = 1000
 MOST_NAME = 200  # characters
 DOUBTS = ("wrong", "errors")  # tabs on which a label that was looked at doesn't come again
@@ -236,6 +237,8 @@ class Session:
         Raises:
             ConfigError: If there is no such tab, class or picture.
         """
+        if tab == "label":
+            self.learner.has_chosen.wait(PATIENCE)
         known = self._known()
         found: dict[str, Callable[[], Found]] = {
             "label": lambda: tabs.to_label(known, self.learner.queue),

@@ -69,8 +69,13 @@ class Known:
 
 
 def to_label(known: Known, queue: Sequence[int]) -> Found:
-    """What a strategy has chosen, and some that were drawn at random."""
-    rows = [row for row in queue if known.free[row]] or np.flatnonzero(known.free)[:ALIKE].tolist()
+    """What a strategy has chosen, and some that were drawn at random; any while nothing is chosen yet."""
+    rows = [row for row in queue if known.free[row]]
+    if not rows:
+        free = np.flatnonzero(known.free)
+        rows = free[
+            np.argsort(known.dataset.keys[free])[:ALIKE]
+        ].tolist()  # not in order, which is often that of classes
     return [Picked(row, "drawn at random" if known.drawn[row] else "") for row in rows]
 
 
