@@ -114,6 +114,7 @@ def test_tensorflow_traces_once(pretrained: Pretrained, images: np.ndarray) -> N
     assert engine.traces == 1
 
 
+@pytest.mark.slow
 def test_several_devices_share_the_work() -> None:
     """Two logical processors stand for two GPUs; in a process of their own, as devices are set once."""
     import subprocess
@@ -391,6 +392,7 @@ class TestRealFeatures:
             assert cosine > 0.999
 
     @pytest.mark.skipif(not BFLOAT16, reason="OpenVINO or the processor has no bfloat16")
+    @pytest.mark.slow
     def test_bfloat16_depends_on_neither_batch_nor_neighbours(self, files: list[bytes], graphs: Path) -> None:
         images = np.stack([resize(decode(data, self.CONFIG), self.CONFIG) for data in files[:9]])
         pretrained = open_backbone("densenet121", "imagenet", 0, (224, 224))

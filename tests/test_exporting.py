@@ -285,6 +285,7 @@ def test_mirror_images_are_averaged_inside_the_file(
     np.testing.assert_allclose(found, expected_of(run, pixels, cache / "views", reports), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_file_of_ones_own(run: Run, tmp_path: Path, cache: Path, reports: Path) -> None:
     """Its suffix tells the format, and what lies beside it stays."""
     (tmp_path / "other.txt").write_text("mine")

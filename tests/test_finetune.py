@@ -564,6 +564,7 @@ class TestResume:
         checkpoint.remove()
         assert not any(tmp_path.iterdir())
 
+    @pytest.mark.slow
     def test_versions_of_images_go_on(self, tmp_path: Path) -> None:
         """An epoch's versions and mixtures depend on its number alone."""
         config = FinetuneConfig("block12", epochs=2, batch_size=8, augment="flip,crop", mixup=0.4, patience=9)

@@ -88,7 +88,8 @@ def run_on_jax(shades: Path, tmp_path: Path) -> Any:
 
 
 @elsewhere
-@pytest.mark.parametrize(("which", "n_passed"), [("not slow", 5 + 6), pytest.param("slow", 2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("which", "n_passed"), [("not slow", 5 + 6), ("slow", 2)])
 def test_all_that_runs_on_jax(which: str, n_passed: int) -> None:
     """The tests of every engine and those below, on two devices that are made of one processor."""
     files = [str(TESTS / name) for name in ("test_jax.py", "test_engines.py::TestEveryEngine")]

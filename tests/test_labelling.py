@@ -541,9 +541,9 @@ def serve(work: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[str], Any]
 
 def test_answers_that_were_shown_as_saved_outlive_the_server(serve: Any, work: Path) -> None:
     saved: dict[str, str] = {}
-    for turn in range(3):
+    for turn in range(2):
         process, client = serve()
-        for _ in range(4 + turn):
+        for _ in range(7 + turn):
             (picture,) = client.post("/show", json={"tab": "label", "n": 1}).json()["pictures"]
             label = picture["path"].split("-")[0]
             assert client.post("/answer", json={"answers": [[picture["key"], label]]}).status_code == 200

@@ -110,7 +110,7 @@ def test_before_and_after_stand_side_by_side(head: Run, cache: Path, reports: Pa
     [
         {"augment": "flip"},
         pytest.param({"views": 2}, marks=pytest.mark.slow),
-        {"blocks": "all"},
+        pytest.param({"blocks": "all"}, marks=pytest.mark.slow),
         {"blocks": "none", "views": 1},
     ],
 )
@@ -144,6 +144,7 @@ def test_new_versions_go_through_the_engine(
     )
 
 
+@pytest.mark.slow
 def test_a_fast_engine_does_not_bend_the_figures(red_and_blue: Path, cache: Path, reports: Path) -> None:
     """Trained on activations in bfloat16, rated in float32, as the saved model runs."""
     import h5py
@@ -263,6 +264,7 @@ class TestStart:
             commands.finetune(FinetuneConfig("all", **QUICK), cache, reports)
 
 
+@pytest.mark.slow
 def test_a_backbone_cut_short_in_all_stages(red_and_blue: Path, cache: Path, reports: Path) -> None:
     """VGG16's first three blocks: frozen below a head, trained from a cut, and trained as a whole."""
     config = ExtractConfig(str(red_and_blue), **{**SMALL, "backbone": "vgg16"}, endpoint="block3")
