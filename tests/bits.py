@@ -31,9 +31,11 @@ from pipeline.commands import cache as care
 from pipeline.commands.gc import gc
 from pipeline.config import SplitConfig
 from pipeline.data import open_dataset
+from pipeline.data.corrections import read_corrections
 from pipeline.errors import StoreError, TlpipeError
 from pipeline.extraction.engines import openvino, verdict
 from pipeline.finetuning import Checkpoint
+from pipeline.labelling.journal import Answer, Journal
 from pipeline.pages import write
 from pipeline.runs.find import all_runs, find_run
 from pipeline.runs.predictions import read_history, read_predictions, read_seen
@@ -75,7 +77,10 @@ KINDS = {
     "*/model.keras": "model.keras",
     ".unfinished/*/state.npz": "checkpoints",
     "*/report.html": "pages of runs",
+    "*/labels.jsonl": "labels.jsonl",
 }
+
+BY_LINES = ("quarantine.jsonl", "labels.jsonl")
 
 
 def make(folder: Path) -> None:
@@ -85,6 +90,10 @@ def make(folder: Path) -> None:
     conftest.age_pictures(folder / "shades")
     for words in COMMANDS:
         subprocess.run([sys.executable, "-m", "pipeline", *words, "--quiet"], cwd=folder, check=True)
+    journal = Journal(folder / "reports" / "mine" / "labels.jsonl", "shades")
+    journal.name_class("dark")
+    journal.append([Answer(f"{number:032x}", f"{number}.png", "dark", "me") for number in range(20)])
+    journal.close()
     from pipeline.finetuning import State
 
     some = [np.arange(5000, dtype=np.float32)]
@@ -149,12 +158,21 @@ def answers(folder: Path) -> dict[str, Any]:
             ask(f"{run.id} history", partial(read_history, place, run.files))
             ask(f"{run.id} seen", partial(read_seen, place, run.files))
             ask(f"{run.id} model", partial(model_of, run, place))
+    labels = reports / "mine" / "labels.jsonl"
+    ask("labels", lambda: [(one.name, one.label) for one in read_corrections(str(labels))])
+    ask("journal", lambda: list(map(repr, answers_of(labels))))
     ask("checkpoint", lambda: repr(Checkpoint(reports / ".unfinished" / "some").load()))
     return found
 
 
 def quarantined_of(store: FeatureStore) -> list[str]:
     return sorted(map(repr, store.quarantined().values()))
+
+
+def answers_of(labels: Path) -> list[Answer]:
+    journal = Journal(labels, "shades")
+    journal.close()
+    return journal.answers
 
 
 def sound(path: Path, is_sound: bool) -> None:
@@ -197,8 +215,9 @@ def judged(kind: str, expected: dict[str, Any], found: dict[str, Any], told: lis
             noticed = True
             if kind == "memo.sqlite":  # without which all works
                 wrong.append(name)
-        # A run or a store that is left out is told by its name; images whose quarantine is lost are tried again.
-        elif not any((name not in found and named(name, text)) or kind == "quarantine.jsonl" for text in told):
+        # A run or a store that is left out is told by its name; images whose quarantine is lost are tried again; a
+        # last answer without the end of its line is as one that was cut off.
+        elif not any((name not in found and named(name, text)) or kind in BY_LINES for text in told):
             wrong.append(name)
     return noticed, wrong
 

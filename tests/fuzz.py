@@ -33,9 +33,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from pipeline.config import Folders, HeadConfig, ImageConfig, SplitConfig
 from pipeline.data import open_dataset
+from pipeline.data.corrections import read_corrections
 from pipeline.data.images import _formats, decode, from_array
 from pipeline.errors import TlpipeError
 from pipeline.heads import load_head, make_head
+from pipeline.labelling.journal import Answer, Journal
 from pipeline.runs.folder import read_run
 from pipeline.util import log
 from pipeline.util.memo import Memo, Stamp
@@ -127,6 +129,15 @@ def seeds(folder: Path) -> dict[str, list[Path]]:
         assert config.head == name
     for path in sorted((Path(__file__).parent / "before" / "cache").glob("features/*/shards/*.h5")):
         keep("shard", path.name, path.read_bytes())
+    journal = Journal(folder / "labels.jsonl", "/data")
+    journal.name_class("rose")
+    for number in range(6):
+        journal.append([Answer(f"{number:032x}", f"{number}.png", "rose", "me", shown={"tab": "label"})])
+    journal.close()
+    keep("labels", "labels.jsonl", journal.path.read_bytes())
+    keep(
+        "labels", "labels.csv", b"key,path,label\n" + b"".join(b"%032x,%d.png,rose\n" % (row, row) for row in range(6))
+    )
     memo = Memo(folder / "memo")
     memo.remember("image", {folder / f"{number}": (Stamp(number, number), "0" * 32) for number in range(20)}, 2**62)
     keep("memo", "memo.sqlite", memo.path.read_bytes())
@@ -171,6 +182,14 @@ def mutated(data: bytes, others: list[bytes], draw: random.Random) -> bytes:
             start = draw.randrange(len(other))
             found[at : at + 32] = other[start : start + 32]
     return bytes(found)
+
+
+def mutated_lines(data: bytes, draw: random.Random) -> bytes:
+    """One line is another one, sealed again; or it is there twice."""
+    lines = data.splitlines()
+    at = draw.randrange(len(lines))
+    lines[at : at + 1] = [mutated_json(lines[at], draw)] if draw.random() < 0.9 else [lines[at]] * 2
+    return b"\n".join([*lines, b""])
 
 
 STRANGE = (None, True, -1, 0, 1e308, "", "../../x", "\ud800", [], {}, [[]], 2**70, "a" * 5000, "9999-99-99T00:00:00")
@@ -256,6 +275,16 @@ def read_shard(path: Path) -> None:
     assert isinstance(found, str) or path.read_bytes() in SOUND, "a changed shard passed"
 
 
+def read_labels(path: Path) -> None:
+    with refused():
+        for one in read_corrections(str(path)):
+            assert one.label
+    if path.suffix == ".jsonl":
+        journal = Journal(path, "/data")
+        assert all(isinstance(answer.label, str) for answer in journal.latest().values())
+        journal.close()
+
+
 def read_memo(path: Path) -> None:
     cache = path.with_name("cache")
     cache.mkdir()
@@ -278,6 +307,7 @@ READERS: dict[str, Callable[[Path], None]] = {
     "run.json": read_a_run,
     "head": read_head,
     "shard": read_shard,
+    "labels": read_labels,
     "memo": read_memo,
 }
 SOUND: set[bytes] = set()
@@ -343,7 +373,10 @@ def main() -> None:
             data = [path.read_bytes() for path in found[kind]]
             for _ in range(n // len(kinds)):
                 number = draw.randrange(len(data))
-                bad = mutated_json(data[number], draw) if kind == "run.json" else mutated(data[number], data, draw)
+                if found[kind][number].suffix == ".jsonl" and draw.random() < 0.5:
+                    bad = mutated_lines(data[number], draw)
+                else:
+                    bad = mutated_json(data[number], draw) if kind == "run.json" else mutated(data[number], data, draw)
                 path = fresh(Path(name) / "work", found[kind][number].name, bad)
                 if problem := problem_of(kind, path):
                     if not problems[problem]:
