@@ -468,6 +468,11 @@ class TestServer:
         assert answer.json()["error"]
         assert session.journal.answers == []
 
+    def test_all_that_were_selected_are_saved(self, ask: Ask, dataset: Dataset, session: Session) -> None:
+        answers = [[key.decode(), "left"] for key in dataset.keys.tolist()]
+        assert ask("/answer", {"answers": answers}).json() == {"saved": 120}
+        assert session.state()["labelled"] == 120
+
     def test_forms_and_large_bodies_are_refused(self, ask: Ask) -> None:
         assert ask("/class", {"name": "x"}, headers={"Content-Type": "text/plain"}).status_code == 400
         assert ask("/class", {"name": "x" * 1_100_000}).status_code == 400

@@ -29,7 +29,7 @@ from pipeline.labelling.session import Session
 from pipeline.pages.write import label_page
 
 GRID_SIDE, SIDE = 160, 640  # pixels of pictures in a grid, and of one alone
-MOST_AT_ONCE = 100
+MOST_AT_ONCE = 100  # pictures that are shown
 MOST_BODY = 1_000_000  # bytes of a request
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -57,67 +57,24 @@ def application(desk: Desk, hosts: list[str]) -> Starlette:
         desk: What it answers from.
         hosts: Names, without port, under which it may be asked.
     """
-
-    async def page(_: Request) -> Response:
-        text, policy = label_page(desk.token)
-        return HTMLResponse(text, headers={"Content-Security-Policy": policy})
-
-    async def state(_: Request) -> Response:
-        if desk.session is None:
-            what, done, total = desk.doing
-            return JSONResponse({"ready": False, "doing": what, "done": done, "total": total})
-        return JSONResponse({"ready": True, **await run_in_threadpool(desk.session.state)})
-
-    async def show(request: Request) -> Response:
-        asked = await _object(request)
-        n = min(int(asked.get("n", 1)), MOST_AT_ONCE)
-        names = {name: str(asked.get(name, "")) for name in ("name", "key")}
-        skip = [str(one) for one in asked.get("skip", [])]
-        found = await run_in_threadpool(_session(desk).show, str(asked.get("tab")), n, skip=skip, **names)
-        return JSONResponse({"pictures": [asdict(one) for one in found]})
-
-    async def answer(request: Request) -> Response:
-        asked = await _object(request)
-        answers = [(str(key), str(label)) for key, label in asked["answers"]]
-        shown = {str(name): value for name, value in asked.get("shown", {}).items() if isinstance(value, (str, float))}
-        await run_in_threadpool(_session(desk).answer, answers[:MOST_AT_ONCE], shown)
-        return JSONResponse({"saved": len(answers[:MOST_AT_ONCE])})
-
-    async def undo(_: Request) -> Response:
-        return JSONResponse({"keys": await run_in_threadpool(_session(desk).undo)})
-
-    async def name_class(request: Request) -> Response:
-        asked = await _object(request)
-        await run_in_threadpool(_session(desk).name_class, str(asked.get("name", "")))
-        return JSONResponse({"saved": 1})
-
-    async def picture(request: Request) -> Response:
-        session, side = _session(desk), request.query_params.get("side", "")
-        row = session.row(request.path_params["key"])
-        drawn = {str(GRID_SIDE): session.pictures.webp, str(SIDE): session.pictures.whole}.get(side)
-        if row is None or drawn is None:
-            return PlainTextResponse("There is no such picture", 404)
-        data = await run_in_threadpool(drawn, row, int(side))
-        if data is None:
-            return PlainTextResponse("It can't be read any more", 404)
-        return Response(data, media_type="image/webp", headers={"Cache-Control": "private, max-age=86400, immutable"})
-
-    return Starlette(
+    app = Starlette(
         routes=[
-            Route("/", page),
-            Route("/state", state),
-            Route("/show", show, methods=["POST"]),
-            Route("/answer", answer, methods=["POST"]),
-            Route("/undo", undo, methods=["POST"]),
-            Route("/class", name_class, methods=["POST"]),
-            Route("/picture/{key:str}", picture),
+            Route("/", _page),
+            Route("/state", _state),
+            Route("/show", _show, methods=["POST"]),
+            Route("/answer", _answer, methods=["POST"]),
+            Route("/undo", _undo, methods=["POST"]),
+            Route("/class", _name_class, methods=["POST"]),
+            Route("/picture/{key:str}", _picture),
         ],
         middleware=[
             Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
-            Middleware(BaseHTTPMiddleware, dispatch=_guard(desk)),
+            Middleware(BaseHTTPMiddleware, dispatch=_guard),
         ],
         exception_handlers={TlpipeError: _in_words, **dict.fromkeys((ValueError, KeyError, TypeError), _bad_request)},
     )
+    app.state.desk = desk
+    return app
 
 
 @contextmanager
@@ -144,10 +101,68 @@ def serving(app: Starlette, host: str, port: int) -> Iterator[int]:
         bound.close()
 
 
-def _session(desk: Desk) -> Session:
-    if desk.session is None:
+def _desk(request: Request) -> Desk:
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+def _session(request: Request) -> Session:
+    session = _desk(request).session
+    if session is None:
         raise ValueError("the features are not there yet")
-    return desk.session
+    return session
+
+
+async def _page(request: Request) -> Response:
+    text, policy = label_page(_desk(request).token)
+    return HTMLResponse(text, headers={"Content-Security-Policy": policy})
+
+
+async def _state(request: Request) -> Response:
+    desk = _desk(request)
+    if desk.session is None:
+        what, done, total = desk.doing
+        return JSONResponse({"ready": False, "doing": what, "done": done, "total": total})
+    return JSONResponse({"ready": True, **await run_in_threadpool(desk.session.state)})
+
+
+async def _show(request: Request) -> Response:
+    asked = await _object(request)
+    n = min(int(asked.get("n", 1)), MOST_AT_ONCE)
+    names = {name: str(asked.get(name, "")) for name in ("name", "key")}
+    skip = [str(one) for one in asked.get("skip", [])]
+    found = await run_in_threadpool(_session(request).show, str(asked.get("tab")), n, skip=skip, **names)
+    return JSONResponse({"pictures": [asdict(one) for one in found]})
+
+
+async def _answer(request: Request) -> Response:
+    asked = await _object(request)
+    answers = [(str(key), str(label)) for key, label in asked["answers"]]
+    shown = {str(name): value for name, value in asked.get("shown", {}).items() if isinstance(value, (str, float))}
+    await run_in_threadpool(_session(request).answer, answers, shown)
+    return JSONResponse({"saved": len(answers)})
+
+
+async def _undo(request: Request) -> Response:
+    return JSONResponse({"keys": await run_in_threadpool(_session(request).undo)})
+
+
+async def _name_class(request: Request) -> Response:
+    asked = await _object(request)
+    await run_in_threadpool(_session(request).name_class, str(asked.get("name", "")))
+    return JSONResponse({"saved": 1})
+
+
+async def _picture(request: Request) -> Response:
+    session, side = _session(request), request.query_params.get("side", "")
+    row = session.row(request.path_params["key"])
+    drawn = {str(GRID_SIDE): session.pictures.webp, str(SIDE): session.pictures.whole}.get(side)
+    if row is None or drawn is None:
+        return PlainTextResponse("There is no such picture", 404)
+    data = await run_in_threadpool(drawn, row, int(side))
+    if data is None:
+        return PlainTextResponse("It can't be read any more", 404)
+    return Response(data, media_type="image/webp", headers={"Cache-Control": "private, max-age=86400, immutable"})
 
 
 async def _object(request: Request) -> dict[str, Any]:
@@ -171,24 +186,20 @@ async def _object(request: Request) -> dict[str, Any]:
     return found
 
 
-def _guard(desk: Desk) -> Callable[[Request, Handler], Awaitable[Response]]:
+async def _guard(request: Request, call: Handler) -> Response:
     """Let in who knows the token and comes from the page itself, and tell browsers to guess nothing."""
-
-    async def guard(request: Request, call: Handler) -> Response:
-        token = request.headers.get("x-token") or request.query_params.get("token", "")
-        origin = request.headers.get("origin")
-        own = f"{request.url.scheme}://{request.headers.get('host', '')}"
-        if not secrets.compare_digest(token.encode(), desk.token.encode()) or origin not in (None, own):
-            response: Response = PlainTextResponse("Open the address that tlpipe label has printed.", 403)
-        else:
-            response = await call(request)
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
-        response.headers.setdefault("Cache-Control", "no-store")
-        return response
-
-    return guard
+    token = request.headers.get("x-token") or request.query_params.get("token", "")
+    origin = request.headers.get("origin")
+    own = f"{request.url.scheme}://{request.headers.get('host', '')}"
+    if not secrets.compare_digest(token.encode(), _desk(request).token.encode()) or origin not in (None, own):
+        response: Response = PlainTextResponse("Open the address that tlpipe label has printed.", 403)
+    else:
+        response = await call(request)
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    response.headers.setdefault("Cache-Control", "no-store")
+    return response
 
 
 async def _in_words(_: Request, error: Exception) -> Response:
