@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import chromium
 import numpy as np
 import pytest
 from PIL import Image
@@ -30,8 +31,6 @@ from pipeline.store.shards import FeatureStore
 from pipeline.util import machine
 from pipeline.util.sealed import SEAL, WRITER, sealed
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-
 T = TypeVar("T")
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -47,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "data": None if _folder("TLPIPE_TEST_DATA") else "no folder of real images in $TLPIPE_TEST_DATA",
         "weights": None if _folder("TLPIPE_WEIGHTS") else "no folder of real weights in $TLPIPE_WEIGHTS",
         "gpu": None if machine.has_nvidia_gpu() else "no GPU",
-        "browser": None if any(map(shutil.which, BROWSERS)) else f"none of {', '.join(BROWSERS)} is installed",
+        "browser": None if chromium.program() else f"none of {', '.join(chromium.NAMES)} is installed",
     }
     for item in items:
         for marker, reason in missing.items():

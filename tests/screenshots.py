@@ -14,12 +14,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from chromium import started
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
 ROOT = Path(__file__).parent.parent
 TUTORIAL = ROOT / "docs" / "tutorials" / "first-classifier.md"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 COLOURS, MARGIN = 256, 16
 LABELLED, SETTLED = 45, 3_000  # answers, and milliseconds after which the page tells the newest accuracy
 SHORTEN = """folder => {
@@ -46,15 +46,13 @@ def take(reports: Path, target: Path) -> list[Path]:
     target.mkdir(parents=True, exist_ok=True)
     run = min(reports.glob("*-train-head-*/report.html"))
     inspected = next(reports.glob("inspect-*.html"))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+    with started() as browser:
         page = browser.new_page()
         shots = [
             shot(reports.parent, page, reports / "index.html", target / "leaderboard.png", (2080, 440), "pictures"),
             shot(reports.parent, page, run, target / "run.png", (1000, 560), "Confusions", "#confusions button"),
             shot(reports.parent, page, inspected, target / "inspect.png", (820, 680), "Byte-identical"),
         ]
-        browser.close()
     return shots
 
 
@@ -73,11 +71,10 @@ def label(work: Path, target: Path) -> Path:
     command = [Path(sys.executable).with_name("tlpipe"), "label", "unsorted", *options]
     with (
         subprocess.Popen(command, cwd=work, stderr=subprocess.PIPE, text=True) as process,
-        sync_playwright() as playwright,
+        started() as browser,
     ):
         assert process.stderr is not None
         address = process.stderr.readline().split()[-1]
-        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1000, "height": 900})
         page.goto(address)
         page.locator("#grid [role=option]").first.wait_for(timeout=300_000)
@@ -87,14 +84,8 @@ def label(work: Path, target: Path) -> Path:
             page.wait_for_function("name => document.querySelector('#large img').alt !== name", arg=name)
         page.wait_for_timeout(SETTLED)
         page.screenshot(path=target)
-        browser.close()
         process.send_signal(signal.SIGINT)
     return in_few_colours(target)
-
-
-def chromium() -> str:
-    """The program."""
-    return next(path for name in BROWSERS if (path := shutil.which(name)))
 
 
 def in_few_colours(picture: Path) -> Path:

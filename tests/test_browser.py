@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import BROWSERS, draw_shades, use_fake_engine
-from playwright.sync_api import Page, sync_playwright
+from chromium import started
+from conftest import draw_shades, use_fake_engine
+from playwright.sync_api import Page
 
 from pipeline import commands
 from pipeline.config import Columns, ExtractConfig, FinetuneConfig, HeadConfig, SplitConfig
@@ -29,11 +30,8 @@ PHONE, DESKTOP = 390, 1280  # pixels
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    path = next(path for name in BROWSERS if (path := shutil.which(name)))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with started() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,10 +24,13 @@ from typing import Any
 import numpy as np
 from common import finish, verdict
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from chromium import started
+
 SIZES = (20, 50, 100, 200)
 DRAWS, MISTAKES = 5, 0.02
 CLASSES = 10
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 SERVER = """
 import json, sys, time
@@ -83,18 +85,6 @@ def memory(process: subprocess.Popen[str]) -> float:
     """Largest resident memory of a process, GB."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e6  # type: ignore[index]
-
-
-@contextmanager
-def browser() -> Iterator[Any]:
-    """Headless Chromium."""
-    from playwright.sync_api import sync_playwright
-
-    path = next(path for name in BROWSERS if (path := shutil.which(name)))
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def answer(page: Any, random: np.random.Generator | None = None) -> float:
@@ -160,7 +150,7 @@ def drawn(folder: Path, n: int) -> None:
 
 def speed() -> None:
     """Seconds and memory by the number of pictures."""
-    with tempfile.TemporaryDirectory() as name, browser() as chromium:
+    with tempfile.TemporaryDirectory() as name, started() as chromium:
         for n in (10_000, 100_000):
             folder = Path(name) / str(n)
             folder.mkdir()
@@ -209,7 +199,7 @@ def person(data: str) -> None:
     features, labels = found.X[~held], found.y[~held]
     print(f"{Path(data).stem}: {len(labels):,} pictures to label, {int(held.sum()):,} held out\n")
     print(f"| pictures are | {' | '.join(f'{n} labels' for n in SIZES)} |\n| --- |{' --- |' * len(SIZES)}")
-    with tempfile.TemporaryDirectory() as name, browser() as chromium:
+    with tempfile.TemporaryDirectory() as name, started() as chromium:
         folder = Path(name)
         write(folder, features, labels)
         for how in ("chosen", "random"):

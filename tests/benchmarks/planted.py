@@ -105,7 +105,7 @@ def main(*data: str) -> None:
         "| data | errors | planted | in the first 100 | share found | accuracy, planted | corrected | without errors |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    with labelling.browser() as chromium:
+    with labelling.started() as chromium:
         for one in data:
             rows(chromium, one)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 from common import finish, verdict
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 from pipeline import commands
 from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from chromium import started
+
 RUNS, IMAGES = 50, 10_000
 MOST_SECONDS, MOST_BYTES = 1.0, 5_000_000
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def data_of(folder: Path) -> str:
@@ -49,9 +51,7 @@ def main() -> None:
         print(f"{len(pages)} pages and their figures in {seconds:.0f} s")
         largest = max(*pages, done.index.stat().st_size)
         verdict(f"the largest page has {largest / 1e6:.2f} MB (at most {MOST_BYTES / 1e6:.0f})", largest < MOST_BYTES)
-        path = next(path for browser in BROWSERS if (path := shutil.which(browser)))
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        with started() as browser:
             for what, page in (("leaderboard", done.index), ("page of a run", next(iter(done.pages.values())))):
                 shown = []
                 for _ in range(5):
@@ -63,7 +63,6 @@ def main() -> None:
                 found = float(np.median(shown))
                 most = MOST_SECONDS if what == "leaderboard" else np.inf
                 verdict(f"the {what} is open after {found:.2f} s (median of 5; at most {most:g})", found < most)
-            browser.close()
     finish()
 
 

@@ -1,0 +1,124 @@
+"""What learns beside a labelling: heads, fitted in a thread of their own, and the choice of what is shown next."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data import UNLABELLED
+from pipeline.labelling.model import Fit, Rating, fit, rate
+from pipeline.labelling.queries import STRATEGIES, Pool
+from pipeline.util import log
+
+START, THEN = "typiclust", "margin"  # strategies before and after there is a head
+START_LABELS = 10  # for each class, until which the first strategy chooses
+DRAWN = 5  # of so many pictures one is drawn at random, and rates the head
+QUEUE = 64  # pictures that are chosen ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What was said of all pictures, at one moment.
+
+    Attributes:
+        numbers: Of the classes, or `UNLABELLED`, shape [n].
+        dropped: Whether a picture is left out, shape [n].
+        n_classes: Classes that there are, with labels or without.
+    """
+
+    numbers: NDArray[np.int64]
+    dropped: NDArray[np.bool_]
+    n_classes: int
+
+
+class Learner:
+    """Learns from the labels that there are whenever it is told to.
+
+    Args:
+        features: Of length 1, shape [n, d].
+        keys: Image keys, shape [n].
+        seed: Of what is drawn at random.
+
+    Attributes:
+        drawn: Whether a picture was drawn to rate the head, shape [n]; by its key alone, so that it is the same in
+            every session.
+        fit: The newest head; None before there is one.
+        history: Ratings of the heads so far.
+        queue: Rows that are to be labelled next.
+        has_chosen: Set once there is a queue.
+    """
+
+    def __init__(self, features: NDArray[np.float32], keys: NDArray[np.bytes_], seed: int) -> None:
+        self._features, self._keys = features, keys
+        self._random = np.random.default_rng(seed)
+        self._worker = ThreadPoolExecutor(1, "fitting")
+        self._task: Future[None] | None = None
+        self.drawn = np.array([int(key[-8:], 16) % DRAWN == 0 for key in keys.tolist()], np.bool_)
+        self.fit: Fit | None = None
+        self.history: list[Rating] = []
+        self.queue: list[int] = []
+        self.has_chosen = threading.Event()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a head is being fitted, or waits for that."""
+        return self._task is not None and not self._task.done()
+
+    def learn(self, labels: Callable[[], Labels]) -> None:
+        """Fit a head in the background, unless one waits for that already.
+
+        Args:
+            labels: Gives the labels when the fit begins.
+        """
+        if self._task is None or self._task.done() or self._task.running():
+            self._task = self._worker.submit(self._learn, labels)
+
+    def settle(self) -> None:
+        """Wait until all is fitted that was to be."""
+        while self._task is not None and not self._task.done():
+            self._task.result()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def _learn(self, labels: Callable[[], Labels]) -> None:
+        try:
+            known = labels()
+            fitted = self.fit = fit(self._features, known.numbers, self._keys)
+            if fitted is not None:
+                rating = rate(self._features, known.numbers, self._keys, self.drawn)
+                fitted = self.fit = replace(fitted, rating=rating)
+                if rating is not None and (not self.history or self.history[-1].n_labels != rating.n_labels):
+                    self.history.append(rating)
+            self.queue = self._choose(known, fitted)
+            self.has_chosen.set()
+        except Exception:
+            log.exception("The head can't be fitted")
+
+    def _choose(self, known: Labels, fitted: Fit | None) -> list[int]:
+        """The next pictures to be labelled: drawn at random until these are a fifth of all labels, or by a strategy."""
+        labelled = known.numbers != UNLABELLED
+        free = ~labelled & ~known.dropped
+        start = fitted is None or int(labelled.sum()) < START_LABELS * known.n_classes
+        if start and any(free[row] for row in self.queue):
+            return self.queue  # what is typical doesn't depend on the answers
+        probabilities = None if fitted is None else fitted.probabilities
+        pool = Pool(self._features, labelled, free & ~self.drawn, probabilities, self._random)
+        chosen = STRATEGIES[START if start else THEN](pool, QUEUE).tolist()
+        drawn = self._random.permutation(np.flatnonzero(free & self.drawn)).tolist()
+        queue: list[int] = []
+        n, n_drawn, last = int(labelled.sum()), int((labelled & self.drawn).sum()), False
+        while (chosen or drawn) and len(queue) < QUEUE:
+            # After many were confirmed at once, those that rate the head come every second time, not all in a row.
+            wanted = n_drawn < (n + 1) // DRAWN and not last
+            turn = drawn if drawn and (wanted or not chosen) else chosen
+            queue.append(turn.pop(0))
+            last = turn is drawn
+            n, n_drawn = n + 1, n_drawn + last
+        return queue
