@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import FakeEngine, draw_colours
+from PIL import Image
 
 from pipeline import commands
 from pipeline.config import Columns, ExtractConfig, HeadConfig, SplitConfig
-from pipeline.data import UNLABELLED, Opened, open_dataset
+from pipeline.data import UNLABELLED, Opened, array_key, file_key, open_dataset
 from pipeline.data.changes import changes
 from pipeline.data.corrections import read_corrections
 from pipeline.errors import DataError
@@ -44,6 +49,45 @@ def test_a_table_overrules_labels_gives_new_ones_and_leaves_pictures_out(red_and
     assert labels_of(after) == before | {"red/0.png": "blue", "red/2.png": "green"}
     assert after.dataset.class_names == ("blue", "green", "red")
     assert f"By {table}, 2 labels changed, 0 given, 1 picture left out" in after.notes
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "parquet", "npz", "csv"])
+def test_corrections_of_every_kind_of_data(kind: str, red_and_blue: Path, tmp_path: Path) -> None:
+    paths = sorted(red_and_blue.rglob("*.png"))
+    key = file_key(paths[0].read_bytes()).decode()
+    data = tmp_path / f"data.{kind}"
+    if kind == "folder":
+        data = red_and_blue
+    elif kind == "tar":
+        with tarfile.open(data, "w") as tar:
+            for number, path in enumerate(paths):
+                for suffix, content in ((".png", path.read_bytes()), (".cls", path.parent.name.encode())):
+                    member = tarfile.TarInfo(f"{number}{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    elif kind == "parquet":
+        images = [{"bytes": path.read_bytes(), "path": None} for path in paths]
+        pq.write_table(pa.table({"image": images, "label": [path.parent.name for path in paths]}), data)
+    elif kind == "npz":
+        images = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+        np.savez(data, images=images, labels=np.array([path.parent.name == "red" for path in paths]).astype(int))
+        key = array_key(images[0]).decode()
+    else:
+        data.write_text("path,label\n" + "".join(f"{path},{path.parent.name}\n" for path in paths))
+    table = tmp_path / "labels.csv"
+    table.write_text(f"key,label\n{key},green\n")
+    dataset = opened(data, table).dataset
+    rows = np.flatnonzero(dataset.keys == key.encode())
+    assert len(rows) and {dataset.label_name(row) for row in rows} == {"green"}
+    assert len(dataset) == len(paths) and "green" in dataset.class_names
+
+
+def test_paths_may_be_written_as_other_programs_do(red_and_blue: Path, tmp_path: Path) -> None:
+    table = tmp_path / "elsewhere" / "labels.csv"
+    table.parent.mkdir()
+    table.write_text("path,label\n./red/0.png,blue\nred\\1.png,blue\n")
+    after = labels_of(opened(red_and_blue, table))
+    assert (after["red/0.png"], after["red/1.png"], after["red/2.png"]) == ("blue", "blue", "red")
 
 
 def test_splits_stay_as_they_were(red_and_blue: Path, tmp_path: Path, fake_engine: FakeEngine, cache: Path) -> None:
@@ -114,7 +158,7 @@ def test_a_changed_bit_in_a_journal_is_noticed(tmp_path: Path) -> None:
     ("name", "text", "error"),
     [
         ("labels.txt", "", "is no file of labels"),
-        ("labels.csv", "path,label\nred/0.png,\n", "has no labels, so there is nothing to correct"),
+        ("labels.csv", "path,label\nred/0.png,\n", "labels.csv has no labels"),
         ("labels.csv", "path,other\nred/0.png,x\n", "has no column label"),
         ("labels.csv", "label\nx\n", "lacks a column of paths"),
         ("labels.csv", "path,label\nnowhere.png,blue\n", "None of the 1 label"),

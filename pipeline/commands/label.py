@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import socket
+import tempfile
 import threading
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.labelling.session import Session
 
 LOOPBACK = ("127.0.0.1", "localhost")
+EVERYWHERE = ("0.0.0.0", "::")  # of all networks
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +86,19 @@ def label(config: ExtractConfig, cache: Path, options: LabelOptions = LabelOptio
         return Labelled(labels, n, written=target)
     try:
         from pipeline.labelling.server import Desk, application, serving
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
         raise ConfigError(f"tlpipe label needs {error.name}; install it: pip install 'tlpipe[label]'") from error
     journal, desk, host = Journal(labels, place_of(config.data)), Desk(), options.host
+    app = application(desk, [*LOOPBACK] if host in LOOPBACK else ["*"])
     try:
-        with serving(application(desk, [*LOOPBACK] if host in LOOPBACK else ["*"]), host, options.port) as port:
-            address = f"http://{host}:{port}/?token={desk.token}"
+        with ExitStack() as opened, serving(app, host, options.port) as port:
+            name = socket.gethostname() if host in EVERYWHERE else host
+            address = f"http://{name}:{port}/?token={desk.token}"
             log.warning("Open       %s", address)
             if not options.no_open:
-                webbrowser.open(address)
+                opened.enter_context(_in_browser(address))
             with watched(lambda what, done, total: setattr(desk, "doing", (what, done, total))):
                 record = _extracted(config, cache)
             desk.session = _session(record, journal, cache, options.class_names, config.seed)
@@ -102,6 +111,16 @@ def label(config: ExtractConfig, cache: Path, options: LabelOptions = LabelOptio
         if desk.session is not None:
             desk.session.close()
         journal.close()
+
+
+@contextmanager
+def _in_browser(address: str) -> Iterator[None]:
+    """Open an address by a page that only this user can read, as all users see what a program is started with."""
+    with tempfile.TemporaryDirectory(prefix="tlpipe-") as folder:
+        page = Path(folder) / "label.html"
+        page.write_text(f'<meta http-equiv="refresh" content="0; url={html.escape(address)}">', encoding="utf-8")
+        webbrowser.open(page.as_uri())
+        yield
 
 
 def _wait() -> None:

@@ -43,6 +43,8 @@ class LabelOptions:
         check(self)
         if self.export is not None and self.to_folders is not None:
             raise ConfigError("--export and --to-folders are two things; give one of them")
+        if self.export is None and self.to_folders is None and not self.labels.endswith(".jsonl"):
+            raise ConfigError(f"--labels is {self.labels}; give a file that ends in .jsonl, to append answers to")
         if self.link and self.to_folders is None:
             raise ConfigError("--link goes with --to-folders; leave it out")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -70,7 +71,7 @@ def read_corrections(place: str) -> list[Correction]:
         if label:
             found[name] = Correction(name, label)
     if not found:
-        raise DataError(f"{place} has no labels, so there is nothing to correct; leave --labels out")
+        raise DataError(f"{place} has no labels")
     return list(found.values())
 
 
@@ -84,13 +85,14 @@ def _of_table(path: Path) -> Iterator[tuple[str, str]]:
         raise DataError(f"{path} has no column label; it has {', '.join(table) or 'none'}")
     paths = table[there["path"]] if "key" in there and "path" in there else table[by]
     for key, name, text in zip(table[by], paths, table[label], strict=True):
-        yield key.strip() or name.strip(), text.strip()
+        if text.strip():
+            yield key.strip() or name.strip(), text.strip()
 
 
 def _of_journal(path: Path) -> Iterator[tuple[str, str]]:
     """Image key and label of each line of a journal; "" where a label was taken back."""
     for line in read_journal(path):
-        if "key" not in line and ("data" in line or "class" in line):  # what the labels are of, and which there may be
+        if "key" not in line and not {"data", "class", "rating"}.isdisjoint(line):  # what is no answer
             continue
         key, label = line.get("key"), line.get("label")
         if not isinstance(key, str) or not KEY.fullmatch(key) or not isinstance(label, str):
@@ -180,7 +182,7 @@ class _Named:
     def __call__(self, name: str) -> list[int]:
         if name in self._by_key:
             return self._by_key[name]
-        row = self._by_location.get(name)
+        row = self._by_location.get(name, self._by_location.get(posixpath.normpath(name.replace("\\", "/"))))
         if row is None and self._by_path:
             row = self._by_path.get(os.path.abspath(self._folder / name))  # noqa: PTH100, resolving links would be slow
         return [] if row is None else [row]

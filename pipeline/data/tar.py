@@ -104,7 +104,7 @@ def read_tars(held: Sequence[Held], name: str, columns: Columns, memo: Memo | No
     Raises:
         DataError: If a file is no tar, or a label can't be read.
     """
-    if columns != Columns(label_key=columns.label_key):
+    if columns != Columns(label_key=columns.label_key, labels=columns.labels):
         raise DataError(
             f"{name} is of tars, which have no columns; their labels are in .cls, .txt or .json (--label-key)"
         )

@@ -5,20 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import shutil
+import unicodedata
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config import COMMON, Columns
 from pipeline.data import FileSource, Opened, open_labelled, printable
-from pipeline.data.images import from_array
-from pipeline.errors import ConfigError
+from pipeline.data.folder import is_picture
+from pipeline.data.images import describe, from_array
+from pipeline.errors import ConfigError, DataError, ImageError
 from pipeline.store.records import plain_name
 from pipeline.util import disk, log
 from pipeline.util.addresses import is_remote
 from pipeline.util.files import published, published_folder
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted
+
+PIXEL_LIMIT = 200_000_000  # of pictures whose format is looked for
 
 
 def export_labels(data: str, labels: Path, target: Path, cache: Path, columns: Columns = COMMON) -> int:
@@ -45,6 +52,8 @@ def export_labels(data: str, labels: Path, target: Path, cache: Path, columns: C
     writer.writerow(["path", "key", "label", "split"])
     for row, key in enumerate(dataset.keys.tolist()):
         path = _path_from(opened, row, target.parent)
+        if printable(path) != path:
+            raise DataError(f"{printable(path)} has a name that no table can hold; rename the file")
         writer.writerow([path, key.decode(), dataset.label_name(row), dataset.splits[row]])
     with published(target) as partial:
         disk.write(partial, text.getvalue())
@@ -76,6 +85,8 @@ def copy_to_folders(
         DataError: If the data or the labels can't be read.
         StoreError: If the folder can't be written.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--to-folders {folder} is a file; name a folder")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"--to-folders {folder} is not empty; name another folder")
     opened = _with_labels(data, labels, cache, columns)
@@ -83,30 +94,60 @@ def copy_to_folders(
         raise ConfigError(
             f"The pictures of {data} are no files of their own, so they can't be linked; leave out --link"
         )
+    folders = _folders_of(opened.dataset.class_names)
+    dataset = opened.dataset
     with published_folder(folder) as partial:
-        for row in range(len(opened.dataset)):
-            _copy(opened, row, partial, link=link)
-    return len(opened.dataset)
+        places = [partial / folders[dataset.label_name(row)] for row in range(len(dataset))]
+        return len({_copy(opened, row, place, link=link) for row, place in enumerate(places)})
 
 
-def _copy(opened: Opened, row: int, folder: Path, *, link: bool) -> None:
-    """Copy or link a picture into the folder of its class."""
+def _folders_of(names: Sequence[str]) -> dict[str, str]:
+    """A folder for each class, called like it as far as file systems can hold that.
+
+    Raises:
+        ConfigError: If two classes would have the same one.
+    """
+    found = {name: re.sub(r'[/\\:*?"<>|]', "_", name).strip(" .") or "_" for name in names}
+    first: dict[str, str] = {}
+    for name, folder in found.items():
+        other = first.setdefault(unicodedata.normalize("NFC", folder).casefold(), name)
+        if other != name:
+            raise ConfigError(
+                f"The classes {other!r} and {name!r} would share the folder {folder!r}; rename one of them"
+            )
+    return found
+
+
+def _copy(opened: Opened, row: int, folder: Path, *, link: bool) -> Path:
+    """Copy or link a picture into a folder, once if it is there several times."""
     source, dataset = opened.source, opened.dataset
     # Pictures of one name in different folders must not replace each other.
     name = Path(dataset.locations[row])
     stem = f"{plain_name(name.stem)}-{dataset.keys[row][:8].decode()}"
-    target = folder / plain_name(dataset.label_name(row)) / f"{stem}{name.suffix}"
-    disk.make_folder(target.parent)
+    disk.make_folder(folder)
     if isinstance(source, FileSource):
-        path = Path(source.path(row)).absolute()
-        disk.change("write", target)
-        target.symlink_to(path) if link else shutil.copyfile(path, target)
-        return
+        target, path = folder / f"{stem}{name.suffix}", Path(source.path(row)).absolute()
+        if not os.path.lexists(target):
+            disk.change("write", target)
+            target.symlink_to(path) if link else shutil.copyfile(path, target)
+        return target
     content = source.read(row)
     if isinstance(content, bytes):
-        disk.write(target if name.suffix else target.with_name(f"{stem}.img"), content)
+        target = folder / f"{stem}{_suffix(name, content)}"
+        disk.write(target, content)
     else:
-        from_array(content).save(disk.change("write", target.with_name(f"{stem}.png")))
+        target = folder / f"{stem}.png"
+        from_array(content).save(disk.change("write", target))
+    return target
+
+
+def _suffix(name: Path, content: bytes) -> str:
+    """That of a picture's name, which may be a place in a table; then that of its format."""
+    if is_picture(name.name):
+        return name.suffix
+    with suppress(ImageError):
+        return f".{describe(content, PIXEL_LIMIT).format.lower()}"
+    return ".img"
 
 
 def _with_labels(data: str, labels: Path, cache: Path, columns: Columns) -> Opened:

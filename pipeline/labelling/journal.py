@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.data.corrections import KEY, read_journal
 from pipeline.errors import DataError, StoreError
+from pipeline.labelling.model import Rating
 from pipeline.store.records import now
 from pipeline.util import disk
 from pipeline.util.files import writing
@@ -51,7 +52,8 @@ class Journal:
 
     Attributes:
         answers: All of them, the oldest first.
-        classes: Classes that were named on the page, in that order.
+        classes: Classes that were named by the user, in that order.
+        ratings: What heads were worth on the way.
 
     Raises:
         DataError: If it can't be read, a line was changed, or it is of other data.
@@ -59,20 +61,21 @@ class Journal:
     """
 
     def __init__(self, path: Path, data: str) -> None:
-        self.path = path
+        self.path, self._data = path, data
         self.answers: list[Answer] = []
         self.classes: list[str] = []
+        self.ratings: list[Rating] = []
         with writing(path):
             disk.make_folder(path.parent)
             disk.change("append", path)
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            self._open(data)
+            self._open()
         except BaseException:
             self.close()
             raise
 
-    def _open(self, data: str) -> None:
+    def _open(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -80,25 +83,25 @@ class Journal:
                 f"{self.path} is being written by another tlpipe label; use its page, or name another file: --labels"
             ) from error
         for number, line in enumerate(read_journal(self.path), start=1):
-            self._replay(line, number, data)
+            self._replay(line, number)
         whole = self.path.read_bytes().rfind(b"\n") + 1
         with writing(self.path):
             disk.change("append", self.path)
             os.ftruncate(self._file, whole)  # a last line that was cut off would make the next one unreadable
-        if not whole:
-            self._append([{"data": data, "when": now()}])
-            disk.flush(self.path.parent)
 
-    def _replay(self, line: dict[str, Any], number: int, data: str) -> None:
+    def _replay(self, line: dict[str, Any], number: int) -> None:
         if number == 1 and "data" in line:
-            if line["data"] != data:
+            if line["data"] != self._data:
                 raise DataError(
-                    f"{self.path} holds labels of {line['data']}, not of {data}; name another file: --labels"
+                    f"{self.path} holds labels of {line['data']}, not of {self._data}; name another file: --labels"
                 )
         elif isinstance(line.get("class"), str):
             self.classes.append(line["class"])
         else:
             try:
+                if "rating" in line:
+                    self.ratings.append(decoded(Rating, line["rating"]))
+                    return
                 answer = decoded(Answer, line)
             except ValueError as error:
                 raise DataError(f"{self.path}, line {number} is not what tlpipe label writes: {error}") from error
@@ -124,9 +127,28 @@ class Journal:
         self._append([{"class": name, "when": now()}])
         self.classes.append(name)
 
+    def rate(self, rating: Rating) -> None:
+        """Write what a head is worth.
+
+        Raises:
+            StoreError: If it can't be written.
+        """
+        self._append([{"rating": asdict(rating), "when": now()}])
+        self.ratings.append(rating)
+
     def _append(self, lines: Sequence[dict[str, Any]]) -> None:
         with writing(self.path):
+            here = os.fstat(self._file)
+            if not self.path.exists() or not os.path.samestat(here, self.path.stat()):
+                raise StoreError(
+                    f"{self.path} was moved, removed or replaced, so nothing more is written to it; "
+                    "put it back, end tlpipe label and start it again"
+                )
+            if not here.st_size:
+                lines = [{"data": self._data, "when": now()}, *lines]
             disk.append(self._file, self.path, "".join(map(_line, lines)).encode())
+            if not here.st_size:
+                disk.flush(self.path.parent)
 
     def latest(self) -> dict[str, Answer]:
         """The answer that counts for each picture, by image key."""
@@ -136,8 +158,10 @@ class Journal:
         return f"{self.path}: {counted(len(self.answers), 'answer')}"
 
     def close(self) -> None:
-        """Let others write to the file."""
+        """Let others write to the file; one without a line is removed."""
         if self._file >= 0:
+            if not os.fstat(self._file).st_size:
+                disk.remove(self.path)
             os.close(self._file)
         self._file = -1
 

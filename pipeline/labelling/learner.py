@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,7 @@ from pipeline.util import log
 START, THEN = "typiclust", "margin"  # strategies before and after there is a head
 START_LABELS = 10  # for each class, until which the first strategy chooses
 DRAWN = 5  # of so many pictures one is drawn at random, and rates the head
-QUEUE = 64  # pictures that are chosen ahead
+QUEUE, AHEAD = 64, 32  # pictures that are chosen at a time, and that must be left of them, as the page holds some
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class Learner:
         features: Of length 1, shape [n, d].
         keys: Image keys, shape [n].
         seed: Of what is drawn at random.
+        history: Ratings of earlier heads.
+        keep: Is given each new rating.
 
     Attributes:
         drawn: Whether a picture was drawn to rate the head, shape [n]; by its key alone, so that it is the same in
@@ -53,14 +56,21 @@ class Learner:
         has_chosen: Set once there is a queue.
     """
 
-    def __init__(self, features: NDArray[np.float32], keys: NDArray[np.bytes_], seed: int) -> None:
-        self._features, self._keys = features, keys
+    def __init__(
+        self,
+        features: NDArray[np.float32],
+        keys: NDArray[np.bytes_],
+        seed: int,
+        history: Sequence[Rating],
+        keep: Callable[[Rating], None],
+    ) -> None:
+        self._features, self._keys, self._keep = features, keys, keep
         self._random = np.random.default_rng(seed)
         self._worker = ThreadPoolExecutor(1, "fitting")
         self._task: Future[None] | None = None
         self.drawn = np.array([int(key[-8:], 16) % DRAWN == 0 for key in keys.tolist()], np.bool_)
         self.fit: Fit | None = None
-        self.history: list[Rating] = []
+        self.history = list(history)
         self.queue: list[int] = []
         self.has_chosen = threading.Event()
 
@@ -89,15 +99,17 @@ class Learner:
 
     def _learn(self, labels: Callable[[], Labels]) -> None:
         try:
-            known = labels()
-            fitted = self.fit = fit(self._features, known.numbers, self._keys)
+            start, known = time.perf_counter(), labels()
+            fitted, rating = fit(self._features, known.numbers, self._keys), None
             if fitted is not None:
                 rating = rate(self._features, known.numbers, self._keys, self.drawn)
-                fitted = self.fit = replace(fitted, rating=rating)
-                if rating is not None and (not self.history or self.history[-1].n_labels != rating.n_labels):
-                    self.history.append(rating)
+                fitted = replace(fitted, rating=rating, seconds=time.perf_counter() - start)
+            self.fit = fitted
             self.queue = self._choose(known, fitted)
             self.has_chosen.set()
+            if rating is not None and (not self.history or self.history[-1].n_labels != rating.n_labels):
+                self.history.append(rating)
+                self._keep(rating)
         except Exception:
             log.exception("The head can't be fitted")
 
@@ -106,7 +118,7 @@ class Learner:
         labelled = known.numbers != UNLABELLED
         free = ~labelled & ~known.dropped
         start = fitted is None or int(labelled.sum()) < START_LABELS * known.n_classes
-        if start and any(free[row] for row in self.queue):
+        if start and sum(bool(free[row]) for row in self.queue) >= AHEAD:
             return self.queue  # what is typical doesn't depend on the answers
         probabilities = None if fitted is None else fitted.probabilities
         pool = Pool(self._features, labelled, free & ~self.drawn, probabilities, self._random)

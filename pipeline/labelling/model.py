@@ -21,8 +21,8 @@ ENOUGH = 200  # pictures rated at once, in place of in folds
 ROWS = 8192  # pictures that are asked about at a time
 LEAST_RATED = 5  # fewer tell nothing
 FLATTEST = -0.01  # power of the number of labels; an error that falls more slowly gains no point in a lifetime
-LAW_POINTS, POINT = 5, 0.01  # ratings through which the law of the error is laid, and what is to be gained
-LEAST_FOR_LAW = 50  # pictures that rate; an error on fewer is too uncertain to be drawn out
+LAW_POINTS, LAW_STEP, POINT = 4, 0.75, 0.01  # ratings of a law, shares of labels between them, and what is to be gained
+LEAST_FOR_LAW = 30  # pictures that rate; an error on fewer is too uncertain to be drawn out
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,7 @@ def rate(
     """
     known = np.flatnonzero(labels != UNLABELLED)
     rated = known[drawn[known]]
+    rated = rated[np.argsort(keys[rated])]  # in no order, so that no fold has a class of its own
     if len(rated) < LEAST_RATED:
         return None
     right = 0
@@ -112,14 +113,19 @@ def rate(
 def without_own_label(
     features: NDArray[np.float32], labels: NDArray[np.int64], keys: NDArray[np.bytes_], classes: NDArray[np.int64]
 ) -> NDArray[np.floating]:
-    """Probabilities [n, c] of labelled pictures, by heads of folds that were fitted without them; NaN of others."""
+    """Probabilities [n, c] of labelled pictures, by heads of folds that were fitted without them; NaN of others.
+
+    Args:
+        features: Of length 1, shape [n, d].
+        labels: Numbers of classes, or `UNLABELLED`, shape [n].
+        keys: Image keys, shape [n].
+        classes: All numbers that there are, each at least twice, shape [c].
+    """
     from sklearn.model_selection import StratifiedKFold
 
     known = np.flatnonzero(labels != UNLABELLED)
     found = np.full((len(features), len(classes)), np.nan)
     fewest = int(np.bincount(np.searchsorted(classes, labels[known])).min())
-    if fewest < 2:
-        return found
     splitter = StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=0)
     for rest, held in splitter.split(known, labels[known]):
         found[known[held]] = _fitted(features, labels, keys, known[rest], classes, known[held])
@@ -144,21 +150,29 @@ def _fitted(
 
 
 def labels_for_a_point(history: Sequence[Rating]) -> int | None:
-    """How many more labels would gain a point, by a power law of the error through the last ratings.
+    """How many more labels would gain a point, by a power law of the error.
 
-    None where no law can be fitted.
+    It is laid through ratings at ever smaller numbers of labels, each a fraction of the one before, as neighbours tell
+    nearly the same. None where the error can't be said to fall.
 
     Source: Hestness et al. 2017, arXiv:1712.00409, section 3.
     """
-    points = [
-        (one.n_labels, 1 - one.accuracy) for one in history[-LAW_POINTS:] if one.accuracy < 1 and one.n >= LEAST_FOR_LAW
-    ]
-    if len(points) < LAW_POINTS:
+    chosen: list[Rating] = []
+    for one in reversed(history):
+        if one.n < LEAST_FOR_LAW or one.accuracy >= 1:
+            break
+        if not chosen or one.n_labels <= LAW_STEP * chosen[-1].n_labels:
+            chosen.append(one)
+    if len(chosen) < LAW_POINTS:
         return None
-    labels, errors = np.array(points).T
-    slope, height = np.polyfit(np.log(labels), np.log(errors), 1)
-    now = float(np.exp(height + slope * np.log(labels[-1])))
-    if slope > FLATTEST or now <= POINT:
+    labels, errors = np.array([(one.n_labels, 1 - one.accuracy) for one in chosen]).T
+    (slope, height), covariance = np.polyfit(np.log(labels), np.log(errors), 1, cov="unscaled")
+    # The logarithm of an error e that was found on n pictures has the variance (1 - e) / (e n).
+    noise = max((1 - error) / (error * one.n) for error, one in zip(errors.tolist(), chosen, strict=True))
+    uncertain = float(np.sqrt(covariance[0, 0] * noise))
+    now = float(np.exp(height + slope * np.log(labels[0])))
+    if slope + 2 * uncertain > FLATTEST or now <= POINT:
         return None
-    wanted = float(np.exp((np.log(now - POINT) - height) / slope))
-    return max(1, round(wanted - float(labels[-1])))
+    # Laws that look steep by chance are told more often than flat ones, so the flatter end is taken.
+    growth = float((1 - POINT / now) ** (1 / (slope + uncertain)))
+    return max(1, round(float(labels[0]) * (growth - 1)))

@@ -6,13 +6,14 @@ Nothing that a request names is ever a path: pictures are known by their keys, a
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 from starlette.applications import Starlette
@@ -32,6 +33,7 @@ GRID_SIDE, SIDE = 160, 640  # pixels of pictures in a grid, and of one alone
 MOST_AT_ONCE = 100  # pictures that are shown
 MOST_BODY = 1_000_000  # bytes of a request
 
+NOT_UNDERSTOOD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)  # what strange JSON leads to
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -71,7 +73,7 @@ def application(desk: Desk, hosts: list[str]) -> Starlette:
             Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
             Middleware(BaseHTTPMiddleware, dispatch=_guard),
         ],
-        exception_handlers={TlpipeError: _in_words, **dict.fromkeys((ValueError, KeyError, TypeError), _bad_request)},
+        exception_handlers={TlpipeError: _in_words, **dict.fromkeys(NOT_UNDERSTOOD, _bad_request)},
     )
     app.state.desk = desk
     return app
@@ -88,7 +90,7 @@ def serving(app: Starlette, host: str, port: int) -> Iterator[int]:
         bound = socket.create_server((host, port))
     except OSError as error:
         raise ConfigError(
-            f"{host}:{port} can't be served: {error.strerror}; give another --port, or 0 for any that is free"
+            f"{host}:{port} can't be served: {error.strerror}; give another --host, or --port 0 for any that is free"
         ) from error
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="serving", daemon=True)
@@ -128,7 +130,7 @@ async def _state(request: Request) -> Response:
 
 async def _show(request: Request) -> Response:
     asked = await _object(request)
-    n = min(int(asked.get("n", 1)), MOST_AT_ONCE)
+    n = max(0, min(int(asked.get("n", 1)), MOST_AT_ONCE))
     names = {name: str(asked.get(name, "")) for name in ("name", "key")}
     skip = [str(one) for one in asked.get("skip", [])]
     found = await run_in_threadpool(_session(request).show, str(asked.get("tab")), n, skip=skip, **names)
@@ -180,7 +182,7 @@ async def _object(request: Request) -> dict[str, Any]:
             raise ValueError("it is too long")
     found = None
     with suppress(RecursionError):
-        found = json.loads(data)
+        found = json.loads(data, parse_constant=_no_number, parse_float=_finite)
     if not isinstance(found, dict):
         raise ValueError("it is no JSON object")
     return found
@@ -200,6 +202,15 @@ async def _guard(request: Request, call: Handler) -> Response:
     response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
     response.headers.setdefault("Cache-Control", "no-store")
     return response
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")
 
 
 async def _in_words(_: Request, error: Exception) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.labelling import tabs
 from pipeline.labelling.journal import Answer, Journal
 from pipeline.labelling.learner import Labels, Learner
-from pipeline.labelling.model import Fit, labels_for_a_point
+from pipeline.labelling.model import Fit, Rating, labels_for_a_point
 from pipeline.labelling.tabs import Found, Known, Picked
 from pipeline.pages.pictures import Pictures
 
@@ -82,16 +83,18 @@ class Session:
         self.dataset, self.pictures, self.journal = dataset, pictures, journal
         self.features: NDArray[np.float32] = normalize(features, copy=False)
         self._row_of = {key.decode(): row for row, key in enumerate(dataset.keys.tolist())}
-        self.classes = list(dict.fromkeys([*dataset.class_names, *classes, *journal.classes]))
+        self.classes = list(dict.fromkeys([*dataset.class_names, *journal.classes, *classes]))
         for name in (*dataset.class_names, *classes):
             _check_name(name)
+            if name not in (*dataset.class_names, *journal.classes):
+                journal.name_class(name)  # so that its key is the same the next time
         self._labels = dataset.labels.copy()
         self._dropped = np.zeros(len(dataset), np.bool_)
         self._checked = np.zeros(len(dataset), np.bool_)  # by an answer on a tab of doubts
-        self._who = getpass.getuser()
+        self._who = _user()
         self._lock = threading.RLock()
         self._undo: list[_Undo] = []
-        self.learner = Learner(self.features, dataset.keys, seed)
+        self.learner = Learner(self.features, dataset.keys, seed, journal.ratings, self._keep)
         self._learnt_at = 0  # so many answers
         self._found: dict[str, tuple[Fit | None, Found]] = {}
         for answer in journal.latest().values():
@@ -187,6 +190,10 @@ class Session:
         with self._lock:
             if self.learner.fit is None or len(self.journal.answers) - self._learnt_at >= AT_ONCE:
                 self.learner.learn(self._labels_now)
+
+    def _keep(self, rating: Rating) -> None:
+        with self._lock:
+            self.journal.rate(rating)
 
     def _labels_now(self) -> Labels:
         with self._lock:
@@ -311,6 +318,14 @@ class Session:
                 self.learner.drawn,
                 self.learner.fit,
             )
+
+
+def _user() -> str:
+    """The name of the user, or their number where there is none, as in many containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _check_name(name: str) -> str:

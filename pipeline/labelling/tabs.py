@@ -69,13 +69,12 @@ class Known:
 
 
 def to_label(known: Known, queue: Sequence[int]) -> Found:
-    """What a strategy has chosen, and some that were drawn at random; any while nothing is chosen yet."""
+    """What a strategy has chosen, and some that were drawn at random; then any, as long as no more is chosen."""
     rows = [row for row in queue if known.free[row]]
-    if not rows:
-        free = np.flatnonzero(known.free)
-        rows = free[
-            np.argsort(known.dataset.keys[free])[:ALIKE]
-        ].tolist()  # not in order, which is often that of classes
+    if len(rows) < ALIKE:
+        free = np.setdiff1d(np.flatnonzero(known.free), rows)
+        # By key, as the order of the data is often that of its classes.
+        rows += free[np.argsort(known.dataset.keys[free])[: ALIKE - len(rows)]].tolist()
     return [Picked(row, "drawn at random" if known.drawn[row] else "") for row in rows]
 
 
@@ -106,24 +105,18 @@ def like(known: Known, row: int) -> Found:
 
 def wrong(known: Known) -> Found:
     """Labels that heads contradict which were fitted without them, the surest first."""
-    if known.fit is None:
-        return []
-    rows, shares = _without_own_label(known, known.fit)
+    classes, rows, shares = _without_own_label(known)
     best = shares.argmax(axis=1)
-    places = np.flatnonzero(known.fit.classes[best] != known.labels[rows])
+    places = np.flatnonzero(classes[best] != known.labels[rows])
     places = places[np.argsort(-shares[places, best[places]], kind="stable")]
-    return [_doubted(known, known.fit, int(rows[place]), shares[place]) for place in places.tolist()]
+    return [_doubted(known, classes, int(rows[place]), shares[place]) for place in places.tolist()]
 
 
 def errors(known: Known) -> Found:
     """Labels that are likely wrong, by confident learning."""
-    if known.fit is None:
-        return []
-    rows, shares = _without_own_label(known, known.fit)
-    if not len(rows):
-        return []
-    numbers = np.searchsorted(known.fit.classes, known.labels[rows])
-    return [_doubted(known, known.fit, int(rows[place]), shares[place]) for place in label_errors(numbers, shares)]
+    classes, rows, shares = _without_own_label(known)
+    places = label_errors(np.searchsorted(classes, known.labels[rows]), shares) if len(rows) else []
+    return [_doubted(known, classes, int(rows[place]), shares[place]) for place in places]
 
 
 def duplicates(known: Known, pictures: Pictures) -> Found:
@@ -141,17 +134,23 @@ def far_off(known: Known) -> Found:
     return [Picked(row, f"distance {distance:.2f}") for row, distance in outliers(_neighbours(known))]
 
 
-def _without_own_label(known: Known, fitted: Fit) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
-    """Labelled rows, and their probabilities by heads that were fitted without them."""
-    labels = np.where(np.isin(known.labels, fitted.classes), known.labels, UNLABELLED)
-    shares = without_own_label(known.features, labels, known.dataset.keys, fitted.classes)
-    rows = np.flatnonzero(np.isfinite(shares).all(axis=1))
-    return rows, shares[rows]
+def _without_own_label(known: Known) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.floating]]:
+    """Classes, labelled rows, and their probabilities by heads that were fitted without them.
+
+    Classes of a single picture are left out, which can't be learnt without it.
+    """
+    classes, sizes = np.unique(known.labels[known.labels != UNLABELLED], return_counts=True)
+    classes = classes[sizes > 1]
+    rows = np.flatnonzero(np.isin(known.labels, classes))
+    if len(classes) < 2:
+        return classes, rows[:0], np.zeros((0, 1))
+    labels = np.where(np.isin(known.labels, classes), known.labels, UNLABELLED)
+    return classes, rows, without_own_label(known.features, labels, known.dataset.keys, classes)[rows]
 
 
-def _doubted(known: Known, fitted: Fit, row: int, shares: NDArray[np.floating]) -> Picked:
+def _doubted(known: Known, classes: NDArray[np.int64], row: int, shares: NDArray[np.floating]) -> Picked:
     best = int(shares.argmax())
-    return Picked(row, seen=known.classes[fitted.classes[best]], probability=float(shares[best]))
+    return Picked(row, seen=known.classes[classes[best]], probability=float(shares[best]))
 
 
 def _neighbours(known: Known) -> Neighbours:
