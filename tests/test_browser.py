@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -364,7 +365,7 @@ class TestLabelling:
             assert answer.path.startswith(answer.label)
         page.keyboard.press("u")
         page.wait_for_function("() => document.getElementById('count').textContent.startsWith('40 of 120')")
-        page.get_by_role("tab", name="Confirm").click()
+        page.get_by_role("button", name="Confirm", exact=True).click()
         page.wait_for_selector("#grid [aria-selected=true]")
         shown = page.locator("#grid [role=option]")
         first = shown.first.get_attribute("data-key")
@@ -408,7 +409,7 @@ class TestLabelling:
         looked_at = {answer.key for answer in session.journal.answers if answer.shown["tab"] == "errors"}
         assert len(looked_at) == 25
         session.settle()
-        page.get_by_role("tab", name="Label errors").click()
+        page.get_by_role("button", name="Label errors").click()
         page.wait_for_function("key => !document.querySelector(`[data-key='${key}']`)", arg=key)
         options.first.wait_for()
         assert not looked_at & {option.get_attribute("data-key") for option in options.all()}
@@ -420,7 +421,7 @@ class TestLabelling:
         self.name_classes(page)
         self.label(page, 12)
         session.settle()
-        page.get_by_role("tab", name="Confirm").click()
+        page.get_by_role("button", name="Confirm", exact=True).click()
         page.wait_for_selector("#grid [aria-selected=true]")
         shown = page.locator("#grid [role=option]")
         first = shown.first.get_attribute("data-key")
@@ -429,6 +430,53 @@ class TestLabelling:
         page.wait_for_function("first => !document.querySelector(`[data-key='${first}']`)", arg=first)
         page.wait_for_selector("#grid [aria-selected=true]")
         assert page.locator(f"[data-key='{first}']").count() == 0
+
+    def test_names_that_begin_alike_and_keys_that_are_held(
+        self, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        page, session = label_page(), served[1]
+        for name in ("star", "sta"):  # before there is a label, names are given and not looked for
+            page.keyboard.press("/")
+            page.keyboard.type(name)
+            page.keyboard.press("Enter")
+            page.wait_for_selector(f"#classes button:has-text('{name}')")
+        page.wait_for_function("() => document.querySelectorAll('#classes button').length === 3")
+        assert session.classes == ["star", "sta"]
+        first = page.eval_on_selector("#large img", "image => image.alt")
+        page.keyboard.down("1")
+        page.keyboard.down("1")  # held, as the keyboard repeats it
+        page.keyboard.down("1")
+        page.keyboard.up("1")
+        page.wait_for_function("() => document.getElementById('count').textContent.startsWith('1 of 120')")
+        assert [(answer.path, answer.label) for answer in session.journal.answers] == [(first, "star")]
+        page.keyboard.press("/")
+        page.keyboard.type("st")
+        page.wait_for_function("() => document.getElementById('found').textContent === 'star, sta'")
+        page.keyboard.press("Shift+Enter")
+        page.wait_for_function("() => document.querySelectorAll('#classes button').length === 4")
+        page.keyboard.press("/")
+        page.keyboard.type("sta")
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => document.getElementById('count').textContent.startsWith('2 of 120')")
+        assert session.journal.answers[-1].label == "sta"
+
+    def test_in_a_grid_a_number_chooses_what_is_confirmed(
+        self, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        page, session = label_page(), served[1]
+        self.name_classes(page)
+        self.label(page, 20)
+        session.settle()
+        page.get_by_role("button", name="Confirm", exact=True).click()
+        page.wait_for_selector("#grid [aria-selected=true]")
+        page.locator("#grid [role=option]").first.focus()
+        page.keyboard.press("3")
+        page.wait_for_function("() => document.getElementById('one').value === 'light'")
+        page.wait_for_selector("#grid [aria-selected=true]")
+        assert len(session.journal.answers) == 20
+        page.get_by_role("button", name=re.compile("Confirm [0-9]+ as light")).click()
+        page.wait_for_function("() => !document.getElementById('count').textContent.startsWith('20 of 120')")
+        assert {answer.label for answer in session.journal.answers[20:]} == {"light"}
 
     def test_two_windows_share_a_labelling(self, served: tuple[str, Session], label_page: Callable[..., Page]) -> None:
         one = label_page()

@@ -12,7 +12,7 @@ const TABS = [
   ["like", "Alike", "Pictures that are like the one that was chosen with L."],
 ];
 const GRID = 20, AHEAD = 8;
-const desk = { tab: "label", name: "", like: "", pictures: [], focus: 0, selected: new Set(), passed: new Set(), more: false, undoable: false, classes: [], busy: false, loading: false, serial: 0, options: new Map(), ahead: new Map() };
+const desk = { tab: "label", name: "", like: "", pictures: [], focus: 0, selected: new Set(), passed: new Set(), more: false, undoable: false, left: 0, labelled: 0, lost: false, drawn: "", classes: [], busy: false, loading: false, serial: 0, options: new Map(), ahead: new Map() };
 
 async function ask(path, body) {
   const headers = { "X-Token": token };
@@ -29,9 +29,13 @@ function element(tag, text = "", attributes = {}) {
   return made;
 }
 const address = (picture, side) => `picture/${picture.key}?side=${side}&token=${encodeURIComponent(token)}`;
-const say = (text) => { at("said").textContent = text; };
+const say = (text) => { // the same words twice are said twice
+  at("said").textContent = "";
+  requestAnimationFrame(() => { at("said").textContent = text; });
+};
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const isGrid = () => desk.tab === "confirm";
+const isOfClass = () => ["confirm", "class"].includes(desk.tab);
 const isQueue = () => desk.tab === "label" || isGrid(); // what is answered goes; elsewhere it stays, and more follow
 
 // What is shown
@@ -62,7 +66,8 @@ function draw() {
   drawLarge();
   at("more").hidden = !desk.more;
   at("empty").hidden = shown.length > 0;
-  at("empty").textContent = desk.tab === "label" ? "All pictures have a label." : "There is nothing here.";
+  const next = desk.left ? "The next pictures are being chosen." : "All pictures have a label.";
+  at("empty").textContent = desk.tab === "label" ? next : "There is nothing here.";
   if (document.activeElement === document.body || at("grid").contains(document.activeElement)) focusOn(desk.focus);
 }
 function ahead(picture) {
@@ -105,21 +110,16 @@ function drawLarge() {
 }
 function drawActions() { // what keys do, for hands that have none
   const picture = desk.pictures[desk.focus], n = desk.selected.size;
-  const actions = [];
-  const add = (key, text, act) => {
-    const button = element("button", "", { type: "button" });
-    button.append(element("kbd", key), element("span", text));
-    button.addEventListener("click", act);
-    actions.push(button);
+  const put = (button, text) => {
+    button.hidden = !text;
+    button.lastChild.textContent = text;
   };
-  if (isGrid()) { if (n) add("Enter", `Confirm ${n} as ${desk.name}`, accept); }
-  else if (picture?.predicted && picture.predicted !== picture.label) add("Enter", `Take ${picture.predicted}`, accept);
-  if (picture) {
-    add("Space", desk.selected.has(picture.key) ? "Deselect" : "Select", select);
-    add("L", "Alike", alike);
-  }
-  if (desk.undoable) add("U", "Undo", undo);
-  at("actions").replaceChildren(...actions, n && !isGrid() ? element("span", `${n} selected: a class is given to all of them`, { class: "note" }) : "");
+  const guess = picture?.predicted && picture.predicted !== picture.label ? `Take ${picture.predicted}` : "";
+  put(actions.Enter, isGrid() ? n && `Confirm ${n} as ${desk.name}` : guess);
+  put(actions.Space, picture && (desk.selected.has(picture.key) ? "Deselect" : "Select"));
+  put(actions.L, picture && "Alike");
+  put(actions.U, desk.undoable && "Undo");
+  at("selected").textContent = n && !isGrid() ? `${n} selected: a class is given to all of them` : "";
 }
 function select() {
   const picture = desk.pictures[desk.focus];
@@ -145,19 +145,20 @@ function toggle(key) {
 }
 function drawTabs() {
   at("tabs").replaceChildren(...TABS.map(([tab, title]) => {
-    const button = element("button", title, { type: "button", role: "tab", "aria-selected": tab === desk.tab, "aria-pressed": tab === desk.tab });
+    const button = element("button", title, { type: "button", "aria-pressed": tab === desk.tab });
     button.addEventListener("click", () => open(tab));
     return button;
   }));
-  const name = desk.name && ["confirm", "class"].includes(desk.tab) ? ` Class: ${desk.name}.` : "";
-  at("hint").textContent = TABS.find(([tab]) => tab === desk.tab)[2] + name;
+  at("hint").textContent = TABS.find(([tab]) => tab === desk.tab)[2];
+  at("which").hidden = !isOfClass();
+  at("one").value = desk.name;
 }
 function open(tab) {
   desk.tab = tab;
   desk.passed.clear();
-  if (["confirm", "class"].includes(tab) && !desk.name) desk.name = desk.classes[0]?.name ?? "";
+  if (isOfClass() && !desk.name) desk.name = desk.classes[0]?.name ?? "";
   drawTabs();
-  if (["confirm", "class"].includes(tab) && !desk.name) { desk.pictures = []; return draw(); }
+  if (isOfClass() && !desk.name) { desk.pictures = []; return draw(); }
   return load(true);
 }
 
@@ -166,29 +167,32 @@ function open(tab) {
 async function answer(keys, label) {
   if (desk.busy || !keys.length) return;
   desk.busy = true;
+  const confirmed = isGrid() && label === desk.name;
+  const one = keys.length === 1 ? desk.pictures.find((picture) => picture.key === keys[0]) : undefined;
+  const guess = one?.predicted ? { seen: one.predicted, probability: one.probability } : {};
   try {
-    await ask("answer", { answers: keys.map((key) => [key, label]), shown: { tab: desk.tab } });
+    await ask("answer", { answers: keys.map((key) => [key, label]), shown: { tab: desk.tab, ...guess } });
     const done = new Set(keys);
-    if (isGrid()) desk.pictures.filter((one) => !done.has(one.key)).forEach((one) => desk.passed.add(one.key)); // not what was chosen
-    if (isQueue()) desk.pictures = desk.pictures.filter((one) => !done.has(one.key));
+    if (confirmed) for (const { key } of desk.pictures) if (!done.has(key)) desk.passed.add(key); // clicked away
+    if (isQueue()) desk.pictures = desk.pictures.filter((picture) => !done.has(picture.key));
     else {
-      for (const one of desk.pictures) if (done.has(one.key)) one.label = label;
+      for (const picture of desk.pictures) if (done.has(picture.key)) picture.label = label;
       desk.focus += 1;
     }
-    desk.selected.clear();
+    for (const key of keys) desk.selected.delete(key);
     trouble("");
     say(`${keys.length === 1 ? "Picture" : `${keys.length} pictures`}: ${label}`);
     draw();
     focusOn(desk.focus);
   } catch (error) { return trouble(error.message); } finally { desk.busy = false; }
-  if (isGrid()) load(true);
+  if (confirmed || (isGrid() && !desk.pictures.length)) load(true);
   else if (isQueue() && desk.pictures.length < GRID / 2 && !desk.loading) load(false);
   refresh();
 }
 function give(label) {
   const picture = desk.pictures[desk.focus];
-  const keys = desk.selected.size ? [...desk.selected] : picture ? [picture.key] : [];
-  return answer(keys, label);
+  const chosen = !isGrid() && desk.selected.size; // in a grid all are, which is no answer
+  return answer(chosen ? [...desk.selected] : picture ? [picture.key] : [], label);
 }
 function accept() {
   if (isGrid()) return answer([...desk.selected], desk.name);
@@ -203,12 +207,15 @@ async function undo() {
   } catch (error) { trouble(error.message); }
   refresh();
 }
-async function take(text) {
+const beginning = (text) => desk.classes.filter((one) => one.name.toLowerCase().startsWith(text.toLowerCase())).map((one) => one.name);
+async function take(text, isNew) {
   const wanted = text.trim();
   if (!wanted) return;
-  const low = wanted.toLowerCase();
-  const known = desk.classes.find((one) => one.name.toLowerCase() === low) ?? desk.classes.find((one) => one.name.toLowerCase().startsWith(low));
-  if (known) return choose(known.name);
+  const known = desk.classes.find((one) => one.name === wanted) ?? desk.classes.find((one) => one.name.toLowerCase() === wanted.toLowerCase());
+  if (known && !isNew) return choose(known.name);
+  const near = desk.labelled && !isNew ? beginning(wanted) : []; // classes are named first, and then found
+  if (near.length === 1) return choose(near[0]);
+  if (near.length) return trouble(`${near.length} classes begin with ${wanted}: type on, or add it as a new one`);
   try {
     await ask("class", { name: wanted });
     trouble("");
@@ -217,9 +224,9 @@ async function take(text) {
   } catch (error) { trouble(error.message); }
 }
 function choose(name) {
-  if (["confirm", "class"].includes(desk.tab) && !desk.selected.size) { desk.name = name; return open(desk.tab); }
-  if (isGrid()) { desk.name = name; return open("confirm"); }
-  return give(name);
+  if (!isGrid()) return give(name);
+  desk.name = name;
+  return open("confirm");
 }
 
 // The whole
@@ -227,7 +234,12 @@ function choose(name) {
 function trouble(text) { at("trouble").textContent = text; }
 async function refresh() {
   let state;
-  try { state = await ask("state"); } catch (error) { return trouble(`tlpipe label has ended, or can't be reached: ${error.message}`); }
+  try { state = await ask("state"); } catch (error) {
+    desk.lost = true;
+    return trouble(`tlpipe label has ended, or can't be reached: ${error.message}`);
+  }
+  if (desk.lost) trouble("");
+  desk.lost = false;
   at("preparing").hidden = state.ready;
   at("desk").hidden = !state.ready;
   if (!state.ready) {
@@ -237,6 +249,9 @@ async function refresh() {
     return state;
   }
   if (desk.undoable !== state.can_undo) { desk.undoable = state.can_undo; drawActions(); }
+  desk.labelled = state.labelled;
+  desk.left = state.n - state.labelled - state.dropped;
+  if (desk.tab === "label" && desk.left && !desk.pictures.length && !desk.loading && desk.serial) load(true);
   at("name").textContent = state.name;
   const dropped = state.dropped ? `, ${state.dropped.toLocaleString()} left out` : "";
   at("count").textContent = `${state.labelled.toLocaleString()} of ${state.n.toLocaleString()} labelled${dropped}`;
@@ -267,18 +282,25 @@ function growth(history) {
   svg.append(make("polygon", { points: around.join(" ") }), make("path", { d: history.map((one, place) => `${place ? "L" : "M"}${x(one)},${y(one.accuracy)}`).join(""), "vector-effect": "non-scaling-stroke" }));
   return svg;
 }
-function drawClasses() {
-  const buttons = desk.classes.map(({ name, n }, number) => {
-    const button = element("button", "", { type: "button" });
-    if (number < 9) button.append(element("kbd", String(number + 1)));
-    button.append(element("span", name), element("small", n.toLocaleString()));
-    button.addEventListener("click", () => choose(name));
-    return button;
-  });
-  const out = element("button", "", { type: "button" });
-  out.append(element("kbd", "0"), element("span", "leave out"));
-  out.addEventListener("click", () => give("drop"));
-  at("classes").replaceChildren(...buttons, ...(desk.classes.length ? [out] : [element("p", "Name the classes below, one after the other.", { class: "note" })]));
+function drawClasses() { // buttons stay as they are under a finger, and only their numbers change
+  const names = desk.classes.map((one) => one.name);
+  if (desk.drawn !== JSON.stringify(names)) {
+    const buttons = names.map((name, number) => {
+      const button = element("button", "", { type: "button" });
+      if (number < 9) button.append(element("kbd", String(number + 1)));
+      button.append(element("span", name), element("small"));
+      button.addEventListener("click", () => choose(name));
+      return button;
+    });
+    const out = element("button", "", { type: "button" });
+    out.append(element("kbd", "0"), element("span", "leave out"));
+    out.addEventListener("click", () => give("drop"));
+    at("classes").replaceChildren(...buttons, names.length ? out : element("p", "Name the classes below, one after the other.", { class: "note" }));
+    at("one").replaceChildren(...names.map((name) => element("option", name)));
+    at("one").value = desk.name;
+    desk.drawn = JSON.stringify(names);
+  }
+  desk.classes.forEach(({ n }, number) => { at("classes").children[number].lastChild.textContent = n.toLocaleString(); });
 }
 function columns() {
   const options = [...at("grid").children];
@@ -289,17 +311,20 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || at("desk").hidden) return;
   if (event.target === at("find")) {
     if (event.key === "/" && !at("find").value) event.preventDefault();
+    if (event.key === "Enter" && event.shiftKey) { event.preventDefault(); find(true); }
     if (event.key === "Escape") { at("find").value = ""; focusOn(desk.focus); }
     return;
   }
+  if (event.target.tagName === "SELECT") return;
   const onButton = event.target.tagName === "BUTTON" || event.target.tagName === "SUMMARY";
   const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns(), ArrowDown: columns() };
   const n = at("grid").children.length;
+  if (event.repeat && !(event.key in moves)) return event.preventDefault(); // a key that is held is one answer
   let done = true;
   if (event.key in moves && n) focusOn(Math.max(0, Math.min(n - 1, desk.focus + moves[event.key])));
   else if (event.key === " " && !onButton) select();
   else if (event.key === "Enter" && !onButton) accept();
-  else if (/^[1-9]$/.test(event.key) && desk.classes[event.key - 1]) give(desk.classes[event.key - 1].name);
+  else if (/^[1-9]$/.test(event.key) && desk.classes[event.key - 1]) choose(desk.classes[event.key - 1].name);
   else if (event.key === "0") give("drop");
   else if (event.key.toLowerCase() === "u") undo();
   else if (event.key.toLowerCase() === "l" && desk.pictures[desk.focus]) alike();
@@ -308,16 +333,26 @@ document.addEventListener("keydown", (event) => {
   if (done) event.preventDefault();
 });
 at("more").addEventListener("click", () => load(false));
-at("find-form").addEventListener("submit", (event) => {
-  event.preventDefault();
+function find(isNew) {
   const text = at("find").value;
-  at("find").value = "";
-  take(text).then(() => { if (at("grid").children.length) focusOn(desk.focus); });
-});
+  at("find").value = at("found").textContent = "";
+  take(text, isNew).then(() => { if (at("grid").children.length) focusOn(desk.focus); });
+}
+at("find-form").addEventListener("submit", (event) => { event.preventDefault(); find(false); });
+at("add").addEventListener("click", () => find(true));
+at("one").addEventListener("change", () => { desk.name = at("one").value; open(desk.tab); });
+const actions = Object.fromEntries([["Enter", accept], ["Space", select], ["L", alike], ["U", undo]].map(([key, act]) => {
+  const button = element("button", "", { type: "button", hidden: "" });
+  button.append(element("kbd", key), element("span"));
+  button.addEventListener("click", act);
+  at("actions").append(button);
+  return [key, button];
+}));
+at("actions").append(at("selected"));
 at("find").addEventListener("input", () => {
-  const low = at("find").value.trim().toLowerCase();
-  const near = low ? desk.classes.filter((one) => one.name.toLowerCase().startsWith(low)).map((one) => one.name) : [];
-  at("found").textContent = low ? (near.length ? near.slice(0, 5).join(", ") : "a new class") : "";
+  const text = at("find").value.trim(), near = desk.labelled ? beginning(text) : [];
+  const what = near.length === 1 ? `Enter takes ${near[0]}` : near.length ? near.slice(0, 5).join(", ") : "Enter adds it";
+  at("found").textContent = text && what;
 });
 async function start() {
   for (;;) {
