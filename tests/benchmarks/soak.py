@@ -2,7 +2,8 @@
 
     soak.py [MINUTES]        # an hour, if not given
 
-In the end no row is lost, none differs from that of an undisturbed run, and no file is left over.
+There is always something to compute, as every minute wants one more version of each picture. In the end no row is lost,
+none differs from that of an undisturbed run, and no file is left over.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ PICTURES = 500  # of each, as files
 SMALL = ("--backbone", "mobilenet025", "--weights", "random", "--image-size", "32")
 KILLED = 0.3  # share of the processes
 LONGEST = 20.0  # seconds until a kill
+EACH = 60.0  # seconds after which one more version is wanted
 
 
 def rows_of(cache: Path) -> dict[bytes, bytes]:
@@ -41,6 +43,10 @@ def rows_of(cache: Path) -> dict[bytes, bytes]:
                 if found.setdefault(bytes(key), row.tobytes()) != row.tobytes():
                     raise AssertionError(f"the row {key!r} differs from its copy")
     return found
+
+
+def extracting(data: Path, n_views: int) -> tuple[object, ...]:
+    return ("extract", data, *SMALL, "--views", n_views, "--augment", "flip,crop")
 
 
 def main() -> None:
@@ -59,19 +65,22 @@ def main() -> None:
                 path.parent.mkdir(exist_ok=True)
                 Image.fromarray(whole["x_train"][row]).save(path)
         places = ("--cache", folder / "cache", "--reports", folder / "reports")
-        for data in sets:
-            tlpipe("extract", data, *SMALL, "--cache", folder / "expected")
         tlpipe("extract", sets[0], *SMALL, *places)
         run = tlpipe("train-head", "--head", "ridge", *places)["run"]
-        commands = [("extract", data, *SMALL) for data in sets] + [
-            ("predict", run, folder / f"pictures{number}") for number in range(SETS)
-        ]
+        start, n_views = time.monotonic(), 0
         running: dict[subprocess.Popen[bytes], float] = {}
         ended: Counter[str] = Counter()
         logs = folder / "log"
         while running or time.monotonic() < end:
             while len(running) < PROCESSES and time.monotonic() < end:
-                words = ("cache", "gc", "--delete") if draw.random() < 0.1 else draw.choice(commands)
+                n_views = 1 + int((time.monotonic() - start) / EACH)
+                number = draw.randrange(SETS)
+                commands = [
+                    ("cache", "gc", "--delete"),
+                    ("predict", run, folder / f"pictures{number}"),
+                    extracting(sets[number], n_views),
+                ]
+                (words,) = draw.choices(commands, (1, 4, 5))
                 with logs.open("ab") as log:
                     line = [sys.executable, "-m", "pipeline", *map(str, (*words, *places)), "--quiet"]
                     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=log)
@@ -91,7 +100,8 @@ def main() -> None:
         if "Traceback" in text or set(ended) - {"exit 0", f"exit {-signal.SIGKILL}"}:
             print(text[-4000:])
         for data in sets:
-            tlpipe("extract", data, *SMALL, *places)
+            tlpipe(*extracting(data, n_views), *places)
+            tlpipe(*extracting(data, n_views), "--cache", folder / "expected")
         tlpipe("cache", "gc", "--delete", *places)
         found, expected = rows_of(folder / "cache"), rows_of(folder / "expected")
         verdict(f"all {len(expected):,} rows are there", expected.keys() <= found.keys())
