@@ -336,11 +336,18 @@ def disturb(
 
 
 def main() -> None:
+    strange = [word for word in sys.argv[1:] if word not in (*CASES, *HOWS) and not word.isdecimal()]
+    if strange:
+        sys.exit(f"{strange[0]} is none of {', '.join((*CASES, *HOWS))}, and no number")
     names = [name for name in sys.argv[1:] if name in CASES] or list(CASES)
     every = next((int(word) for word in sys.argv[1:] if word.isdecimal()), 1)
     hows = tuple(how for how in HOWS if how in sys.argv[1:]) or HOWS
+    problems = False
     for name in names:
-        print(json.dumps(tried(name, hows, every)), flush=True)
+        found = tried(name, hows, every)
+        problems |= bool(found["problems"])
+        print(json.dumps(found), flush=True)
+    sys.exit(problems)
 
 
 if __name__ == "__main__":

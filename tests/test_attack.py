@@ -22,7 +22,7 @@ def run(script: str, *words: object) -> subprocess.CompletedProcess[str]:
 
 def crashed(*words: object) -> list[dict[str, Any]]:
     done = run("crash.py", *words)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 

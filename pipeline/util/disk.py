@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, Literal
 
 
 def _nothing(change: str, path: Path) -> None:
@@ -98,10 +99,30 @@ def make_folder(folder: Path) -> None:
         change("make", folder).mkdir(parents=True, exist_ok=True)
 
 
+class _Database(sqlite3.Connection):
+    """A database whose statements, and ends of transactions, are announced."""
+
+    path: Path
+
+    def execute(self, *statement: Any) -> sqlite3.Cursor:
+        change("database", self.path)
+        return super().execute(*statement)
+
+    def executemany(self, *statement: Any) -> sqlite3.Cursor:
+        change("database", self.path)
+        return super().executemany(*statement)
+
+    def __exit__(self, *error: Any) -> Literal[False]:
+        change("database", self.path)
+        return super().__exit__(*error)
+
+
 def database(path: Path) -> sqlite3.Connection:
     """Open a database of SQLite, which writes by its own journal.
 
     Raises:
         sqlite3.Error: If it can't be opened.
     """
-    return sqlite3.connect(change("database", path), timeout=20)
+    found = sqlite3.connect(change("database", path), timeout=20, factory=_Database)
+    found.path = path
+    return found
