@@ -251,8 +251,8 @@ def _advice(plan: Plan) -> str:
         )
     if plan.spec.precision != "float32":
         return (
-            f"tlpipe predict computes in {plan.spec.precision}, a file in float32: train on features in float32, or "
-            "use --precision float32 for both"
+            f"tlpipe predict computes in {plan.spec.precision}, a file in float32: train on features of tlpipe extract "
+            "--precision float32, or give --precision float32 to export and to predict"
         )
     return "Try another --format"
 

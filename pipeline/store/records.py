@@ -217,7 +217,7 @@ def _read_record(path: Path) -> TableRecord | StoreError:
         if is_remote(path) and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise StoreError(f"{path} can't be read: {error}; check the account and the network") from error
         return StoreError(
-            f"{path} can't be read: {error}; run the tlpipe extract that made it again, or name other features, or "
+            f"{path} can't be read: {error}; run the same tlpipe extract again, name other features, or "
             f"remove it: rm {shlex.quote(str(path))}"
         )
     return record
