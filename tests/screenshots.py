@@ -49,7 +49,7 @@ def take(reports: Path, target: Path) -> list[Path]:
     with started() as browser:
         page = browser.new_page()
         shots = [
-            shot(reports.parent, page, reports / "index.html", target / "leaderboard.png", (2080, 440), "pictures"),
+            shot(reports.parent, page, reports / "index.html", target / "leaderboard.png", (2200, 440), "pictures"),
             shot(reports.parent, page, run, target / "run.png", (1000, 560), "Confusions", "#confusions button"),
             shot(reports.parent, page, inspected, target / "inspect.png", (820, 680), "Byte-identical"),
         ]
