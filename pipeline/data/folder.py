@@ -163,7 +163,7 @@ def _one_class(root: Path, folder: Path) -> str:
         )
     return (
         f"{root} has only one class, {folder.name!r}; a classifier needs two or more, a folder for each. "
-        f"Features alone, without labels: tlpipe extract {folder}"
+        f"Without labels: tlpipe extract {folder}, for features alone, or tlpipe label {folder}, to give them"
     )
 
 

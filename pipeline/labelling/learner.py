@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import UNLABELLED
+from pipeline.errors import StoreError
 from pipeline.labelling.model import Fit, Rating, fit, rate
 from pipeline.labelling.queries import STRATEGIES, Pool
 from pipeline.util import log
@@ -110,6 +111,8 @@ class Learner:
             if rating is not None and (not self.history or self.history[-1].n_labels != rating.n_labels):
                 self.history.append(rating)
                 self._keep(rating)
+        except StoreError as error:
+            log.warning("%s", error)
         except Exception:
             log.exception("The head can't be fitted")
 
