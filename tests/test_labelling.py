@@ -18,12 +18,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import httpx2
 import numpy as np
 import pytest
+from conftest import FakeEngine
 from PIL import Image
 
+from pipeline import commands
+from pipeline.config import ExtractConfig, LabelOptions
 from pipeline.data import UNLABELLED, ArraySource, Dataset, array_key, file_key
 from pipeline.data.corrections import read_corrections
 from pipeline.errors import ConfigError, DataError, StoreError
@@ -658,6 +663,28 @@ def serve(work: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[str], Any]
         client.close()
         process.kill()
         process.communicate()
+
+
+def test_the_browser_is_told_the_token_by_a_file_of_the_user(
+    work: Path, cache: Path, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    seen: list[tuple[int, str]] = []
+
+    def look() -> None:
+        path = Path(url2pathname(urlsplit(opened[0]).path))
+        seen.append((path.stat().st_mode & 0o777, path.read_text()))
+
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr(sys.modules["pipeline.commands.label"], "_wait", look)
+    config = ExtractConfig(str(work / "flat"), image_size=(32, 32))
+    found = commands.label(config, cache, LabelOptions(classes="red,blue", labels=str(work / "labels.jsonl")))
+    assert found.n_labels == 0
+    ((mode, text),) = seen
+    assert mode == 0o600
+    assert re.search(r"url=http://127.0.0.1:\d+/\?token=\S{32}", text)
+    assert "token" not in opened[0]
+    assert sorted(path.name for path in work.iterdir() if "label" in path.name) == ["labels.jsonl"]
 
 
 def test_answers_that_were_shown_as_saved_outlive_the_server(serve: Any, work: Path) -> None:

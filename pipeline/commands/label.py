@@ -98,7 +98,7 @@ def label(config: ExtractConfig, cache: Path, options: LabelOptions = LabelOptio
             address = f"http://{name}:{port}/?token={desk.token}"
             log.warning("Open       %s", address)
             if not options.no_open:
-                opened.enter_context(_in_browser(address))
+                opened.enter_context(_in_browser(address, labels.parent))
             with watched(lambda what, done, total: setattr(desk, "doing", (what, done, total))):
                 record = _extracted(config, cache)
             desk.session = _session(record, journal, cache, options.class_names, config.seed)
@@ -114,12 +114,15 @@ def label(config: ExtractConfig, cache: Path, options: LabelOptions = LabelOptio
 
 
 @contextmanager
-def _in_browser(address: str) -> Iterator[None]:
-    """Open an address by a page that only this user can read, as all users see what a program is started with."""
-    with tempfile.TemporaryDirectory(prefix="tlpipe-") as folder:
-        page = Path(folder) / "label.html"
-        page.write_text(f'<meta http-equiv="refresh" content="0; url={html.escape(address)}">', encoding="utf-8")
-        webbrowser.open(page.as_uri())
+def _in_browser(address: str, folder: Path) -> Iterator[None]:
+    """Open an address by a file that only this user can read, as all users see what a program is started with.
+
+    It lies beside the labels, as browsers that are packed by themselves see no temporary folder.
+    """
+    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".tlpipe-label-", suffix=".html") as page:
+        page.write(f'<meta http-equiv="refresh" content="0; url={html.escape(address)}">')
+        page.flush()
+        webbrowser.open(Path(page.name).resolve().as_uri())
         yield
 
 
