@@ -49,6 +49,7 @@ from pipeline.util.files import digest_of_file
 HOWS = ("kill", "cut", "full", "broken")
 DATA, CACHE, REPORTS = "shades", "cache", "reports"
 PLACES = ("--cache", CACHE, "--reports", REPORTS)
+AFTER = 10**9  # the change at which a command is disturbed that has ended
 NOT_BEFORE_A_FORK = ("openvino", "nncf", "__")  # they start threads when they are imported
 SMALL = ("--backbone", "mobilenet025", "--weights", "random", "--image-size", "32")
 
@@ -301,16 +302,17 @@ def tried(name: str, hows: tuple[str, ...] = HOWS, every: int = 1) -> dict[str, 
         assert whole.status == 0, whole.text
         expected = case.given(work)
         for how in hows:
-            after = [whole.changes + 1] if how == "cut" else []
+            after = [AFTER] if how == "cut" else []
             for at in [*range(1, whole.changes + 1, every), *after]:
                 n_tried += 1
                 shutil.rmtree(work)
                 shutil.copytree(start, work, symlinks=True)
                 try:
-                    disturb(case, arguments, work, at, how, expected, ended=at > whole.changes)
+                    disturb(case, arguments, work, at, how, expected, ended=at == AFTER)
                 except Exception as error:
                     line = traceback.extract_tb(error.__traceback__)[-1].line
-                    problems.append(f"{how} at change {at}: {type(error).__name__}: {str(error)[-2000:]} ({line})")
+                    where = "after the end" if at == AFTER else f"at change {at}"
+                    problems.append(f"{how} {where}: {type(error).__name__}: {str(error)[-2000:]} ({line})")
     return {"command": name, "changes": whole.changes, "tried": n_tried, "problems": problems}
 
 
