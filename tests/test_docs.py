@@ -282,6 +282,8 @@ def made_small(arguments: list[str]) -> list[str]:
     arguments = [small.get(argument, argument) for argument in arguments]
     if arguments[0] == "extract" and not {"--backbone", "--again"} & set(arguments):
         arguments += ["--backbone", "mobilenet025", "--image-size", "64"]
+        # Heads of so few pictures are so steep that bfloat16, where the processor has it, shows in their probabilities.
+        arguments += [] if "--precision" in arguments else ["--precision", "float32"]
     if arguments[0] == "finetune" and "--epochs" not in arguments:
         arguments += ["--epochs", "1"]
     if arguments[0] == "sweep" and ("--head" not in arguments or "linear" in arguments):
@@ -467,7 +469,7 @@ def test_every_line_of_a_recipe_is_understood(recipe: Path) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", [recipe.stem for recipe in RECIPES])
 def test_a_recipe_runs(name: str, tmp_path: Path) -> None:
-    """On scans of digits, with a network of random weights at 32 px."""
+    """On scans of digits at 32 px, with real weights where there are any: those at random may diverge in one epoch."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -477,7 +479,8 @@ def test_a_recipe_runs(name: str, tmp_path: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype("uint8")).save(folder / f"{row}.png")
     recipes = ROOT / "docs" / "recipes"
-    small = (str(tmp_path / "digits"), "--weights", "random", "--image-size", "32")
+    weights = () if name != "vgg16" and "TLPIPE_WEIGHTS" in os.environ else ("--weights", "random")
+    small = (str(tmp_path / "digits"), *weights, "--image-size", "32")
     command = [sys.executable, str(recipes / "run.py"), str(recipes / f"{name}.sh"), *small]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})
     assert done.returncode == 0, done.stderr[-3000:]
