@@ -65,8 +65,12 @@ def corrected(
             shown = page.locator("#grid [role=option]")
             shown.first.wait_for()
             for looked_at in range(LOOKED_AT):
-                if looked_at + 1 == shown.count():  # the last one there is
-                    break
+                if looked_at + 1 == shown.count():
+                    if page.locator("#more").is_hidden():  # it is the last one that there is
+                        break
+                    page.wait_for_function(
+                        "n => document.querySelectorAll('#grid [role=option]').length > n", arg=looked_at + 1
+                    )
                 labelling.answer(page)
             page.close()
         given = labelling.answers(folder)
