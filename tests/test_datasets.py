@@ -160,7 +160,7 @@ class TestFolder:
         [
             ([], "no class folders"),
             (["a/1.png"], "only one class, 'a'"),
-            (["a/1.png", "b/notes.txt"], r"only one class, 'a'.*tlpipe extract .*/a \(skipped: b\)"),
+            (["a/1.png", "b/notes.txt"], r"only one class, 'a'.*tlpipe extract .*/a, .*to give them \(skipped: b\)"),
             (["a/notes.txt", "notes.txt"], r"found 1 file without an image suffix, and folders without images: a$"),
             (["set/train/a/1.png", "set/train/b/1.png"], "only one class, 'set', and that holds folders itself: train"),
             (["one/train/a/1.png", "one/test/a/1.png", "two/train/a/1.png"], "one, two hold a folder `train`"),
