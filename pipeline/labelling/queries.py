@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_CLUSTERS = 200  # of typiclust; more are not made however many labels there are
-SAMPLE, ITERATIONS = 10_000, 20  # pictures among which clusters are sought, and steps that takes at most
+SAMPLE, ITERATIONS = 4096, 20  # pictures among which clusters are sought, and steps that takes at most
 TYPICAL = 20  # neighbours within a cluster, of which the mean distance tells how typical a picture is
 ROWS = 4096  # pictures that are compared at a time
 
@@ -132,7 +132,7 @@ def badge(pool: Pool, n: int) -> NDArray[np.int64]:
 def typiclust(pool: Pool, n: int) -> NDArray[np.int64]:
     """The most typical picture of each of the largest clusters that have the fewest labels.
 
-    Of many pictures only a sample is looked at: clusters are as well found in ten thousand of them.
+    Of many pictures only a sample is looked at: clusters are as well found in four thousand of them.
 
     Source: Hacohen et al. 2022, arXiv:2202.02794.
     """
