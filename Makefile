@@ -18,7 +18,7 @@ test: $(READY)
 # What `make test` leaves out: all large backbones, every format and head that is exported, the demo, every page of the
 # documentation from end to end with its notebook and pictures, the promised interface from outside, several devices.
 test-slow: $(READY)
-	@echo "Beside make test: large backbones, all exports, the demo, the whole documentation, promises from outside (minutes)"
+	@echo "Beside make test: large backbones, all exports, the demo, the whole documentation, promises from outside (an hour or two)"
 	$(PYTEST) -m slow
 
 # On a machine with a GPU that JAX can use; TensorFlow need not be there. RUN is what starts Python.
