@@ -8,7 +8,8 @@ from pipeline.errors import ConfigError
 from pipeline.util.options import Bounds, check, option
 
 PORTS = Bounds(0, 65535, "a port from 1 to 65535, or 0 for any that is free")
-LABELS = "labels.jsonl"
+JOURNAL_SUFFIX = ".jsonl"
+LABELS = f"labels{JOURNAL_SUFFIX}"
 
 NOT_OF_LABEL = (
     "pooling",
@@ -43,8 +44,10 @@ class LabelOptions:
         check(self)
         if self.export is not None and self.to_folders is not None:
             raise ConfigError("--export and --to-folders are two things; give one of them")
-        if self.export is None and self.to_folders is None and not self.labels.endswith(".jsonl"):
-            raise ConfigError(f"--labels is {self.labels}; give a file that ends in .jsonl, to append answers to")
+        if self.export is None and self.to_folders is None and not self.labels.endswith(JOURNAL_SUFFIX):
+            raise ConfigError(
+                f"--labels is {self.labels}; give a file that ends in {JOURNAL_SUFFIX}, to append answers to"
+            )
         if self.link and self.to_folders is None:
             raise ConfigError("--link goes with --to-folders; leave it out")
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config.label import JOURNAL_SUFFIX
 from pipeline.data.dataset import Listing, shortened
 from pipeline.data.manifest import MANIFEST_SUFFIXES, column_of, read_table
 from pipeline.data.source import FileSource
@@ -30,7 +31,6 @@ from pipeline.util.text import counted
 
 DROP = "drop"
 """In place of a label: the picture is left out."""
-JOURNAL_SUFFIX = ".jsonl"
 
 KEY = re.compile(r"[0-9a-f]{32}")
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config import COMMON, Columns
+from pipeline.config import COMMON, Columns, ImageConfig
 from pipeline.data import FileSource, Opened, open_labelled, printable
 from pipeline.data.folder import is_picture
 from pipeline.data.images import describe, from_array
@@ -24,8 +24,6 @@ from pipeline.util.addresses import is_remote
 from pipeline.util.files import published, published_folder
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted
-
-PIXEL_LIMIT = 200_000_000  # of pictures whose format is looked for
 
 
 def export_labels(data: str, labels: Path, target: Path, cache: Path, columns: Columns = COMMON) -> int:
@@ -146,7 +144,7 @@ def _suffix(name: Path, content: bytes) -> str:
     if is_picture(name.name):
         return name.suffix
     with suppress(ImageError):
-        return f".{describe(content, PIXEL_LIMIT).format.lower()}"
+        return f".{describe(content, ImageConfig((1, 1)).pixel_limit).format.lower()}"
     return ".img"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -45,25 +45,18 @@ class Learner:
         features: Of length 1, shape [n, d].
         keys: Image keys, shape [n].
         seed: Of what is drawn at random.
-        history: Ratings of earlier heads.
-        keep: Is given each new rating.
+        keep: Is given the rating of each head.
 
     Attributes:
         drawn: Whether a picture was drawn to rate the head, shape [n]; by its key alone, so that it is the same in
             every session.
         fit: The newest head; None before there is one.
-        history: Ratings of the heads so far.
         queue: Rows that are to be labelled next.
         has_chosen: Set once there is a queue.
     """
 
     def __init__(
-        self,
-        features: NDArray[np.float32],
-        keys: NDArray[np.bytes_],
-        seed: int,
-        history: Sequence[Rating],
-        keep: Callable[[Rating], None],
+        self, features: NDArray[np.float32], keys: NDArray[np.bytes_], seed: int, keep: Callable[[Rating], None]
     ) -> None:
         self._features, self._keys, self._keep = features, keys, keep
         self._random = np.random.default_rng(seed)
@@ -71,7 +64,6 @@ class Learner:
         self._task: Future[None] | None = None
         self.drawn = np.array([int(key[-8:], 16) % DRAWN == 0 for key in keys.tolist()], np.bool_)
         self.fit: Fit | None = None
-        self.history = list(history)
         self.queue: list[int] = []
         self.has_chosen = threading.Event()
 
@@ -108,8 +100,7 @@ class Learner:
             self.fit = fitted
             self.queue = self._choose(known, fitted)
             self.has_chosen.set()
-            if rating is not None and (not self.history or self.history[-1].n_labels != rating.n_labels):
-                self.history.append(rating)
+            if rating is not None:
                 self._keep(rating)
         except StoreError as error:
             log.warning("%s", error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,13 +51,13 @@ class Fit:
         classes: Numbers of the classes that have labels, in the order of the probabilities.
         probabilities: Of all pictures, shape [n, c].
         rating: None where there are too few pictures to tell.
-        seconds: Until the probabilities were there.
+        seconds: Until it was fitted and rated.
     """
 
     classes: NDArray[np.int64]
     probabilities: NDArray[np.floating]
-    rating: Rating | None
-    seconds: float
+    rating: Rating | None = None
+    seconds: float = 0.0
 
 
 def fit(features: NDArray[np.float32], labels: NDArray[np.int64], keys: NDArray[np.bytes_]) -> Fit | None:
@@ -69,13 +68,12 @@ def fit(features: NDArray[np.float32], labels: NDArray[np.int64], keys: NDArray[
         labels: Numbers of classes, or `UNLABELLED`, shape [n].
         keys: Image keys, shape [n].
     """
-    start = time.perf_counter()
     known = np.flatnonzero(labels != UNLABELLED)
     classes = np.unique(labels[known])
     if len(classes) < 2:
         return None
     probabilities = _fitted(features, labels, keys, known, classes, np.arange(len(features)))
-    return Fit(classes, probabilities, None, time.perf_counter() - start)
+    return Fit(classes, probabilities)
 
 
 def rate(

@@ -94,7 +94,7 @@ class Session:
         self._who = _user()
         self._lock = threading.RLock()
         self._undo: list[_Undo] = []
-        self.learner = Learner(self.features, dataset.keys, seed, journal.ratings, self._keep)
+        self.learner = Learner(self.features, dataset.keys, seed, self._keep)
         self._learnt_at = 0  # so many answers
         self._found: dict[str, tuple[Fit | None, Found]] = {}
         for answer in journal.latest().values():
@@ -193,7 +193,9 @@ class Session:
 
     def _keep(self, rating: Rating) -> None:
         with self._lock:
-            self.journal.rate(rating)
+            ratings = self.journal.ratings
+            if not ratings or ratings[-1].n_labels != rating.n_labels:
+                self.journal.rate(rating)
 
     def _labels_now(self) -> Labels:
         with self._lock:
@@ -215,7 +217,7 @@ class Session:
         """What the page tells of the labelling as a whole."""
         with self._lock:
             numbers = np.bincount(self._labels + 1, minlength=len(self.classes) + 1).tolist()
-            fitted, history = self.learner.fit, self.learner.history
+            fitted, history = self.learner.fit, self.journal.ratings
             rating = fitted.rating if fitted else None
             return {
                 "name": self.dataset.name,
