@@ -116,6 +116,15 @@ def test_pictures_are_known_by_key_and_by_path(named: str, red_and_blue: Path, t
     assert labels_of(opened(red_and_blue, table))["red/5.png"] == "blue"
 
 
+def test_a_picture_that_was_saved_anew_is_found_by_its_path(red_and_blue: Path, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text(f"path,key,label\nred/5.png,{'0' * 32},blue\nred/gone.png,{'1' * 32},blue\n")
+    found = opened(red_and_blue, table)
+    before = labels_of(opened(red_and_blue, None))
+    assert labels_of(found) == {**before, "red/5.png": "blue"}
+    assert f"1 label of no picture there: {'1' * 32}" in found.notes[-1]
+
+
 def test_a_key_means_all_identical_pictures_and_a_path_one(red_and_blue: Path, tmp_path: Path) -> None:
     twin = red_and_blue / "red" / "twin.png"
     twin.write_bytes((red_and_blue / "red/0.png").read_bytes())

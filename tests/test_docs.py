@@ -404,7 +404,7 @@ def test_every_module_says_what_it_is_and_every_face_what_it_offers() -> None:
             assert hasattr(module, name), (found.name, name)
 
 
-def test_the_page_of_the_house_names_every_door() -> None:
+def test_the_map_of_the_code_names_every_package_and_every_file_that_it_names_is_there() -> None:
     page = (Path(pipeline.__file__).parent / "README.md").read_text(encoding="utf-8")
     assert len(page.splitlines()) <= 60
     root = Path(pipeline.__file__).parent

@@ -42,10 +42,13 @@ class Correction:
     Attributes:
         name: The image key, or the path of the picture.
         label: The class, or `DROP`.
+        path: The path of a picture whose key is its name; it finds the picture if no other has that key, as after it
+            was saved anew.
     """
 
     name: str
     label: str
+    path: str = ""
 
 
 def read_corrections(place: str) -> list[Correction]:
@@ -66,38 +69,37 @@ def read_corrections(place: str) -> list[Correction]:
         )
     entries = _of_journal(path) if suffix == JOURNAL_SUFFIX else _of_table(path)
     found: dict[str, Correction] = {}
-    for name, label in entries:
-        found.pop(name, None)
-        if label:
-            found[name] = Correction(name, label)
+    for one in entries:
+        found.pop(one.name, None)
+        if one.label:
+            found[one.name] = one
     if not found:
         raise DataError(f"{place} has no labels")
     return list(found.values())
 
 
-def _of_table(path: Path) -> Iterator[tuple[str, str]]:
-    """Name and label of each row; rows without a label say nothing."""
+def _of_table(path: Path) -> Iterator[Correction]:
+    """What each row says; rows without a label say nothing."""
     table = read_table(path)
     there = {name.lower(): name for name in table}
     label = column_of(path, table, "label", None)
     by = there.get("key") or column_of(path, table, "path", None)
     if label is None or by is None:
         raise DataError(f"{path} has no column label; it has {', '.join(table) or 'none'}")
-    paths = table[there["path"]] if "key" in there and "path" in there else table[by]
-    for key, name, text in zip(table[by], paths, table[label], strict=True):
+    for key, name, text in zip(table[by], table[there.get("path", by)], table[label], strict=True):
         if text.strip():
-            yield key.strip() or name.strip(), text.strip()
+            yield Correction(key.strip() or name.strip(), text.strip(), name.strip())
 
 
-def _of_journal(path: Path) -> Iterator[tuple[str, str]]:
-    """Image key and label of each line of a journal; "" where a label was taken back."""
+def _of_journal(path: Path) -> Iterator[Correction]:
+    """What each line of a journal says of an image key; the label "" where one was taken back."""
     for line in read_journal(path):
         if "key" not in line and not {"data", "class", "rating"}.isdisjoint(line):  # what is no answer
             continue
         key, label = line.get("key"), line.get("label")
         if not isinstance(key, str) or not KEY.fullmatch(key) or not isinstance(label, str):
             raise DataError(f"{path} is not what tlpipe label writes: {str(line)[:100]}")
-        yield key, label
+        yield Correction(key, label)
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
@@ -146,7 +148,7 @@ def corrected(
     kept = np.ones(len(labels), np.bool_)
     strangers = []
     for one in corrections:
-        rows = rows_of(one.name)
+        rows = rows_of(one.name) or rows_of(one.path)
         if not rows:
             strangers.append(one.name)
         for row in rows:

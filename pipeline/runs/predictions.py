@@ -159,7 +159,7 @@ def read_predictions(folder: Path, n_classes: int, files: Mapping[str, str]) -> 
             or not ((part.labels >= 0) & (part.labels < wanted[1])).all()
             or not ((part.probabilities >= 0) & (part.probabilities <= 1)).all()
         ):
-            raise RunError(f"{path} is not what tlpipe wrote: its {part.split} doesn't fit run.json")
+            raise RunError(f"{path} is not what tlpipe wrote: its {part.split} doesn't fit run.json; make the run again")
     return found
 
 
@@ -180,5 +180,5 @@ def read_history(folder: Path, files: Mapping[str, str]) -> list[dict[str, float
         lines = io.StringIO(_read(path, files).decode(), newline="")
         rows = [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(lines)]
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise RunError(f"{path} is not what tlpipe wrote: {error}") from error
+        raise RunError(f"{path} can't be read: {error}; make the run again") from error
     return [{name: value for name, value in row.items() if math.isfinite(value)} for row in rows]
