@@ -159,7 +159,7 @@ def read_predictions(folder: Path, n_classes: int, files: Mapping[str, str]) -> 
             or not ((part.labels >= 0) & (part.labels < wanted[1])).all()
             or not ((part.probabilities >= 0) & (part.probabilities <= 1)).all()
         ):
-            raise RunError(f"{path} is not what tlpipe wrote: its {part.split} doesn't fit run.json; make the run again")
+            raise RunError(f"{path}: its {part.split} doesn't fit run.json; make the run again")
     return found
 
 
