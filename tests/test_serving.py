@@ -156,12 +156,21 @@ class TestPredict:
         assert [Path(path).name for path in paths] == ["caf\\udce9.png", "red\\x1b[31m\\n.png"]
         assert all(path.isprintable() for path in paths)
 
+    def test_a_sound_file_of_another_run_is_refused(
+        self, head: Run, pictures: Path, cache: Path, reports: Path
+    ) -> None:
+        other = commands.train_head(HeadConfig("logreg", class_weight="none"), cache, reports)
+        shutil.copy(reports / other.id / "head.npz", reports / head.id / "head.npz")
+        with pytest.raises(RunError, match=r"head.npz was changed after it was written; make the run again: \S"):
+            commands.predict(head.id, [str(pictures)], cache, reports)
+
     def test_a_head_that_gives_no_numbers(self, head: Run, pictures: Path, cache: Path, reports: Path) -> None:
         path = reports / head.id / "head.npz"
         with np.load(path) as file:
             arrays = {**file, "final_mean": np.full_like(file["final_mean"], 3e38)}
         arrays["final_scale"] = np.full_like(arrays["final_scale"], 1e-38)
         np.savez(path, **arrays)
+        change_run(reports / head.id, files={})  # of before version 0.2, without digests
         with pytest.raises(RunError, match="gives no numbers for these features; its files were changed"):
             commands.predict(head.id, [str(pictures)], cache, reports)
 
@@ -228,6 +237,11 @@ class TestFinetuned:
         with pytest.raises(RunError, match="gives 2 probabilities"):
             commands.predict(tuned.id, [str(red_and_blue)], cache, reports)
         path.write_text("junk")
+        with pytest.raises(RunError, match="model.keras was changed after it was written; make the run again"):
+            commands.predict(tuned.id, [str(red_and_blue)], cache, reports)
+        with pytest.raises(RunError, match="model.keras was changed after it was written; fine-tune again"):
+            commands.extract(ExtractConfig(str(red_and_blue), backbone=str(reports / tuned.id)), cache)
+        change_run(reports / tuned.id, files={})  # of before version 0.2, without digests
         with pytest.raises(RunError, match="model.keras is damaged; fine-tune again"):
             commands.predict(tuned.id, [str(red_and_blue)], cache, reports)
         path.unlink()
@@ -240,6 +254,7 @@ class TestFinetuned:
         evil = keras.layers.Lambda(lambda x: x, output_shape=(3,))(features)
         outputs = keras.layers.Dense(2, name="probabilities")(evil)
         keras.Model(inputs, outputs).save(reports / tuned.id / "model.keras")
+        change_run(reports / tuned.id, files={})
         with pytest.raises(Exception, match="can't be loaded.* no code is run from a file") as caught:
             commands.predict(tuned.id, [str(red_and_blue)], cache, reports)
         assert type(caught.value).__module__ == "pipeline.errors"

@@ -16,6 +16,7 @@ from pipeline.backbones.pretrained import HubPreset, Pretrained
 from pipeline.backbones.weights import find_imagenet
 from pipeline.config import FeatureSpec
 from pipeline.errors import ConfigError, RunError, WeightsError
+from pipeline.util.files import digest_of_file
 from pipeline.util.memo import Memo
 from pipeline.util.sealed import decoded, read_json
 from pipeline.util.text import sides
@@ -117,6 +118,7 @@ def _open_tuned(folder: Path, image_size: tuple[int, int] | None, memo: Memo | N
         spec = decoded(FeatureSpec, about_model["specs"][0])
         endpoint, top = about_model["endpoint"], about_model["top"]
         blocks = tuple(decoded(Block, one) for one in about_model.get("blocks", ()))
+        digest = value.get("files", {}).get(MODEL_FILE, "")
         if not isinstance(endpoint, str) or not isinstance(top, str) or not re.fullmatch(r"[\w.-]+", spec.backbone):
             raise TypeError("its endpoint, highest layer or backbone is no name")
     except OSError as error:
@@ -127,6 +129,8 @@ def _open_tuned(folder: Path, image_size: tuple[int, int] | None, memo: Memo | N
         raise ConfigError(f"{folder} takes images of {sides(spec.image_size)} pixels; leave --image-size out")
     if not path.is_file():
         raise RunError(f"{folder} has no {MODEL_FILE} any more; fine-tune again: {value.get('command')}")
+    if digest not in ("", digest_of_file(path)):
+        raise RunError(f"{path} was changed after it was written; fine-tune again: {value.get('command')}")
     row = Anatomy(spec.backbone, blocks) if blocks else BACKBONES.get(spec.backbone)
     return Pretrained(spec.backbone, row, path, 0, spec.image_size, memo, (endpoint, top))
 

@@ -112,28 +112,38 @@ def save_run(
 def at_hand(folder: Path, run: Run) -> Path:
     """Where libraries can open a run's model files: its folder, or a copy of those of one that lies at an address.
 
+    A file that is missing in a folder on this machine is left to whoever opens it.
+
     Raises:
-        RunError: If a file of it is gone, or was changed.
+        RunError: If a file of it was changed, or is gone from an address.
         StoreError: If it can't be had, or there is no room for it.
     """
-    if not is_remote(folder):
-        return folder
-    copy = own_part(folder.parent) / RUNS / folder.name
+    copy = own_part(folder.parent) / RUNS / folder.name if is_remote(folder) else folder
     for name, digest in _model_files(folder, run).items():
         if Path(name).name != name:
             raise RunError(f"{folder / RUN} is not what tlpipe wrote: it names a file {name!r}")
-        if (copy / name).is_file() and digest in ("", digest_of_file(copy / name)):
-            continue
-        try:
-            with published(copy / name) as partial:
-                fetch(folder / name, partial)
-                if digest not in ("", digest_of_file(partial)):
-                    raise RunError(
-                        f"{folder / name} was changed after it was written; make the run again: {run.command}"
-                    )
-        except DataError as error:
-            raise RunError(f"{error}; if it is gone, make the run again: {run.command}") from error
+        if is_remote(folder):
+            _fetch_model(folder, copy, name, digest, run)
+        elif (folder / name).is_file():
+            _check_model(folder / name, folder / name, digest, run)
     return copy
+
+
+def _fetch_model(folder: Path, copy: Path, name: str, digest: str, run: Run) -> None:
+    if (copy / name).is_file() and digest in ("", digest_of_file(copy / name)):
+        return
+    try:
+        with published(copy / name) as partial:
+            fetch(folder / name, partial)
+            _check_model(folder / name, partial, digest, run)
+    except DataError as error:
+        raise RunError(f"{error}; if it is gone, make the run again: {run.command}") from error
+
+
+def _check_model(path: Path, here: Path, digest: str, run: Run) -> None:
+    """Refuse a file, which can be read here, that isn't what the run has written."""
+    if digest not in ("", digest_of_file(here)):
+        raise RunError(f"{path} was changed after it was written; make the run again: {run.command}")
 
 
 def _model_files(folder: Path, run: Run) -> dict[str, str]:
