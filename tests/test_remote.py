@@ -563,6 +563,33 @@ class TestTrouble:
         with pytest.raises(DataError, match="leaves the folder"):
             opened(colours.parent / "list.csv")
 
+    def test_a_zip_in_a_table_lies_in_its_folder(self, colours: Path, tmp_path: Path) -> None:
+        table, lines = colours.parent / "list.csv", []
+        for path in sorted(colours.rglob("[0-9]*.jpg")):
+            with zipfile.ZipFile(colours.parent / "some.zip", "a") as archive:
+                archive.write(path, f"{path.parent.name}-{path.name}")
+            lines.append(f"zip://{path.parent.name}-{path.name}::{{place}}some.zip,{path.parent.name}")
+        for place in ("", "./", f"{colours.parent}/", f"file://{colours.parent}/"):
+            table.write_text("\n".join(["path,label", *lines]).format(place=place) + "\n")
+            found = opened(table)
+            assert len(found.dataset) == N
+            assert found.source.read(0) == min(colours.rglob("[0-9]*.jpg")).read_bytes()
+        outside = tmp_path / "outside.zip"
+        shutil.copy(colours.parent / "some.zip", outside)
+        (colours.parent / "link.zip").symlink_to(outside)
+        for end in (outside, f"file://{outside}", "../outside.zip", "link.zip"):
+            table.write_text(f"path,label\nzip://red-0.jpg::{end},red\n")
+            with pytest.raises(DataError, match="leaves the folder"):
+                opened(table)
+
+    @pytest.mark.parametrize(
+        "name", ["reference://a::https://host/all.json", "git:///home:a.jpg", "dir://etc::file:///"]
+    )
+    def test_what_may_lead_to_any_file_is_refused_in_a_table(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / "list.csv").write_text(f"path,label\n{name},x\n")
+        with pytest.raises(DataError, match=r"may lead to any file of this machine.*Copy these pictures"):
+            opened(tmp_path / "list.csv")
+
     @pytest.mark.parametrize("content", [None, b"no zip"])
     def test_zips_that_can_not_be_opened(self, content: bytes | None, tmp_path: Path) -> None:
         path = tmp_path / "some.zip"

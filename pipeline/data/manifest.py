@@ -200,11 +200,24 @@ def named_split(path: Path, row: int, text: str) -> str:
 
 
 def _inside(manifest: Path, name: str) -> str:
-    """The file that `name` means, which must be an address, or lie below the manifest's folder; `a/../b` is `b`."""
+    """The file that `name` means, which must be an address, or lie below the manifest's folder; `a/../b` is `b`.
+
+    A chain, such as zip://a.png::some.zip, is held to that by its end, which is what lies somewhere.
+    """
     folder = manifest.parent
     if remote.is_address(name):
-        if not remote.HERE.match(name):
+        head, chained, end = name.rpartition("::")
+        if strange := [link for link in name.split("::") if remote.LED_ASTRAY.match(link)]:
+            raise DataError(
+                f"{manifest} names {name!r}; {strange[0].partition(':')[0]} may lead to any file of this machine, so "
+                "a table can't name it. Copy these pictures into the folder"
+            )
+        if remote.is_address(end) and not remote.HERE.match(end):
             return name
+        if chained:
+            remote.check_address(name)
+            file = _inside(manifest, end)
+            return f"{head}::{file if remote.is_address(file) else Path(file).absolute()}"
         name = str(remote.place(name))
     outside = (
         f"{manifest} names {name!r}, which leaves the folder {folder}; "
