@@ -15,9 +15,11 @@ import sys
 import tarfile
 import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -32,6 +34,7 @@ from pipeline.util.sealed import sealed
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+OF_THE_CODE = [ROOT / ".github" / "CONTRIBUTING.md", ROOT / ".github" / "SECURITY.md", ROOT / "pipeline" / "README.md"]
 MADE = [ROOT / "docs" / "reference" / name for name in PAGES]
 WRITTEN = [README, *sorted(set((ROOT / "docs").rglob("*.md")) - set(MADE))]
 """The pages that people wrote; the others are made from the code."""
@@ -130,6 +133,8 @@ def test_there_are_examples() -> None:
     assert sum(len(lines_of(text)) for page in WRITTEN for kind, text in blocks(page) if kind == "sh") > 60
     shown = {line for page in WRITTEN for kind, text in blocks(page) if kind == "sh" for line in lines_of(text)}
     assert not set(CANT_RUN) - shown
+    started = {step.splitlines()[0] for page in WRITTEN if name_of(page) in QUICK for _, step in steps(page)}
+    assert not LONG - started
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=name_of)
@@ -149,6 +154,19 @@ def test_every_line_is_understood(page: Path) -> None:
                 assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
             else:
                 assert line in CANT_RUN or words[0] in ("python", "mv", "rm"), line
+
+
+@pytest.mark.parametrize("page", [*WRITTEN, *OF_THE_CODE], ids=name_of)
+def test_commands_inside_of_sentences_are_understood(page: Path) -> None:
+    """Such as those that stand beside a figure; a sentence may leave out what a command can't do without."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for line in re.findall(r"`(tlpipe [^`]+)`", text):
+        with suppress(click.MissingParameter):
+            understood(shlex.split(line)[1:])
+
+
+def test_tables_name_commands() -> None:
+    assert sum(page.read_text(encoding="utf-8").count("`tlpipe ") for page in WRITTEN) > 50
 
 
 def understood(words: list[str]) -> None:
@@ -345,11 +363,15 @@ def test_every_page_runs(page: Path, world: Path, tmp_path: Path) -> None:
     assert unknown_files(tmp_path / "0") == []
 
 
-def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 150
-    for target in re.findall(r"\]\(([^)#]+)", text):
-        assert (ROOT / target).is_file(), target
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", [README, *OF_THE_CODE], ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Those of the site are followed as it is built."""
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).is_file(), target
 
 
 def test_the_site_is_built(tmp_path: Path) -> None:
