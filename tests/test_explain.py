@@ -125,10 +125,12 @@ def test_files_are_written_and_named(work: Path) -> None:
         assert one.file.parent == work / "reports" / classifier.run.id / "explained"
         with Image.open(one.file) as picture:
             assert picture.size == (96 * 7, 64 * 7)
-    (asked,) = commands.explain(
-        classifier.run.id, names[:1], work / "cache", work / "reports", label="light", output=work / "mine"
-    )
-    assert (asked.label, asked.file.parent) == ("light", work / "mine")
+    for label in ("dark", "light"):
+        (asked,) = commands.explain(
+            classifier.run.id, names[:1], work / "cache", work / "reports", label=label, output=work / "mine"
+        )
+        assert (asked.label, asked.file.parent) == (label, work / "mine")
+    assert len(list((work / "mine").glob("*.png"))) == 2, "one picture, asked about two classes"
     answers = commands.predict(classifier.run.id, names, work / "cache", work / "reports", explained=work / "predicted")
     assert len(list((work / "predicted").glob("*.png"))) == len(answers.images) == 2
 

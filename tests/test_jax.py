@@ -242,7 +242,7 @@ class TestRefused:
     @elsewhere
     def test_unknown_backend(self, run_on_jax: Any) -> None:
         error = run_on_jax("extract data --backbone mobilenet025 --weights random", {"KERAS_BACKEND": "torch"})
-        assert error == "Error: KERAS_BACKEND=torch is none that tlpipe knows; set tensorflow or jax\n"
+        assert error == "Error: tlpipe doesn't support KERAS_BACKEND=torch; set tensorflow or jax\n"
 
     @elsewhere
     def test_gpu_that_jax_alone_sees(self, monkeypatch: pytest.MonkeyPatch) -> None:

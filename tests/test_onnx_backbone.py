@@ -327,7 +327,7 @@ class TestRefusals:
                 choose(engine, "auto", onnx=True)
         with pytest.raises(EngineError, match="doesn't compute in bfloat16"):
             choose("onnxruntime", "bfloat16", onnx=True)
-        with pytest.raises(EngineError, match="runs ONNX files, and this backbone is none"):
+        with pytest.raises(EngineError, match="runs ONNX files, and this backbone isn't one"):
             choose("onnxruntime", "auto")
         assert choose("auto", "float32", onnx=True).engine == "openvino"
         monkeypatch.setattr(runtime, "installed", lambda name: name != "openvino")

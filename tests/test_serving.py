@@ -171,7 +171,7 @@ class TestPredict:
         arrays["final_scale"] = np.full_like(arrays["final_scale"], 1e-38)
         np.savez(path, **arrays)
         change_run(reports / head.id, files={})  # of before version 0.2, without digests
-        with pytest.raises(RunError, match="gives no numbers for these features; its files were changed"):
+        with pytest.raises(RunError, match="gives NaN or infinity for these features; its files were changed"):
             commands.predict(head.id, [str(pictures)], cache, reports)
 
     def test_several_sets_of_features(

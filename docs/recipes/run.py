@@ -3,7 +3,7 @@
     python docs/recipes/run.py docs/recipes/aliens.sh alien-predator
 
 A recipe is a shell script of tlpipe commands; the comment above a command is its row in the table. Seconds are those of
-the whole command, memory is its peak, and test accuracy has its 95 % interval (Wilson 1927).
+the whole command, memory is the peak of its largest process, and test accuracy has its 95 % interval (Wilson 1927).
 """
 
 import json
@@ -57,7 +57,7 @@ def main(recipe: Path, data: str, *more: str) -> None:
                 f"{100 * val['accuracy']:.1f} %" if val else "",
                 f"{found['trainable_parameters']:,}" if test else "",
                 seconds,
-                f"{used.ru_maxrss / 1e6:.1f} GB",
+                f"{used.ru_maxrss * 1024 / 1e9:.1f} GB",
             )
     print(table)
 

@@ -16,3 +16,7 @@ tlpipe train-head --head mlp512-128
 tlpipe finetune --blocks all --learning-rate 0.00003 --epochs 3
 # everything from scratch, for as many steps
 tlpipe finetune --blocks all --weights random --epochs 3
+# the pictures enlarged to 224 px, two blocks and the mirror image
+tlpipe extract "$1" --backbone vgg16 --endpoint block4+block5 --views 1 --augment flip
+# the best frozen: mean over image and mirror image, label smoothing
+tlpipe train-head --head mlp512-128 --test-views 1 --label-smoothing 0.1 --calibrate

@@ -72,7 +72,7 @@ def predict(
         images: Image files, folders with all images below them, or tables with a column path.
         top: Number of most probable classes to name for each image.
         csv: CSV file to write the answers to as well.
-        explain: Folder to which pictures are written that show by which places the class is known.
+        explain: Folder for copies of the images in which the parts that support the answer are coloured.
         precision: Numeric precision of the computation, as for `evaluate`.
         cache: The cache folder.
         reports: Where the run lies.
@@ -122,7 +122,7 @@ def explain(
     reports: Place = None,
     **options: Any,
 ) -> Explained:
-    """Show by which places in images a run knows their class, as `tlpipe explain` does.
+    """Show which parts of images a run's answers rest on, as `tlpipe explain` does.
 
     Args:
         run: The run that is asked.

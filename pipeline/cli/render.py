@@ -297,7 +297,7 @@ def _listed(items: Sequence[str], what: str, several: str = "") -> list[str]:
 def explain_text(found: Sequence[Explanation]) -> str:
     """Pictures that show where a class is seen, a line each."""
     rows = [[one.path, one.label, percent(one.probability), str(one.file)] for one in found]
-    return aligned(["path", "class", "probability", "places that speak for it"], rows)
+    return aligned(["path", "class", "probability", "parts that support it"], rows)
 
 
 def search_text(found: Search) -> str:

@@ -38,7 +38,7 @@ precision_option = click.option("--precision", help=f"Numeric precision of the c
     "--explain",
     "explained",
     type=LOCAL_PATH,
-    help="Folder to which pictures are written that show by which places the class is known.",
+    help="Folder for copies of the images in which the parts that support the answer are coloured.",
 )
 @precision_option
 @takes("columns", Columns, without=NOT_OF_PREDICT)
@@ -164,9 +164,9 @@ def inspect(data: str, seed: int, columns: Columns, folders: Folders) -> Answer:
 def explain(
     run: str, images: tuple[str, ...], label: str | None, output: Path | None, columns: Columns, folders: Folders
 ) -> Answer:
-    """Show by which places in an image a run knows its class.
+    """Show which parts of an image a run's answer rests on.
 
-    A picture is written for each image, in which those places are coloured that speak for the class.
+    For each image, a copy is written in which the parts that support the class are coloured.
     """
     from pipeline import commands
 

@@ -1,4 +1,4 @@
-"""Explain: pictures that show by which places a run knows their class."""
+"""Explain: pictures that show which parts of them a run's answer rests on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Explanation:
         path: Where the picture lies.
         label: The class that was asked about.
         probability: Of this class.
-        file: The picture with those places coloured that speak for the class.
+        file: The picture with the parts coloured that support the class.
     """
 
     path: str
@@ -50,7 +50,7 @@ def explain(
     output: Path | None = None,
     columns: Columns = COMMON,
 ) -> list[Explanation]:
-    """Draw pictures in which the places are coloured that speak for their class.
+    """Draw pictures in which the parts that support their class are coloured.
 
     Args:
         reference: A run, as in `find_run`.

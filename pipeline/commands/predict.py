@@ -117,7 +117,8 @@ def predict(
         csv_file: Where the answers are written, too; None for nowhere.
         precision: As in `ExtractConfig`; None for that in which the run was rated.
         columns: Columns of paths, or of the pictures themselves.
-        explained: Folder for pictures that show by which places their class is known; None for none.
+        explained: Folder for copies of the images in which the parts that support the answer are coloured; None
+            for none.
 
     Raises:
         ConfigError: For illegal options, or if pictures are to be explained and the run has no places to show.

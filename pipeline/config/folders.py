@@ -123,7 +123,7 @@ FILES = (
         "<run id>/export/<format>/<any>",
         "What `tlpipe export` wrote, with an example, `usage.py`.",
     ),
-    File("reports", "<run id>/explained/<image>-<key>.png", "What `tlpipe explain` drew."),
+    File("reports", "<run id>/explained/<image>-<key>-<class>.png", "What `tlpipe explain` drew."),
     File("reports", "<run id>/tensorboard/<any>", "Logs for TensorBoard, with `--tensorboard`."),
     File(
         "reports",

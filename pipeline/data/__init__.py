@@ -231,7 +231,7 @@ def _check_left(listing: Listing, errors: Mapping[int, ImageError]) -> None:
             if texts[row] and texts[row] not in left and not error.lasting:
                 raise DataError(
                     f"No image of the {what} {texts[row]!r} can be opened ({listing.locations[row]}: {error}); "
-                    f"mend the files, or remove the {what}"
+                    f"repair the files, or remove the {what}"
                 )
 
 

@@ -119,7 +119,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
         try:
             found.append(unsealed(json.loads(line)))
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number} can't be read: {error}; mend it, or take it away") from error
+            raise DataError(f"{path}, line {number} can't be read: {error}; correct it, or remove it") from error
     return found
 
 

@@ -214,7 +214,7 @@ def _texts(held: Held) -> dict[str, list[str]]:
         if beyond := [row for row, value in enumerate(rows) if known and not _is_named(value, known)]:
             raise DataError(
                 f"{path}, row {beyond[0]}: {column!r} is {rows[beyond[0]]}, and the schema names {len(known)} classes, "
-                f"0 to {len(known) - 1}, or -1 for none; mend {counted(len(beyond), 'row')}, or name another column"
+                f"0 to {len(known) - 1}, or -1 for none; correct {counted(len(beyond), 'row')}, or name another column"
             )
         found[column] = [_text(value, known) for value in rows]
     return found

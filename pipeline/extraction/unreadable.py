@@ -70,7 +70,7 @@ def check_readable(
         first = next(iter(unreadable))
         raise QuarantineError(
             f"--strict: {len(unreadable):,} of {n_images:,} images can't be read "
-            f"({first}: {unreadable[first]}); all others are stored. Mend or remove them, or leave --strict out"
+            f"({first}: {unreadable[first]}); all others are stored. Repair or remove them, or leave --strict out"
         )
 
 
@@ -82,4 +82,6 @@ def _check_classes(dataset: Dataset, readable: NDArray[np.bool_], unreadable: Ma
     left = set(dataset.labels[readable].tolist())
     gone = [name for label, name in enumerate(dataset.class_names) if label not in left]
     if gone:
-        raise DataError(f"No image of the class {shortened(gone)} can be read; mend the files, or take the class away")
+        raise DataError(
+            f"No image of the class {shortened(gone)} can be read; repair the files, or take the class away"
+        )

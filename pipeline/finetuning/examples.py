@@ -72,7 +72,7 @@ class DecodedImages:
             except ImageError as error:
                 raise DataError(
                     f"{self.dataset.locations[index]} could be read when its features were computed, and can't be "
-                    f"now: {error}; mend it, or run tlpipe extract again"
+                    f"now: {error}; repair it, or run tlpipe extract again"
                 ) from error
         return pixels
 

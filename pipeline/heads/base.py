@@ -184,7 +184,7 @@ def check_array(array: NDArray[Any], ndim: int) -> NDArray[np.floating]:
         ValueError: If not.
     """
     if array.ndim != ndim or not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
-        raise ValueError("it holds something else than finite numbers of the right shape")
+        raise ValueError("it holds values that are not finite numbers, or of another shape")
     return array
 
 

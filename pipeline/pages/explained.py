@@ -1,4 +1,4 @@
-"""Pictures in which those places are coloured that speak for a class."""
+"""Copies of pictures in which the parts that support a class are coloured."""
 
 from __future__ import annotations
 
@@ -54,8 +54,10 @@ def draw_maps(
     files: list[Path] = []
     with progress("Drawing", len(keys)) as advance:
         for row, maps in enumerate(class_maps(classifier, source, locations, labels, cache)):
-            # Pictures of one name, such as 1.jpg, are told apart by what they hold.
-            files.append(folder / f"{plain_name(Path(locations[row]).stem)}-{keys[row][:8].decode()}.png")
+            # Pictures of one name, such as 1.jpg, are told apart by what they hold, and classes by their numbers.
+            label = int(labels[row])
+            parts = (Path(locations[row]).stem, keys[row][:8].decode(), str(label), classifier.class_names[label])
+            files.append(folder / f"{'-'.join(map(plain_name, parts))}.png")
             pixels = coloured(read_pixels(source, row, keys[row], seen), maps)
             with published(files[-1]) as partial:
                 Image.fromarray(pixels).save(disk.change("write", partial), "PNG")

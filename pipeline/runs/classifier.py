@@ -138,7 +138,7 @@ class Classifier:
                 f"{len(self.class_names)} classes; one of them was changed. Fine-tune again: {self.run.command}"
             )
         if not np.isfinite(views[0]).all():
-            raise RunError(f"{self.folder / MODEL_FILE} gives no numbers; fine-tune again: {self.run.command}")
+            raise RunError(f"{self.folder / MODEL_FILE} gives NaN or infinity; fine-tune again: {self.run.command}")
         return views[0]
 
 

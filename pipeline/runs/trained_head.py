@@ -106,7 +106,8 @@ class TrainedHead:
             probabilities = np.mean([self.head.predict_proba(features, final=final) for features in views], axis=0)
         if not np.isfinite(probabilities).all():
             raise RunError(
-                f"The head of {self.run.id} gives no numbers for these features; its files were changed. Train it again"
+                f"The head of {self.run.id} gives NaN or infinity for these features; its files were changed. "
+                "Train it again"
             )
         if probabilities.shape[1] != len(self.class_names):
             raise RunError(

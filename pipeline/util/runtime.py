@@ -96,7 +96,7 @@ def check_backend(backend: str | None) -> None:
         EngineError: With those that it knows.
     """
     if backend not in (None, *KERAS_BACKENDS):
-        raise EngineError(f"KERAS_BACKEND={backend} is none that tlpipe knows; set {' or '.join(KERAS_BACKENDS)}")
+        raise EngineError(f"tlpipe doesn't support KERAS_BACKEND={backend}; set {' or '.join(KERAS_BACKENDS)}")
 
 
 def keras_on(backend: str) -> None:

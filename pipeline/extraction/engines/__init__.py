@@ -81,7 +81,7 @@ def choose(engine: str, precision: str, *, onnx: bool = False) -> EngineChoice:
     if onnx:
         return _of_onnx(engine, precision)
     if engine == "onnxruntime":
-        raise EngineError("--engine onnxruntime runs ONNX files, and this backbone is none; leave it out")
+        raise EngineError("--engine onnxruntime runs ONNX files, and this backbone isn't one; leave it out")
     on_gpu = machine.has_nvidia_gpu()
     if engine == "auto":
         engine = "openvino" if in_int8 else _for_this_machine(on_gpu=on_gpu)

@@ -72,7 +72,7 @@ def converted(build: Callable[[], keras.Model | OnnxGraph], folder: Path) -> ope
         cause = next((line.strip("- ") for line in lines if "No conversion rule" in line), lines[0])
         raise EngineError(f"OpenVINO can't convert {model.name}: {cause[:200]}; use --engine {other}") from error
     if stop.signal is not None:
-        raise StoppedError("Stopped before the first image. The same command again starts anew.", signal=stop.signal)
+        raise StoppedError("Stopped before the first image. Run the same command to start over.", signal=stop.signal)
     _name_by_place(graph)
     keep(graph, folder)
     return graph

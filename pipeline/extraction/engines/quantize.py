@@ -101,7 +101,9 @@ def quantized(
     with stopping() as stop:
         for in_float32, made in _attempts(graph, check, reference, calibration, quick=quick):
             if stop.signal is not None:
-                raise StoppedError("Stopped before the first image. The same command starts anew.", signal=stop.signal)
+                raise StoppedError(
+                    "Stopped before the first image. Run the same command to start over.", signal=stop.signal
+                )
             found = _judged(made, check, reference, len(_layers(graph)) - len(in_float32), len(_layers(graph)))
             log.debug("In int8 but for %s: %s", ", ".join(in_float32), found)
             if found.holds:

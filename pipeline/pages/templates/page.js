@@ -123,7 +123,7 @@ const draw = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "400px" });
 document.querySelectorAll(".chart").forEach((chart) => draw.observe(chart));
-// The gallery may show by which places the predicted class is known.
+// The gallery may show which parts support the predicted class.
 document.getElementById("seen")?.addEventListener("click", ({ currentTarget }) => {
   currentTarget.setAttribute("aria-pressed", String(currentTarget.getAttribute("aria-pressed") !== "true"));
   for (const image of document.querySelectorAll("img[data-seen]")) [image.src, image.dataset.seen] = [image.dataset.seen, image.src];
