@@ -283,7 +283,8 @@ def test_corrections_are_chosen_by_keyboard_and_saved(
     found = commands.inspect(str(red_and_blue), cache, tmp_path / "reports")
     page = visit(found.page, scheme=scheme)
     save = page.get_by_role("button", name="Save labels.csv")
-    assert save.is_disabled()
+    page.keyboard.press("2")
+    assert save.is_disabled(), "no picture was chosen"
     page.locator("figure").first.focus()
     page.keyboard.press("2")  # red; goes on to the next
     page.keyboard.press("0")
@@ -299,6 +300,22 @@ def test_corrections_are_chosen_by_keyboard_and_saved(
     after = open_dataset(str(red_and_blue), SplitConfig(), columns=Columns(labels=str(table))).dataset
     assert "red/0.png" not in list(after.locations)
     assert after.label_name(list(after.locations).index("blue/0, again.png")) == "red"
+
+
+def test_earlier_corrections_are_saved_with_new_ones(
+    tmp_path: Path, red_and_blue: Path, cache: Path, visit: Callable[..., Page]
+) -> None:
+    shutil.copy(red_and_blue / "red/0.png", red_and_blue / "blue/0, again.png")
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\nred/1.png,it's <b>\n")
+    columns = Columns(labels=str(table))
+    page = visit(commands.inspect(str(red_and_blue), cache, tmp_path / "reports", columns=columns).page)
+    page.locator("figure").first.focus()
+    page.keyboard.press("0")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save labels.csv").click()
+    saved.value.save_as(table)
+    assert table.read_text() == 'path,label\n"red/1.png","it\'s <b>"\n"blue/0, again.png","drop"\n'
 
 
 class TestLabelling:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import COMMON, Columns, ExtractConfig, SplitConfig
 from pipeline.data import BUILT_IN, UNLABELLED, Dataset, open_dataset, printable, shortened, split_again
+from pipeline.data.corrections import read_corrections
 from pipeline.errors import StoreError
 from pipeline.inspection.doubts import Neighbours, held_out_probabilities, label_errors, outliers
 from pipeline.inspection.duplicates import exact_duplicates, same_pictures
@@ -66,7 +67,8 @@ def inspect(data: str, cache: Path, reports: Path, seed: int = 0, columns: Colum
     place = digest_of(os.fsencode(data if data in BUILT_IN else Path(data).expanduser().resolve()))[:4]
     page = reports / f"inspect-{plain_name(opened.dataset.name)}-{place}.html"
     found = Inspection(printable(data), opened, facts, exact, by_features, page, time.perf_counter() - start)
-    write_inspection(page, heading(found), sections(found), pictures)
+    given = read_corrections(columns.labels) if columns.labels else []
+    write_inspection(page, heading(found, given), sections(found), pictures)
     return found
 
 

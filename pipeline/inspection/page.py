@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.data import SPLITS
+from pipeline.data.corrections import Correction
 from pipeline.inspection.duplicates import Group
 from pipeline.inspection.findings import NO_LABEL, Inspection
 from pipeline.pages.write import Figure, Section
@@ -13,8 +15,8 @@ from pipeline.util.text import counted
 SHOWN = 48  # figures in each section; the answer of --json has all
 
 
-def heading(found: Inspection) -> dict[str, Any]:
-    """What the page shows before the pictures."""
+def heading(found: Inspection, given: Sequence[Correction]) -> dict[str, Any]:
+    """What the page shows before the pictures, and the labels that were corrected before."""
     by = found.by_features
     facts = [
         ("Images", f"{len(found.dataset):,} in {counted(len(found.dataset.class_names), 'class', 'classes')}"),
@@ -42,6 +44,7 @@ def heading(found: Inspection) -> dict[str, Any]:
         "rows": rows,
         "unreadable": found.unreadable(),
         "notes": by.skipped if by else [],
+        "given": [[one.name, one.label] for one in given],
     }
 
 

@@ -180,7 +180,7 @@ def write_inspection(page: Path, heading: dict[str, Any], sections: Sequence[Sec
 
     Args:
         page: Where.
-        heading: Name, facts, counts, unreadable files and notes.
+        heading: Name, facts, counts, unreadable files, notes, and labels that were corrected before.
         sections: Images to look at.
         pictures: Of the dataset.
 

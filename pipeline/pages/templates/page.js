@@ -132,10 +132,11 @@ document.getElementById("seen")?.addEventListener("click", ({ currentTarget }) =
 const desk = document.getElementById("corrections");
 if (desk) {
   const figures = [...document.querySelectorAll("figure[data-path]")], given = new Map(), done = [];
+  const earlier = JSON.parse(desk.dataset.given); // of a file that is replaced by what is saved
   const buttons = [...desk.querySelectorAll("button[data-class]")], save = document.getElementById("save"), said = desk.querySelector("output");
   const keys = { 0: "drop" };
   buttons.slice(0, -1).slice(0, 9).forEach((button, number) => { keys[number + 1] = button.dataset.class; });
-  let chosen = figures[0];
+  let chosen = null; // until a picture has the focus
   const show = () => {
     for (const figure of figures) {
       const label = given.get(figure.dataset.path);
@@ -145,6 +146,7 @@ if (desk) {
     said.textContent = given.size ? `${given.size} corrected` : "";
   };
   const give = (label) => {
+    if (!chosen) said.textContent = "Choose a picture first";
     if (!chosen || !label) return;
     const path = chosen.dataset.path;
     done.push([path, given.get(path)]);
@@ -175,7 +177,7 @@ if (desk) {
   });
   save.addEventListener("click", () => {
     const cell = (text) => `"${text.replaceAll('"', '""')}"`;
-    const rows = [...given].map(([path, label]) => `${cell(path)},${cell(label)}\n`);
+    const rows = [...earlier, ...given].map(([path, label]) => `${cell(path)},${cell(label)}\n`);
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob(["path,label\n", ...rows], { type: "text/csv" }));
     link.download = "labels.csv";
