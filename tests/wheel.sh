@@ -5,7 +5,7 @@ tlpipe=$1
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
-"$tlpipe" extract digits --backbone mobilenet025 --weights random --image-size 32 --quiet
+"$tlpipe" extract digits --backbone mobilenet025 --weights random --image-size 32 --precision float32 --quiet
 "$tlpipe" train-head --head ridge
 "$tlpipe" report --quiet
 "$tlpipe" export latest --format keras --quiet

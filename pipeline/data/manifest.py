@@ -216,8 +216,8 @@ def _inside(manifest: Path, name: str) -> str:
             return name
         if chained:
             remote.check_address(name)
-            file = _inside(manifest, end)
-            return f"{head}::{file if remote.is_address(file) else Path(file).absolute()}"
+            inside = _inside(manifest, end)
+            return f"{head}::{inside if remote.is_address(inside) else Path(inside).absolute()}"
         name = str(remote.place(name))
     outside = (
         f"{manifest} names {name!r}, which leaves the folder {folder}; "
