@@ -269,6 +269,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = zip(pictures[:4], ("alien", "predator", "drop", "alien"), strict=True)
     lines = [{"key": file_key((folder / path).read_bytes()).decode(), "label": label} for path, label in said]
     (folder / "labels.jsonl").write_text("".join(json.dumps(sealed(line)) + "\n" for line in lines))
+    (folder / "labels.csv").write_text("path,label\ntrain/alien/1.jpg,predator\ntrain/alien/2.jpg,drop\n")
     with zipfile.ZipFile(folder / "flowers.zip", "w") as file:
         for path in pictures:
             file.write(folder / path, Path("flowers", *path.parts[1:]))
