@@ -71,7 +71,7 @@ def corrected(
                     page.wait_for_function(
                         "n => document.querySelectorAll('#grid [role=option]').length > n", arg=looked_at + 1
                     )
-                labelling.answer(page)
+                labelling.answer(page, labelling.named)
             page.close()
         given = labelling.answers(folder)
     labels = wrong.copy()
