@@ -7,10 +7,12 @@ import ctypes
 import errno
 import io
 import json
+import shutil
 import subprocess
 import sys
 import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +197,23 @@ class TestDisk:
         disk.remove_tree(tmp_path / "tree")
         assert [path.name for path in tmp_path.iterdir()] == ["kept"]
         assert (tmp_path / "kept" / "file").is_file()
+
+    def test_a_tree_that_goes_meanwhile(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As where two processes collect garbage: at each change but the first ones there is less than was listed."""
+        for n_changes in range(1, 8):
+            for deep in ("a/deep", "b"):
+                (tmp_path / "tree" / deep).mkdir(parents=True)
+                (tmp_path / "tree" / deep / "file").write_text("goes")
+            (tmp_path / "tree" / "link").symlink_to(tmp_path)
+            left = iter(range(n_changes, 0, -1))
+
+            def other(change: str, path: Path, left: Iterator[int] = left) -> None:
+                if next(left, 0) == 1:
+                    shutil.rmtree(tmp_path / "tree")
+
+            monkeypatch.setattr(disk, "announce", other)
+            files.remove(tmp_path / "tree")
+            assert not (tmp_path / "tree").exists()
 
 
 class TestArchives:

@@ -82,13 +82,13 @@ def remove(path: Path) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder and all in it, file by file; what is gone is no error."""
-    for parent, _, names in os.walk(folder, topdown=False):
+    """Remove a folder and all in it, file by file; what is gone is no error: two processes may do it at once."""
+    for parent, folders, names in os.walk(folder, topdown=False):
         for name in names:
             remove(Path(parent) / name)
-        for entry in list(os.scandir(parent)):  # links to folders, which a walk doesn't follow
-            if entry.is_symlink():
-                remove(Path(entry.path))
+        for name in folders:  # links to folders, which a walk doesn't follow
+            if (path := Path(parent) / name).is_symlink():
+                remove(path)
         with suppress(FileNotFoundError):
             change("remove", Path(parent)).rmdir()
 
