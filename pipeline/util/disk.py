@@ -93,6 +93,12 @@ def remove_tree(folder: Path) -> None:
             change("remove", Path(parent)).rmdir()
 
 
+def remove_empty(folder: Path) -> None:
+    """Remove a folder if nothing is in it and it can be removed; if not, it stays."""
+    with suppress(OSError):
+        change("remove", folder).rmdir()
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it; one that is there is no error."""
     if not folder.is_dir():
