@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 
 HERE = Path(__file__).parent
@@ -108,3 +112,36 @@ def test_what_takes_too_long_or_too_much_is_a_problem(tmp_path: Path, monkeypatc
     for opened, problem in ((endless, "more than 1 s"), (full, "more memory than it may")):
         monkeypatch.setattr("PIL.Image.open", opened)
         assert problem in fuzz.problem_of("picture", fuzz.fresh(tmp_path / "work", "a.png", b"no picture"))
+
+
+def test_what_a_warning_excuses() -> None:
+    """An answer without the changed line; no other answer, no other value, and nothing without a warning."""
+    import bits
+
+    before = {"labels": ["a", "b", "c"], "newest": ["x", "y"]}
+
+    def wrong(told: list[str], **now: list[str]) -> list[str]:
+        return bits.judged("labels.jsonl", before, {**before, **now}, told, n_lines=1)[1]
+
+    assert wrong(["cut off"], labels=["a", "b"]) == []
+    assert wrong([], labels=["a", "b"]) == ["labels"]
+    assert wrong(["cut off"], labels=["a"]) == ["labels"]
+    assert wrong(["cut off"], labels=["a", "b", "z"]) == ["labels"]
+    assert wrong(["cut off"], newest=["x"]) == ["newest"]
+
+
+def test_what_a_model_file_holds(tmp_path: Path) -> None:
+    """Whenever it was packed; other arrays are another model, which a command that was ended must not leave."""
+    import crash
+
+    for name, coefficients in (("one", 1.0), ("same", 1.0), ("other", 2.0)):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "head.npz", coefficients=coefficients)
+        with zipfile.ZipFile(tmp_path / name / "model.keras", "w") as file:
+            weights = io.BytesIO()
+            with h5py.File(weights, "w") as inside:
+                inside["layers/dense"] = coefficients
+            file.writestr(zipfile.ZipInfo("model.weights.h5", (2026, 1, 1, 0, 0, 2 * len(name))), weights.getvalue())
+    for model in ("head.npz", "model.keras"):
+        one, same, other = (crash.contents_of(tmp_path / name / model) for name in ("one", "same", "other"))
+        assert one == same != other

@@ -21,7 +21,9 @@ import numpy as np
 from common import finish, small_set, tlpipe, verdict
 from PIL import Image
 
-from pipeline.store.shards import stores
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from stored import rows_of
 
 PROCESSES = 8
 N = 4_000
@@ -31,18 +33,6 @@ SMALL = ("--backbone", "mobilenet025", "--weights", "random", "--image-size", "3
 KILLED = 0.3  # share of the processes
 LONGEST = 20.0  # seconds until a kill
 EACH = 60.0  # seconds after which one more version is wanted
-
-
-def rows_of(cache: Path) -> dict[bytes, bytes]:
-    """Each row's features by its key."""
-    found: dict[bytes, bytes] = {}
-    for store in stores(cache):
-        assert store.open(set_aside=False) == [], "a shard is damaged"
-        for shard in store.shards:
-            for key, row in zip(shard.keys, store.read(shard.keys), strict=True):
-                if found.setdefault(bytes(key), row.tobytes()) != row.tobytes():
-                    raise AssertionError(f"the row {key!r} differs from its copy")
-    return found
 
 
 def extracting(data: Path, n_views: int) -> tuple[object, ...]:
