@@ -136,9 +136,23 @@ class TestLeftOver:
     def test_of_processes_that_are_gone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         left, mine = self.partial_of_one_that_is_gone(tmp_path / "a.h5"), partial_name(tmp_path / "a.h5")
         assert is_abandoned(left) and not is_abandoned(mine)
-        elsewhere = left.with_name(left.name.replace(files._machine(), "0" * 8))
+        elsewhere = left.with_name(left.name.replace(files._processes().machine, "0" * 6))
         assert not is_abandoned(elsewhere), "of another machine that shares the folder"
         assert not is_abandoned(tmp_path / f".a.h5.12-34{PARTIAL_SUFFIX}"), "of an older version"
+        assert not is_abandoned(tmp_path / f".a.h5.0123abcd-99999-0123abcd{PARTIAL_SUFFIX}"), "of an older version"
+
+    def test_of_before_the_machine_was_started_anew(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whatever process has the number now; in another container that runs on, its own has it."""
+        mine, now = partial_name(tmp_path / "a"), files._processes()
+        monkeypatch.setattr(files, "_processes", lambda: now._replace(start="0" * 6, numbers="0" * 6))
+        assert is_abandoned(mine)
+        mine.write_text("half")
+        write_json(tmp_path / "b.json", {})
+        assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
+        monkeypatch.setattr(files, "_processes", lambda: now._replace(numbers="0" * 6))
+        assert not is_abandoned(mine)
+        monkeypatch.setattr(files, "_processes", lambda: now._replace(machine="0" * 6, start="0" * 6))
+        assert not is_abandoned(mine)
 
     def test_the_next_to_write_there_removes_them(self, tmp_path: Path) -> None:
         left = self.partial_of_one_that_is_gone(tmp_path / "a")
