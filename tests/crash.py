@@ -4,8 +4,9 @@
 
 Each command runs in a copy of the same folder, in a process of its own. Before its first, second, third ... change it
 is killed (SIGKILL), or the power is cut, or it meets a full disk from there on (ENOSPC), or one that fails (EIO). Where
-the power is cut, files that were not flushed yet keep only half of their bytes; renames are taken for done at once. It
-is also cut right after the command has ended, when all that it gave must be there.
+the power is cut, files keep only half of the bytes that were not flushed yet, and names that were given since their
+folder was flushed are there ("cut") or not ("undo"). It is also cut right after the command has ended, when all that it
+gave must be there.
 
 Then what is on the disk must be whole, the same command must end well, and what it gives must be what an undisturbed
 one gives. Prints a line of JSON for each command: how many changes it makes, how often it was disturbed, and what did
@@ -28,7 +29,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import closing, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 import conftest
 import h5py
 import pytest
+from power import Unflushed
 from stored import rows_of
 
 from pipeline.cli.main import app
 from pipeline.commands import cache as care
+from pipeline.data.corrections import read_journal
+from pipeline.errors import TlpipeError
+from pipeline.labelling.journal import Answer, Journal
 from pipeline.pages.write import is_whole
 from pipeline.runs.find import all_runs
 from pipeline.store.records import find_record, load_dataset, records
@@ -52,7 +57,9 @@ from pipeline.util.archives import arrays_of
 from pipeline.util.files import PARTIAL_SUFFIX, digest_of, digest_of_file
 from pipeline.util.memo import YOUNG
 
-HOWS = ("kill", "cut", "full", "broken")
+ENDED = ("kill", "cut", "undo")
+HOWS = (*ENDED, "full", "broken")
+Arguments = tuple[str, ...] | Callable[[], None]
 DATA, CACHE, REPORTS = "shades", "cache", "reports"
 PLACES = ("--cache", CACHE, "--reports", REPORTS)
 AFTER = math.inf  # later than any change: when the command has ended
@@ -66,44 +73,28 @@ class Counter:
     Args:
         at: Which; 0 for none, `AFTER` for the end.
         how: One of `HOWS`.
+        unflushed: What a power cut would take.
     """
 
-    def __init__(self, at: float, how: str) -> None:
+    def __init__(self, at: float, how: str, unflushed: Unflushed) -> None:
         self.at, self.how, self.n = at, how, 0
-        self.last = ("", Path())  # what was announced, and is done by now
-        self.removed = 0  # the inode of what is removed by it
         self.written: set[str] = set()  # folders in which something was given its name
-        self.unsafe: set[int] = set()  # inodes, as files get other names: what was written and not flushed
-
-    def look(self) -> None:
-        """See what the last change has done."""
-        change, path = self.last
-        if change == "flush":
-            self.unsafe.discard(path.stat().st_ino)
-        elif change == "remove":
-            self.unsafe.discard(self.removed)
-        elif change == "write":
-            files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-            self.unsafe.update(file.stat().st_ino for file in files)
+        self.unflushed = unflushed
 
     def end(self) -> None:
         """Kill the process, or cut the power."""
-        if self.how == "cut":
-            for path in Path.cwd().rglob("*"):
-                if path.is_file() and path.stat().st_ino in self.unsafe:
-                    os.truncate(path, path.stat().st_size // 2)
+        if self.how != "kill":
+            self.unflushed.cut(names=self.how == "undo")
         os.kill(os.getpid(), signal.SIGKILL)
 
     def __call__(self, change: str, path: Path) -> None:
-        self.look()
-        self.last = (change, path)
-        self.removed = path.stat().st_ino if change == "remove" and path.exists() else 0
+        self.unflushed.before(change, path)
         self.n += 1
         if change in ("rename", "exchange"):
             self.written.add(str(path.parent.absolute()))
         if not self.at or self.n < self.at or (self.how != "full" and self.n > self.at):
             return
-        if self.how in ("kill", "cut"):
+        if self.how in ENDED:
             self.end()
         if change in ("remove", "flush") and self.how == "full":  # which take no room
             return
@@ -111,6 +102,24 @@ class Counter:
             raise sqlite3.OperationalError("disk I/O error" if self.how == "broken" else "database or disk is full")
         number = errno.ENOSPC if self.how == "full" else errno.EIO
         raise OSError(number, os.strerror(number), str(path))
+
+
+def counted(at: float, how: str, kept: Path) -> Counter:
+    """Count the changes of this process, and disturb one of them."""
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir()
+    unflushed = Unflushed(kept)
+
+    def noting(rename: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
+        def noted(old: Path, new: Path) -> None:
+            unflushed.old = old.absolute()
+            rename(old, new)
+
+        return noted
+
+    disk.rename, files._exchange = noting(disk.rename), noting(files._exchange)
+    disk.announce = counter = Counter(at, how, unflushed)
+    return counter
 
 
 @dataclass
@@ -130,28 +139,34 @@ class Ended:
     written: list[str] = field(default_factory=list)
 
 
-def call(arguments: tuple[str, ...], folder: Path, at: float = 0, how: str = "kill") -> Ended:
+def ended(arguments: Arguments) -> tuple[int, str]:
+    """Run a command in this process: its exit status, and what it printed."""
+    text, status = io.StringIO(), 99
+    try:
+        with redirect_stdout(text), redirect_stderr(text):
+            arguments() if callable(arguments) else app(list(arguments), standalone_mode=True)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 0 if end.code is None else 98
+    except BaseException:
+        text.write(traceback.format_exc())
+    return status, text.getvalue()
+
+
+def call(arguments: Arguments, folder: Path, at: float = 0, how: str = "kill") -> Ended:
     """Run a command in a folder, in a process of its own that has all libraries already."""
     told = folder.with_name("told")
     told.unlink(missing_ok=True)
     child = os.fork()
     if not child:
         os.chdir(folder)
-        disk.announce = counter = Counter(at, how)
+        counter = counted(at, how, folder.with_name("kept"))
         files._looked_through.clear()
-        text = io.StringIO()
-        status = 99
-        try:
-            with redirect_stdout(text), redirect_stderr(text):
-                app(list(arguments), standalone_mode=True)
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 0 if end.code is None else 98
-        except BaseException:
-            text.write(traceback.format_exc())
+        found = ended(arguments)
         if at == AFTER:  # right after the command said that it was done
-            counter.look()
+            counter.unflushed.look()
             counter.end()
-        told.write_text(json.dumps([status, text.getvalue(), counter.n, sorted(counter.written), list(sys.modules)]))
+        told.write_text(json.dumps([*found, counter.n, sorted(counter.written), list(sys.modules)]))
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
@@ -175,6 +190,9 @@ def check_whole(folder: Path) -> None:
     for run in all_runs(reports, strict=True):
         for name, digest in run.files.items():
             assert digest_of_file(reports / run.id / name) == digest, name
+    if (told := folder / "told").is_file():
+        n_told = len(told.read_text().split())
+        assert answers_of(folder)[:n_told] == [f"{number}.png" for number in range(n_told)], "an answer is lost"
 
 
 def features_of(folder: Path) -> tuple[str, Any]:
@@ -232,6 +250,26 @@ def sorted_of(folder: Path) -> list[tuple[str, str]]:
     return sorted((str(path.relative_to(folder)), digest_of_file(path)) for path in files)
 
 
+def answering() -> None:
+    """Keep a few answers, as `tlpipe label` does; how many of them are told to be on disk is noted in another file."""
+    try:
+        journal = Journal(Path("labels.jsonl"), "/data")
+        with closing(journal), Path("told").open("w") as told:
+            for number in range(len(journal.answers), 5):
+                journal.append([Answer(f"{number:032x}", f"{number}.png", "rose", "me")])
+                told.write(f"{number + 1}\n")
+                told.flush()
+    except TlpipeError as error:
+        print(error)
+        sys.exit(1)
+
+
+def answers_of(folder: Path) -> list[str]:
+    path = folder / "labels.jsonl"
+    lines = read_journal(path) if path.is_file() else []
+    return [line["path"] for line in lines if "key" in line]
+
+
 def exports_of(folder: Path) -> list[tuple[str, str]]:
     return [(str(path.relative_to(folder)), contents_of(path)) for path in sorted(folder.rglob("export/*/*"))]
 
@@ -241,14 +279,14 @@ class Case:
     """A command.
 
     Attributes:
-        arguments: Of the command line.
+        arguments: Of the command line; or a function, for what no command does alone.
         before: Commands that make what it starts from.
         given: What it gives, which must be the same in the end.
         first: Changes the folder before the command, if need be.
         done: What it says, in an error, where it has been run already; "" where it can be run again.
     """
 
-    arguments: tuple[str, ...]
+    arguments: Arguments
     before: tuple[tuple[str, ...], ...]
     given: Callable[[Path], Any]
     first: Callable[[Path], None] = field(default=lambda _: None)
@@ -282,6 +320,7 @@ CASES = {
     "cache-gc": Case(("cache", "gc", "--delete", *PLACES), (EXTRACT,), tree_of, make_old),
     "label-export": Case((*LABEL, "--export", "labels.csv"), (), csv_of, labelled),
     "label-to-folders": Case((*LABEL, "--to-folders", "sorted"), (), sorted_of, labelled, done="is not empty"),
+    "answers": Case(answering, (), answers_of),
     # These need Keras.
     "export": Case(("export", "latest", "--format", "keras", *PLACES), (EXTRACT, RIDGE), exports_of),
     "finetune": Case(
@@ -307,8 +346,8 @@ def prepared(case: Case, folder: Path, real: bool) -> None:
     time.sleep(YOUNG / 1e9)  # so that what the memo takes does not depend on when a command begins
 
 
-def with_network(arguments: tuple[str, ...], real: bool) -> tuple[str, ...]:
-    return (*arguments, *SMALL) if real and arguments[0] == "extract" else arguments
+def with_network(arguments: Arguments, real: bool) -> Arguments:
+    return (*arguments, *SMALL) if real and isinstance(arguments, tuple) and arguments[0] == "extract" else arguments
 
 
 def tried(name: str, hows: tuple[str, ...] = HOWS, every: int = 1) -> dict[str, Any]:
@@ -350,12 +389,12 @@ def tried(name: str, hows: tuple[str, ...] = HOWS, every: int = 1) -> dict[str, 
                 disturbed(at, how) or at < whole.changes
             ):  # the memo takes what is not young, so their number may vary
                 at += every
-            if how == "cut":
+            if how in ("cut", "undo"):
                 disturbed(AFTER, how)
     return {"command": name, "changes": whole.changes, "tried": len(points), "problems": problems}
 
 
-def check(case: Case, arguments: tuple[str, ...], work: Path, done: Ended, at: float, expected: Any) -> None:
+def check(case: Case, arguments: Arguments, work: Path, done: Ended, at: float, expected: Any) -> None:
     """See that nothing was lost by a disturbance, and that the same command gives all of it then."""
     killed = done.status == -signal.SIGKILL
     assert killed or done.status in (0, 1), f"it ended with {done.status}: {done.text}"

@@ -52,6 +52,7 @@ def test_killed_now_and_then() -> None:
         "cache-gc",
         "label-export",
         "label-to-folders",
+        "answers",
     ],
 )
 def test_every_change_disturbed(command: str) -> None:

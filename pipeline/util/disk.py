@@ -55,6 +55,7 @@ def append(descriptor: int, path: Path, data: bytes) -> None:
         change("append", path)
         if os.write(descriptor, data) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        change("flush", path)
         os.fsync(descriptor)
     except OSError:
         os.ftruncate(descriptor, size)

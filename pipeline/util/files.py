@@ -296,6 +296,7 @@ def remove_whole(folder: Path, first: str) -> None:
     aside = partial_name(folder)
     try:
         disk.rename(folder, aside)
+        disk.flush(folder.parent)  # before any file of it is gone
         disk.remove_tree(aside)
     except OSError as error:
         raise StoreError(f"{folder} can't be removed: {error.strerror}") from error
