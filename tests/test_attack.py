@@ -31,8 +31,8 @@ def crashed(*words: object) -> list[dict[str, Any]]:
 
 
 def test_killed_now_and_then() -> None:
-    """At every ninth change, with what was not flushed torn; the slow tests try each, in all ways."""
-    for found in crashed("extract", "train-head", "cut", 9):
+    """At every twelfth change, by power cuts; the slow tests try each, in all ways."""
+    for found in crashed("extract", "train-head", "cut", "undo", 12):
         assert found["changes"] > 20 and found["tried"] > 2
         assert found["problems"] == []
 
@@ -67,7 +67,7 @@ def test_every_change_disturbed(command: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("command", ["export", "finetune"])
+@pytest.mark.parametrize("command", ["export", "export-file", "finetune"])
 def test_commands_of_keras_disturbed(command: str) -> None:
     """At every third change, as each of these takes seconds."""
     (found,) = crashed(command, 3)
@@ -146,3 +146,36 @@ def test_what_a_model_file_holds(tmp_path: Path) -> None:
     for model in ("head.npz", "model.keras"):
         one, same, other = (crash.contents_of(tmp_path / name / model) for name in ("one", "same", "other"))
         assert one == same != other
+
+
+def test_what_a_power_cut_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what was not flushed; the last name of a file, if its folder was not, and then it has the one before."""
+    from power import Unflushed
+
+    from pipeline.util import disk
+
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    unflushed = Unflushed(tmp_path / "kept")
+    monkeypatch.setattr(disk, "announce", unflushed.before)
+    place = Path.cwd()
+    (place / "new").write_bytes(b"old")
+    disk.write(place / "torn", b"12345678")
+    disk.write(place / "partial", b"fresh")
+    disk.flush(place / "partial")
+    with (place / "lines").open("ab") as file:
+        disk.append(file.fileno(), place / "lines", b"whole.")
+        unflushed.before("append", place / "lines")
+        file.write(b"half")
+    unflushed.old = place / "partial"
+    disk.rename(place / "partial", place / "new")
+    unflushed.look()
+    unflushed.cut(names=False)
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == {
+        "new": b"fresh",
+        "torn": b"1234",
+        "lines": b"whole.ha",
+    }
+    unflushed.cut(names=True)
+    assert (place / "new").read_bytes() == b"old" and (place / "partial").read_bytes() == b"fresh"
