@@ -13,6 +13,7 @@ import io
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -20,18 +21,20 @@ import sys
 import tarfile
 import tempfile
 import time
+import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from pipeline.config import Folders, HeadConfig, ImageConfig, SplitConfig
+from pipeline.config import FeatureSpec, Folders, HeadConfig, ImageConfig, SplitConfig
 from pipeline.data import open_dataset
 from pipeline.data.corrections import read_corrections
 from pipeline.data.images import _formats, decode, from_array
@@ -39,13 +42,19 @@ from pipeline.errors import TlpipeError
 from pipeline.heads import load_head, make_head
 from pipeline.labelling.journal import Answer, Journal
 from pipeline.runs.folder import read_run
+from pipeline.store.shards import FeatureStore
 from pipeline.util import log
+from pipeline.util.files import digest_of
 from pipeline.util.memo import Memo, Stamp
-from pipeline.util.sealed import sealed, unsealed
+from pipeline.util.sealed import decoded, read_json, sealed, unsealed
 
-FINDINGS = Path(__file__).parent / "findings"
+HERE = Path(__file__).parent
+FINDINGS = HERE / "findings"
+(SHARDS,) = HERE.glob("before/cache/features/*/shards")
+SPEC = decoded(FeatureSpec, read_json(SHARDS.parent / "spec.json"))
 SECONDS = 10
 BYTES = 2 * 2**30
+SYSTEM = ("/proc", "/sys", "/dev", "/usr", "/lib", "/etc/localtime")
 MODES = ("RGB", "P", "1", "F")
 
 
@@ -118,7 +127,7 @@ def seeds(folder: Path) -> dict[str, list[Path]]:
     buffer = io.BytesIO()
     pq.write_table(pa.table({"image": column, "label": ["x", "y"] * 3}), buffer)
     keep("parquet", "a.parquet", buffer.getvalue())
-    before = Path(__file__).parent / "before" / "reports"
+    before = HERE / "before" / "reports"
     for path in sorted(before.glob("*/run.json")):
         keep("run.json", path.parent.name, path.read_bytes())
     for name in ("ridge", "knn3", "centroid"):
@@ -127,7 +136,7 @@ def seeds(folder: Path) -> dict[str, list[Path]]:
             fitted(head).save(Path(place))
             keep("head", name, (Path(place) / "head.npz").read_bytes())
         assert config.head == name
-    for path in sorted((Path(__file__).parent / "before" / "cache").glob("features/*/shards/*.h5")):
+    for path in sorted(SHARDS.glob("*.h5")):
         keep("shard", path.name, path.read_bytes())
     journal = Journal(folder / "labels.jsonl", "/data")
     journal.name_class("rose")
@@ -192,6 +201,42 @@ def mutated_lines(data: bytes, draw: random.Random) -> bytes:
     return b"\n".join([*lines, b""])
 
 
+TOKENS = (b"../", b"../secret.png", b"{outside}/secret.png", b"{outside}/", b"file://", b"file://{outside}/secret.png")
+TOKENS += (
+    b"zip://x::",
+    b"zip://a.png::{outside}/secret.zip",
+    b"link.png",
+    b"up/",
+    b"up/secret.png",
+    b"~/",
+    b"./",
+    b"/",
+)
+
+
+def mutated_names(data: bytes, draw: random.Random) -> bytes:
+    """One of the paths in a table is another one, or begins with what may lead out of the folder."""
+    name = draw.choice(list(re.finditer(rb"\d\.png", data)))
+    return data[: name.start()] + draw.choice(TOKENS) + draw.choice((b"", name[0])) + data[name.end() :]
+
+
+def mutated_shard(data: bytes, draw: random.Random) -> bytes:
+    """A sound HDF5 file in which one thing is another one, or is missing."""
+    buffer = io.BytesIO(data)
+    with h5py.File(buffer, "a") as file:
+        holder, name = draw.choice(
+            [(file, "key"), (file, "features"), (file.attrs, "spec"), (file.attrs, "written_by")]
+        )
+        if name in holder:  # shards of before 0.2 don't say what wrote them
+            del holder[name]
+        if (other := draw.choice(STRANGE_ARRAYS)) is not None:
+            holder[name] = other
+    return buffer.getvalue()
+
+
+STRANGE_ARRAYS: tuple[Any, ...] = (None, 7, -1.5, "", "[", "a" * 5000, b"\xff", np.zeros(0), np.zeros((120, 0)))
+STRANGE_ARRAYS += (np.zeros((2, 3)), np.full((1, 2, 2, 1), np.nan), np.array([b"x"] * 120), h5py.Empty("f"))
+STRANGE_ARRAYS += (np.zeros(3, [("a", "f4"), ("b", "S2")]), np.zeros(2**12, "i8"))
 STRANGE = (None, True, -1, 0, 1e308, "", "../../x", "\ud800", [], {}, [[]], 2**70, "a" * 5000, "9999-99-99T00:00:00")
 
 
@@ -269,10 +314,14 @@ def read_head(path: Path) -> None:
 
 
 def read_shard(path: Path) -> None:
-    from pipeline.store.shard import verified
-
-    found = verified(path, "0e29a2ef7158ea8a55a667a63dd5b329")
-    assert isinstance(found, str) or path.read_bytes() in SOUND, "a changed shard passed"
+    """As a store does that finds it among its own."""
+    store = FeatureStore(path.with_name("cache"), SPEC)
+    (store.folder / "shards").mkdir(parents=True)
+    shutil.copy(path, store.folder / "shards" / path.name)
+    if not store.open(set_aside=False):
+        assert path.stem == digest_of(path.read_bytes()), "a changed shard passed"
+        for shard in store.shards:
+            store.read(shard.keys)
 
 
 def read_labels(path: Path) -> None:
@@ -310,24 +359,28 @@ READERS: dict[str, Callable[[Path], None]] = {
     "labels": read_labels,
     "memo": read_memo,
 }
-SOUND: set[bytes] = set()
 opened_outside: list[str] = []
 watched: list[str] = []
 
 
 def watch(event: str, arguments: tuple[Any, ...]) -> None:
     """Note what is opened outside of the folder of the data, but for libraries and what the system tells."""
-    if event == "open" and watched and isinstance(arguments[0], (str, bytes)):
-        path = os.path.abspath(os.fsdecode(arguments[0]))  # noqa: PTH100  # links are not what is asked for
-        known = (watched[0], sys.prefix, sys.base_prefix, "/proc", "/sys", "/dev", "/usr", "/etc/localtime", "/lib")
-        if not path.startswith((*known, str(Path(__file__).parents[1]), tempfile.gettempdir() + "/tlpipe-")):
-            opened_outside.append(path)
+    if event != "open" or not watched or not isinstance(arguments[0], (str, bytes)):
+        return
+    path = os.path.abspath(os.fsdecode(arguments[0]))  # noqa: PTH100  # libraries are known by links, too
+    known = (sys.prefix, sys.base_prefix, str(HERE.parent / "pipeline"), *SYSTEM)
+    if not is_below(os.path.realpath(path), watched[:1]) and not is_below(path, known):
+        opened_outside.append(path)
+
+
+def is_below(path: str, folders: Sequence[str]) -> bool:
+    return any(path == folder or path.startswith(f"{folder}{os.sep}") for folder in folders)
 
 
 def problem_of(kind: str, path: Path) -> str:
     """What is wrong with how a file is read; "" if nothing is."""
     opened_outside.clear()
-    watched[:] = [str(path.parent)]
+    watched[:] = [os.path.realpath(path.parent)]
 
     def alarm(*_: object) -> None:
         raise TooLongError(f"more than {SECONDS} s")
@@ -361,7 +414,6 @@ def main() -> None:
     failed = False
     with tempfile.TemporaryDirectory() as name:
         found = seeds(Path(name) / "seeds")
-        SOUND.update(path.read_bytes() for path in found["shard"])
         for kind in kinds:
             for path in found[kind]:  # what isn't changed is read
                 problem = problem_of(kind, fresh(Path(name) / "work", path.name, path.read_bytes()))
@@ -373,11 +425,8 @@ def main() -> None:
             data = [path.read_bytes() for path in found[kind]]
             for _ in range(n // len(kinds)):
                 number = draw.randrange(len(data))
-                if found[kind][number].suffix == ".jsonl" and draw.random() < 0.5:
-                    bad = mutated_lines(data[number], draw)
-                else:
-                    bad = mutated_json(data[number], draw) if kind == "run.json" else mutated(data[number], data, draw)
-                path = fresh(Path(name) / "work", found[kind][number].name, bad)
+                called, bad = changed(kind, found[kind][number].name, data[number], data, draw)
+                path = fresh(Path(name) / "work", called, bad)
                 if problem := problem_of(kind, path):
                     if not problems[problem]:
                         FINDINGS.mkdir(exist_ok=True)
@@ -393,12 +442,34 @@ def main() -> None:
     sys.exit(failed)
 
 
+def changed(kind: str, name: str, data: bytes, others: list[bytes], draw: random.Random) -> tuple[str, bytes]:
+    """The name of a changed file, and what it holds; half of those that have a seal, or name others, are sound so far."""
+    plain = draw.random() < 0.5
+    if kind == "run.json":
+        return name, mutated_json(data, draw)
+    if plain or kind not in ("csv", "shard", "labels") or name == "labels.csv":
+        return name, mutated(data, others, draw)
+    if kind == "csv":
+        return name, mutated_names(data, draw)
+    if kind == "labels":
+        return name, mutated_lines(data, draw)
+    bad = mutated_shard(data, draw)
+    return f"{digest_of(bad)}.h5", bad
+
+
 def fresh(work: Path, name: str, data: bytes) -> Path:
-    """A file alone in a folder."""
+    """A file alone in a folder; a table beside links to what lies outside of it."""
     shutil.rmtree(work, ignore_errors=True)
     (work / "data").mkdir(parents=True)
-    path = work / "data" / name
-    path.write_bytes(data)
+    path, outside = work / "data" / name, work / "outside"
+    path.write_bytes(data.replace(b"{outside}", bytes(outside)))
+    outside.mkdir()
+    (outside / "secret.png").write_bytes(picture("PNG"))
+    with zipfile.ZipFile(outside / "secret.zip", "w") as file:
+        file.writestr("a.png", picture("PNG"))
+    if path.suffix in (".csv", ".tsv"):
+        (path.parent / "link.png").symlink_to(outside / "secret.png")
+        (path.parent / "up").symlink_to(outside)
     return path
 
 

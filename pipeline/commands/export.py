@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,8 +168,7 @@ def _made(folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         for path in absent:
-            with suppress(OSError):  # another process may have put something there
-                path.rmdir()
+            disk.remove_empty(path)  # another process may have put something there
         raise
 
 

@@ -123,7 +123,7 @@ class Checkpoint:
         """Forget it, and the folder of all of them if it was the last."""
         with suppress(OSError):
             disk.remove_tree(self.folder)
-            self.folder.parent.rmdir()
+            disk.remove_empty(self.folder.parent)
 
     @property
     def logs(self) -> Path:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, fields
 from datetime import datetime, timezone
@@ -30,6 +29,7 @@ from pipeline.runs.predictions import (
 )
 from pipeline.runs.run import TYPES, CurveRun, FinetuneRun, RatedRun, Run
 from pipeline.store.uses import remember_use
+from pipeline.util import disk
 from pipeline.util.addresses import asking, is_remote
 from pipeline.util.fetching import fetch
 from pipeline.util.files import digest_of_file, mark_folder, published, published_folder, remove_whole
@@ -174,7 +174,8 @@ def remove_run(folder: Path) -> None:
     """
     remove_whole(folder, RUN)
     if is_remote(folder):
-        shutil.rmtree(own_part(folder.parent) / RUNS / folder.name, ignore_errors=True)
+        with suppress(OSError):  # of copies
+            disk.remove_tree(own_part(folder.parent) / RUNS / folder.name)
 
 
 def rename_run(folder: Path, run: Run, name: str | None) -> None:

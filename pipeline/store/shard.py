@@ -22,6 +22,7 @@ from pipeline.util.files import digest_of
 from pipeline.util.memo import Memo, Stamp, stats
 from pipeline.util.sealed import decoded
 from pipeline.util.stamps import stamps_of
+from pipeline.util.text import first_line
 
 ASKED = 256  # shards at a time whose keys are asked of the memo
 
@@ -67,13 +68,17 @@ def verified(path: Path, digest: str) -> Shard | str:
         if data is None:
             return "differs from its checksum: bytes were changed after it was written"
         with h5py.File(io.BytesIO(data), "r") as file:
-            keys, shape = file["key"][:], file["features"].shape
-            spec = file.attrs["spec"]
+            keys, features = file["key"][:], file["features"]
+            if keys.dtype.kind != "S" or keys.ndim != 1 or features.dtype.kind != "f" or features.ndim < 2:
+                raise ValueError("it holds no rows of features by key")
+            shape, spec = features.shape, file.attrs["spec"]
             written_by = json.loads(file.attrs.get("written_by", "{}"))
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
-        return f"can't be read: {str(error).splitlines()[0]}"
-    if spec != digest:
+    except (OSError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:  # h5py raises all of them
+        return f"can't be read: {first_line(error)}"
+    if not isinstance(spec, str) or spec != digest:
         return "belongs to another spec"
+    if not isinstance(written_by, dict):
+        return "doesn't say what it was written by"
     if len(keys) != shape[0]:
         return f"has {len(keys)} keys for {shape[0]} rows"
     return Shard(path, keys.astype(KEY_DTYPE), shape[1:], written_by)

@@ -55,6 +55,7 @@ def append(descriptor: int, path: Path, data: bytes) -> None:
         change("append", path)
         if os.write(descriptor, data) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        change("flush", path)
         os.fsync(descriptor)
     except OSError:
         os.ftruncate(descriptor, size)
@@ -82,15 +83,21 @@ def remove(path: Path) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder and all in it, file by file; what is gone is no error."""
-    for parent, _, names in os.walk(folder, topdown=False):
+    """Remove a folder and all in it, file by file; what is gone is no error: two processes may do it at once."""
+    for parent, folders, names in os.walk(folder, topdown=False):
         for name in names:
             remove(Path(parent) / name)
-        for entry in list(os.scandir(parent)):  # links to folders, which a walk doesn't follow
-            if entry.is_symlink():
-                remove(Path(entry.path))
+        for name in folders:  # links to folders, which a walk doesn't follow
+            if (path := Path(parent) / name).is_symlink():
+                remove(path)
         with suppress(FileNotFoundError):
             change("remove", Path(parent)).rmdir()
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder if nothing is in it and it can be removed; if not, it stays."""
+    with suppress(OSError):
+        change("remove", folder).rmdir()
 
 
 def make_folder(folder: Path) -> None:

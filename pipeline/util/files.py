@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.errors import StoreError
 from pipeline.util import disk
@@ -26,27 +27,53 @@ MARKER = ".tlpipe"
 """The file by which a folder that tlpipe wrote is known, whatever it is called: it is never data."""
 
 
+class _Processes(NamedTuple):
+    """Where the number of a process means something, each a short digest.
+
+    Attributes:
+        machine: Told from others that share a folder with it.
+        start: Of the system; after the next one none of its processes is there.
+        numbers: Containers count their processes apart.
+    """
+
+    machine: str
+    start: str
+    numbers: str
+
+
 @cache
-def _machine() -> str:
-    """What tells this machine, since it was started, from others that share a folder with it."""
-    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    since = boot.read_text(encoding="utf-8") if boot.is_file() else ""
-    numbered = space.readlink() if space.is_symlink() else ""  # containers count their processes apart
-    return digest_of(f"{platform.node()} {since} {numbered}".encode())[:8]
+def _processes() -> _Processes:
+    """Those of this process. A machine of which no more is known than a name, as others may have it, is one a start."""
+    named, boot, space = Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    start = boot.read_text(encoding="utf-8") if boot.is_file() else ""
+    machine = named.read_text(encoding="utf-8").strip() if named.is_file() else ""
+    numbers = str(space.readlink()) if space.is_symlink() else ""
+    texts = (f"{platform.node()} {machine or start}", start, numbers)
+    return _Processes(*(digest_of(text.encode())[:6] for text in texts))
 
 
 def partial_name(path: Path) -> Path:
     """A name beside a path for what is to become it, by which its process is known."""
-    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+    process = "-".join((*_processes(), str(os.getpid()), uuid.uuid4().hex[:8]))
+    return path.with_name(f".{path.name}.{process}{PARTIAL_SUFFIX}")
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether a temporary file or folder belongs to a process of this machine that is gone."""
-    found = re.search(rf"\.([0-9a-f]{{8}})-(\d+)-[0-9a-f]{{8}}{re.escape(PARTIAL_SUFFIX)}$", path.name)
-    if found is None or found[1] != _machine():
+    """Whether a temporary file or folder belongs to a process of this machine that is gone.
+
+    Nobody knows of one of another machine or container, or of an older version, in whose names less is told.
+    """
+    digest = "([0-9a-f]{6})"
+    found = re.search(rf"\.{digest}-{digest}-{digest}-(\d+)-[0-9a-f]{{8}}{re.escape(PARTIAL_SUFFIX)}$", path.name)
+    here = _processes()
+    if found is None or found[1] != here.machine:
+        return False
+    if found[2] != here.start:  # the machine was started anew since
+        return True
+    if found[3] != here.numbers:
         return False
     try:
-        os.kill(int(found[2]), 0)
+        os.kill(int(found[4]), 0)
     except ProcessLookupError:
         return True
     except (OSError, OverflowError):  # it is there, and somebody else's; or no process could have this number
@@ -269,6 +296,7 @@ def remove_whole(folder: Path, first: str) -> None:
     aside = partial_name(folder)
     try:
         disk.rename(folder, aside)
+        disk.flush(folder.parent)  # before any file of it is gone
         disk.remove_tree(aside)
     except OSError as error:
         raise StoreError(f"{folder} can't be removed: {error.strerror}") from error
