@@ -271,7 +271,8 @@ def answers_of(folder: Path) -> list[str]:
 
 
 def exports_of(folder: Path) -> list[tuple[str, str]]:
-    return [(str(path.relative_to(folder)), contents_of(path)) for path in sorted(folder.rglob("export/*/*"))]
+    paths = sorted([*folder.rglob("export/*/*"), *folder.glob("model*")])
+    return [(str(path.relative_to(folder)), contents_of(path)) for path in paths]
 
 
 @dataclass
@@ -323,13 +324,16 @@ CASES = {
     "answers": Case(answering, (), answers_of),
     # These need Keras.
     "export": Case(("export", "latest", "--format", "keras", *PLACES), (EXTRACT, RIDGE), exports_of),
+    "export-file": Case(
+        ("export", "latest", "--output", "model.keras", *PLACES), (EXTRACT, RIDGE), exports_of, done="There is"
+    ),
     "finetune": Case(
         ("finetune", "--blocks", "block13", "--epochs", "2", "--resume", *PLACES),
         (EXTRACT, ("train-head", "--head", "linear", "--epochs", "2", *PLACES)),
         run_of,
     ),
 }
-REAL = ("export", "finetune")
+REAL = ("export", "export-file", "finetune")
 
 
 def prepared(case: Case, folder: Path, real: bool) -> None:
@@ -411,7 +415,7 @@ def check(case: Case, arguments: Arguments, work: Path, done: Ended, at: float, 
     left = [str(path) for folder in again.written for path in Path(folder).glob(f".*{PARTIAL_SUFFIX}")]
     assert not left, f"left by the next command that writes there: {left}"
     assert call(("cache", "gc", "--delete", *PLACES), work).status == 0
-    left = [str(path) for path in work.rglob(f"*{PARTIAL_SUFFIX}")]
+    left = [str(path) for place in (CACHE, REPORTS) for path in (work / place).rglob(f"*{PARTIAL_SUFFIX}")]
     assert not left, f"left by gc: {left}"
 
 

@@ -23,7 +23,7 @@ from pipeline.runs.predictions import read_predictions
 from pipeline.runs.serving import is_mirrored, metadata_of, serving
 from pipeline.runs.usage import USAGE, usage
 from pipeline.util import disk
-from pipeline.util.files import published_folder, temporary_folder, writing
+from pipeline.util.files import digest_of_file, published_folder, temporary_folder, writing
 from pipeline.util.memo import Memo
 from pipeline.util.progress import progress
 from pipeline.util.stopping import stopping
@@ -107,7 +107,7 @@ def export(
     path = place if alone else place / form.file
     script = path.with_name(f"{path.stem}_{USAGE}" if alone else USAGE)  # that uses the file
     if output is not None:
-        _check_free(output, *([script] if alone else []))
+        _check_free(output)
     if len(classifier.configs) > 1:
         raise ConfigError(
             f"{classifier.run.id} takes {len(classifier.configs)} sets of features, and a file holds one network; "
@@ -159,6 +159,12 @@ def _check_free(*paths: Path) -> None:
             raise ConfigError(f"There is {path} already; give --output a file or folder that isn't there yet")
 
 
+def _is_there(path: Path, folder: Path) -> bool:
+    """Whether a folder holds the same file, as after an export that was ended before it gave its last file a name."""
+    other = folder / path.name
+    return other.is_file() and digest_of_file(other) == digest_of_file(path)
+
+
 @contextmanager
 def _made(folder: Path) -> Iterator[None]:
     """Make a folder, with those above it, that are gone again if the block fails."""
@@ -179,10 +185,11 @@ def _beside_others(output: Path) -> Iterator[Path]:
         yield partial
         # What the file refers to comes before it.
         paths = sorted(partial.iterdir(), key=lambda path: path.name == output.name)
-        _check_free(*(output.parent / path.name for path in paths))
+        _check_free(*(output.parent / path.name for path in paths if not _is_there(path, output.parent)))
         for path in paths:
             disk.flush(path)
             disk.rename(path, output.parent / path.name)
+        disk.flush(output.parent)
 
 
 def _check(form: Format, plan: Plan, agreement: float, difference: float, n: int) -> None:
