@@ -159,7 +159,7 @@ class TestJournal:
         journal = begun(tmp_path / "labels.jsonl")
         seen.clear()
         journal.append([answered()])
-        assert seen == ["append"]
+        assert seen == ["append", "flush"]
         journal.close()
 
 
