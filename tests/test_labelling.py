@@ -97,6 +97,26 @@ class TestJournal:
         journal.close()
         assert not journal.path.exists()
 
+    @pytest.mark.parametrize("content", ['{"precious": 1}', "precious", '{"precious": 1}\n', ""])
+    def test_a_file_of_something_else_stays_as_it_is(self, content: str, tmp_path: Path) -> None:
+        path = tmp_path / "mine.jsonl"
+        path.write_text(content)
+        if content:
+            with pytest.raises(DataError, match=r"mine.jsonl(, line 1)? is (no journal of|not what) tlpipe label"):
+                Journal(path, "/data")
+        else:
+            Journal(path, "/data").close()
+        assert path.read_text() == content
+
+    def test_a_first_line_that_was_cut_off_is_taken_away(self, tmp_path: Path) -> None:
+        path = tmp_path / "labels.jsonl"
+        begun(path).close()
+        line = path.read_bytes().split(b"\n")[0]
+        for end in (1, 10, len(line)):
+            path.write_bytes(line[:end])
+            begun(path).close()
+            assert len(path.read_bytes().split(b"\n")) == 3
+
     def test_a_file_that_was_put_in_its_place_is_not_written(self, tmp_path: Path) -> None:
         path = tmp_path / "labels.jsonl"
         journal = begun(path)
