@@ -158,4 +158,6 @@ def _session(record: TableRecord, journal: Journal, cache: Path, classes: Sequen
         raise DataError(f"{config.data} has no picture that can be shown")
     keys = dataset.keys
     pictures = Pictures(opened.source.take([row_of[key] for key in keys.tolist()]), keys, config.pixel_limit)
-    return Session(dataset, store.read(keys).astype(np.float32, copy=False), pictures, journal, classes, seed)
+    return Session(
+        dataset, store.read(keys).astype(np.float32, copy=False), pictures, journal, classes, seed, record.spec.digest()
+    )
