@@ -870,6 +870,42 @@ def test_the_browser_is_told_the_token_by_a_file_of_the_user(
     assert sorted(path.name for path in work.iterdir() if "label" in path.name) == ["labels.jsonl"]
 
 
+def test_others_are_let_in_by_the_printed_name_alone(
+    work: Path,
+    cache: Path,
+    fake_engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told: dict[str, int] = {}
+
+    def ask() -> None:
+        found = re.search(r"http://Workshop:(\d+)/\?token=(\S+)", caplog.text)
+        assert found is not None
+        for host in ("workshop", "127.0.0.1", "localhost", "evil.example", "0.0.0.0"):
+            for origin in (f"http://{host}:{found[1]}", "http://evil.example"):
+                headers = {"X-Token": found[2], "Host": f"{host}:{found[1]}", "Origin": origin}
+                answer = httpx2.get(f"http://127.0.0.1:{found[1]}/state", headers=headers)
+                told[f"{host} {origin.split(':')[1][2:]}"] = answer.status_code
+
+    monkeypatch.setattr("socket.gethostname", lambda: "Workshop")
+    monkeypatch.setattr(sys.modules["pipeline.commands.label"], "_wait", ask)
+    config = ExtractConfig(str(work / "flat"), image_size=(32, 32))
+    options = LabelOptions(labels=str(work / "labels.jsonl"), host="0.0.0.0", no_open=True)
+    commands.label(config, cache, options)
+    assert {what for what, code in told.items() if code == 200} == {
+        "workshop workshop",
+        "127.0.0.1 127.0.0.1",
+        "localhost localhost",
+    }
+
+
+@pytest.mark.parametrize("host", ["::", "::1", "", "127.0.0.1:80"])
+def test_what_is_no_host_is_told(host: str) -> None:
+    with pytest.raises(ConfigError, match="give an IPv4 address or a name of this machine"):
+        LabelOptions(host=host)
+
+
 def test_answers_that_were_shown_as_saved_outlive_the_server(serve: Any, work: Path) -> None:
     saved: dict[str, str] = {}
     for turn in range(2):

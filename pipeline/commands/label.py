@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipeline.labelling.session import Session
 
 LOOPBACK = ("127.0.0.1", "localhost")
-EVERYWHERE = ("0.0.0.0", "::")  # of all networks
+EVERYWHERE = "0.0.0.0"  # all addresses of this machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +90,11 @@ def label(config: ExtractConfig, cache: Path, options: LabelOptions = LabelOptio
         if error.name not in ("starlette", "uvicorn"):
             raise
         raise ConfigError(f"tlpipe label needs {error.name}; install it: pip install 'tlpipe[label]'") from error
-    journal, desk, host = Journal(labels, place_of(config.data)), Desk(), options.host
-    app = application(desk, [*LOOPBACK] if host in LOOPBACK else ["*"])
+    journal, desk = Journal(labels, place_of(config.data)), Desk()
+    name = socket.gethostname() if options.host == EVERYWHERE else options.host
+    app = application(desk, [*LOOPBACK, name.lower()])  # as browsers write it
     try:
-        with ExitStack() as opened, serving(app, host, options.port) as port:
-            name = socket.gethostname() if host in EVERYWHERE else host
+        with ExitStack() as opened, serving(app, options.host, options.port) as port:
             address = f"http://{name}:{port}/?token={desk.token}"
             log.warning("Open       %s", address)
             if not options.no_open:
