@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -924,7 +925,11 @@ def test_answers_that_were_shown_as_saved_outlive_the_server(serve: Any, work: P
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert out.splitlines()[0] == "labels.jsonl: 15 pictures with a label, 0 left out"
-    assert out.splitlines()[-1] == "Next       tlpipe extract flat --labels labels.jsonl"
+    assert out.splitlines()[-1].startswith("Next       tlpipe extract flat --backbone mobilenet025")
+    words = shlex.split(out.splitlines()[-1])[2:]
+    command = [sys.executable, "-m", "pipeline", *words, "--json"]
+    told = json.loads(subprocess.run(command, cwd=work, capture_output=True, check=True).stdout)
+    assert (told["n_computed"], told["n_reused"]) == (0, 40)
 
 
 @pytest.mark.slow
@@ -979,6 +984,17 @@ class TestFiles:
         assert sum(again.labels != UNLABELLED) == 3
         with pytest.raises(ConfigError, match=r"ends in .csv"):
             export_labels(str(work / "flat"), labels, work / "mine.txt", cache)
+
+    def test_neither_the_data_nor_the_labels_are_written_over(self, work: Path, labels: Path, cache: Path) -> None:
+        table = work / "data.csv"
+        table.write_text("path,label\nflat/red-0.png,red\nflat/red-1.png,blue\n")
+        said = work / "said.csv"
+        said.write_text("path,label\nflat/red-0.png,blue\n")
+        before = table.read_text(), said.read_text()
+        for target, what in ((table, "the data"), (said, "the file of labels")):
+            with pytest.raises(ConfigError, match=f"which is {what}; name another file"):
+                export_labels(str(table), said, target, cache)
+        assert (table.read_text(), said.read_text()) == before
 
     @pytest.mark.parametrize("link", [False, True])
     def test_folders_of_classes(self, work: Path, labels: Path, cache: Path, link: bool) -> None:

@@ -9,7 +9,7 @@ import threading
 import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class Labelled:
         n_dropped: Pictures that are left out.
         rating: Of the newest head, as `Rating`; None if it was never rated.
         written: The table or folder that was made of the labels; None for none.
+        config: How the features behind the page were extracted; None where there was no page.
     """
 
     labels: Path
@@ -53,11 +54,13 @@ class Labelled:
     n_dropped: int = 0
     rating: dict[str, Any] | None = None
     written: Path | None = None
+    config: ExtractConfig | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
         written = None if self.written is None else str(self.written)
-        return {**asdict(self), "labels": str(self.labels), "written": written}
+        counts = {"n_labels": self.n_labels, "n_dropped": self.n_dropped}
+        return {"labels": str(self.labels), **counts, "rating": self.rating, "written": written}
 
 
 def label(config: ExtractConfig, cache: Path, options: LabelOptions = LabelOptions()) -> Labelled:
@@ -106,7 +109,8 @@ def label(config: ExtractConfig, cache: Path, options: LabelOptions = LabelOptio
             log.info("Ctrl-C ends it; every answer is on disk already")
             _wait()
             state = desk.session.state()
-            return Labelled(labels, state["labelled"], state["dropped"], state["rating"])
+            used = replace(record.config, data=config.data)
+            return Labelled(labels, state["labelled"], state["dropped"], state["rating"], config=used)
     finally:
         if desk.session is not None:
             desk.session.close()

@@ -29,8 +29,8 @@ NOT_OF_LABEL = (
 class LabelOptions:
     """What a labelling is about, where its page is served, and what is made of its answers."""
 
-    classes: str | None = option(None, "Names of classes, joined by commas, beside those of the data.")
-    labels: str = option(LABELS, "File to which answers are appended; a labelling goes on from what it holds.")
+    classes: str | None = option(None, "Names of classes, separated by commas, in addition to those of the data.")
+    labels: str = option(LABELS, "File to which answers are appended; labelling resumes from it.")
     port: int = option(0, "Port of the page; 0 for any that is free.", bounds=PORTS)
     host: str = option(
         "127.0.0.1",
@@ -51,7 +51,7 @@ class LabelOptions:
                 f"--host is {self.host!r}; give an IPv4 address or a name of this machine, without a port"
             )
         if self.export is not None and self.to_folders is not None:
-            raise ConfigError("--export and --to-folders are two things; give one of them")
+            raise ConfigError("--export and --to-folders can't be combined; give one")
         if self.export is None and self.to_folders is None and not self.labels.endswith(JOURNAL_SUFFIX):
             raise ConfigError(
                 f"--labels is {self.labels}; give a file that ends in {JOURNAL_SUFFIX}, to append answers to"
