@@ -523,8 +523,15 @@ class TestLabelling:
         page.keyboard.press("Enter")
         self.counts(page, 20 + len(confirmed))
         session.settle()  # and what is chosen next leaves them out
+        self.delay(page, "/show", 0.5)
+        page.locator("#classes button").first.click()  # shows the class anew, and U is sooner
         page.keyboard.press("u")
         self.counts(page, 20)
+        page.wait_for_function("n => document.querySelectorAll('#grid [role=option]').length >= n", arg=len(confirmed))
+        page.wait_for_timeout(700)
+        assert re.findall("[0-9]+", page.locator("#actions button").first.inner_text())[0] == str(
+            page.locator("#grid [aria-selected=true]").count()
+        )
         found = page.locator("#grid [role=option]").all()[: len(confirmed)]
         assert [one.get_attribute("data-key") for one in found] == confirmed
         assert all(one.get_attribute("aria-selected") == "true" for one in found)
@@ -617,6 +624,8 @@ class TestLabelling:
         assert [answer.label for answer in session.journal.answers] == ["dark"]
         two.keyboard.press("3")
         self.counts(two, 2)
+        one.reload()  # which forgets nothing
+        one.wait_for_selector("#actions button:has-text('Undo')")
         one.keyboard.press("u")
         one.wait_for_function("path => document.querySelector('#large img').alt === path", arg=path)
         assert session.journal.answers[-1].path == path

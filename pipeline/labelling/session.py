@@ -6,7 +6,7 @@ import getpass
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
 
@@ -21,7 +21,7 @@ from pipeline.labelling.journal import Answer, Journal
 from pipeline.labelling.learner import Labels, Learner
 from pipeline.labelling.marks import Change, Mark, Marks, OvertakenError, check_name
 from pipeline.labelling.model import Fit, Rating, growth, labels_for_a_point
-from pipeline.labelling.tabs import Found, Known, Picked
+from pipeline.labelling.tabs import Found, Known, Picked, Shown
 from pipeline.pages.pictures import Pictures
 
 AT_ONCE = 5  # answers after which the head is fitted again
@@ -29,27 +29,6 @@ PATIENCE = 1.0  # seconds that the first page waits for a choice, before it show
 MOST_CLASSES = 1000
 MOST_POINTS = 50  # ratings of which the page draws a curve
 DOUBTS = ("wrong", "errors")  # tabs on which a label that was looked at doesn't come again
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A picture as the page shows it.
-
-    Attributes:
-        key: Image key.
-        path: Where it lies.
-        label: Its class so far, or "drop"; "" if it has none.
-        predicted: The class that the head sees; "" where it isn't told, so that it leads nobody.
-        probability: Of that class.
-        why: Why it is shown, in a few words.
-    """
-
-    key: str
-    path: str
-    label: str
-    predicted: str = ""
-    probability: float | None = None
-    why: str = ""
 
 
 class Session:

@@ -41,6 +41,27 @@ Found = list[Picked]
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture as the page shows it.
+
+    Attributes:
+        key: Image key.
+        path: Where it lies.
+        label: Its class so far, or "drop"; "" if it has none.
+        predicted: The class that the head sees; "" where it isn't told, so that it leads nobody.
+        probability: Of that class.
+        why: Why it is shown, in a few words.
+    """
+
+    key: str
+    path: str
+    label: str
+    predicted: str = ""
+    probability: float | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Known:
     """What is known of all pictures at one moment.
 

@@ -2,7 +2,8 @@
 
 const token = document.querySelector('meta[name="token"]').content;
 const at = (id) => document.getElementById(id);
-const me = (sessionStorage.window ??= Math.random().toString(36).slice(2)); // each window takes back its own answers
+if (!history.state) history.replaceState(Math.random().toString(36).slice(2), ""); // outlives a reload
+const me = history.state; // each window takes back its own answers
 const TABS = [
   ["label", "To label", "The most informative pictures first. Some are drawn at random: they rate the head, and no guess is shown with them."],
   ["confirm", "Confirm", "Pictures that look like the class that is chosen. Deselect the wrong ones, then press Enter."],
@@ -50,9 +51,14 @@ async function load(fresh) {
     const known = new Set(desk.pictures.map((one) => one.key));
     desk.pictures.push(...pictures.filter((one) => !known.has(one.key)));
     desk.more = !isQueue() && pictures.length === GRID;
-    if (fresh && isGrid()) desk.selected = new Set(desk.pictures.map((one) => one.key));
+    if (fresh && isGrid()) for (const one of pictures) desk.selected.add(one.key);
+    if (isGrid()) keepInSight();
   } catch (error) { trouble(error.message); } finally { desk.loading = false; }
   draw();
+}
+function keepInSight() { // nothing is confirmed that can't be seen
+  desk.pictures = desk.pictures.slice(0, GRID);
+  desk.selected = new Set(desk.pictures.map((one) => one.key).filter((key) => desk.selected.has(key)));
 }
 async function open(tab) {
   desk.tab = tab;
@@ -99,7 +105,7 @@ async function answer(keys, label) {
   try {
     await ask("answer", { answers: keys.map((key) => [key, label]), saw, shown: { tab: desk.tab, ...guess } });
   } catch (error) {
-    if (error.labels) overtaken(error.labels);
+    if (error.labels) await overtaken(error.labels);
     throw error;
   }
   if (confirmed) for (const { key } of desk.pictures) if (!done.has(key)) desk.passed.add(key); // clicked away
@@ -117,12 +123,12 @@ async function answer(keys, label) {
   else if (isQueue() && desk.pictures.length < GRID / 2 && !desk.loading) load(false);
   refresh();
 }
-function overtaken(labels) { // what another window has answered is shown, and nothing is laid over it unseen
+async function overtaken(labels) { // what another window has answered is shown, and nothing is laid over it unseen
   for (const one of desk.pictures) one.label = labels[one.key] ?? one.label;
   for (const key of Object.keys(labels)) desk.selected.delete(key);
   if (isQueue()) desk.pictures = desk.pictures.filter((one) => !labels[one.key]);
   draw();
-  if (desk.tab === "label") load(true);
+  if (desk.tab === "label") await load(true); // as others of them may have been answered too
 }
 function give(label) {
   const picture = desk.pictures[desk.focus];
@@ -146,10 +152,9 @@ function bring(pictures) { // back before the eyes: where they are, or in front 
   const back = pictures.map((one) => Object.assign(held.get(one.key) ?? one, { label: one.label }));
   const rest = desk.pictures.filter((one) => !back.includes(one));
   if (!pictures.every((one) => held.has(one.key))) desk.pictures = [...back, ...rest];
-  if (isGrid()) { // in which all that is selected can be seen
-    desk.pictures = desk.pictures.slice(0, GRID);
+  if (isGrid()) {
     for (const one of back) if (one.predicted === desk.name) desk.selected.add(one.key);
-    desk.selected = new Set(desk.pictures.map((one) => one.key).filter((key) => desk.selected.has(key)));
+    keepInSight();
   }
   desk.focus = desk.pictures.indexOf(back[0]);
   draw();
