@@ -125,10 +125,9 @@ class Session:
             for label in found.values():
                 if label not in ("", DROP):
                     self.marks.number(label)
-            changes = [Change(row, (was := self.marks[row]), Mark(to, bool(was.label))) for row, to in found.items()]
-            self._compare(
-                [one.row for one in changes if saw.get(self._key(one.row), one.before.label) != one.before.label]
-            )
+            before = {row: self.marks[row] for row in found}
+            self._refuse([row for row, (was, _) in before.items() if saw.get(self._key(row), was) != was])
+            changes = [Change(row, before[row], Mark(label, bool(before[row].label))) for row, label in found.items()]
             self._make(changes, shown)
             self._done.setdefault(window, []).append(changes)
         self._learn_if_due()
@@ -144,19 +143,19 @@ class Session:
             if not self._done.get(window):
                 return []
             changes = self._done[window][-1]
-            back = [
-                Change(row, after, before) for row, before, after in changes if self.marks[row].label == after.label
-            ]
+            still = [change for change in changes if self.marks[change.row].label == change.after.label]
+            back = [Change(row, after, before) for row, before, after in still]
             if back:
                 self._make(back, {}, undoes=True)
             self._done[window].pop()
             if not back:
-                self._compare([change.row for change in changes])
+                self._refuse([change.row for change in changes])
             found = [self._shown(tabs.to_be_labelled(self.learner.drawn, one.row)) for one in back]
         self._learn_if_due()
         return found
 
-    def _compare(self, overtaken: Sequence[int]) -> None:
+    def _refuse(self, overtaken: Sequence[int]) -> None:
+        """Refuse what was asked of pictures of which another window has said something else, if there are any."""
         if overtaken:
             raise OvertakenError({self._key(row): self.marks[row].label for row in overtaken})
 
