@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from chromium import started
 from conftest import draw_shades, use_fake_engine
-from playwright.sync_api import Page
+from playwright.sync_api import Page, Route
 
 from pipeline import commands
 from pipeline.config import Columns, ExtractConfig, FinetuneConfig, HeadConfig, SplitConfig
@@ -365,6 +366,29 @@ class TestLabelling:
             page.keyboard.press("Enter")
             page.wait_for_selector(f"#classes button:has-text('{name}')")
 
+    def counts(self, page: Page, n: int) -> None:
+        """Wait until the page says that so many have a label."""
+        page.wait_for_function("n => document.getElementById('count').textContent.startsWith(`${n} of 120`)", arg=n)
+
+    def find(self, page: Page, text: str) -> None:
+        page.keyboard.press("/")
+        page.keyboard.type(text)
+        page.keyboard.press("Enter")
+
+    def large(self, page: Page) -> str:
+        """The path of the large picture."""
+        path: str = page.eval_on_selector("#large img", "image => image.alt")
+        return path
+
+    def delay(self, page: Page, address: str, seconds: float) -> None:
+        """Let answers of the server come late."""
+
+        def late(route: Route) -> None:
+            time.sleep(seconds)
+            route.continue_()
+
+        page.route(f"**{address}", late)
+
     def label(self, page: Page, n: int) -> None:
         for _ in range(n):
             path = page.eval_on_selector("#large img", "image => image.alt")
@@ -380,13 +404,15 @@ class TestLabelling:
         assert state["labelled"] == 41
         for answer in session.journal.answers:
             assert answer.path.startswith(answer.label)
+        path = session.journal.answers[-1].path
         page.keyboard.press("u")
-        page.wait_for_function("() => document.getElementById('count').textContent.startsWith('40 of 120')")
-        page.get_by_role("button", name="Confirm", exact=True).click()
+        page.wait_for_function("path => document.querySelector('#large img').alt === path", arg=path)
+        self.counts(page, 40)
+        page.keyboard.press("t")
         page.wait_for_selector("#grid [aria-selected=true]")
+        assert page.locator("#tabs [aria-pressed=true]").inner_text() == "Confirm"
         shown = page.locator("#grid [role=option]")
         first = shown.first.get_attribute("data-key")
-        page.locator("#grid [role=option]").first.focus()
         page.keyboard.press(" ")
         page.keyboard.press("Enter")
         page.wait_for_function("() => !document.getElementById('count').textContent.startsWith('40 of 120')")
@@ -452,10 +478,10 @@ class TestLabelling:
         self, served: tuple[str, Session], label_page: Callable[..., Page]
     ) -> None:
         page, session = label_page(), served[1]
-        for name in ("star", "sta"):  # before there is a label, names are given and not looked for
+        for name in ("star", "sta"):  # with Shift, as another one begins alike
             page.keyboard.press("/")
             page.keyboard.type(name)
-            page.keyboard.press("Enter")
+            page.keyboard.press("Shift+Enter")
             page.wait_for_selector(f"#classes button:has-text('{name}')")
         page.wait_for_function("() => document.querySelectorAll('#classes button').length === 3")
         assert session.classes == ["star", "sta"]
@@ -476,6 +502,242 @@ class TestLabelling:
         page.keyboard.press("Enter")
         page.wait_for_function("() => document.getElementById('count').textContent.startsWith('2 of 120')")
         assert session.journal.answers[-1].label == "sta"
+
+    def test_tabs_are_turned_by_keys_and_their_pictures_have_the_focus(
+        self, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        page = label_page()
+        self.name_classes(page)
+        self.label(page, 20)
+        served[1].settle()
+        for key, tab in (("Shift+T", "One class"), ("t", "To label"), ("t", "Confirm")):
+            page.keyboard.press(key)
+            page.wait_for_function(
+                "tab => document.querySelector('#tabs [aria-pressed=true]').innerText === tab", arg=tab
+            )
+            page.wait_for_function("() => document.activeElement.getAttribute('role') === 'option'")
+        page.locator("#classes button").nth(2).click()  # by mouse, and then Enter confirms
+        page.wait_for_selector("#actions button:has-text('as light')")
+        page.wait_for_function("() => document.activeElement.getAttribute('role') === 'option'")
+        n = int(re.findall("[0-9]+", page.locator("#actions button").first.inner_text())[0])
+        page.keyboard.press("Enter")
+        self.counts(page, 20 + n)
+        page.get_by_label("Pictures of").select_option("dark")
+        page.get_by_label("Pictures of").focus()
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => document.activeElement.getAttribute('role') === 'option'")
+
+    def test_undo_brings_all_of_an_answer_back(
+        self, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        page, session = label_page(), served[1]
+        self.name_classes(page)
+        self.label(page, 20)
+        session.settle()
+        page.keyboard.press("t")
+        page.wait_for_selector("#grid [aria-selected=true]")
+        confirmed = [one.get_attribute("data-key") for one in page.locator("#grid [role=option]").all()]
+        page.keyboard.press("Enter")
+        self.counts(page, 20 + len(confirmed))
+        session.settle()  # and what is chosen next leaves them out
+        self.delay(page, "/show", 0.5)
+        page.locator("#classes button").first.click()  # shows the class anew, and U is sooner
+        page.keyboard.press("u")
+        self.counts(page, 20)
+        page.wait_for_function("n => document.querySelectorAll('#grid [role=option]').length >= n", arg=len(confirmed))
+        page.wait_for_timeout(700)
+        assert re.findall("[0-9]+", page.locator("#actions button").first.inner_text())[0] == str(
+            page.locator("#grid [aria-selected=true]").count()
+        )
+        found = page.locator("#grid [role=option]").all()[: len(confirmed)]
+        assert [one.get_attribute("data-key") for one in found] == confirmed
+        assert all(one.get_attribute("aria-selected") == "true" for one in found)
+        assert page.evaluate("document.activeElement.dataset.key") == confirmed[0]
+
+    def test_a_name_that_is_not_clear_yet_is_typed_on(
+        self, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        page, session = label_page(), served[1]
+        for name in ("sunflower", "sundew"):
+            session.name_class(name)
+        page.wait_for_selector("#classes button:has-text('sundew')")
+        path = self.large(page)
+        self.find(page, "sun")
+        assert "2 classes begin with sun" in page.locator("#trouble").inner_text()
+        page.keyboard.type("flower")
+        assert page.locator("#trouble").inner_text() == ""
+        page.keyboard.press("Enter")
+        self.counts(page, 1)
+        assert [(one.path, one.label) for one in session.journal.answers] == [(path, "sunflower")]
+        page.keyboard.press("/")
+        page.keyboard.type("sun")
+        page.keyboard.press("Escape")
+        assert page.locator("#found").inner_text() == page.locator("#find").input_value() == ""
+
+    def test_a_class_is_found_before_there_is_a_label(
+        self, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        page, session = label_page(), served[1]
+        for name in ("rose", "daisy"):
+            session.name_class(name)
+        page.wait_for_selector("#classes button:has-text('daisy')")
+        self.find(page, "dai")
+        self.counts(page, 1)
+        assert session.classes == ["rose", "daisy"]
+        assert session.journal.answers[0].label == "daisy"
+
+    def test_keys_count_in_their_order(self, served: tuple[str, Session], label_page: Callable[..., Page]) -> None:
+        page, session = label_page(), served[1]
+        self.name_classes(page)
+        first, second = (one.get_attribute("data-key") for one in page.locator("#grid [role=option]").all()[:2])
+        self.delay(page, "/answer", 0.3)
+        page.keyboard.press("1")
+        page.keyboard.press("u")
+        page.keyboard.press("2")
+        page.keyboard.press("3")
+        self.counts(page, 2)
+        found = [(one.key, one.label, one.undoes) for one in session.journal.answers]
+        assert found == [
+            (first, "dark", False),
+            (first, "", True),
+            (first, "grey", False),
+            (second, "light", False),
+        ]
+
+    def test_after_trouble_keys_that_wait_are_let_go(
+        self, served: tuple[str, Session], label_page: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        page, session = label_page(), served[1]
+        self.name_classes(page)
+        self.label(page, 1)
+        path = self.large(page)
+        monkeypatch.setattr(session.journal, "append", fails)
+        self.delay(page, "/answer", 0.3)
+        page.keyboard.press("1")
+        page.keyboard.press("2")
+        page.keyboard.press("u")
+        page.wait_for_function("() => document.getElementById('trouble').textContent.includes('No space is left')")
+        monkeypatch.undo()
+        page.wait_for_timeout(500)
+        assert len(session.journal.answers) == 1
+        assert self.large(page) == path
+        page.keyboard.press("3")
+        self.counts(page, 2)
+
+    def test_no_window_overwrites_the_other_unseen(
+        self, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        one, session = label_page(), served[1]
+        self.name_classes(one)
+        two = label_page()
+        two.wait_for_selector("#classes button:has-text('light')")
+        path = self.large(one)
+        assert self.large(two) == path
+        one.keyboard.press("1")
+        self.counts(one, 1)
+        two.keyboard.press("2")
+        two.wait_for_function("() => document.getElementById('trouble').textContent.includes('meanwhile (dark)')")
+        two.wait_for_function("path => document.querySelector('#large img').alt !== path", arg=path)
+        assert [answer.label for answer in session.journal.answers] == ["dark"]
+        two.keyboard.press("3")
+        self.counts(two, 2)
+        one.reload()  # which forgets nothing
+        one.wait_for_selector("#actions button:has-text('Undo')")
+        one.keyboard.press("u")
+        one.wait_for_function("path => document.querySelector('#large img').alt === path", arg=path)
+        assert session.journal.answers[-1].path == path
+
+    def test_it_reads_well_without_eyes_and_hands(
+        self, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        page = label_page(viewport={"width": PHONE, "height": 500})
+        self.name_classes(page)
+        held = "key => document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key, repeat: true, bubbles: true, cancelable: true}))"
+        for key, goes_on in (
+            ("PageDown", True),
+            ("Home", True),
+            ("Tab", True),
+            ("1", False),
+            ("u", False),
+            ("Enter", False),
+        ):
+            assert page.evaluate(held, key) == goes_on, key
+        assert page.locator("#preparing").get_attribute("aria-live") is None
+        assert page.locator("#done").get_attribute("aria-labelledby") == "doing"
+        order = "() => ['large', 'classes', 'actions', 'find-form', 'grid'].map((id) => document.getElementById(id))"
+        assert page.evaluate(
+            f"({order})().every((one, n, all) => !n || (one.getBoundingClientRect().top >= all[n - 1].getBoundingClientRect().top"
+            " && all[n - 1].compareDocumentPosition(one) === Node.DOCUMENT_POSITION_FOLLOWING))"
+        )
+        page.keyboard.press("0")
+        page.wait_for_function("() => document.getElementById('said').textContent === 'Picture: left out'")
+        page.keyboard.press("u")
+        page.wait_for_function("() => document.getElementById('said').textContent === 'The last answer is taken back'")
+
+    def test_the_end_is_told(self, served: tuple[str, Session], label_page: Callable[..., Page]) -> None:
+        page, session = label_page(), served[1]
+        session.name_class("dark")
+        page.wait_for_selector("#classes button:has-text('dark')")
+        last, *others = (key.decode() for key in session.dataset.keys.tolist())
+        page.locator("#grid [role=option]").first.wait_for()
+        session.answer([(key, "dark") for key in others], {})
+        page.reload()
+        page.locator(f"[data-key='{last}']").wait_for()
+        page.keyboard.press("1")
+        page.wait_for_function("() => document.getElementById('empty').textContent === 'All pictures have a label.'")
+
+    def test_names_that_are_code_do_nothing(self, served: tuple[str, Session], label_page: Callable[..., Page]) -> None:
+        names = ["<img src=x onerror=document.title='broken'>", "'+(document.title='broken')+'", "</script><b>x"]
+        session = served[1]
+        session.dataset.locations[:] = [f"{names[row % 3]}-{row}.png" for row in range(120)]
+        for name in names:
+            session.name_class(name)
+        answers = [(key.decode(), names[row % 2]) for row, key in enumerate(session.dataset.keys.tolist())]
+        session.answer(answers[:60], {})
+        session.settle()
+        page = label_page()
+        self.find(page, "</script>")
+        self.counts(page, 61)
+        for tab in ("Confirm", "One class", "Confidently wrong", "Label errors", "To label"):
+            page.get_by_role("button", name=tab, exact=True).click()
+            page.wait_for_function("() => document.querySelector('#empty:not([hidden]), #grid [role=option]')")
+        assert page.title() == "tlpipe label"
+        assert page.locator("#classes button span").all_inner_texts() == [*names, "leave out"]
+        assert page.locator("#desk b, #desk img[src=x], #desk script").count() == 0
+        assert names[0] in page.locator("#large").inner_text() + page.locator("#grid").inner_text()
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    @pytest.mark.parametrize("width", [PHONE, DESKTOP])
+    def test_colours_and_width(
+        self, scheme: str, width: int, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        session = served[1]
+        for name in ("dark", "grey", "a class with a name that is much longer than any phone is wide " * 2):
+            session.name_class(name.strip())
+        page = label_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        self.label(page, 1)
+        page.keyboard.press("0")
+        self.counts(page, 1)
+        for tab in ("To label", "Confirm", "One class", "Outliers"):
+            page.get_by_role("button", name=tab, exact=True).click()
+            page.wait_for_function("() => document.querySelector('#empty:not([hidden]), #grid [role=option]')")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+        paper = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        assert (paper < 0.5) == (scheme == "dark")
+        for selector in (
+            "#count",
+            ".note",
+            "#classes button",
+            "#classes small",
+            "kbd",
+            "#tabs [aria-pressed=true]",
+            "#hint",
+        ):
+            text, ground = page.locator(selector).first.evaluate(
+                "one => { const style = getComputedStyle(one); return [style.color, style.backgroundColor]; }"
+            )
+            ink, under = luminance(text), paper if ground.endswith(", 0)") else luminance(ground)
+            assert (max(ink, under) + 0.05) / (min(ink, under) + 0.05) > 4.5, selector  # AA of WCAG 2.2
 
     def test_in_a_grid_a_number_chooses_what_is_confirmed(
         self, served: tuple[str, Session], label_page: Callable[..., Page]

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -32,14 +33,16 @@ from pipeline.config import ExtractConfig, LabelOptions
 from pipeline.data import UNLABELLED, ArraySource, Dataset, array_key, file_key
 from pipeline.data.corrections import read_corrections
 from pipeline.errors import ConfigError, DataError, StoreError
-from pipeline.labelling import queries
+from pipeline.labelling import queries, tabs
 from pipeline.labelling.files import copy_to_folders, export_labels
 from pipeline.labelling.journal import Answer, Journal
 from pipeline.labelling.learner import DRAWN
-from pipeline.labelling.model import Rating, fit, labels_for_a_point, rate, without_own_label
+from pipeline.labelling.marks import OvertakenError
+from pipeline.labelling.model import Rating, fit, growth, labels_for_a_point, rate, without_own_label
 from pipeline.labelling.queries import STRATEGIES, Pool
 from pipeline.labelling.server import Desk, application
-from pipeline.labelling.session import Session
+from pipeline.labelling.session import MOST_POINTS, Session
+from pipeline.labelling.tabs import Known, to_label
 from pipeline.pages.pictures import Pictures
 from pipeline.util import disk
 
@@ -96,6 +99,26 @@ class TestJournal:
         journal = Journal(tmp_path / "labels.jsonl", "/mistyped")
         journal.close()
         assert not journal.path.exists()
+
+    @pytest.mark.parametrize("content", ['{"precious": 1}', "precious", '{"precious": 1}\n', ""])
+    def test_a_file_of_something_else_stays_as_it_is(self, content: str, tmp_path: Path) -> None:
+        path = tmp_path / "mine.jsonl"
+        path.write_text(content)
+        if content:
+            with pytest.raises(DataError, match=r"mine.jsonl(, line 1)? is (no journal of|not what) tlpipe label"):
+                Journal(path, "/data")
+        else:
+            Journal(path, "/data").close()
+        assert path.read_text() == content
+
+    def test_a_first_line_that_was_cut_off_is_taken_away(self, tmp_path: Path) -> None:
+        path = tmp_path / "labels.jsonl"
+        begun(path).close()
+        line = path.read_bytes().split(b"\n")[0]
+        for end in (1, 10, len(line)):
+            path.write_bytes(line[:end])
+            begun(path).close()
+            assert len(path.read_bytes().split(b"\n")) == 3
 
     def test_a_file_that_was_put_in_its_place_is_not_written(self, tmp_path: Path) -> None:
         path = tmp_path / "labels.jsonl"
@@ -252,6 +275,15 @@ class TestModel:
         assert labels_for_a_point([Rating(n, 100, 0.8, 0.7, 0.9) for n in labels]) is None
         assert labels_for_a_point([replace(one, n=20) for one in history]) is None  # too few rate it
 
+    def test_growth_is_of_one_kind_of_features_and_never_runs_backwards(self) -> None:
+        ratings = [
+            Rating(n, 10, 0.5, 0.4, 0.6, features)
+            for n, features in ((10, "a"), (20, "a"), (10, "b"), (30, "a"), (40, "a"), (25, "a"), (20, "b"), (35, "a"))
+        ]
+        assert [one.n_labels for one in growth(ratings, "a")] == [10, 20, 25, 35]
+        assert [one.n_labels for one in growth(ratings, "b")] == [10, 20]
+        assert growth(ratings, "") == []
+
     def test_labels_are_doubted_by_heads_that_did_not_see_them(self) -> None:
         features, truth = clusters(200)
         labels = truth.copy()
@@ -402,7 +434,7 @@ class TestSession:
         assert state["rating"]["accuracy"] > 0.8
         assert [one["n_labels"] for one in state["history"]] == sorted({one["n_labels"] for one in state["history"]})
         assert {one["name"]: one["n"] for one in state["classes"]} == Counter(
-            {name: sum(session._labels == number) for number, name in enumerate(NAMES)}
+            {name: sum(session.marks.labels == number) for number, name in enumerate(NAMES)}
         )
 
     def test_undo_takes_back_what_was_done_at_once(self, session: Session, truth: np.ndarray) -> None:
@@ -410,14 +442,123 @@ class TestSession:
         first = {one.key: one.label for one in session.show("like", 120, key=keys[0])}
         assert set(first) & set(keys)
         session.answer([(key, "top") for key in keys[:4]], {"tab": "confirm"})
-        assert session.undo() == keys[:4]
+        assert [one.key for one in session.undo()] == keys[:4]
         session.settle()
         assert {one.key: one.label for one in session.show("like", 120, key=keys[0])} == first
-        assert session.undo() == keys[-1:]
+        assert [(one.key, one.label) for one in session.undo()] == [(keys[-1], "")]
         for _ in range(9):
             session.undo()
         assert session.undo() == []
         assert session.state()["labelled"] == 0
+
+    def test_undo_is_shown_and_is_of_one_window(self, session: Session, dataset: Dataset) -> None:
+        one, two = (key.decode() for key in dataset.keys[:2])
+        session.answer([(one, "left")], {}, window="a")
+        session.answer([(two, "top")], {}, window="b")
+        session.answer([(one, "right")], {}, saw={one: "left"}, window="a")
+        assert [session.state(name)["can_undo"] for name in ("a", "b", "c")] == [True, True, False]
+        assert session.undo("c") == []
+        assert [(shown.key, shown.label) for shown in session.undo("a")] == [(one, "left")]
+        assert [(shown.key, shown.label) for shown in session.undo("a")] == [(one, "")]
+        assert session.undo("a") == []
+        assert session.state()["labelled"] == 1
+
+    def test_no_window_overwrites_what_it_has_not_seen(self, session: Session, dataset: Dataset) -> None:
+        one, two = (key.decode() for key in dataset.keys[:2])
+        session.answer([(one, "left")], {}, saw={one: ""}, window="a")
+        before = session.journal.path.read_bytes()
+        with pytest.raises(OvertakenError, match=r"answered meanwhile \(left\)") as caught:
+            session.answer([(one, "top"), (two, "top")], {}, saw={one: "", two: ""}, window="b")
+        assert caught.value.labels == {one: "left"}
+        assert session.journal.path.read_bytes() == before and not session.state("b")["can_undo"]
+        session.answer([(one, "top"), (two, "top")], {}, saw={one: "left", two: ""}, window="b")
+        with pytest.raises(OvertakenError, match=r"\(top\)"):
+            session.undo("a")
+        assert session.undo("a") == []
+        assert [shown.label for shown in session.undo("b")] == ["left", ""]
+
+    def test_a_label_that_was_looked_at_anywhere_is_not_doubted_again(
+        self, session: Session, dataset: Dataset, truth: np.ndarray
+    ) -> None:
+        keys = [key.decode() for key in dataset.keys.tolist()]
+        wrong = [NAMES[(label + (row < 6)) % 3] for row, label in enumerate(truth.tolist())]
+        session.answer(list(zip(keys, wrong, strict=True)), {"tab": "label"})
+        session.settle()
+        doubted = {one.key for one in session.show("errors", 120)}
+        looked_at = [one for one in keys[:6] if one in doubted][:2]
+        first, second = looked_at
+        session.answer([(first, wrong[keys.index(first)])], {"tab": "class"})
+        assert {one.key for one in session.show("errors", 120)} == doubted - {first}
+        session.answer([(first, "top"), (second, "left")], {"tab": "errors"})
+        session.undo()
+        assert {one.key for one in session.show("errors", 120)} == doubted - {first}
+        session.close()
+        again = opened(dataset, session.journal.path)
+        again.settle()
+        found = {one.key for one in again.show("errors", 120)}
+        assert second in found and first not in found
+        again.close()
+
+    def test_both_of_a_pair_are_shown(
+        self, session: Session, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drawn = int(np.flatnonzero(session.learner.drawn)[0])
+        pair = [tabs.Picked(drawn), tabs.Picked(drawn + 1)]
+        monkeypatch.setattr(tabs, "duplicates", lambda *_: pair)
+        shown = session.show("duplicates", 20)
+        assert [session.row(one.key) for one in shown] == [drawn, drawn + 1]
+        assert shown[0].predicted == ""
+
+    def test_heads_on_other_features_are_another_curve(
+        self, dataset: Dataset, truth: np.ndarray, tmp_path: Path
+    ) -> None:
+        keys = [key.decode() for key in dataset.keys.tolist()]
+        for features_id, n_known in (("small", 1), ("large", 1), ("small", 2)):
+            session = opened(dataset, tmp_path / "labels.jsonl", features_id=features_id)
+            if not session.state()["labelled"]:
+                answers = [(key, NAMES[label]) for key, label in zip(keys[:60], truth.tolist(), strict=False)]
+                session.answer(answers, {})
+            session.settle()
+            if n_known == 2:
+                session.answer([(keys[60], "left")], {})
+                session.learner.learn(session._labels_now)
+                session.settle()
+            assert [one["n_labels"] for one in session.state()["history"]] == [60, 61][:n_known]
+            session.close()
+
+    def test_a_long_history_is_told_in_short(self, session: Session) -> None:
+        for n in range(1, 500):
+            session.journal.ratings.append(Rating(n, 10, 0.5, 0.4, 0.6))
+        history = session.state()["history"]
+        assert MOST_POINTS / 2 < len(history) <= MOST_POINTS
+        assert history[-1]["n_labels"] == 499
+
+    def test_two_windows_do_not_find_the_same_twice(self, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+        n_found: list[int] = []
+
+        def slowly(*_: Any) -> list[Any]:
+            n_found.append(1)
+            time.sleep(0.2)
+            return []
+
+        monkeypatch.setattr(tabs, "far_off", slowly)
+        windows = [threading.Thread(target=session.show, args=("outliers", 5)) for _ in range(3)]
+        for window in windows:
+            window.start()
+        for window in windows:
+            window.join()
+        assert len(n_found) == 1
+
+    def test_no_more_is_looked_at_than_is_shown(
+        self, session: Session, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[int] = []
+        may_show = session._may_show
+        monkeypatch.setattr(session, "_may_show", lambda row, *known: seen.append(row) or may_show(row, *known))
+        assert len(session.show("like", 3, key=dataset.keys[7].decode())) == 3
+        assert len(seen) < 20
+        known = Known(None, None, NAMES, np.full(100, UNLABELLED), *np.zeros((2, 100), np.bool_), None)  # type: ignore[arg-type]
+        assert [one.row for one in to_label(known, list(range(64)), {0, 1}, 20)][:2] == [2, 3]  # without any key
 
     def test_another_session_goes_on(self, session: Session, dataset: Dataset, truth: np.ndarray) -> None:
         label_some(session, truth, 12)
@@ -428,7 +569,7 @@ class TestSession:
         again = opened(dataset, session.journal.path, classes=())
         again.settle()
         after = again.state()
-        assert [one["name"] for one in after["classes"]][-1] == "bottom" or "bottom" in again.classes
+        assert [one["name"] for one in after["classes"]] == [*NAMES, "bottom"]
         assert (after["labelled"], after["dropped"]) == (before["labelled"], 1)
         again.close()
 
@@ -457,17 +598,23 @@ class TestSession:
     def test_alike_pictures_are_the_nearest(self, session: Session, dataset: Dataset) -> None:
         features = clusters()[0]
         unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-        nearest = [row for row in np.argsort(-(unit @ unit[7])).tolist() if not session.learner.drawn[row]][:5]
-        shown = session.show("like", 5, key=dataset.keys[7].decode())
-        assert [one.key for one in shown] == [dataset.keys[row].decode() for row in nearest]
+        drawn = session.learner.drawn
+        for start in (int(np.flatnonzero(drawn)[0]), int(np.flatnonzero(~drawn)[0])):
+            order = np.argsort(-(unit @ unit[start])).tolist()
+            nearest = [row for row in order if row == start or not drawn[row]][:5]
+            shown = session.show("like", 5, key=dataset.keys[start].decode())
+            assert [one.key for one in shown] == [dataset.keys[row].decode() for row in nearest]
+            assert nearest[0] == start, "the picture that was chosen comes first, drawn or not"
+            assert (shown[0].predicted == "") or not drawn[start]
 
     def test_what_rates_the_head_is_labelled_where_chance_shows_it_alone(
         self, session: Session, dataset: Dataset, truth: np.ndarray
     ) -> None:
         label_some(session, truth, 30)
-        for tab, known in (("like", {"key": dataset.keys[0].decode()}), ("outliers", {}), ("confirm", {"name": "top"})):
+        start = dataset.keys[0].decode()
+        for tab, known in (("like", {"key": start}), ("outliers", {}), ("confirm", {"name": "top"})):
             for one in session.show(tab, 120, **known):
-                assert one.label or not session.learner.drawn[session.row(one.key)], tab
+                assert one.label or one.key == start or not session.learner.drawn[session.row(one.key)], tab
 
     def test_a_label_that_is_changed_is_learnt_too(self, session: Session, dataset: Dataset, truth: np.ndarray) -> None:
         keys = label_some(session, truth, 20)
@@ -479,9 +626,12 @@ class TestSession:
         assert session.learner.fit is not before
 
     def test_what_is_not_there_is_refused_and_nothing_is_written(self, session: Session, dataset: Dataset) -> None:
-        before, key = session.journal.path.read_bytes(), dataset.keys[0].decode()
-        for answers in ([("f" * 32, "left")], [(key, "nowhere")], [(key, "left"), (key, "nowhere")]):
+        before, (key, other) = session.journal.path.read_bytes(), (one.decode() for one in dataset.keys[:2])
+        for answers in ([("f" * 32, "left")], [(key, "nowhere")], [(other, "left"), (key, "nowhere")]):
             with pytest.raises(ConfigError, match="There is no"):
+                session.answer(answers, {})
+        for answers in ([(key, "left"), (key, "left")], [(key, "left"), (other, "left"), (key, "top")]):
+            with pytest.raises(ConfigError, match="names a picture twice"):
                 session.answer(answers, {})
         for name in ("", "drop", "x" * 201, "a\nb", "a\x1bb"):
             with pytest.raises(ConfigError, match="can't be the name of a class"):
@@ -590,6 +740,40 @@ class TestServer:
         assert ask("/answer", {"answers": answers}).json() == {"saved": 120}
         assert session.state()["labelled"] == 120
 
+    def test_of_how_it_was_shown_only_what_is_known_is_kept(self, ask: Ask, dataset: Dataset, session: Session) -> None:
+        answers = [[key.decode(), "left"] for key in dataset.keys.tolist()]
+        shown = {"tab": "label", "seen": "x" * 100_000, "probability": 1, "more": "x" * 100_000}
+        assert ask("/answer", {"answers": answers, "shown": shown}).status_code == 200
+        assert session.journal.path.stat().st_size < 60_000
+        told = session.journal.answers[0].shown
+        assert told == {"tab": "label", "probability": 1.0, "drawn": told["drawn"], "checked": False}
+        shown = {"tab": "nowhere", "seen": "top", "probability": 1.5}
+        assert ask("/answer", {"answers": answers[:1], "shown": shown}).status_code == 200
+        assert session.journal.answers[-1].shown.keys() == {"seen", "drawn", "checked"}
+        assert ask("/answer", {"answers": answers[:1] * 2}).status_code == 409
+
+    def test_what_another_window_has_said_is_told(self, ask: Ask, dataset: Dataset) -> None:
+        key = dataset.keys[0].decode()
+        body = {"answers": [[key, "left"]], "saw": {key: ""}}
+        assert ask("/answer", body, headers={"X-Window": "a"}).status_code == 200
+        refused = ask("/answer", {**body, "answers": [[key, "top"]]}, headers={"X-Window": "b"})
+        assert refused.status_code == 409
+        assert refused.json()["labels"] == {key: "left"}
+        assert ask("/undo", {}, headers={"X-Window": "b"}).json() == {"pictures": []}
+        assert ask("/state", headers={"X-Window": "a"}).json()["can_undo"]
+        (back,) = ask("/undo", {}, headers={"X-Window": "a"}).json()["pictures"]
+        assert (back["key"], back["label"]) == (key, "")
+
+    def test_what_fails_here_is_no_bad_request(
+        self, ask: Ask, session: Session, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(session, "show", lambda *_, **known: known["no such thing"])
+        answer = ask("/show", {"tab": "label"})
+        assert answer.status_code == 500
+        assert answer.json() == {"error": "tlpipe label has failed; its terminal tells how"}
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "/show can't be answered" in caplog.text and "KeyError: 'no such thing'" in caplog.text
+
     def test_forms_and_large_bodies_are_refused(self, ask: Ask) -> None:
         assert ask("/class", {"name": "x"}, headers={"Content-Type": "text/plain"}).status_code == 400
         assert ask("/class", {"name": "x" * 1_100_000}).status_code == 400
@@ -623,7 +807,7 @@ class TestServer:
             label = NAMES[truth[row_of[picture["key"]]]]
             assert ask("/answer", {"answers": [[picture["key"], label]], "shown": {"tab": "label"}}).status_code == 200
         session.settle()
-        assert ask("/undo", {}).json() == {"keys": [picture["key"]]}
+        assert [one["key"] for one in ask("/undo", {}).json()["pictures"]] == [picture["key"]]
         assert ask("/state").json()["labelled"] == 24
 
 
@@ -687,6 +871,42 @@ def test_the_browser_is_told_the_token_by_a_file_of_the_user(
     assert sorted(path.name for path in work.iterdir() if "label" in path.name) == ["labels.jsonl"]
 
 
+def test_others_are_let_in_by_the_printed_name_alone(
+    work: Path,
+    cache: Path,
+    fake_engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told: dict[str, int] = {}
+
+    def ask() -> None:
+        found = re.search(r"http://Workshop:(\d+)/\?token=(\S+)", caplog.text)
+        assert found is not None
+        for host in ("workshop", "127.0.0.1", "localhost", "evil.example", "0.0.0.0"):
+            for origin in (f"http://{host}:{found[1]}", "http://evil.example"):
+                headers = {"X-Token": found[2], "Host": f"{host}:{found[1]}", "Origin": origin}
+                answer = httpx2.get(f"http://127.0.0.1:{found[1]}/state", headers=headers)
+                told[f"{host} {origin.split(':')[1][2:]}"] = answer.status_code
+
+    monkeypatch.setattr("socket.gethostname", lambda: "Workshop")
+    monkeypatch.setattr(sys.modules["pipeline.commands.label"], "_wait", ask)
+    config = ExtractConfig(str(work / "flat"), image_size=(32, 32))
+    options = LabelOptions(labels=str(work / "labels.jsonl"), host="0.0.0.0", no_open=True)
+    commands.label(config, cache, options)
+    assert {what for what, code in told.items() if code == 200} == {
+        "workshop workshop",
+        "127.0.0.1 127.0.0.1",
+        "localhost localhost",
+    }
+
+
+@pytest.mark.parametrize("host", ["::", "::1", "", "127.0.0.1:80"])
+def test_what_is_no_host_is_told(host: str) -> None:
+    with pytest.raises(ConfigError, match="give an IPv4 address or a name of this machine"):
+        LabelOptions(host=host)
+
+
 def test_answers_that_were_shown_as_saved_outlive_the_server(serve: Any, work: Path) -> None:
     saved: dict[str, str] = {}
     for turn in range(2):
@@ -705,7 +925,11 @@ def test_answers_that_were_shown_as_saved_outlive_the_server(serve: Any, work: P
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert out.splitlines()[0] == "labels.jsonl: 15 pictures with a label, 0 left out"
-    assert out.splitlines()[-1] == "Next       tlpipe extract flat --labels labels.jsonl"
+    assert out.splitlines()[-1].startswith("Next       tlpipe extract flat --backbone mobilenet025")
+    words = shlex.split(out.splitlines()[-1])[2:]
+    command = [sys.executable, "-m", "pipeline", *words, "--json"]
+    told = json.loads(subprocess.run(command, cwd=work, capture_output=True, check=True).stdout)
+    assert (told["n_computed"], told["n_reused"]) == (0, 40)
 
 
 @pytest.mark.slow
@@ -760,6 +984,17 @@ class TestFiles:
         assert sum(again.labels != UNLABELLED) == 3
         with pytest.raises(ConfigError, match=r"ends in .csv"):
             export_labels(str(work / "flat"), labels, work / "mine.txt", cache)
+
+    def test_neither_the_data_nor_the_labels_are_written_over(self, work: Path, labels: Path, cache: Path) -> None:
+        table = work / "data.csv"
+        table.write_text("path,label\nflat/red-0.png,red\nflat/red-1.png,blue\n")
+        said = work / "said.csv"
+        said.write_text("path,label\nflat/red-0.png,blue\n")
+        before = table.read_text(), said.read_text()
+        for target, what in ((table, "the data"), (said, "the file of labels")):
+            with pytest.raises(ConfigError, match=f"which is {what}; name another file"):
+                export_labels(str(table), said, target, cache)
+        assert (table.read_text(), said.read_text()) == before
 
     @pytest.mark.parametrize("link", [False, True])
     def test_folders_of_classes(self, work: Path, labels: Path, cache: Path, link: bool) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-
 from pipeline.cli.common import Answer, command, takes
 from pipeline.config import NOT_OF_LABEL, ExtractConfig, Folders, LabelOptions
 from pipeline.util.text import counted, percent
@@ -16,7 +14,7 @@ from pipeline.util.text import counted, percent
 def label(config: ExtractConfig, options: LabelOptions, folders: Folders) -> Answer:
     """Label pictures, or check labels, on a page in the browser.
 
-    Those are shown first that teach a head most. Features that are missing are computed before.
+    The most informative pictures come first. Missing features are computed beforehand.
     """
     from pipeline import commands
 
@@ -28,5 +26,6 @@ def label(config: ExtractConfig, options: LabelOptions, folders: Folders) -> Ans
     if found.rating is not None:
         share, rated = percent(found.rating["accuracy"]), counted(found.rating["n"], "picture")
         lines.append(f"The head was right on {share} of {rated} drawn at random")
-    following = shlex.join(["tlpipe", "extract", config.data, "--labels", str(found.labels)])
-    return Answer(found.to_json(), "\n".join([*lines, f"Next       {folders.command(following)}"]))
+    if found.config is not None:  # with the same features, so that nothing is computed again
+        lines.append(f"Next       {folders.command(found.config.command(labels=str(found.labels)))}")
+    return Answer(found.to_json(), "\n".join(lines))

@@ -9,7 +9,7 @@ import threading
 import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipeline.labelling.session import Session
 
 LOOPBACK = ("127.0.0.1", "localhost")
-EVERYWHERE = ("0.0.0.0", "::")  # of all networks
+EVERYWHERE = "0.0.0.0"  # all addresses of this machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class Labelled:
         n_dropped: Pictures that are left out.
         rating: Of the newest head, as `Rating`; None if it was never rated.
         written: The table or folder that was made of the labels; None for none.
+        config: How the features behind the page were extracted; None where there was no page.
     """
 
     labels: Path
@@ -53,11 +54,13 @@ class Labelled:
     n_dropped: int = 0
     rating: dict[str, Any] | None = None
     written: Path | None = None
+    config: ExtractConfig | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
         written = None if self.written is None else str(self.written)
-        return {**asdict(self), "labels": str(self.labels), "written": written}
+        counts = {"n_labels": self.n_labels, "n_dropped": self.n_dropped}
+        return {"labels": str(self.labels), **counts, "rating": self.rating, "written": written}
 
 
 def label(config: ExtractConfig, cache: Path, options: LabelOptions = LabelOptions()) -> Labelled:
@@ -90,11 +93,11 @@ def label(config: ExtractConfig, cache: Path, options: LabelOptions = LabelOptio
         if error.name not in ("starlette", "uvicorn"):
             raise
         raise ConfigError(f"tlpipe label needs {error.name}; install it: pip install 'tlpipe[label]'") from error
-    journal, desk, host = Journal(labels, place_of(config.data)), Desk(), options.host
-    app = application(desk, [*LOOPBACK] if host in LOOPBACK else ["*"])
+    journal, desk = Journal(labels, place_of(config.data)), Desk()
+    name = socket.gethostname() if options.host == EVERYWHERE else options.host
+    app = application(desk, [*LOOPBACK, name.lower()])  # as browsers write it
     try:
-        with ExitStack() as opened, serving(app, host, options.port) as port:
-            name = socket.gethostname() if host in EVERYWHERE else host
+        with ExitStack() as opened, serving(app, options.host, options.port) as port:
             address = f"http://{name}:{port}/?token={desk.token}"
             log.warning("Open       %s", address)
             if not options.no_open:
@@ -106,7 +109,8 @@ def label(config: ExtractConfig, cache: Path, options: LabelOptions = LabelOptio
             log.info("Ctrl-C ends it; every answer is on disk already")
             _wait()
             state = desk.session.state()
-            return Labelled(labels, state["labelled"], state["dropped"], state["rating"])
+            used = replace(record.config, data=config.data)
+            return Labelled(labels, state["labelled"], state["dropped"], state["rating"], config=used)
     finally:
         if desk.session is not None:
             desk.session.close()
@@ -158,4 +162,6 @@ def _session(record: TableRecord, journal: Journal, cache: Path, classes: Sequen
         raise DataError(f"{config.data} has no picture that can be shown")
     keys = dataset.keys
     pictures = Pictures(opened.source.take([row_of[key] for key in keys.tolist()]), keys, config.pixel_limit)
-    return Session(dataset, store.read(keys).astype(np.float32, copy=False), pictures, journal, classes, seed)
+    return Session(
+        dataset, store.read(keys).astype(np.float32, copy=False), pictures, journal, classes, seed, record.spec.digest()
+    )

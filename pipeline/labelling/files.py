@@ -27,7 +27,9 @@ from pipeline.util.text import counted
 
 
 def export_labels(data: str, labels: Path, target: Path, cache: Path, columns: Columns = COMMON) -> int:
-    """Write labels as a manifest, which extract takes as data or as labels; the number of its rows.
+    """Write labels as a manifest, which extract takes as data; the number of its rows.
+
+    Pictures that are left out have none.
 
     Args:
         data: The data that was labelled.
@@ -37,12 +39,15 @@ def export_labels(data: str, labels: Path, target: Path, cache: Path, columns: C
         columns: As for extract.
 
     Raises:
-        ConfigError: If the target is no .csv file.
+        ConfigError: If the target is no .csv file, or is the data or the labels.
         DataError: If the data or the labels can't be read.
         StoreError: If the file can't be written.
     """
     if target.suffix.lower() != ".csv":
         raise ConfigError(f"--export is {target}; give a file that ends in .csv")
+    for what, place in (("the data", Path(data)), ("the file of labels", labels)):
+        if target.exists() and place.exists() and target.samefile(place):
+            raise ConfigError(f"--export is {target}, which is {what}; name another file")
     opened = _with_labels(data, labels, cache, columns)
     dataset = opened.dataset
     text = io.StringIO()

@@ -16,8 +16,11 @@ from pipeline.labelling.model import Rating
 from pipeline.store.records import now
 from pipeline.util import disk
 from pipeline.util.files import writing
-from pipeline.util.sealed import decoded, sealed
+from pipeline.util.sealed import WRITER, decoded, sealed
 from pipeline.util.text import counted
+
+BEGINNING = f'{{"{WRITER}": "tlpipe"'.encode()
+"""Of every line that is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Journal:
         ratings: What heads were worth on the way.
 
     Raises:
-        DataError: If it can't be read, a line was changed, or it is of other data.
+        DataError: If it can't be read, is no journal, a line was changed, or it is of other data.
         StoreError: If it can't be written, or another process has it open.
     """
 
@@ -67,6 +70,7 @@ class Journal:
         self.ratings: list[Rating] = []
         with writing(path):
             disk.make_folder(path.parent)
+            self._is_new = not path.exists()
             disk.change("append", path)
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -82,9 +86,12 @@ class Journal:
             raise StoreError(
                 f"{self.path} is being written by another tlpipe label; use its page, or name another file: --labels"
             ) from error
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if not whole and not (content.startswith(BEGINNING) or BEGINNING.startswith(content)):
+            raise DataError(f"{self.path} is no journal of tlpipe label; name another file: --labels")
         for number, line in enumerate(read_journal(self.path), start=1):
             self._replay(line, number)
-        whole = self.path.read_bytes().rfind(b"\n") + 1
         with writing(self.path):
             disk.change("append", self.path)
             os.ftruncate(self._file, whole)  # a last line that was cut off would make the next one unreadable
@@ -158,9 +165,9 @@ class Journal:
         return f"{self.path}: {counted(len(self.answers), 'answer')}"
 
     def close(self) -> None:
-        """Let others write to the file; one without a line is removed."""
+        """Let others write to the file; one that was made here and has no line is removed."""
         if self._file >= 0:
-            if not os.fstat(self._file).st_size:
+            if self._is_new and not os.fstat(self._file).st_size:
                 disk.remove(self.path)
             os.close(self._file)
         self._file = -1

@@ -34,6 +34,7 @@ class Rating:
         accuracy: Share of them that a head called rightly which was fitted without them.
         low: Lower end of its 95 % interval.
         high: Upper end.
+        features: Digest of the feature spec; "" where it was not told.
     """
 
     n_labels: int
@@ -41,6 +42,7 @@ class Rating:
     accuracy: float
     low: float
     high: float
+    features: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,18 @@ def _fitted(
     # Heads prepare a copy of what they are asked about, and there may be much of it.
     blocks = [head.predict_proba(features[asked[start : start + ROWS]]) for start in range(0, len(asked), ROWS)]
     return np.concatenate(blocks)
+
+
+def growth(ratings: Sequence[Rating], features: str) -> list[Rating]:
+    """Ratings of heads on the same features, by ever more labels: none that labels since taken back have gained."""
+    found: list[Rating] = []
+    for one in ratings:
+        if one.features != features:
+            continue
+        while found and found[-1].n_labels >= one.n_labels:
+            found.pop()
+        found.append(one)
+    return found
 
 
 def labels_for_a_point(history: Sequence[Rating]) -> int | None:

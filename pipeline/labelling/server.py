@@ -13,6 +13,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any, NoReturn
 
 import uvicorn
@@ -26,15 +27,23 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from pipeline.errors import ConfigError, TlpipeError
+from pipeline.labelling.marks import OvertakenError
 from pipeline.labelling.session import Session
+from pipeline.labelling.tabs import TABS
 from pipeline.pages.write import label_page
+from pipeline.util import log
 
 GRID_SIDE, SIDE = 160, 640  # pixels of pictures in a grid, and of one alone
 MOST_AT_ONCE = 100  # pictures that are shown
 MOST_BODY = 1_000_000  # bytes of a request
+MOST_WINDOW = 40  # characters of what a window calls itself
 
 NOT_UNDERSTOOD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)  # what strange JSON leads to
 Handler = Callable[[Request], Awaitable[Response]]
+
+
+class BadRequestError(Exception):
+    """A request that can't be understood."""
 
 
 class Desk:
@@ -73,7 +82,7 @@ def application(desk: Desk, hosts: list[str]) -> Starlette:
             Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
             Middleware(BaseHTTPMiddleware, dispatch=_guard),
         ],
-        exception_handlers={TlpipeError: _in_words, **dict.fromkeys(NOT_UNDERSTOOD, _bad_request)},
+        exception_handlers={TlpipeError: _in_words, BadRequestError: _bad_request},
     )
     app.state.desk = desk
     return app
@@ -111,8 +120,26 @@ def _desk(request: Request) -> Desk:
 def _session(request: Request) -> Session:
     session = _desk(request).session
     if session is None:
-        raise ValueError("the features are not there yet")
+        raise BadRequestError("the features are not there yet")
     return session
+
+
+def _window(request: Request) -> str:
+    """Which window of the page asks, by a name that it has given itself."""
+    return request.headers.get("x-window", "")[:MOST_WINDOW]
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """A block that reads what a request says, and does nothing else.
+
+    Raises:
+        BadRequestError: If that is something strange.
+    """
+    try:
+        yield
+    except NOT_UNDERSTOOD as error:
+        raise BadRequestError(str(error)) from error
 
 
 async def _page(request: Request) -> Response:
@@ -125,33 +152,50 @@ async def _state(request: Request) -> Response:
     if desk.session is None:
         what, done, total = desk.doing
         return JSONResponse({"ready": False, "doing": what, "done": done, "total": total})
-    return JSONResponse({"ready": True, **await run_in_threadpool(desk.session.state)})
+    return JSONResponse({"ready": True, **await run_in_threadpool(desk.session.state, _window(request))})
 
 
 async def _show(request: Request) -> Response:
-    asked = await _object(request)
-    n = max(0, min(int(asked.get("n", 1)), MOST_AT_ONCE))
-    names = {name: str(asked.get(name, "")) for name in ("name", "key")}
-    skip = [str(one) for one in asked.get("skip", [])]
-    found = await run_in_threadpool(_session(request).show, str(asked.get("tab")), n, skip=skip, **names)
+    session, asked = _session(request), await _object(request)
+    with _understood():
+        n = max(0, min(int(asked.get("n", 1)), MOST_AT_ONCE))
+        names = {name: str(asked.get(name, "")) for name in ("name", "key")}
+        skip = [str(one) for one in asked.get("skip", [])]
+    found = await run_in_threadpool(partial(session.show, str(asked.get("tab")), n, skip=skip, **names))
     return JSONResponse({"pictures": [asdict(one) for one in found]})
 
 
 async def _answer(request: Request) -> Response:
-    asked = await _object(request)
-    answers = [(str(key), str(label)) for key, label in asked["answers"]]
-    shown = {str(name): value for name, value in asked.get("shown", {}).items() if isinstance(value, (str, float))}
-    await run_in_threadpool(_session(request).answer, answers, shown)
+    session, asked = _session(request), await _object(request)
+    with _understood():
+        answers = [(str(key), str(label)) for key, label in asked["answers"]]
+        saw = {str(key): str(label) for key, label in asked.get("saw", {}).items()}
+        shown = _how_shown(asked.get("shown", {}), session)
+    await run_in_threadpool(partial(session.answer, answers, shown, saw=saw, window=_window(request)))
     return JSONResponse({"saved": len(answers)})
 
 
+def _how_shown(told: dict[str, Any], session: Session) -> dict[str, str | float]:
+    """What is kept of how pictures were shown: as it stands in each answer, nothing that is long."""
+    tab, seen, probability = (told.get(name) for name in ("tab", "seen", "probability"))
+    found: dict[str, str | float] = {}
+    if tab in TABS:
+        found["tab"] = tab
+    if seen in session.classes:
+        found["seen"] = seen
+    if isinstance(probability, (int, float)) and 0 <= probability <= 1:
+        found["probability"] = float(probability)  # of 1.0, JSON makes 1
+    return found
+
+
 async def _undo(request: Request) -> Response:
-    return JSONResponse({"keys": await run_in_threadpool(_session(request).undo)})
+    found = await run_in_threadpool(_session(request).undo, _window(request))
+    return JSONResponse({"pictures": [asdict(one) for one in found]})
 
 
 async def _name_class(request: Request) -> Response:
-    asked = await _object(request)
-    await run_in_threadpool(_session(request).name_class, str(asked.get("name", "")))
+    session, asked = _session(request), await _object(request)
+    await run_in_threadpool(session.name_class, str(asked.get("name", "")))
     return JSONResponse({"saved": 1})
 
 
@@ -171,20 +215,20 @@ async def _object(request: Request) -> dict[str, Any]:
     """The JSON object of a request.
 
     Raises:
-        ValueError: If it is something else, or too long.
+        BadRequestError: If it is something else, or too long.
     """
     if request.headers.get("content-type") != "application/json":
-        raise ValueError("its content type is not application/json")
+        raise BadRequestError("its content type is not application/json")
     data = b""
     async for part in request.stream():
         data += part
         if len(data) > MOST_BODY:
-            raise ValueError("it is too long")
+            raise BadRequestError("it is too long")
     found = None
-    with suppress(RecursionError):
+    with _understood(), suppress(RecursionError):
         found = json.loads(data, parse_constant=_no_number, parse_float=_finite)
     if not isinstance(found, dict):
-        raise ValueError("it is no JSON object")
+        raise BadRequestError("it is no JSON object")
     return found
 
 
@@ -196,7 +240,11 @@ async def _guard(request: Request, call: Handler) -> Response:
     if not secrets.compare_digest(token.encode(), _desk(request).token.encode()) or origin not in (None, own):
         response: Response = PlainTextResponse("Open the address that tlpipe label has printed.", 403)
     else:
-        response = await call(request)
+        try:
+            response = await call(request)
+        except Exception:
+            log.exception("%s can't be answered", request.url.path)
+            response = JSONResponse({"error": "tlpipe label has failed; its terminal tells how"}, 500)
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "no-referrer"
     response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
@@ -214,7 +262,8 @@ def _no_number(text: str) -> NoReturn:
 
 
 async def _in_words(_: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, 409)
+    overtaken = {"labels": error.labels} if isinstance(error, OvertakenError) else {}
+    return JSONResponse({"error": str(error), **overtaken}, 409)
 
 
 async def _bad_request(_: Request, error: Exception) -> Response:

@@ -5,56 +5,30 @@ from __future__ import annotations
 import getpass
 import os
 import threading
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data import UNLABELLED, Dataset
+from pipeline.data import Dataset
 from pipeline.data.corrections import DROP
 from pipeline.errors import ConfigError
 from pipeline.labelling import tabs
 from pipeline.labelling.journal import Answer, Journal
 from pipeline.labelling.learner import Labels, Learner
-from pipeline.labelling.model import Fit, Rating, labels_for_a_point
-from pipeline.labelling.tabs import Found, Known, Picked
+from pipeline.labelling.marks import Change, Mark, Marks, OvertakenError, check_name
+from pipeline.labelling.model import Fit, Rating, growth, labels_for_a_point
+from pipeline.labelling.tabs import Found, Known, Picked, Shown
 from pipeline.pages.pictures import Pictures
 
 AT_ONCE = 5  # answers after which the head is fitted again
 PATIENCE = 1.0  # seconds that the first page waits for a choice, before it shows any pictures
 MOST_CLASSES = 1000
-MOST_NAME = 200  # characters
+MOST_POINTS = 50  # ratings of which the page draws a curve
 DOUBTS = ("wrong", "errors")  # tabs on which a label that was looked at doesn't come again
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A picture as the page shows it.
-
-    Attributes:
-        key: Image key.
-        path: Where it lies.
-        label: Its class so far, or "drop"; "" if it has none.
-        predicted: The class that the head sees; "" where it isn't told, so that it leads nobody.
-        probability: Of that class.
-        why: Why it is shown, in a few words.
-    """
-
-    key: str
-    path: str
-    label: str
-    predicted: str = ""
-    probability: float | None = None
-    why: str = ""
-
-
-@dataclass(slots=True)
-class _Undo:
-    """What an answer to several pictures at once has changed: keys, and what was said of them before."""
-
-    before: list[tuple[str, str]] = field(default_factory=list)
 
 
 class Session:
@@ -67,6 +41,7 @@ class Session:
         journal: Where answers go.
         classes: Names that the user gave.
         seed: Of what is drawn at random.
+        features_id: Digest of the feature spec; only heads on the same features are compared.
     """
 
     def __init__(
@@ -77,31 +52,30 @@ class Session:
         journal: Journal,
         classes: Sequence[str] = (),
         seed: int = 0,
+        features_id: str = "",
     ) -> None:
         from sklearn.preprocessing import normalize
 
-        self.dataset, self.pictures, self.journal = dataset, pictures, journal
+        self.dataset, self.pictures, self.journal, self._features_id = dataset, pictures, journal, features_id
         self.features: NDArray[np.float32] = normalize(features, copy=False)
         self._row_of = {key.decode(): row for row, key in enumerate(dataset.keys.tolist())}
-        self.classes = list(dict.fromkeys([*dataset.class_names, *journal.classes, *classes]))
+        self.marks = Marks(dataset, dict.fromkeys([*dataset.class_names, *journal.classes, *classes]))
+        self.classes = self.marks.classes
         for name in (*dataset.class_names, *classes):
-            _check_name(name)
+            check_name(name)
             if name not in (*dataset.class_names, *journal.classes):
                 journal.name_class(name)  # so that its key is the same the next time
-        self._labels = dataset.labels.copy()
-        self._dropped = np.zeros(len(dataset), np.bool_)
-        self._checked = np.zeros(len(dataset), np.bool_)  # by an answer on a tab of doubts
         self._who = _user()
-        self._lock = threading.RLock()
-        self._undo: list[_Undo] = []
+        self._lock, self._finding = threading.RLock(), threading.Lock()
+        self._done: dict[str, list[list[Change]]] = {}  # by window
         self.learner = Learner(self.features, dataset.keys, seed, self._keep)
         self._learnt_at = 0  # so many answers
         self._found: dict[str, tuple[Fit | None, Found]] = {}
         for answer in journal.latest().values():
-            if answer.label not in ("", DROP) and answer.label not in self.classes:
+            if answer.label not in ("", DROP, *self.classes):
                 self.classes.append(answer.label)
             if answer.key in self._row_of:
-                self._set(answer.key, answer.label, answer.shown.get("tab"))
+                self.marks[self._row_of[answer.key]] = Mark(answer.label, bool(answer.shown.get("checked")))
         self.learner.learn(self._labels_now)
 
     # Answers
@@ -113,7 +87,7 @@ class Session:
             ConfigError: If its name can't be one, or there are too many.
             StoreError: If it can't be written.
         """
-        name = _check_name(name.strip())
+        name = check_name(name.strip())
         with self._lock:
             if name in self.classes:
                 return
@@ -122,69 +96,79 @@ class Session:
             self.journal.name_class(name)
             self.classes.append(name)
 
-    def answer(self, answers: Sequence[tuple[str, str]], shown: dict[str, str | float | bool]) -> None:
+    def answer(
+        self,
+        answers: Sequence[tuple[str, str]],
+        shown: Mapping[str, str | float],
+        *,
+        saw: Mapping[str, str] | None = None,
+        window: str = "",
+    ) -> None:
         """Say which class pictures are of; all of it is on disk when this returns.
 
         Args:
             answers: Image key and class of each, or "drop", or "" for none.
             shown: How they were shown.
+            saw: The labels that they had on the page, by image key; what isn't there is not compared.
+            window: Which window asks; each takes back its own answers.
 
         Raises:
-            ConfigError: If there is no such picture or class.
+            ConfigError: If there is no such picture or class, or a picture is named twice.
+            OvertakenError: If another window has changed a label that was seen; nothing is changed then.
             StoreError: If it can't be written; nothing of it counts then.
         """
+        saw = saw or {}
         with self._lock:
-            for key, label in answers:
-                self._check(key, label)
-            done = _Undo([(key, self._label(self._row_of[key])) for key, _ in answers])
-            self.journal.append([self._entry(key, label, shown) for key, label in answers])
-            for key, label in answers:
-                self._set(key, label, shown.get("tab"))
-            self._undo.append(done)
+            found = {self._row(key): label for key, label in answers}
+            if len(found) < len(answers):
+                raise ConfigError("An answer names a picture twice; name it once")
+            for label in found.values():
+                if label not in ("", DROP):
+                    self.marks.number(label)
+            before = {row: self.marks[row] for row in found}
+            self._refuse([row for row, (was, _) in before.items() if saw.get(self._key(row), was) != was])
+            changes = [Change(row, before[row], Mark(label, bool(before[row].label))) for row, label in found.items()]
+            self._make(changes, shown)
+            self._done.setdefault(window, []).append(changes)
         self._learn_if_due()
 
-    def undo(self) -> list[str]:
-        """Take the last answer back, and tell of which pictures; none if there is nothing to take back.
+    def undo(self, window: str = "") -> list[Shown]:
+        """Take the last answer of a window back, and show its pictures; none if there is nothing to take back.
 
         Raises:
+            OvertakenError: If another window has changed all of it meanwhile.
             StoreError: If it can't be written.
         """
         with self._lock:
-            if not self._undo:
+            if not self._done.get(window):
                 return []
-            before = self._undo[-1].before
-            entries = [replace(self._entry(key, label, {}), undoes=True) for key, label in before]
-            self.journal.append(entries)
-            self._undo.pop()
-            for key, label in before:
-                self._set(key, label)
+            changes = self._done[window][-1]
+            still = [change for change in changes if self.marks[change.row].label == change.after.label]
+            back = [Change(row, after, before) for row, before, after in still]
+            if back:
+                self._make(back, {}, undoes=True)
+            self._done[window].pop()
+            if not back:
+                self._refuse([change.row for change in changes])
+            found = [self._shown(tabs.to_be_labelled(self.learner.drawn, one.row)) for one in back]
         self._learn_if_due()
-        return [key for key, _ in before]
+        return found
 
-    def _entry(self, key: str, label: str, shown: dict[str, str | float | bool]) -> Answer:
-        row = self._row_of[key]
-        facts: dict[str, str | float | bool] = {**shown, "drawn": bool(self.learner.drawn[row])}
-        return Answer(key, self.dataset.locations[row], label, who=self._who, shown=facts)
+    def _refuse(self, overtaken: Sequence[int]) -> None:
+        """Refuse what was asked of pictures of which another window has said something else, if there are any."""
+        if overtaken:
+            raise OvertakenError({self._key(row): self.marks[row].label for row in overtaken})
 
-    def _check(self, key: str, label: str) -> None:
-        self._row(key)
-        if label not in ("", DROP) and label not in self.classes:
-            raise ConfigError(f"There is no class {label[:MOST_NAME]!r}; name it first")
-
-    def _label(self, row: int) -> str:
-        if self._dropped[row]:
-            return DROP
-        number = int(self._labels[row])
-        return "" if number == UNLABELLED else self.classes[number]
-
-    def _set(self, key: str, label: str, tab: str | float | bool | None = None) -> None:
-        row = self._row_of[key]
-        self._checked[row] = tab in DOUBTS
-        self._dropped[row] = label == DROP
-        if label == DROP:
-            self._labels[row] = UNLABELLED
-        else:
-            self._labels[row] = self.classes.index(label) if label else UNLABELLED
+    def _make(self, changes: Sequence[Change], shown: Mapping[str, str | float], *, undoes: bool = False) -> None:
+        """Write changes, and let them count once they are on disk."""
+        entries = []
+        for row, _, (label, checked) in changes:
+            facts = {**shown, "drawn": bool(self.learner.drawn[row]), "checked": checked}
+            path = self.dataset.locations[row]
+            entries.append(Answer(self._key(row), path, label, who=self._who, shown=facts, undoes=undoes))
+        self.journal.append(entries)
+        for row, _, after in changes:
+            self.marks[row] = after
 
     def _learn_if_due(self) -> None:
         with self._lock:
@@ -193,14 +177,14 @@ class Session:
 
     def _keep(self, rating: Rating) -> None:
         with self._lock:
-            ratings = self.journal.ratings
-            if not ratings or ratings[-1].n_labels != rating.n_labels:
-                self.journal.rate(rating)
+            before = growth(self.journal.ratings, self._features_id)
+            if not before or before[-1].n_labels != rating.n_labels:
+                self.journal.rate(replace(rating, features=self._features_id))
 
     def _labels_now(self) -> Labels:
         with self._lock:
             self._learnt_at = len(self.journal.answers)
-            return Labels(self._labels.copy(), self._dropped.copy(), len(self.classes))
+            return Labels(self.marks.labels.copy(), self.marks.dropped.copy(), len(self.classes))
 
     def settle(self) -> None:
         """Wait until the head is fitted on all answers."""
@@ -213,31 +197,31 @@ class Session:
 
     # What is shown
 
-    def state(self) -> dict[str, Any]:
-        """What the page tells of the labelling as a whole."""
+    def state(self, window: str = "") -> dict[str, Any]:
+        """What the page tells of the labelling as a whole, in one of its windows."""
         with self._lock:
-            numbers = np.bincount(self._labels + 1, minlength=len(self.classes) + 1).tolist()
-            fitted, history = self.learner.fit, self.journal.ratings
+            numbers = np.bincount(self.marks.labels + 1, minlength=len(self.classes) + 1).tolist()
+            fitted, history = self.learner.fit, growth(self.journal.ratings, self._features_id)
             rating = fitted.rating if fitted else None
             return {
                 "name": self.dataset.name,
                 "n": len(self.dataset),
                 "labelled": sum(numbers[1:]),
-                "dropped": int(self._dropped.sum()),
+                "dropped": int(self.marks.dropped.sum()),
                 "answers": len(self.journal.answers),
                 "classes": [{"name": name, "n": n} for name, n in zip(self.classes, numbers[1:], strict=True)],
-                "rating": rating and asdict(rating),
-                "history": [asdict(one) for one in history],
+                "rating": rating and _told(rating),
+                "history": [_told(one) for one in reversed(history[:: -(len(history) // MOST_POINTS + 1)])],
                 "gain": labels_for_a_point(history),
                 "fitting": self.learner.busy,
-                "can_undo": bool(self._undo),
+                "can_undo": bool(self._done.get(window)),
             }
 
     def show(self, tab: str, n: int, *, name: str = "", key: str = "", skip: Collection[str] = ()) -> list[Shown]:
         """The next pictures of a tab.
 
         Args:
-            tab: "label", "confirm", "wrong", "errors", "duplicates", "outliers", "class" or "like".
+            tab: One of `TABS`.
             n: How many at most.
             name: A class, for "confirm" and "class".
             key: A picture, for "like".
@@ -248,11 +232,11 @@ class Session:
         """
         if tab == "label":
             self.learner.has_chosen.wait(PATIENCE)
-        known = self._known()
+        known, passed = self._known(), {self._row_of[one] for one in skip if one in self._row_of}
         found: dict[str, Callable[[], Found]] = {
-            "label": lambda: tabs.to_label(known, self.learner.queue),
-            "confirm": lambda: tabs.to_confirm(known, self._number(name)),
-            "class": lambda: tabs.of_class(known, self._number(name)),
+            "label": lambda: tabs.to_label(known, self.learner.queue, passed, n),
+            "confirm": lambda: tabs.to_confirm(known, self.marks.number(name)),
+            "class": lambda: tabs.of_class(known, self.marks.number(name)),
             "like": lambda: tabs.like(known, self._row(key)),
             "wrong": lambda: self._once(tab, known.fit, lambda: tabs.wrong(known)),
             "errors": lambda: self._once(tab, known.fit, lambda: tabs.errors(known)),
@@ -261,27 +245,29 @@ class Session:
         }
         if tab not in found:
             raise ConfigError(f"There is no tab {tab[:40]!r}")
-        passed = {self._row_of[one] for one in skip if one in self._row_of}
-        picked = found[tab]()
+        picked, start = found[tab](), self._row_of.get(key)
         with self._lock:
-            left = [one for one in picked if one.row not in passed and self._may_show(one.row, tab)]
-            return [self._shown(one) for one in left[:n]]
+            left = (one for one in picked if one.row not in passed and self._may_show(one.row, tab, start))
+            return [self._shown(one) for one in islice(left, n)]
 
-    def _may_show(self, row: int, tab: str) -> bool:
+    def _may_show(self, row: int, tab: str, start: int | None) -> bool:
         """Whether a picture belongs on a tab, as it is now.
 
-        Those that rate the head get their labels where chance alone shows them, and not where someone looked for them.
+        Those that rate the head get their labels where chance alone shows them, and not where someone looked for them;
+        but a picture that others are like, and both of a pair, are there to be seen.
         """
-        if self._label(row):
-            return tab not in ("label", "confirm") and not (tab in DOUBTS and self._checked[row])
-        return tab == "label" or not self.learner.drawn[row]
+        label, checked = self.marks[row]
+        if label:
+            return tab not in ("label", "confirm") and not (tab in DOUBTS and checked)
+        return tab in ("label", "duplicates") or row == start or not self.learner.drawn[row]
 
     def _once(self, tab: str, fitted: Fit | None, find: Callable[[], Found]) -> Found:
         """What takes long to find, found once for each fit; what features alone tell, once and for all."""
-        before = self._found.get(tab)
-        if before is None or before[0] is not fitted:
-            before = self._found[tab] = (fitted, find())
-        return before[1]
+        with self._finding:  # a second window waits for what the first one finds
+            before = self._found.get(tab)
+            if before is None or before[0] is not fitted:
+                before = self._found[tab] = (fitted, find())
+            return before[1]
 
     def row(self, key: str) -> int | None:
         """The row of a picture that is known."""
@@ -289,8 +275,7 @@ class Session:
 
     def _shown(self, picked: Picked) -> Shown:
         row, why, seen, probability = picked
-        label = self._label(row)
-        key, path = self.dataset.keys[row].decode(), self.dataset.locations[row]
+        label, key, path = self.marks[row].label, self._key(row), self.dataset.locations[row]
         fitted = self.learner.fit
         if self.learner.drawn[row] and not label:  # a suggestion would lead to the answer that rates it
             return Shown(key, path, label, why=why)
@@ -299,10 +284,9 @@ class Session:
             seen, probability = self.classes[fitted.classes[best]], float(fitted.probabilities[row, best])
         return Shown(key, path, label, seen, probability, why)
 
-    def _number(self, name: str) -> int:
-        if name not in self.classes:
-            raise ConfigError(f"There is no class {name[:MOST_NAME]!r}; name it first")
-        return self.classes.index(name)
+    def _key(self, row: int) -> str:
+        key: bytes = self.dataset.keys[row]
+        return key.decode()
 
     def _row(self, key: str) -> int:
         if key not in self._row_of:
@@ -315,11 +299,15 @@ class Session:
                 self.dataset,
                 self.features,
                 tuple(self.classes),
-                self._labels.copy(),
-                self._dropped.copy(),
+                self.marks.labels.copy(),
+                self.marks.dropped.copy(),
                 self.learner.drawn,
                 self.learner.fit,
             )
+
+
+def _told(rating: Rating) -> dict[str, Any]:
+    return {name: value for name, value in asdict(rating).items() if name != "features"}
 
 
 def _user() -> str:
@@ -328,17 +316,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
-
-
-def _check_name(name: str) -> str:
-    """The name of a class, if it can be one.
-
-    Raises:
-        ConfigError: If not.
-    """
-    if not name or name == DROP or len(name) > MOST_NAME or not name.isprintable():
-        raise ConfigError(
-            f"{name[:MOST_NAME]!r} can't be the name of a class; give 1 to {MOST_NAME} printable characters, and not "
-            f"{DROP!r}, which leaves a picture out"
-        )
-    return name

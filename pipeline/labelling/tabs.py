@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +16,8 @@ from pipeline.inspection.duplicates import same_pictures
 from pipeline.labelling.model import Fit, without_own_label
 from pipeline.pages.pictures import Pictures
 
-ALIKE = 64  # pictures that are shown as alike, or without a strategy
+TABS = ("label", "confirm", "wrong", "errors", "duplicates", "outliers", "class", "like")
+ALIKE = 64  # pictures that are shown as alike
 MOST_COMPARED = 20_000  # pictures of which all pairs are compared, for duplicates and outliers
 
 
@@ -37,6 +38,27 @@ class Picked(NamedTuple):
 
 
 Found = list[Picked]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture as the page shows it.
+
+    Attributes:
+        key: Image key.
+        path: Where it lies.
+        label: Its class so far, or "drop"; "" if it has none.
+        predicted: The class that the head sees; "" where it isn't told, so that it leads nobody.
+        probability: Of that class.
+        why: Why it is shown, in a few words.
+    """
+
+    key: str
+    path: str
+    label: str
+    predicted: str = ""
+    probability: float | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +90,27 @@ class Known:
         return found
 
 
-def to_label(known: Known, queue: Sequence[int]) -> Found:
-    """What a strategy has chosen, and some that were drawn at random; then any, as long as no more is chosen."""
-    rows = [row for row in queue if known.free[row]]
-    if len(rows) < ALIKE:
-        free = np.setdiff1d(np.flatnonzero(known.free), rows)
+def to_label(known: Known, queue: Sequence[int], passed: Collection[int], n: int) -> Found:
+    """What a strategy has chosen, and some that were drawn at random; then any, as long as too few are chosen.
+
+    Args:
+        known: What is known.
+        queue: Rows that were chosen.
+        passed: Rows that the page holds already.
+        n: Pictures that are wanted.
+    """
+    free = known.free
+    rows = [row for row in queue if free[row] and row not in passed]
+    if len(rows) < n:
+        rest = np.setdiff1d(np.flatnonzero(free), [*rows, *passed])
         # By key, as the order of the data is often that of its classes.
-        rows += free[np.argsort(known.dataset.keys[free])[: ALIKE - len(rows)]].tolist()
-    return [Picked(row, "drawn at random" if known.drawn[row] else "") for row in rows]
+        rows += rest[np.argsort(known.dataset.keys[rest])[: n - len(rows)]].tolist()
+    return [to_be_labelled(known.drawn, row) for row in rows]
+
+
+def to_be_labelled(drawn: NDArray[np.bool_], row: int) -> Picked:
+    """A picture whose label is asked for."""
+    return Picked(row, "drawn at random" if drawn[row] else "")
 
 
 def to_confirm(known: Known, number: int) -> Found:
@@ -100,7 +135,8 @@ def like(known: Known, row: int) -> Found:
     """The pictures that are most like one, which comes first."""
     cosines = known.features @ known.features[row]
     nearest = np.argsort(-cosines, kind="stable")[:ALIKE].tolist()
-    return [Picked(one, f"likeness {cosines[one]:.3f}") for one in nearest]
+    others = [one for one in nearest if one != row]  # of which some may be the same to the last bit
+    return [Picked(one, f"likeness {cosines[one]:.3f}") for one in (row, *others)]
 
 
 def wrong(known: Known) -> Found:

@@ -222,7 +222,7 @@ def label_page(token: str) -> tuple[str, str]:
         token: What its requests must name.
     """
     environment = _environment()
-    script = (TEMPLATES / "label.js").read_text(encoding="utf-8")
+    script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("label_view.js", "label.js"))
     text = environment.get_template("label.html.j2").render(token=token, label_script=Markup(script))
     policy = (
         f"default-src 'none'; img-src 'self' data:; connect-src 'self'; style-src 'unsafe-inline'; base-uri 'none'; "

@@ -1,39 +1,39 @@
-"use strict";
+// What is asked of the server and answered by a person. What is drawn is in label_view.js.
+
 const token = document.querySelector('meta[name="token"]').content;
 const at = (id) => document.getElementById(id);
+if (!history.state) history.replaceState(Math.random().toString(36).slice(2), ""); // outlives a reload
+const me = history.state; // each window takes back its own answers
 const TABS = [
-  ["label", "To label", "Pictures that teach the head most. Some are drawn at random: they rate it, and no guess is shown with them."],
+  ["label", "To label", "The most informative pictures first. Some are drawn at random: they rate the head, and no guess is shown with them."],
   ["confirm", "Confirm", "Pictures that look like the class that is chosen. Deselect the wrong ones, then press Enter."],
-  ["wrong", "Confidently wrong", "Labels that a head contradicts which was fitted without them."],
+  ["wrong", "Confidently wrong", "Labels contradicted by a head that was fitted without them."],
   ["errors", "Label errors", "Labels that are likely wrong, by confident learning."],
   ["duplicates", "Duplicates", "Different files of one picture; pairs across splits come first."],
-  ["outliers", "Outliers", "Pictures that are like no others."],
-  ["class", "One class", "All of the class that is chosen, the least alike first."],
-  ["like", "Alike", "Pictures that are like the one that was chosen with L."],
+  ["outliers", "Outliers", "Pictures that are like no others. Pictures drawn at random are left out until they have a label."],
+  ["class", "One class", "All pictures of the chosen class, the least typical first."],
+  ["like", "Alike", "Pictures that are like the one that was chosen with L, which comes first. Pictures drawn at random are left out until they have a label."],
 ];
 const GRID = 20, AHEAD = 8;
-const desk = { tab: "label", name: "", like: "", pictures: [], focus: 0, selected: new Set(), passed: new Set(), more: false, undoable: false, left: 0, labelled: 0, lost: false, drawn: "", classes: [], busy: false, loading: false, serial: 0, options: new Map(), ahead: new Map() };
+const desk = { tab: "label", name: "", like: "", pictures: [], focus: 0, selected: new Set(), passed: new Set(), more: false, undoable: false, left: 0, doing: "", lost: false, drawn: "", classes: [], loading: false, serial: 0, options: new Map(), ahead: new Map() };
 
 async function ask(path, body) {
-  const headers = { "X-Token": token };
+  const headers = { "X-Token": token, "X-Window": me };
   const options = body === undefined ? { headers } : { method: "POST", headers: { ...headers, "Content-Type": "application/json" }, body: JSON.stringify(body) };
   const response = await fetch(path, options);
   const value = await response.json().catch(() => ({ error: `The server answers ${response.status}` }));
-  if (!response.ok) throw new Error(value.error);
+  if (!response.ok) throw Object.assign(new Error(value.error), { labels: value.labels });
   return value;
 }
-function element(tag, text = "", attributes = {}) {
-  const made = document.createElement(tag);
-  made.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
+let last = Promise.resolve(), troubles = 0;
+function inTurn(act) { // what keys and clicks ask for, one after the other; after trouble, what waits is let go, as it was meant for a later picture
+  const before = troubles;
+  last = last.then(() => (before === troubles ? act() : undefined)).catch((error) => {
+    troubles += 1;
+    trouble(error.message);
+  });
+  return last;
 }
-const address = (picture, side) => `picture/${picture.key}?side=${side}&token=${encodeURIComponent(token)}`;
-const say = (text) => { // the same words twice are said twice
-  at("said").textContent = "";
-  requestAnimationFrame(() => { at("said").textContent = text; });
-};
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const isGrid = () => desk.tab === "confirm";
 const isOfClass = () => ["confirm", "class"].includes(desk.tab);
 const isQueue = () => desk.tab === "label" || isGrid(); // what is answered goes; elsewhere it stays, and more follow
@@ -51,75 +51,36 @@ async function load(fresh) {
     const known = new Set(desk.pictures.map((one) => one.key));
     desk.pictures.push(...pictures.filter((one) => !known.has(one.key)));
     desk.more = !isQueue() && pictures.length === GRID;
-    if (fresh && isGrid()) desk.selected = new Set(desk.pictures.map((one) => one.key));
-    trouble("");
+    if (fresh && isGrid()) for (const one of pictures) desk.selected.add(one.key);
+    if (isGrid()) keepInSight();
   } catch (error) { trouble(error.message); } finally { desk.loading = false; }
   draw();
 }
-function draw() {
-  const shown = isQueue() ? desk.pictures.slice(0, GRID) : desk.pictures;
-  desk.focus = Math.max(0, Math.min(desk.focus, shown.length - 1));
-  const options = new Map(desk.options);
-  desk.options = new Map(shown.map((picture, number) => [picture.key, option(picture, number, options.get(picture.key))]));
-  at("grid").replaceChildren(...desk.options.values());
-  for (const one of shown.slice(desk.focus, desk.focus + AHEAD)) ahead(one);
-  drawLarge();
-  at("more").hidden = !desk.more;
-  at("empty").hidden = shown.length > 0;
-  const next = desk.left ? "The next pictures are being chosen." : "All pictures have a label.";
-  at("empty").textContent = desk.tab === "label" ? next : "There is nothing here.";
-  if (document.activeElement === document.body || at("grid").contains(document.activeElement)) focusOn(desk.focus);
+function keepInSight() { // nothing is confirmed that can't be seen
+  desk.pictures = desk.pictures.slice(0, GRID);
+  desk.selected = new Set(desk.pictures.map((one) => one.key).filter((key) => desk.selected.has(key)));
 }
-function ahead(picture) {
-  if (desk.ahead.has(picture.key)) return;
-  const image = element("img", "", { src: address(picture, 640), alt: picture.path });
-  image.decode().catch(() => {});
-  desk.ahead.set(picture.key, image);
-  if (desk.ahead.size > 4 * AHEAD) desk.ahead.delete(desk.ahead.keys().next().value);
+async function open(tab) {
+  desk.tab = tab;
+  desk.passed.clear();
+  trouble("");
+  if (isOfClass() && !desk.name) desk.name = desk.classes[0]?.name ?? "";
+  drawTabs();
+  if (isOfClass() && !desk.name) { desk.pictures = []; return draw(); }
+  await load(true);
+  focusOn(desk.focus);
 }
-function option(picture, number, before) {
-  const chosen = desk.selected.has(picture.key);
-  const made = before ?? element("div", "", { role: "option", "data-key": picture.key });
-  made.setAttribute("aria-selected", chosen);
-  made.tabIndex = number === desk.focus ? 0 : -1;
-  made.classList.toggle("out", isGrid() && !chosen);
-  const text = [picture.label, picture.predicted && picture.predicted !== picture.label ? `looks like ${picture.predicted}` : "", picture.why].filter(Boolean).join("; ");
-  made.setAttribute("aria-label", `${picture.path}${text ? `: ${text}` : ""}`);
-  const image = before?.firstChild ?? element("img", "", { src: address(picture, 160), alt: "", width: 160, height: 160 });
-  made.replaceChildren(image, picture.label ? element("span", picture.label) : element("small", picture.predicted && `${picture.predicted}?`));
-  if (picture.why) made.append(document.createElement("br"), element("small", picture.why));
-  made.onclick = () => {
-    desk.focus = number;
-    if (isGrid()) toggle(picture.key);
-    draw();
-    focusOn(number);
-  };
-  return made;
+function turnTo(step) {
+  const names = TABS.map(([tab]) => tab).filter((tab) => tab !== "like" || desk.like);
+  open(names.at((names.indexOf(desk.tab) + step) % names.length));
 }
-function drawLarge() {
-  drawActions();
-  const picture = isGrid() ? undefined : desk.pictures[desk.focus];
-  if (!picture) return at("large").replaceChildren();
-  const facts = element("div");
-  facts.append(element("p", picture.label ? `Labelled ${picture.label}` : "No label yet"));
-  if (picture.predicted) facts.append(element("p", `Looks like ${picture.predicted} (${percent(picture.probability)})`));
-  if (picture.why) facts.append(element("p", picture.why, { class: "note" }));
-  facts.append(element("p", picture.path, { class: "note" }));
-  ahead(picture);
-  at("large").replaceChildren(desk.ahead.get(picture.key), facts);
+function alike() {
+  if (!desk.pictures[desk.focus]) return;
+  desk.like = desk.pictures[desk.focus].key;
+  open("like");
 }
-function drawActions() { // what keys do, for hands that have none
-  const picture = desk.pictures[desk.focus], n = desk.selected.size;
-  const put = (button, text) => {
-    button.hidden = !text;
-    button.lastChild.textContent = text;
-  };
-  const guess = picture?.predicted && picture.predicted !== picture.label ? `Take ${picture.predicted}` : "";
-  put(actions.Enter, isGrid() ? n && `Confirm ${n} as ${desk.name}` : guess);
-  put(actions.Space, picture && (desk.selected.has(picture.key) ? "Deselect" : "Select"));
-  put(actions.L, picture && "Alike");
-  put(actions.U, desk.undoable && "Undo");
-  at("selected").textContent = n && !isGrid() ? `${n} selected: a class is given to all of them` : "";
+function toggle(key) {
+  if (!desk.selected.delete(key)) desk.selected.add(key);
 }
 function select() {
   const picture = desk.pictures[desk.focus];
@@ -128,66 +89,46 @@ function select() {
   draw();
   focusOn(desk.focus);
 }
-function alike() {
-  desk.like = desk.pictures[desk.focus].key;
-  return open("like");
-}
-function focusOn(number) {
-  desk.focus = number;
-  const options = [...at("grid").children];
-  options.forEach((one, place) => { one.tabIndex = place === number ? 0 : -1; });
-  options[number]?.focus({ preventScroll: !isGrid() });
-  drawLarge();
-  if (desk.more && !desk.loading && number > options.length - AHEAD) load(false);
-}
-function toggle(key) {
-  if (!desk.selected.delete(key)) desk.selected.add(key);
-}
-function drawTabs() {
-  at("tabs").replaceChildren(...TABS.map(([tab, title]) => {
-    const button = element("button", title, { type: "button", "aria-pressed": tab === desk.tab });
-    button.addEventListener("click", () => open(tab));
-    return button;
-  }));
-  at("hint").textContent = TABS.find(([tab]) => tab === desk.tab)[2];
-  at("which").hidden = !isOfClass();
-  at("one").value = desk.name;
-}
-function open(tab) {
-  desk.tab = tab;
-  desk.passed.clear();
-  if (isOfClass() && !desk.name) desk.name = desk.classes[0]?.name ?? "";
-  drawTabs();
-  if (isOfClass() && !desk.name) { desk.pictures = []; return draw(); }
-  return load(true);
+function move(step) {
+  const n = at("grid").children.length;
+  if (n) focusOn(Math.max(0, Math.min(n - 1, desk.focus + step)));
 }
 
 // Answers
 
 async function answer(keys, label) {
-  if (desk.busy || !keys.length) return;
-  desk.busy = true;
-  const confirmed = isGrid() && label === desk.name;
-  const one = keys.length === 1 ? desk.pictures.find((picture) => picture.key === keys[0]) : undefined;
-  const guess = one?.predicted ? { seen: one.predicted, probability: one.probability } : {};
+  if (!keys.length) return;
+  const done = new Set(keys), confirmed = isGrid() && label === desk.name;
+  const pictures = desk.pictures.filter((one) => done.has(one.key));
+  const guess = keys.length === 1 && pictures[0]?.predicted ? { seen: pictures[0].predicted, probability: pictures[0].probability } : {};
+  const saw = Object.fromEntries(pictures.map((one) => [one.key, one.label]));
   try {
-    await ask("answer", { answers: keys.map((key) => [key, label]), shown: { tab: desk.tab, ...guess } });
-    const done = new Set(keys);
-    if (confirmed) for (const { key } of desk.pictures) if (!done.has(key)) desk.passed.add(key); // clicked away
-    if (isQueue()) desk.pictures = desk.pictures.filter((picture) => !done.has(picture.key));
-    else {
-      for (const picture of desk.pictures) if (done.has(picture.key)) picture.label = label;
-      desk.focus += 1;
-    }
-    for (const key of keys) desk.selected.delete(key);
-    trouble("");
-    say(`${keys.length === 1 ? "Picture" : `${keys.length} pictures`}: ${label}`);
-    draw();
-    focusOn(desk.focus);
-  } catch (error) { return trouble(error.message); } finally { desk.busy = false; }
+    await ask("answer", { answers: keys.map((key) => [key, label]), saw, shown: { tab: desk.tab, ...guess } });
+  } catch (error) {
+    if (error.labels) await overtaken(error.labels);
+    throw error;
+  }
+  if (confirmed) for (const { key } of desk.pictures) if (!done.has(key)) desk.passed.add(key); // clicked away
+  if (isQueue()) desk.pictures = desk.pictures.filter((one) => !done.has(one.key));
+  else {
+    for (const one of pictures) one.label = label;
+    desk.focus += 1;
+  }
+  for (const key of keys) desk.selected.delete(key);
+  trouble("");
+  say(`${keys.length === 1 ? "Picture" : `${keys.length} pictures`}: ${inWords(label)}`);
+  draw();
+  focusOn(desk.focus);
   if (confirmed || (isGrid() && !desk.pictures.length)) load(true);
   else if (isQueue() && desk.pictures.length < GRID / 2 && !desk.loading) load(false);
   refresh();
+}
+async function overtaken(labels) { // what another window has answered is shown, and nothing is laid over it unseen
+  for (const one of desk.pictures) one.label = labels[one.key] ?? one.label;
+  for (const key of Object.keys(labels)) desk.selected.delete(key);
+  if (isQueue()) desk.pictures = desk.pictures.filter((one) => !labels[one.key]);
+  draw();
+  if (desk.tab === "label") await load(true); // as others of them may have been answered too
 }
 function give(label) {
   const picture = desk.pictures[desk.focus];
@@ -200,38 +141,69 @@ function accept() {
   if (picture?.predicted) return answer([picture.key], picture.predicted);
 }
 async function undo() {
-  try {
-    const { keys } = await ask("undo", {});
-    say(keys.length ? "The last answer is taken back" : "There is nothing to take back");
-    await load(true);
-  } catch (error) { trouble(error.message); }
+  const { pictures } = await ask("undo", {});
+  trouble("");
+  say(pictures.length ? "The last answer is taken back" : "There is nothing to take back");
+  if (pictures.length) bring(pictures);
   refresh();
 }
-const beginning = (text) => desk.classes.filter((one) => one.name.toLowerCase().startsWith(text.toLowerCase())).map((one) => one.name);
-async function take(text, isNew) {
-  const wanted = text.trim();
-  if (!wanted) return;
-  const known = desk.classes.find((one) => one.name === wanted) ?? desk.classes.find((one) => one.name.toLowerCase() === wanted.toLowerCase());
-  if (known && !isNew) return choose(known.name);
-  const near = desk.labelled && !isNew ? beginning(wanted) : []; // classes are named first, and then found
-  if (near.length === 1) return choose(near[0]);
-  if (near.length) return trouble(`${near.length} classes begin with ${wanted}: type on, or add it as a new one`);
-  try {
-    await ask("class", { name: wanted });
-    trouble("");
-    await refresh();
-    say(`Class ${wanted} added`);
-  } catch (error) { trouble(error.message); }
+function bring(pictures) { // back before the eyes: where they are, or in front of all others
+  const held = new Map(desk.pictures.map((one) => [one.key, one]));
+  const back = pictures.map((one) => Object.assign(held.get(one.key) ?? one, { label: one.label }));
+  const rest = desk.pictures.filter((one) => !back.includes(one));
+  if (!pictures.every((one) => held.has(one.key))) desk.pictures = [...back, ...rest];
+  if (isGrid()) {
+    for (const one of back) if (one.predicted === desk.name) desk.selected.add(one.key);
+    keepInSight();
+  }
+  desk.focus = desk.pictures.indexOf(back[0]);
+  draw();
+  focusOn(desk.focus);
 }
 function choose(name) {
   if (!isGrid()) return give(name);
   desk.name = name;
-  return open("confirm");
+  open("confirm");
 }
+async function add(name) {
+  try { await ask("class", { name }); } catch (error) {
+    at("find").value ||= name;
+    throw error;
+  }
+  trouble("");
+  await refresh();
+  say(`Class ${name} added`);
+}
+
+// Classes by their names
+
+const beginning = (text) => desk.classes.map((one) => one.name).filter((name) => name.toLowerCase().startsWith(text.toLowerCase()));
+function named(text) {
+  const near = beginning(text);
+  return near.find((name) => name === text) ?? near.find((name) => name.length === text.length) ?? (near.length === 1 ? near[0] : undefined);
+}
+function find(isNew) {
+  const text = at("find").value.trim(), near = beginning(text), name = isNew ? undefined : named(text);
+  if (!text) return;
+  if (near.length && !name && !isNew) return trouble(`${near.length} classes begin with ${text}: type on, or add it as a new one`);
+  leave();
+  inTurn(() => (name ? choose(name) : add(text)));
+}
+function leave() {
+  at("find").value = at("found").textContent = "";
+  at("find").blur();
+  trouble("");
+  focusOn(desk.focus);
+}
+at("find").addEventListener("input", () => {
+  const text = at("find").value.trim(), near = beginning(text), name = named(text);
+  const takes = name && `Enter takes ${name}${name === text ? "" : `; Shift+Enter adds ${text}`}`;
+  at("found").textContent = text && (takes || near.slice(0, 5).join(", ") || "Enter adds it");
+  trouble("");
+});
 
 // The whole
 
-function trouble(text) { at("trouble").textContent = text; }
 async function refresh() {
   let state;
   try { state = await ask("state"); } catch (error) {
@@ -242,124 +214,55 @@ async function refresh() {
   desk.lost = false;
   at("preparing").hidden = state.ready;
   at("desk").hidden = !state.ready;
-  if (!state.ready) {
-    at("doing").textContent = state.total ? `${state.doing}: ${state.done.toLocaleString()} of ${state.total.toLocaleString()}` : state.doing;
-    at("done").max = state.total || 1;
-    if (state.total) at("done").value = state.done; else at("done").removeAttribute("value");
-    return state;
-  }
-  if (desk.undoable !== state.can_undo) { desk.undoable = state.can_undo; drawActions(); }
-  desk.labelled = state.labelled;
-  desk.left = state.n - state.labelled - state.dropped;
-  if (desk.tab === "label" && desk.left && !desk.pictures.length && !desk.loading && desk.serial) load(true);
-  at("name").textContent = state.name;
-  const dropped = state.dropped ? `, ${state.dropped.toLocaleString()} left out` : "";
-  at("count").textContent = `${state.labelled.toLocaleString()} of ${state.n.toLocaleString()} labelled${dropped}`;
-  drawAccuracy(state);
-  if (JSON.stringify(desk.classes) !== JSON.stringify(state.classes)) {
-    desk.classes = state.classes;
-    drawClasses();
-  }
+  if (state.ready) drawState(state); else drawProgress(state);
   return state;
 }
-function drawAccuracy({ rating, history, gain }) {
-  if (!rating) { at("accuracy").textContent = "Its accuracy is told once a few pictures that were drawn at random have labels."; return; }
-  const text = `${percent(rating.accuracy)} right (${(100 * rating.low).toFixed(0)} to ${(100 * rating.high).toFixed(0)} %) on ${rating.n.toLocaleString()} pictures drawn at random`;
-  const more = gain ? `; about ${gain.toLocaleString()} more labels would gain a point` : "";
-  at("accuracy").replaceChildren(element("span", text + more + " "));
-  if (history.length > 1) at("accuracy").append(growth(history));
-}
-function growth(history) {
-  const make = (tag, attributes) => {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    return made;
-  };
-  const first = history[0].n_labels, span = Math.max(1, history.at(-1).n_labels - first);
-  const x = (one) => (100 * (one.n_labels - first)) / span, y = (share) => 40 - 40 * share;
-  const svg = make("svg", { class: "growth", viewBox: "0 0 100 40", preserveAspectRatio: "none", role: "img", "aria-label": `Accuracy from ${percent(history[0].accuracy)} at ${first} labels to ${percent(history.at(-1).accuracy)} at ${history.at(-1).n_labels}` });
-  const around = [...history.map((one) => `${x(one)},${y(one.high)}`), ...[...history].reverse().map((one) => `${x(one)},${y(one.low)}`)];
-  svg.append(make("polygon", { points: around.join(" ") }), make("path", { d: history.map((one, place) => `${place ? "L" : "M"}${x(one)},${y(one.accuracy)}`).join(""), "vector-effect": "non-scaling-stroke" }));
-  return svg;
-}
-function drawClasses() { // buttons stay as they are under a finger, and only their numbers change
-  const names = desk.classes.map((one) => one.name);
-  if (desk.drawn !== JSON.stringify(names)) {
-    const buttons = names.map((name, number) => {
-      const button = element("button", "", { type: "button" });
-      if (number < 9) button.append(element("kbd", String(number + 1)));
-      button.append(element("span", name), element("small"));
-      button.addEventListener("click", () => choose(name));
-      return button;
-    });
-    const out = element("button", "", { type: "button" });
-    out.append(element("kbd", "0"), element("span", "leave out"));
-    out.addEventListener("click", () => give("drop"));
-    at("classes").replaceChildren(...buttons, names.length ? out : element("p", "Name the classes below, one after the other.", { class: "note" }));
-    at("one").replaceChildren(...names.map((name) => element("option", name)));
-    at("one").value = desk.name;
-    desk.drawn = JSON.stringify(names);
-  }
-  desk.classes.forEach(({ n }, number) => { at("classes").children[number].lastChild.textContent = n.toLocaleString(); });
-}
-function columns() {
-  const options = [...at("grid").children];
-  const next = options.findIndex((one) => one.offsetTop > options[0].offsetTop);
-  return next < 0 ? options.length : next;
-}
+const ONCE = /^([0-9 ult]|Enter)$/i; // a key that is held is one answer
+const KEYS = { " ": select, Enter: accept, 0: () => give("drop"), u: undo, l: alike, t: () => turnTo(1), T: () => turnTo(-1) };
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || at("desk").hidden) return;
   if (event.target === at("find")) {
     if (event.key === "/" && !at("find").value) event.preventDefault();
     if (event.key === "Enter" && event.shiftKey) { event.preventDefault(); find(true); }
-    if (event.key === "Escape") { at("find").value = ""; focusOn(desk.focus); }
+    if (event.key === "Escape") leave();
     return;
   }
-  if (event.target.tagName === "SELECT") return;
-  const onButton = event.target.tagName === "BUTTON" || event.target.tagName === "SUMMARY";
-  const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns(), ArrowDown: columns() };
-  const n = at("grid").children.length;
-  if (event.repeat && !(event.key in moves)) return event.preventDefault(); // a key that is held is one answer
-  let done = true;
-  if (event.key in moves && n) focusOn(Math.max(0, Math.min(n - 1, desk.focus + moves[event.key])));
-  else if (event.key === " " && !onButton) select();
-  else if (event.key === "Enter" && !onButton) accept();
-  else if (/^[1-9]$/.test(event.key) && desk.classes[event.key - 1]) choose(desk.classes[event.key - 1].name);
-  else if (event.key === "0") give("drop");
-  else if (event.key.toLowerCase() === "u") undo();
-  else if (event.key.toLowerCase() === "l" && desk.pictures[desk.focus]) alike();
+  if (event.target === at("one")) {
+    if (event.key === "Enter") { event.preventDefault(); at("one").blur(); focusOn(desk.focus); }
+    return;
+  }
+  if (event.repeat && ONCE.test(event.key)) return event.preventDefault();
+  const onButton = ["BUTTON", "SUMMARY"].includes(event.target.tagName) && [" ", "Enter"].includes(event.key);
+  const moves = { ArrowLeft: () => -1, ArrowRight: () => 1, ArrowUp: () => -columns(), ArrowDown: () => columns() };
+  const step = moves[event.key], act = KEYS[event.key] ?? KEYS[event.key.toLowerCase()], number = Number(event.key) - 1;
+  if (step) inTurn(() => move(step()));
+  else if (act && !onButton) inTurn(act);
+  else if (/^[1-9]$/.test(event.key)) inTurn(() => desk.classes[number] && choose(desk.classes[number].name));
   else if (event.key === "/") at("find").focus();
-  else done = false;
-  if (done) event.preventDefault();
+  else return;
+  event.preventDefault();
 });
 at("more").addEventListener("click", () => load(false));
-function find(isNew) {
-  const text = at("find").value;
-  at("find").value = at("found").textContent = "";
-  take(text, isNew).then(() => { if (at("grid").children.length) focusOn(desk.focus); });
-}
 at("find-form").addEventListener("submit", (event) => { event.preventDefault(); find(false); });
 at("add").addEventListener("click", () => find(true));
-at("one").addEventListener("change", () => { desk.name = at("one").value; open(desk.tab); });
+at("one").addEventListener("change", () => { desk.name = at("one").value; inTurn(() => { open(desk.tab); }); });
 const actions = Object.fromEntries([["Enter", accept], ["Space", select], ["L", alike], ["U", undo]].map(([key, act]) => {
   const button = element("button", "", { type: "button", hidden: "" });
   button.append(element("kbd", key), element("span"));
-  button.addEventListener("click", act);
+  button.addEventListener("click", () => inTurn(act));
   at("actions").append(button);
   return [key, button];
 }));
 at("actions").append(at("selected"));
-at("find").addEventListener("input", () => {
-  const text = at("find").value.trim(), near = desk.labelled ? beginning(text) : [];
-  const what = near.length === 1 ? `Enter takes ${near[0]}` : near.length ? near.slice(0, 5).join(", ") : "Enter adds it";
-  at("found").textContent = text && what;
-});
+const narrow = matchMedia("(max-width: 40rem)");
+narrow.addEventListener("change", arrange);
 async function start() {
+  arrange();
   for (;;) {
     const state = await refresh();
     if (state?.ready) {
       await open(state.labelled === state.n ? "errors" : "label");
-      if (state.classes.length) focusOn(0); else at("find").focus();
+      if (!state.classes.length) at("find").focus();
       break;
     }
     await new Promise((resolve) => setTimeout(resolve, 300));
