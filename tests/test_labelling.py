@@ -29,7 +29,7 @@ from conftest import FakeEngine
 from PIL import Image
 
 from pipeline import commands
-from pipeline.config import ExtractConfig, LabelOptions
+from pipeline.config import Columns, ExtractConfig, LabelOptions
 from pipeline.data import UNLABELLED, ArraySource, Dataset, array_key, file_key
 from pipeline.data.corrections import read_corrections
 from pipeline.errors import ConfigError, DataError, StoreError
@@ -869,6 +869,24 @@ def test_the_browser_is_told_the_token_by_a_file_of_the_user(
     assert re.search(r"url=http://127.0.0.1:\d+/\?token=\S{32}", text)
     assert "token" not in opened[0]
     assert sorted(path.name for path in work.iterdir() if "label" in path.name) == ["labels.jsonl"]
+
+
+def test_that_a_table_of_labels_is_left_aside_is_told(
+    work: Path,
+    cache: Path,
+    fake_engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first = min((work / "flat").iterdir()).name
+    (work / "given.csv").write_text(f"path,label\n{first},red\n")
+    columns = Columns(labels=str(work / "given.csv"))
+    commands.extract(ExtractConfig(str(work / "flat"), image_size=(32, 32), columns=columns), cache)
+    monkeypatch.setattr(sys.modules["pipeline.commands.label"], "_wait", lambda: None)
+    options = LabelOptions(labels=str(work / "labels.jsonl"), no_open=True)
+    found = commands.label(ExtractConfig(str(work / "flat")), cache, options)
+    assert found.n_labels == 0
+    assert f"{work / 'given.csv'} is left aside here" in caplog.text
 
 
 def test_others_are_let_in_by_the_printed_name_alone(

@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.commands.extract import extract
 from pipeline.config import ExtractConfig, ExtractOptions, LabelOptions
+from pipeline.config.label import JOURNAL_SUFFIX
 from pipeline.data import open_dataset
 from pipeline.errors import ConfigError, DataError
 from pipeline.labelling.files import copy_to_folders, export_labels
@@ -141,6 +142,11 @@ def _wait() -> None:
 def _extracted(config: ExtractConfig, cache: Path) -> TableRecord:
     """The features of the pictures; those that are missing are computed."""
     earlier = newest_pooled(records_of_data(cache, config.data))
+    given = earlier.config.columns.labels if earlier is not None else None
+    if given is not None and not given.endswith(JOURNAL_SUFFIX):
+        log.warning(
+            "%s is not laid over the labels here: what the data says is shown, and what you answer counts", given
+        )
     if earlier is not None and earlier.spec.pooling != "none" and not config.options():
         config = replace(earlier.config, columns=replace(earlier.config.columns, labels=None))
     return extract(config, cache, ExtractOptions(), made_by="label").record
