@@ -144,9 +144,7 @@ def _extracted(config: ExtractConfig, cache: Path) -> TableRecord:
     earlier = newest_pooled(records_of_data(cache, config.data))
     given = earlier.config.columns.labels if earlier is not None else None
     if given is not None and not given.endswith(JOURNAL_SUFFIX):
-        log.warning(
-            "%s is not laid over the labels here: what the data says is shown, and what you answer counts", given
-        )
+        log.warning("%s is left aside here: the labels of the data are shown, and what you answer counts", given)
     if earlier is not None and earlier.spec.pooling != "none" and not config.options():
         config = replace(earlier.config, columns=replace(earlier.config.columns, labels=None))
     return extract(config, cache, ExtractOptions(), made_by="label").record
