@@ -19,7 +19,7 @@ from pipeline.evaluation.metrics import scores
 from pipeline.heads import make_head, predict
 from pipeline.store import records
 from pipeline.store.records import TableRecord, find_records, load_dataset, now, save_dataset, save_record
-from pipeline.store.rows import Part, StoredFeatures, joined
+from pipeline.store.rows import COPIED, HeldFeatures, Part, StoredFeatures, joined, nothing
 from pipeline.store.shards import FeatureStore
 from pipeline.store.table import FeatureTable, load_table
 from pipeline.training.passes import Passes
@@ -266,3 +266,20 @@ def test_a_dataset_is_written_again_only_if_it_says_something_else(
         load_dataset(tmp_path, dataset.id)
     save_dataset(tmp_path, other)
     assert list(load_dataset(tmp_path, dataset.id).locations) == ["a.png", "b.png"]
+
+
+def test_of_an_array_that_is_not_copied_blocks_are_small(random: np.random.Generator) -> None:
+    """And a head that sees them is the one that sees all at once."""
+    n = 2 * COPIED + 100
+    array, labels = random.normal(size=(n + 50, 4)).astype(np.float32), random.integers(0, 3, n)
+    rows, keys = np.sort(random.permutation(n + 50)[:n]), np.arange(n).astype("S32")
+    part = Part(HeldFeatures(array, rows), labels, keys, np.zeros(n, np.int64))
+    assert [len(block) for block in part.blocks()] == [COPIED, COPIED, 100]
+    np.testing.assert_array_equal(np.concatenate(list(part.blocks())), np.arange(n))
+    assert list(nothing(part).blocks()) == []
+    found = []
+    for one in (part, Part(array[rows], labels, keys, np.zeros(n, np.int64))):
+        head, _ = make_head(HeadConfig("ridge"))
+        head.fit(one, nothing(one), 3)
+        found.append(head.predict_proba(array[:20]))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-9)

@@ -12,7 +12,7 @@ from pipeline.config import HeadConfig
 from pipeline.data import UNLABELLED
 from pipeline.evaluation.metrics import accuracy_interval
 from pipeline.heads import make_head
-from pipeline.store.rows import Part, nothing
+from pipeline.store.rows import HeldFeatures, Part, nothing
 
 HEAD = HeadConfig("ridge")  # in closed form
 FOLDS = 5
@@ -141,7 +141,8 @@ def _fitted(
     asked: NDArray[np.int64],
 ) -> NDArray[np.floating]:
     """Probabilities [asked, c] by a head that was fitted on some pictures."""
-    part = Part(features[train], np.searchsorted(classes, labels[train]), keys[train], np.zeros(len(train), np.int64))
+    numbers = np.searchsorted(classes, labels[train])
+    part = Part(HeldFeatures(features, train), numbers, keys[train], np.zeros(len(train), np.int64))
     head, _ = make_head(HEAD)
     head.fit(part, nothing(part), len(classes))
     # Heads prepare a copy of what they are asked about, and there may be much of it.

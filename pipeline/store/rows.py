@@ -18,6 +18,7 @@ from pipeline.store.shards import FeatureStore
 Rows = NDArray[np.int64] | NDArray[np.bool_]
 
 CHECKED = 1024  # rows at a time: what says whether they are finite takes half their memory again
+COPIED = 16_384  # rows at a time of an array that isn't copied as a whole
 MOST_SLICES = 8  # of a shard; smaller ones would be slow to read
 
 
@@ -206,12 +207,16 @@ class Part:
         return self.features if _is_all(rows, len(self)) else self.features[rows]
 
     def blocks(self, generator: np.random.Generator | None = None) -> Iterator[NDArray[np.int64]]:
-        """All rows, as many at a time as may be held: what isn't on disk in one block, in its order.
+        """All rows, as many at a time as may be held: an array in one block, in its order.
 
-        With a generator, blocks of features on disk hold slices of shards drawn at random.
+        With a generator, blocks of features on disk hold slices of shards drawn at random. Without one, those of an
+        array of which no copy is wanted are small.
         """
         if isinstance(self.features, StoredFeatures):
             yield from self.features.blocks(generator)
+        elif isinstance(self.features, HeldFeatures) and generator is None:
+            for start in range(0, len(self), COPIED):
+                yield np.arange(start, min(start + COPIED, len(self)))
         elif len(self):
             yield np.arange(len(self))
 
