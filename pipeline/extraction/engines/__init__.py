@@ -305,8 +305,9 @@ def reference(network: OpenedBy, endpoint: str, pooling: str) -> tuple[Pixels, N
         processor = runtime.jax().devices("cpu")[:1]
         return pictures, call(jax.JaxEngine(model, "float32", verdict.N_PICTURES, processor), pictures)
     tf = runtime.tensorflow()
-    with tf.device("/CPU:0"):
-        return pictures, model(pictures, training=False).numpy()
+    with tf.device("/CPU:0"):  # one by one, as what each layer gives is held until the last
+        rows = [model(pictures[row : row + 1], training=False).numpy() for row in range(len(pictures))]
+    return pictures, np.concatenate(rows)
 
 
 def _compiled(
