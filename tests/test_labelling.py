@@ -1002,6 +1002,8 @@ class TestFiles:
         assert sum(again.labels != UNLABELLED) == 3
         with pytest.raises(ConfigError, match=r"ends in .csv"):
             export_labels(str(work / "flat"), labels, work / "mine.txt", cache)
+        with pytest.raises(DataError, match=r"There is no .*none.jsonl; label pictures first"):
+            export_labels(str(work / "flat"), work / "none.jsonl", work / "mine.csv", cache)
 
     def test_neither_the_data_nor_the_labels_are_written_over(self, work: Path, labels: Path, cache: Path) -> None:
         table = work / "data.csv"

@@ -154,6 +154,8 @@ def _suffix(name: Path, content: bytes) -> str:
 
 
 def _with_labels(data: str, labels: Path, cache: Path, columns: Columns) -> Opened:
+    if not labels.exists():
+        raise DataError(f"There is no {labels}; label pictures first, or name another file: --labels")
     opened = open_labelled(data, columns=replace(columns, labels=str(labels)), memo=Memo(cache))
     for note in opened.notes:
         log.info("%s", note)
