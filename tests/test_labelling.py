@@ -919,6 +919,14 @@ def test_others_are_let_in_by_the_printed_name_alone(
     }
 
 
+def test_nothing_is_served_of_data_that_is_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = LabelOptions(labels=str(tmp_path / "labels.jsonl"), no_open=True)
+    with pytest.raises(DataError, match="There is no 'nowhere'"):
+        commands.label(ExtractConfig("nowhere"), tmp_path / "cache", options)
+    assert "Open" not in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("host", ["::", "::1", "", "127.0.0.1:80"])
 def test_what_is_no_host_is_told(host: str) -> None:
     with pytest.raises(ConfigError, match="give an IPv4 address or a name of this machine"):

@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.commands.extract import extract
 from pipeline.config import ExtractConfig, ExtractOptions, LabelOptions
 from pipeline.config.label import JOURNAL_SUFFIX
-from pipeline.data import open_dataset
+from pipeline.data import check_there, open_dataset
 from pipeline.errors import ConfigError, DataError
 from pipeline.labelling.files import copy_to_folders, export_labels
 from pipeline.labelling.journal import Journal
@@ -94,6 +94,7 @@ def label(config: ExtractConfig, cache: Path, options: LabelOptions = LabelOptio
         if error.name not in ("starlette", "uvicorn"):
             raise
         raise ConfigError(f"tlpipe label needs {error.name}; install it: pip install 'tlpipe[label]'") from error
+    check_there(config.data)
     journal, desk = Journal(labels, place_of(config.data)), Desk()
     name = socket.gethostname() if options.host == EVERYWHERE else options.host
     app = application(desk, [*LOOPBACK, name.lower()])  # as browsers write it

@@ -26,7 +26,7 @@ from pipeline.data.dataset import (
     split_names,
     split_numbers,
 )
-from pipeline.data.listing import BUILT_IN, is_arrays, list_images, list_source
+from pipeline.data.listing import BUILT_IN, check_there, is_arrays, list_images, list_source
 from pipeline.data.mixed import MixedSource
 from pipeline.data.source import KEY_DTYPE, ArraySource, FileSource, ImageSource, array_key, file_key
 from pipeline.data.splits import carve, joined_groups, twin_rows, twins
@@ -50,6 +50,7 @@ __all__ = [
     "among",
     "array_key",
     "check_classes",
+    "check_there",
     "file_key",
     "in_order",
     "is_arrays",

@@ -33,6 +33,23 @@ def is_arrays(path: Path) -> bool:
     return is_array_folder(path) or is_cifar_folder(path) if path.is_dir() else path.suffix.lower() == ".npz"
 
 
+def check_there(data: str) -> None:
+    """Refuse DATA that isn't there, before anything is prepared for it.
+
+    Raises:
+        DataError: If it isn't.
+    """
+    if data not in BUILT_IN and not is_pattern(data) and not there(_reached(data)):
+        raise _absent(data)
+
+
+def _absent(data: str) -> DataError:
+    return DataError(
+        f"There is no {data!r}; DATA is a folder, a {', '.join(MANIFEST_SUFFIXES)}, .tar or .npz file, "
+        f"or one of {', '.join(BUILT_IN)}"
+    )
+
+
 def list_source(
     data: str, columns: Columns, least_classes: int = 2, memo: Memo | None = None, *, again: bool = False
 ) -> Listing:
@@ -62,10 +79,7 @@ def list_source(
     if data in BUILT_IN:
         return read_cifar(data)
     if not is_there:
-        raise DataError(
-            f"There is no {data!r}; DATA is a folder, a {', '.join(MANIFEST_SUFFIXES)}, .tar or .npz file, "
-            f"or one of {', '.join(BUILT_IN)}"
-        )
+        raise _absent(data)
     if path.is_dir():
         if own:
             return read_array_folder(path) if is_array_folder(path) else read_cifar_folder(path)
