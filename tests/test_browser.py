@@ -366,6 +366,12 @@ class TestLabelling:
             page.keyboard.press("Enter")
             page.wait_for_selector(f"#classes button:has-text('{name}')")
 
+    def begin(self, page: Page, session: Session, n: int) -> None:
+        """Name the classes, label so many pictures, and wait for the head."""
+        self.name_classes(page)
+        self.label(page, n)
+        session.settle()
+
     def counts(self, page: Page, n: int) -> None:
         """Wait until the page says that so many have a label."""
         page.wait_for_function("n => document.getElementById('count').textContent.startsWith(`${n} of 120`)", arg=n)
@@ -397,9 +403,7 @@ class TestLabelling:
 
     def test_the_keyboard_is_enough(self, served: tuple[str, Session], label_page: Callable[..., Page]) -> None:
         page, session = label_page(), served[1]
-        self.name_classes(page)
-        self.label(page, 41)
-        session.settle()
+        self.begin(page, session, 41)
         state = session.state()
         assert state["labelled"] == 41
         for answer in session.journal.answers:
@@ -461,9 +465,7 @@ class TestLabelling:
         self, served: tuple[str, Session], label_page: Callable[..., Page]
     ) -> None:
         page, session = label_page(), served[1]
-        self.name_classes(page)
-        self.label(page, 12)
-        session.settle()
+        self.begin(page, session, 12)
         page.get_by_role("button", name="Confirm", exact=True).click()
         page.wait_for_selector("#grid [aria-selected=true]")
         shown = page.locator("#grid [role=option]")
@@ -507,9 +509,7 @@ class TestLabelling:
         self, served: tuple[str, Session], label_page: Callable[..., Page]
     ) -> None:
         page = label_page()
-        self.name_classes(page)
-        self.label(page, 20)
-        served[1].settle()
+        self.begin(page, served[1], 20)
         for key, tab in (("Shift+T", "One class"), ("t", "To label"), ("t", "Confirm")):
             page.keyboard.press(key)
             page.wait_for_function(
@@ -531,9 +531,7 @@ class TestLabelling:
         self, served: tuple[str, Session], label_page: Callable[..., Page]
     ) -> None:
         page, session = label_page(), served[1]
-        self.name_classes(page)
-        self.label(page, 20)
-        session.settle()
+        self.begin(page, session, 20)
         page.keyboard.press("t")
         page.wait_for_selector("#grid [aria-selected=true]")
         confirmed = [one.get_attribute("data-key") for one in page.locator("#grid [role=option]").all()]
@@ -743,9 +741,7 @@ class TestLabelling:
         self, served: tuple[str, Session], label_page: Callable[..., Page]
     ) -> None:
         page, session = label_page(), served[1]
-        self.name_classes(page)
-        self.label(page, 20)
-        session.settle()
+        self.begin(page, session, 20)
         page.get_by_role("button", name="Confirm", exact=True).click()
         page.wait_for_selector("#grid [aria-selected=true]")
         page.locator("#grid [role=option]").first.focus()

@@ -849,8 +849,14 @@ def serve(work: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[str], Any]
         process.communicate()
 
 
+@pytest.fixture
+def while_served(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Sets what is done while `label` serves its page, in place of waiting for Ctrl-C."""
+    return lambda done: monkeypatch.setattr(sys.modules["pipeline.commands.label"], "_wait", done)
+
+
 def test_the_browser_is_told_the_token_by_a_file_of_the_user(
-    work: Path, cache: Path, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    work: Path, cache: Path, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, while_served: Any
 ) -> None:
     opened: list[str] = []
     seen: list[tuple[int, str]] = []
@@ -860,7 +866,7 @@ def test_the_browser_is_told_the_token_by_a_file_of_the_user(
         seen.append((path.stat().st_mode & 0o777, path.read_text()))
 
     monkeypatch.setattr("webbrowser.open", opened.append)
-    monkeypatch.setattr(sys.modules["pipeline.commands.label"], "_wait", look)
+    while_served(look)
     config = ExtractConfig(str(work / "flat"), image_size=(32, 32))
     found = commands.label(config, cache, LabelOptions(classes="red,blue", labels=str(work / "labels.jsonl")))
     assert found.n_labels == 0
@@ -872,17 +878,13 @@ def test_the_browser_is_told_the_token_by_a_file_of_the_user(
 
 
 def test_that_a_table_of_labels_is_left_aside_is_told(
-    work: Path,
-    cache: Path,
-    fake_engine: FakeEngine,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    work: Path, cache: Path, fake_engine: FakeEngine, while_served: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = min((work / "flat").iterdir()).name
     (work / "given.csv").write_text(f"path,label\n{first},red\n")
     columns = Columns(labels=str(work / "given.csv"))
     commands.extract(ExtractConfig(str(work / "flat"), image_size=(32, 32), columns=columns), cache)
-    monkeypatch.setattr(sys.modules["pipeline.commands.label"], "_wait", lambda: None)
+    while_served(lambda: None)
     options = LabelOptions(labels=str(work / "labels.jsonl"), no_open=True)
     found = commands.label(ExtractConfig(str(work / "flat")), cache, options)
     assert found.n_labels == 0
@@ -894,6 +896,7 @@ def test_others_are_let_in_by_the_printed_name_alone(
     cache: Path,
     fake_engine: FakeEngine,
     monkeypatch: pytest.MonkeyPatch,
+    while_served: Any,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     told: dict[str, int] = {}
@@ -908,7 +911,7 @@ def test_others_are_let_in_by_the_printed_name_alone(
                 told[f"{host} {origin.split(':')[1][2:]}"] = answer.status_code
 
     monkeypatch.setattr("socket.gethostname", lambda: "Workshop")
-    monkeypatch.setattr(sys.modules["pipeline.commands.label"], "_wait", ask)
+    while_served(ask)
     config = ExtractConfig(str(work / "flat"), image_size=(32, 32))
     options = LabelOptions(labels=str(work / "labels.jsonl"), host="0.0.0.0", no_open=True)
     commands.label(config, cache, options)

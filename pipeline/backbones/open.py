@@ -16,7 +16,7 @@ from pipeline.backbones.pretrained import HubPreset, Pretrained
 from pipeline.backbones.weights import find_imagenet
 from pipeline.config import FeatureSpec
 from pipeline.errors import ConfigError, RunError, WeightsError
-from pipeline.util.files import digest_of_file
+from pipeline.util.files import is_as_written
 from pipeline.util.memo import Memo
 from pipeline.util.sealed import decoded, read_json
 from pipeline.util.text import sides
@@ -129,7 +129,7 @@ def _open_tuned(folder: Path, image_size: tuple[int, int] | None, memo: Memo | N
         raise ConfigError(f"{folder} takes images of {sides(spec.image_size)} pixels; leave --image-size out")
     if not path.is_file():
         raise RunError(f"{folder} has no {MODEL_FILE} any more; fine-tune again: {value.get('command')}")
-    if digest not in ("", digest_of_file(path)):
+    if not is_as_written(path, digest):
         raise RunError(f"{path} was changed after it was written; fine-tune again: {value.get('command')}")
     row = Anatomy(spec.backbone, blocks) if blocks else BACKBONES.get(spec.backbone)
     return Pretrained(spec.backbone, row, path, 0, spec.image_size, memo, (endpoint, top))

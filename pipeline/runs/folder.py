@@ -32,7 +32,7 @@ from pipeline.store.uses import remember_use
 from pipeline.util import disk
 from pipeline.util.addresses import asking, is_remote
 from pipeline.util.fetching import fetch
-from pipeline.util.files import digest_of_file, mark_folder, published, published_folder, remove_whole
+from pipeline.util.files import digest_of_file, is_as_written, mark_folder, published, published_folder, remove_whole
 from pipeline.util.local_copies import own_part
 from pipeline.util.sealed import decoded, read_json, write_json
 
@@ -130,7 +130,7 @@ def at_hand(folder: Path, run: Run) -> Path:
 
 
 def _fetch_model(folder: Path, copy: Path, name: str, digest: str, run: Run) -> None:
-    if (copy / name).is_file() and digest in ("", digest_of_file(copy / name)):
+    if (copy / name).is_file() and is_as_written(copy / name, digest):
         return
     try:
         with published(copy / name) as partial:
@@ -142,7 +142,7 @@ def _fetch_model(folder: Path, copy: Path, name: str, digest: str, run: Run) -> 
 
 def _check_model(path: Path, here: Path, digest: str, run: Run) -> None:
     """Refuse a file, which can be read here, that isn't what the run has written."""
-    if digest not in ("", digest_of_file(here)):
+    if not is_as_written(here, digest):
         raise RunError(f"{path} was changed after it was written; make the run again: {run.command}")
 
 

@@ -244,6 +244,11 @@ def digest_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def is_as_written(path: Path, digest: str) -> bool:
+    """Whether a file has the digest that was noted when it was written; "" where none was."""
+    return digest in ("", digest_of_file(path))
+
+
 def matching(folder: Path, pattern: str) -> list[Path]:
     """What is called like a pattern in a folder, by name; nothing, if the folder isn't there.
 
