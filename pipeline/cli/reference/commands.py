@@ -43,7 +43,7 @@ def _row(parameter: Any) -> str:
     given = parameter.to_info_dict()["default"]
     if parameter.multiple:
         given = next(iter(given), None)
-    default = "" if given in (None, False) else f"`{given}`"
+    default = "" if given is None or given is False else f"`{given}`"
     if named:
         text, default = text[: named.start()], default or named[1]
     names = ", ".join(f"`{one}`" for one in (*parameter.opts, *parameter.secondary_opts))
