@@ -69,7 +69,7 @@ KINDS = {
     "tables/*.json": "records",
     "uses/*.json": "uses",
     "graphs/*/*": "converted graphs",
-    "graphs/*/verdicts/*": "verdicts",
+    "graphs/*/verdicts/*": "results of the engine check",
     "memo.sqlite": "memo.sqlite",
     "*/run.json": "run.json",
     "*/predictions.h5": "predictions.h5",
