@@ -28,7 +28,7 @@ PENALTIES = tuple(float(f"{penalty:.3g}") for penalty in np.geomspace(1e-4, 10, 
 DEFAULT_PENALTY = 0.5  # where there are no validation images to choose with
 DEFAULT_SHARPNESS = 10.0
 COLUMNS = 1024  # classes times penalties whose scores are held at a time
-ROWS = 8192  # rows that are widened to float64 at a time
+ROWS = 2048  # rows that are widened to float64 at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +96,12 @@ def _decompose(part: Part, n_classes: int, config: HeadConfig) -> _Path:
         for start in range(0, len(rows), ROWS):
             features = prepare(block[start : start + ROWS]).astype(np.float64)
             labels = block_labels[start : start + ROWS]
-            weighted = features * of_class[labels][:, None]
-            gram += weighted.T @ features
-            total += weighted.sum(axis=0)
+            root = np.sqrt(of_class[labels])[:, None]
+            rooted = root * features
+            gram += rooted.T @ rooted  # of one array with itself NumPy computes only half
+            total += (root * rooted).sum(axis=0)
             targets = np.eye(n_classes)[labels]
-            cross += weighted.T @ targets
+            cross += rooted.T @ (root * targets)
             counts += of_class[labels] @ targets
     mean, prior = total / n, counts / n
     gram -= n * np.outer(mean, mean)

@@ -18,7 +18,7 @@ from pipeline.store.shards import FeatureStore
 Rows = NDArray[np.int64] | NDArray[np.bool_]
 
 CHECKED = 1024  # rows at a time: what says whether they are finite takes half their memory again
-COPIED = 16_384  # rows at a time of an array that isn't copied as a whole
+COPIED = 4096  # rows at a time of an array that isn't copied as a whole
 MOST_SLICES = 8  # of a shard; smaller ones would be slow to read
 
 
