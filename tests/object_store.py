@@ -23,6 +23,7 @@ class ObjectStore:
     Attributes:
         url: Its address.
         asked: Method and address of each request.
+        at_once: The largest number of requests that were under way at the same time.
         seconds: Time that each request takes longer.
         fails: Whether the request of a number, method and address fails, as that of a busy server does.
         refuses: Whether it is refused, as with a token that is no longer good.
@@ -31,6 +32,7 @@ class ObjectStore:
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._answer: Answer = DomainDispatcherApplication(create_backend_app)
+        self._lock, self._under_way = threading.Lock(), 0
         self._server = make_server("127.0.0.1", 0, self, threaded=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.calm()
@@ -40,6 +42,7 @@ class ObjectStore:
     def calm(self) -> None:
         """Forget what was asked, be quick, and fail at nothing."""
         self.asked: list[tuple[str, str]] = []
+        self.at_once = 0
         self.seconds = 0.0
         self.fails: Callable[[int, str, str], bool] = lambda number, method, address: False
         self.refuses: Callable[[int, str, str], bool] = lambda number, method, address: False
@@ -48,7 +51,12 @@ class ObjectStore:
         method = environ["REQUEST_METHOD"]
         address = environ["PATH_INFO"] + "?" + environ.get("QUERY_STRING", "")
         self.asked.append((method, address))
+        with self._lock:
+            self._under_way += 1
+            self.at_once = max(self.at_once, self._under_way)
         time.sleep(self.seconds)
+        with self._lock:
+            self._under_way -= 1
         for asked, status, text in ((self.fails, "503 Slow Down", BUSY), (self.refuses, "400 Bad Request", EXPIRED)):
             if asked(len(self.asked), method, address):
                 start(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))])

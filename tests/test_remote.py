@@ -163,13 +163,11 @@ class TestFolder:
         server.calm()
         server.seconds = 0.2
         root = remote.place("s3://pictures/many")
-        start = time.perf_counter()
         remote.look_through(root)
-        seconds = time.perf_counter() - start
         assert len(server.asked) == 31
         assert len(remote.entries(root)) == 30
         assert len(server.asked) == 31  # and are remembered
-        assert seconds < 0.5 * 31 * server.seconds
+        assert server.at_once > 2
 
     def test_splits_and_a_bucket_itself(self, bucket: Any, colours: Path) -> None:
         for path in sorted(colours.rglob("[0-9]*.jpg")):

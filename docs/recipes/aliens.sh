@@ -13,7 +13,7 @@ tlpipe train-head --head linear --views 0
 tlpipe sweep
 # logistic regression, the default
 tlpipe train-head --head logreg
-# conv5 fine-tuned below it
+# the same logit, with conv5 fine-tuned
 tlpipe finetune --blocks conv5 --epochs 3
 # two blocks and the mirror image
 tlpipe extract "$1" --test-from val --test-fraction 0.2 --endpoint conv4+conv5 --views 1 --augment flip
