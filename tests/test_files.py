@@ -302,6 +302,8 @@ class TestDisk:
         (tmp_path / "tree" / "deep" / "file").write_text("goes")
         (tmp_path / "tree" / "link").symlink_to(tmp_path / "kept")
         disk.remove_tree(tmp_path / "tree")
+        (tmp_path / "run").symlink_to(tmp_path / "kept")  # as of a run that was moved to a larger disk
+        files.remove_whole(tmp_path / "run", "run.json")
         assert [path.name for path in tmp_path.iterdir()] == ["kept"]
         assert (tmp_path / "kept" / "file").is_file()
 
