@@ -753,6 +753,31 @@ class TestLabelling:
         page.wait_for_function("() => !document.getElementById('count').textContent.startsWith('20 of 120')")
         assert {answer.label for answer in session.journal.answers[20:]} == {"light"}
 
+    def test_a_grid_is_confirmed_as_what_it_is_shown_for(
+        self, served: tuple[str, Session], label_page: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also where another class was chosen while an answer failed, after which all that waits is let go."""
+        page, session = label_page(), served[1]
+        self.begin(page, session, 20)
+        page.get_by_role("button", name="Confirm", exact=True).click()
+        page.wait_for_selector("#grid [aria-selected=true]")
+        monkeypatch.setattr(session.journal, "append", fails)
+        page.evaluate(
+            """() => {
+                const key = new KeyboardEvent("keydown", { key: "0", bubbles: true });
+                document.getElementById("grid").firstChild.dispatchEvent(key);
+                document.getElementById("one").value = "light";
+                document.getElementById("one").dispatchEvent(new Event("change"));
+            }"""
+        )
+        page.wait_for_function("() => document.getElementById('trouble').textContent.includes('No space is left')")
+        page.wait_for_function("() => document.getElementById('one').value === 'dark'")
+        monkeypatch.undo()
+        page.locator("#grid [role=option]").first.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => !document.getElementById('count').textContent.startsWith('20 of 120')")
+        assert {answer.label for answer in session.journal.answers[20:]} == {"dark"}
+
     def test_two_windows_share_a_labelling(self, served: tuple[str, Session], label_page: Callable[..., Page]) -> None:
         one = label_page()
         self.name_classes(one)
