@@ -319,6 +319,24 @@ def test_earlier_corrections_are_saved_with_new_ones(
     assert table.read_text() == 'path,label\n"red/1.png","it\'s <b>"\n"blue/0, again.png","drop"\n'
 
 
+def test_a_picture_that_was_saved_anew_is_still_found_after_more_corrections(
+    tmp_path: Path, red_and_blue: Path, cache: Path, visit: Callable[..., Page]
+) -> None:
+    shutil.copy(red_and_blue / "red/0.png", red_and_blue / "blue/0, again.png")
+    table = tmp_path / "labels.csv"
+    table.write_text(f"key,path,label\n{'0' * 32},red/1.png,blue\n")
+    columns = Columns(labels=str(table))
+    page = visit(commands.inspect(str(red_and_blue), cache, tmp_path / "reports", columns=columns).page)
+    page.locator("figure").first.focus()
+    page.keyboard.press("0")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save labels.csv").click()
+    saved.value.save_as(table)
+    after = open_dataset(str(red_and_blue), SplitConfig(), columns=columns).dataset
+    assert after.label_name(list(after.locations).index("red/1.png")) == "blue"
+    assert "blue/0, again.png" not in list(after.locations)
+
+
 class TestLabelling:
     @pytest.fixture
     def served(self, tmp_path: Path) -> Iterator[tuple[str, Session]]:
