@@ -941,6 +941,21 @@ def test_that_a_table_of_labels_is_left_aside_is_told(
     assert f"{work / 'given.csv'} is left aside here" in caplog.text
 
 
+def test_that_another_journal_is_left_aside_is_told(
+    work: Path, cache: Path, fake_engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, config = work / "first.jsonl", ExtractConfig(str(work / "flat"), image_size=(32, 32))
+    key = file_key(min((work / "flat").iterdir()).read_bytes()).decode()
+    journal = Journal(first, "/data")
+    journal.append([answered(key, "red")])
+    journal.close()
+    for labels, told in ((first, False), (work / "labels.jsonl", True)):
+        commands.extract(replace(config, columns=Columns(labels=str(first))), cache)
+        caplog.clear()
+        sys.modules["pipeline.commands.label"]._extracted(config, cache, labels)
+        assert (f"{first} is left aside here" in caplog.text) == told
+
+
 def test_others_are_let_in_by_the_printed_name_alone(
     work: Path,
     cache: Path,
