@@ -180,7 +180,7 @@ NOT_ANNOUNCED = {
     ("api/loading.py", "tempfile.mkdtemp"): "the system's temporary folder",
     ("commands/bench.py", "tempfile.TemporaryDirectory"): "the system's temporary folder",
     ("commands/doctor.py", "tempfile.TemporaryDirectory"): "the system's temporary folder",
-    ("commands/label.py", "tempfile.NamedTemporaryFile"): "the system's temporary folder",
+    ("commands/label.py", "tempfile.NamedTemporaryFile"): "a page for the browser, which goes with the command",
     ("runs/formats.py", "tempfile.TemporaryDirectory"): "the system's temporary folder",
     ("util/files.py", "tempfile.TemporaryDirectory"): "the system's temporary folder",
     ("backbones/weights.py", "runtime.keras_home().mkdir"): "Keras's own folder",
