@@ -205,6 +205,8 @@ TOKENS = (b"../", b"../secret.png", b"{outside}/secret.png", b"{outside}/", b"fi
 TOKENS += (
     b"zip://x::",
     b"zip://a.png::{outside}/secret.zip",
+    b"zip://a.png::file://{outside}/secret.zip::memory://x/",
+    b"zip://a.png::{outside}/secret.zip::memory://x/",
     b"link.png",
     b"up/",
     b"up/secret.png",

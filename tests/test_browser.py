@@ -319,6 +319,24 @@ def test_earlier_corrections_are_saved_with_new_ones(
     assert table.read_text() == 'path,label\n"red/1.png","it\'s <b>"\n"blue/0, again.png","drop"\n'
 
 
+def test_a_picture_that_was_saved_anew_is_still_found_after_more_corrections(
+    tmp_path: Path, red_and_blue: Path, cache: Path, visit: Callable[..., Page]
+) -> None:
+    shutil.copy(red_and_blue / "red/0.png", red_and_blue / "blue/0, again.png")
+    table = tmp_path / "labels.csv"
+    table.write_text(f"key,path,label\n{'0' * 32},red/1.png,blue\n")
+    columns = Columns(labels=str(table))
+    page = visit(commands.inspect(str(red_and_blue), cache, tmp_path / "reports", columns=columns).page)
+    page.locator("figure").first.focus()
+    page.keyboard.press("0")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save labels.csv").click()
+    saved.value.save_as(table)
+    after = open_dataset(str(red_and_blue), SplitConfig(), columns=columns).dataset
+    assert after.label_name(list(after.locations).index("red/1.png")) == "blue"
+    assert "blue/0, again.png" not in list(after.locations)
+
+
 class TestLabelling:
     @pytest.fixture
     def served(self, tmp_path: Path) -> Iterator[tuple[str, Session]]:
@@ -752,6 +770,31 @@ class TestLabelling:
         page.get_by_role("button", name=re.compile("Confirm [0-9]+ as light")).click()
         page.wait_for_function("() => !document.getElementById('count').textContent.startsWith('20 of 120')")
         assert {answer.label for answer in session.journal.answers[20:]} == {"light"}
+
+    def test_a_grid_is_confirmed_as_what_it_is_shown_for(
+        self, served: tuple[str, Session], label_page: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also where another class was chosen while an answer failed, after which all that waits is let go."""
+        page, session = label_page(), served[1]
+        self.begin(page, session, 20)
+        page.get_by_role("button", name="Confirm", exact=True).click()
+        page.wait_for_selector("#grid [aria-selected=true]")
+        monkeypatch.setattr(session.journal, "append", fails)
+        page.evaluate(
+            """() => {
+                const key = new KeyboardEvent("keydown", { key: "0", bubbles: true });
+                document.getElementById("grid").firstChild.dispatchEvent(key);
+                document.getElementById("one").value = "light";
+                document.getElementById("one").dispatchEvent(new Event("change"));
+            }"""
+        )
+        page.wait_for_function("() => document.getElementById('trouble').textContent.includes('No space is left')")
+        page.wait_for_function("() => document.getElementById('one').value === 'dark'")
+        monkeypatch.undo()
+        page.locator("#grid [role=option]").first.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => !document.getElementById('count').textContent.startsWith('20 of 120')")
+        assert {answer.label for answer in session.journal.answers[20:]} == {"dark"}
 
     def test_two_windows_share_a_labelling(self, served: tuple[str, Session], label_page: Callable[..., Page]) -> None:
         one = label_page()

@@ -180,7 +180,7 @@ NOT_ANNOUNCED = {
     ("api/loading.py", "tempfile.mkdtemp"): "the system's temporary folder",
     ("commands/bench.py", "tempfile.TemporaryDirectory"): "the system's temporary folder",
     ("commands/doctor.py", "tempfile.TemporaryDirectory"): "the system's temporary folder",
-    ("commands/label.py", "tempfile.NamedTemporaryFile"): "the system's temporary folder",
+    ("commands/label.py", "tempfile.NamedTemporaryFile"): "a page for the browser, which goes with the command",
     ("runs/formats.py", "tempfile.TemporaryDirectory"): "the system's temporary folder",
     ("util/files.py", "tempfile.TemporaryDirectory"): "the system's temporary folder",
     ("backbones/weights.py", "runtime.keras_home().mkdir"): "Keras's own folder",
@@ -302,6 +302,8 @@ class TestDisk:
         (tmp_path / "tree" / "deep" / "file").write_text("goes")
         (tmp_path / "tree" / "link").symlink_to(tmp_path / "kept")
         disk.remove_tree(tmp_path / "tree")
+        (tmp_path / "run").symlink_to(tmp_path / "kept")  # as of a run that was moved to a larger disk
+        files.remove_whole(tmp_path / "run", "run.json")
         assert [path.name for path in tmp_path.iterdir()] == ["kept"]
         assert (tmp_path / "kept" / "file").is_file()
 

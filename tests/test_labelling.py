@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
 import os
 import re
@@ -132,6 +133,55 @@ class TestJournal:
         assert path.read_bytes() == kept
         assert journal.answers == []
         journal.close()
+
+    def test_a_file_that_was_put_in_its_place_is_not_removed(self, tmp_path: Path) -> None:
+        """As by a user who sees that the page has started a new file, and moves the old one there."""
+        begun(tmp_path / "old.jsonl").close()
+        kept = (tmp_path / "old.jsonl").read_bytes()
+        journal = Journal(tmp_path / "labels.jsonl", "/data")
+        (tmp_path / "old.jsonl").rename(journal.path)
+        journal.close()
+        assert journal.path.read_bytes() == kept
+
+    def test_who_comes_as_another_one_begins_or_ends(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path, open_file = tmp_path / "labels.jsonl", os.open
+        first: list[Journal] = []
+
+        def after_another(*known: Any) -> int:
+            monkeypatch.undo()
+            first.append(Journal(path, "/data"))
+            return open_file(*known)
+
+        monkeypatch.setattr(os, "open", after_another)
+        with pytest.raises(StoreError, match="is being written by another"):
+            Journal(path, "/data")
+        assert path.is_file(), "it is the other one's"
+
+        def before_it_ends(*known: Any) -> int:
+            found = open_file(*known)
+            first[0].close()
+            return found
+
+        monkeypatch.setattr(os, "open", before_it_ends)
+        with pytest.raises(StoreError, match="was removed just now"):
+            Journal(path, "/data")
+
+    def test_an_answer_that_is_refused_is_not_in_the_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fails(change: str, place: Path, *failing: object) -> None:
+            if (change, place) == failing:
+                raise OSError(errno.EIO, "Input/output error")
+
+        path = tmp_path / "labels.jsonl"
+        for change, place in (("append", path), ("flush", path), ("flush", tmp_path)):
+            journal = Journal(path, "/data")
+            monkeypatch.setattr(disk, "announce", lambda *now, failing=(change, place): fails(*now, *failing))
+            with pytest.raises(StoreError, match="can't be written"):
+                journal.append([answered()])
+            monkeypatch.undo()
+            assert path.read_bytes() == b"" and not journal.answers
+            journal.close()
 
     def test_it_keeps_what_heads_were_worth(self, tmp_path: Path) -> None:
         journal = begun(tmp_path / "labels.jsonl")
@@ -889,6 +939,21 @@ def test_that_a_table_of_labels_is_left_aside_is_told(
     found = commands.label(ExtractConfig(str(work / "flat")), cache, options)
     assert found.n_labels == 0
     assert f"{work / 'given.csv'} is left aside here" in caplog.text
+
+
+def test_that_another_journal_is_left_aside_is_told(
+    work: Path, cache: Path, fake_engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, config = work / "first.jsonl", ExtractConfig(str(work / "flat"), image_size=(32, 32))
+    key = file_key(min((work / "flat").iterdir()).read_bytes()).decode()
+    journal = Journal(first, "/data")
+    journal.append([answered(key, "red")])
+    journal.close()
+    for labels, told in ((first, False), (work / "labels.jsonl", True)):
+        commands.extract(replace(config, columns=Columns(labels=str(first))), cache)
+        caplog.clear()
+        sys.modules["pipeline.commands.label"]._extracted(config, cache, labels)
+        assert (f"{first} is left aside here" in caplog.text) == told
 
 
 def test_others_are_let_in_by_the_printed_name_alone(

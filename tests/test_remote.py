@@ -581,7 +581,16 @@ class TestTrouble:
                 opened(table)
 
     @pytest.mark.parametrize(
-        "name", ["reference://a::https://host/all.json", "git:///home:a.jpg", "dir://etc::file:///"]
+        "name",
+        [
+            "reference://a::https://host/all.json",
+            "git:///home:a.jpg",
+            "dir://etc::file:///",
+            "zip://a.jpg::reference::https://host/all.json",
+            "zip://a.jpg::file:///outside.zip::memory://x",
+            "zip://a.jpg::LOCAL::memory:///outside.zip",
+            "zip://a.jpg::/outside.zip::memory://x",
+        ],
     )
     def test_what_may_lead_to_any_file_is_refused_in_a_table(self, name: str, tmp_path: Path) -> None:
         (tmp_path / "list.csv").write_text(f"path,label\n{name},x\n")

@@ -17,7 +17,6 @@ import numpy as np
 
 from pipeline.commands.extract import extract
 from pipeline.config import ExtractConfig, ExtractOptions, LabelOptions
-from pipeline.config.label import JOURNAL_SUFFIX
 from pipeline.data import check_there, open_dataset
 from pipeline.errors import ConfigError, DataError
 from pipeline.labelling.files import copy_to_folders, export_labels
@@ -105,7 +104,7 @@ def label(config: ExtractConfig, cache: Path, options: LabelOptions = LabelOptio
             if not options.no_open:
                 opened.enter_context(_in_browser(address, labels.parent))
             with watched(lambda what, done, total: setattr(desk, "doing", (what, done, total))):
-                record = _extracted(config, cache)
+                record = _extracted(config, cache, labels)
             desk.session = _session(record, journal, cache, options.class_names, config.seed)
             log.info("%s", journal)
             log.info("Ctrl-C ends it; every answer is on disk already")
@@ -140,11 +139,11 @@ def _wait() -> None:
         return
 
 
-def _extracted(config: ExtractConfig, cache: Path) -> TableRecord:
-    """The features of the pictures; those that are missing are computed."""
+def _extracted(config: ExtractConfig, cache: Path, labels: Path) -> TableRecord:
+    """The features of the pictures; those that are missing are computed. Only labels of the journal count."""
     earlier = newest_pooled(records_of_data(cache, config.data))
     given = earlier.config.columns.labels if earlier is not None else None
-    if given is not None and not given.endswith(JOURNAL_SUFFIX):
+    if given is not None and Path(given).expanduser().resolve() != labels.resolve():
         log.warning("%s is left aside here: the labels of the data are shown, and what you answer counts", given)
     if earlier is not None and earlier.spec.pooling != "none" and not config.options():
         config = replace(earlier.config, columns=replace(earlier.config.columns, labels=None))

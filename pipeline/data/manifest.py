@@ -202,22 +202,26 @@ def named_split(path: Path, row: int, text: str) -> str:
 def _inside(manifest: Path, name: str) -> str:
     """The file that `name` means, which must be an address, or lie below the manifest's folder; `a/../b` is `b`.
 
-    A chain, such as zip://a.png::some.zip, is held to that by its end, which is what lies somewhere.
+    A chain, such as zip://a.png::some.zip, is held to that by its end, which is what lies somewhere: all before it must
+    be archives.
     """
     folder = manifest.parent
     if remote.is_address(name):
-        head, chained, end = name.rpartition("::")
-        if strange := [link for link in name.split("::") if remote.LED_ASTRAY.match(link)]:
+        *within, end = name.split("::")
+        if within:
+            remote.check_address(name)
+        strange = [link for link in within if not remote.ARCHIVE.match(link)]
+        strange += [end] if remote.LED_ASTRAY.match(end) else []
+        if strange:
             raise DataError(
                 f"{manifest} names {name!r}; {strange[0].partition(':')[0]} may lead to any file of this machine, so "
                 "a table can't name it. Copy these pictures into the folder"
             )
         if remote.is_address(end) and not remote.HERE.match(end):
             return name
-        if chained:
-            remote.check_address(name)
+        if within:
             inside = _inside(manifest, end)
-            return f"{head}::{inside if remote.is_address(inside) else Path(inside).absolute()}"
+            return "::".join([*within, inside if remote.is_address(inside) else str(Path(inside).absolute())])
         name = str(remote.place(name))
     outside = (
         f"{manifest} names {name!r}, which leaves the folder {folder}; "

@@ -44,7 +44,7 @@ def heading(found: Inspection, given: Sequence[Correction]) -> dict[str, Any]:
         "rows": rows,
         "unreadable": found.unreadable(),
         "notes": by.skipped if by else [],
-        "given": [[one.name, one.label] for one in given],
+        "given": [[one.name, one.path, one.label] for one in given],
     }
 
 

@@ -83,9 +83,12 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self._is_new = False  # both have found that there was none
             raise StoreError(
                 f"{self.path} is being written by another tlpipe label; use its page, or name another file: --labels"
             ) from error
+        if not self._is_in_place():  # another one that had no line has just ended
+            raise StoreError(f"{self.path} was removed just now; start tlpipe label again")
         content = self.path.read_bytes()
         whole = content.rfind(b"\n") + 1
         if not whole and not (content.startswith(BEGINNING) or BEGINNING.startswith(content)):
@@ -143,19 +146,21 @@ class Journal:
         self._append([{"rating": asdict(rating), "when": now()}])
         self.ratings.append(rating)
 
+    def _is_in_place(self) -> bool:
+        """Whether the open file still has its name."""
+        return self.path.exists() and os.path.samestat(os.fstat(self._file), self.path.stat())
+
     def _append(self, lines: Sequence[dict[str, Any]]) -> None:
         with writing(self.path):
-            here = os.fstat(self._file)
-            if not self.path.exists() or not os.path.samestat(here, self.path.stat()):
+            if not self._is_in_place():
                 raise StoreError(
                     f"{self.path} was moved, removed or replaced, so nothing more is written to it; "
                     "put it back, end tlpipe label and start it again"
                 )
-            if not here.st_size:
+            if not os.fstat(self._file).st_size:
+                disk.flush(self.path.parent)  # before the first line, which would stay if this failed
                 lines = [{"data": self._data, "when": now()}, *lines]
             disk.append(self._file, self.path, "".join(map(_line, lines)).encode())
-            if not here.st_size:
-                disk.flush(self.path.parent)
 
     def latest(self) -> dict[str, Answer]:
         """The answer that counts for each picture, by image key."""
@@ -167,7 +172,7 @@ class Journal:
     def close(self) -> None:
         """Let others write to the file; one that was made here and has no line is removed."""
         if self._file >= 0:
-            if self._is_new and not os.fstat(self._file).st_size:
+            if self._is_new and not os.fstat(self._file).st_size and self._is_in_place():
                 disk.remove(self.path)
             os.close(self._file)
         self._file = -1

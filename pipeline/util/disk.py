@@ -83,7 +83,12 @@ def remove(path: Path) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder and all in it, file by file; what is gone is no error: two processes may do it at once."""
+    """Remove a folder and all in it, file by file; what is gone is no error: two processes may do it at once.
+
+    Of a link to a folder, the link alone is removed.
+    """
+    if folder.is_symlink():
+        return remove(folder)
     for parent, folders, names in os.walk(folder, topdown=False):
         for name in names:
             remove(Path(parent) / name)

@@ -27,6 +27,8 @@ HERE = re.compile(r"(?i)(file|local)://")
 """How an address of this machine begins."""
 LED_ASTRAY = re.compile(r"(?i)(asynclocal|dir|dvc|generic|git|reference):")
 """How addresses begin that may lead to files of this machine which they don't name."""
+ARCHIVE = re.compile(r"(?i)(zip|tar|libarchive)://")
+"""How a link of a chain begins that takes all its bytes from the next one."""
 BY_TURNS = ("tar", "libarchive", "ftp", "sftp", "ssh", "smb")
 """Protocols of file systems that have one open file, or one connection, for all threads."""
 

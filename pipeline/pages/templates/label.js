@@ -245,7 +245,14 @@ document.addEventListener("keydown", (event) => {
 at("more").addEventListener("click", () => load(false));
 at("find-form").addEventListener("submit", (event) => { event.preventDefault(); find(false); });
 at("add").addEventListener("click", () => find(true));
-at("one").addEventListener("change", () => { desk.name = at("one").value; inTurn(() => { open(desk.tab); }); });
+at("one").addEventListener("change", async () => { // in its turn, so that no picture is confirmed as what it isn't shown for
+  const name = at("one").value;
+  await inTurn(() => {
+    desk.name = name;
+    open(desk.tab);
+  });
+  at("one").value = desk.name; // that of before, if it was let go
+});
 const actions = Object.fromEntries([["Enter", accept], ["Space", select], ["L", alike], ["U", undo]].map(([key, act]) => {
   const button = element("button", "", { type: "button", hidden: "" });
   button.append(element("kbd", key), element("span"));

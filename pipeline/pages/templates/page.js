@@ -177,9 +177,11 @@ if (desk) {
   });
   save.addEventListener("click", () => {
     const cell = (text) => `"${text.replaceAll('"', '""')}"`;
-    const rows = [...earlier, ...given].map(([path, label]) => `${cell(path)},${cell(label)}\n`);
+    const all = [...earlier, ...[...given].map(([path, label]) => [path, path, label])];
+    const keyed = earlier.some(([name, path]) => path && path !== name); // by key, and where that has gone by path
+    const rows = all.map(([name, path, label]) => `${(keyed ? [name, path, label] : [name, label]).map(cell).join(",")}\n`);
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob(["path,label\n", ...rows], { type: "text/csv" }));
+    link.href = URL.createObjectURL(new Blob([keyed ? "key,path,label\n" : "path,label\n", ...rows], { type: "text/csv" }));
     link.download = "labels.csv";
     link.click();
     URL.revokeObjectURL(link.href);
