@@ -927,6 +927,27 @@ def test_the_browser_is_told_the_token_by_a_file_of_the_user(
     assert sorted(path.name for path in work.iterdir() if "label" in path.name) == ["labels.jsonl"]
 
 
+def test_where_no_file_can_be_written_for_the_browser_the_page_is_served_all_the_same(
+    work: Path,
+    cache: Path,
+    fake_engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    while_served: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    served: list[bool] = []
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
+    monkeypatch.setattr("webbrowser.open", lambda _: pytest.fail("there is nothing to open"))
+    while_served(lambda: served.append(True))
+    config = ExtractConfig(str(work / "flat"), image_size=(32, 32))
+    commands.label(config, cache, LabelOptions(classes="red,blue", labels=str(work / "labels.jsonl")))
+    assert served == [True]
+    assert "No browser is opened" in caplog.text and "No space left" in caplog.text
+
+
 def test_that_a_table_of_labels_is_left_aside_is_told(
     work: Path, cache: Path, fake_engine: FakeEngine, while_served: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -122,12 +122,18 @@ def label(config: ExtractConfig, cache: Path, options: LabelOptions = LabelOptio
 def _in_browser(address: str, folder: Path) -> Iterator[None]:
     """Open an address by a file that only this user can read, as all users see what a program is started with.
 
-    It lies beside the labels, as browsers that are packed by themselves see no temporary folder.
+    It lies beside the labels, as browsers that are packed by themselves see no temporary folder. Where it can't be
+    written, the address that was printed has to do.
     """
-    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".tlpipe-label-", suffix=".html") as page:
-        page.write(f'<meta http-equiv="refresh" content="0; url={html.escape(address)}">')
-        page.flush()
-        webbrowser.open(Path(page.name).resolve().as_uri())
+    with ExitStack() as kept:
+        try:
+            page = kept.enter_context(
+                tempfile.NamedTemporaryFile("wb", 0, dir=folder, prefix=".tlpipe-label-", suffix=".html")
+            )
+            page.write(f'<meta http-equiv="refresh" content="0; url={html.escape(address)}">'.encode())
+            webbrowser.open(Path(page.name).resolve().as_uri())
+        except OSError as error:
+            log.warning("No browser is opened, as no file can be written beside the labels: %s", error)
         yield
 
 

@@ -102,12 +102,7 @@ async function answer(keys, label) {
   const pictures = desk.pictures.filter((one) => done.has(one.key));
   const guess = keys.length === 1 && pictures[0]?.predicted ? { seen: pictures[0].predicted, probability: pictures[0].probability } : {};
   const saw = Object.fromEntries(pictures.map((one) => [one.key, one.label]));
-  try {
-    await ask("answer", { answers: keys.map((key) => [key, label]), saw, shown: { tab: desk.tab, ...guess } });
-  } catch (error) {
-    if (error.labels) await overtaken(error.labels);
-    throw error;
-  }
+  await change("answer", { answers: keys.map((key) => [key, label]), saw, shown: { tab: desk.tab, ...guess } });
   if (confirmed) for (const { key } of desk.pictures) if (!done.has(key)) desk.passed.add(key); // clicked away
   if (isQueue()) desk.pictures = desk.pictures.filter((one) => !done.has(one.key));
   else {
@@ -122,6 +117,12 @@ async function answer(keys, label) {
   if (confirmed || (isGrid() && !desk.pictures.length)) load(true);
   else if (isQueue() && desk.pictures.length < GRID / 2 && !desk.loading) load(false);
   refresh();
+}
+async function change(path, body) {
+  try { return await ask(path, body); } catch (error) {
+    if (error.labels) await overtaken(error.labels);
+    throw error;
+  }
 }
 async function overtaken(labels) { // what another window has answered is shown, and nothing is laid over it unseen
   for (const one of desk.pictures) one.label = labels[one.key] ?? one.label;
@@ -141,7 +142,7 @@ function accept() {
   if (picture?.predicted) return answer([picture.key], picture.predicted);
 }
 async function undo() {
-  const { pictures } = await ask("undo", {});
+  const { pictures } = await change("undo", {});
   trouble("");
   say(pictures.length ? "The last answer is taken back" : "There is nothing to take back");
   if (pictures.length) bring(pictures);
