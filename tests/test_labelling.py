@@ -886,7 +886,8 @@ def serve(work: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[str], Any]
         line = process.stderr.readline()
         found = re.search(r"(http://127.0.0.1:\d+)/\?token=(\S+)", line)
         assert found, line
-        client = httpx2.Client(base_url=found[1], headers={"X-Token": found[2]}, timeout=60)
+        # On a busy machine a connection that is kept may be closed just when it is used again.
+        client = httpx2.Client(base_url=found[1], headers={"X-Token": found[2], "Connection": "close"}, timeout=60)
         started.append((process, client))
         while not client.get("/state").json()["ready"]:
             time.sleep(0.1)
