@@ -335,11 +335,12 @@ class TestLogreg:
 
 class TestRidge:
     @pytest.mark.parametrize("n", [300, 9])
+    @pytest.mark.parametrize("val", [EMPTY, blobs(50, 3, 1)], ids=["solved", "decomposed"])
     @pytest.mark.parametrize("class_weight", ["none", "balanced"])
-    def test_is_that_of_scikit_learn(self, n: int, class_weight: str) -> None:
-        """More images than features, and fewer: both decompositions."""
+    def test_is_that_of_scikit_learn(self, n: int, val: Part, class_weight: str) -> None:
+        """More images than features, and fewer; with val a decomposition gives the weights of many penalties."""
         train, test = blobs(n, 3, 0), blobs(100, 3, 2)
-        head, _ = fitted("ridge", train, EMPTY, 3, l2=0.2, class_weight=class_weight)
+        head, _ = fitted("ridge", train, val, 3, l2=0.2, class_weight=class_weight)
         prepare = Preparation.fit(train, standardize=True, l2_normalize=False)
         weights = class_weights(train.labels, 3, class_weight)[train.labels]
         reference = Ridge(alpha=0.2 * weights.sum()).fit(
@@ -364,10 +365,11 @@ class TestRidge:
         np.testing.assert_allclose(half, fixed_total, atol=1e-5)
         assert np.abs(first - half).max() > 1e-3
 
-    def test_directions_without_images_get_no_weight(self) -> None:
+    @pytest.mark.parametrize("l2", [0.0, 1e-15])
+    def test_directions_without_images_get_no_weight(self, l2: float) -> None:
         train = blobs(100, 3, 0)
         doubled = part_of(np.repeat(train.array(), 2, axis=1), train.labels)
-        head, _ = fitted("ridge", doubled, EMPTY, 3, l2=0.0)
+        head, _ = fitted("ridge", doubled, EMPTY, 3, l2=l2)
         assert np.abs(head.final.weights).max() < 1e3
         assert accuracy(head, doubled) > 0.85
 

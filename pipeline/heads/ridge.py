@@ -4,6 +4,8 @@ With X the prepared features less their mean [n, d], Y the one-hot labels less t
 X'X = V diag(s) V', the weights for the penalty a are W = V diag(1 / (s + a)) V'X'Y. Where there are fewer images than
 features, X X' = U diag(s) U' is the smaller matrix, and W = X' U diag(1 / (s + a)) U'Y.
 
+A single penalty that is known needs no eigendecomposition: W solves (X'X + a) W = X'Y.
+
 Source: Hoerl and Kennard 1970, Technometrics 12, p. 55.
 """
 
@@ -27,6 +29,7 @@ from pipeline.store.rows import Part
 PENALTIES = tuple(float(f"{penalty:.3g}") for penalty in np.geomspace(1e-4, 10, 40))
 DEFAULT_PENALTY = 0.5  # where there are no validation images to choose with
 DEFAULT_SHARPNESS = 10.0
+LEAST_SOLVED = 1e-4  # penalty; with less, what is solved may be singular up to rounding
 COLUMNS = 1024  # classes times penalties whose scores are held at a time
 ROWS = 2048  # rows that are widened to float64 at a time
 
@@ -74,7 +77,46 @@ class _Path:
                 yield own + bias
 
 
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """What the images sum up to, where there are more of them than features.
+
+    Attributes:
+        prepare: Of features.
+        gram: X'X, shape [d, d].
+        cross: X'Y, shape [d, c].
+        mean: Of prepared features, shape [d].
+        prior: Mean label, shape [c].
+        n: Images, or their weight.
+    """
+
+    prepare: Preparation
+    gram: NDArray[np.float64]
+    cross: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    prior: NDArray[np.float64]
+    n: float
+
+    def path(self) -> _Path:
+        """The eigendecomposition."""
+        eigenvalues, vectors = np.linalg.eigh(self.gram)
+        return _Path(self.prepare, vectors, eigenvalues, vectors.T @ self.cross, self.mean, self.prior, self.n)
+
+    def weights(self, penalty: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """As `_Path.weights`, in a fraction of the time, by Cholesky's decomposition; for `LEAST_SOLVED` and more."""
+        from scipy.linalg import solve
+
+        weights = solve(self.gram + penalty * self.n * np.eye(len(self.gram)), self.cross, assume_a="pos")
+        return weights, self.prior - self.mean @ weights
+
+
 def _decompose(part: Part, n_classes: int, config: HeadConfig) -> _Path:
+    found = _summed(part, n_classes, config)
+    return found.path() if isinstance(found, _Sums) else found
+
+
+def _summed(part: Part, n_classes: int, config: HeadConfig) -> _Sums | _Path:
+    """The sums; or the eigendecomposition right away, where the images are fewer than the features."""
     prepare = Preparation.fit(part, standardize=config.standardize, l2_normalize=config.l2_normalize)
     of_class = class_weights(part.labels, n_classes, config.class_weight)
     n = float(of_class[part.labels].sum())
@@ -106,8 +148,7 @@ def _decompose(part: Part, n_classes: int, config: HeadConfig) -> _Path:
     mean, prior = total / n, counts / n
     gram -= n * np.outer(mean, mean)
     cross -= n * np.outer(mean, prior)
-    eigenvalues, vectors = np.linalg.eigh(gram)
-    return _Path(prepare, vectors, eigenvalues, vectors.T @ cross, mean, prior, n)
+    return _Sums(prepare, gram, cross, mean, prior, n)
 
 
 class RidgeHead(AffineHead):
@@ -127,12 +168,13 @@ class RidgeHead(AffineHead):
         """As `Head.fit`."""
         report = FitReport()
         self.n_classes = n_classes
-        path = _decompose(train, n_classes, self.config)
+        images = _summed(train, n_classes, self.config)
         if len(val):
+            images = images.path() if isinstance(images, _Sums) else images
             report.chose_by_val = True
             penalties = PENALTIES if self.config.l2 is None else (self.config.l2,)
             best = (-1.0, 0.0)
-            for penalty, found in zip(penalties, path.scores(val, penalties), strict=True):
+            for penalty, found in zip(penalties, images.scores(val, penalties), strict=True):
                 sharpness, probabilities = _sharpen(found, val.labels)
                 rated = scores(probabilities, val.labels)
                 report.history.append(
@@ -145,16 +187,18 @@ class RidgeHead(AffineHead):
             report.notes.append(f"No validation images to choose the penalty with; l2 is {self.penalty:g}")
         report.notes.append(f"l2 = {self.penalty:g}")
         report.chosen["l2"] = self.penalty
-        self.trained = self.final = self._map(path)
+        self.trained = self.final = self._map(images)
         return report
 
     def refit(self, both: Part) -> None:
         """As `Head.refit`."""
-        self.final = self._map(_decompose(both, self.n_classes, self.config))
+        self.final = self._map(_summed(both, self.n_classes, self.config))
 
-    def _map(self, path: _Path) -> AffineMap:
-        weights, bias = path.weights(self.penalty)
-        return AffineMap(path.prepare, *one_column(self.sharpness * weights, self.sharpness * bias))
+    def _map(self, found: _Sums | _Path) -> AffineMap:
+        if isinstance(found, _Sums) and self.penalty < LEAST_SOLVED:
+            found = found.path()
+        weights, bias = found.weights(self.penalty)
+        return AffineMap(found.prepare, *one_column(self.sharpness * weights, self.sharpness * bias))
 
 
 def _sharpen(found: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[float, NDArray[np.float64]]:
