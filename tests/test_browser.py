@@ -276,6 +276,20 @@ def test_frozen_and_fine_tuned_share_their_axes(
     assert legend == ["fine-tuned, train", "fine-tuned, val", "frozen, val"]
 
 
+def save_corrections(page: Page, table: Path) -> None:
+    """Save what was corrected on the page of inspect, over a table."""
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save labels.csv").click()
+    saved.value.save_as(table)
+
+
+def leave_out_first(page: Page, table: Path) -> None:
+    """Leave out the first picture, and save all corrections."""
+    page.locator("figure").first.focus()
+    page.keyboard.press("0")
+    save_corrections(page, table)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_corrections_are_chosen_by_keyboard_and_saved(
     scheme: str, tmp_path: Path, red_and_blue: Path, cache: Path, visit: Callable[..., Page]
@@ -293,10 +307,8 @@ def test_corrections_are_chosen_by_keyboard_and_saved(
     page.locator("figure").first.focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("0")
-    with page.expect_download() as saved:
-        save.click()
     table = tmp_path / "labels.csv"
-    saved.value.save_as(table)
+    save_corrections(page, table)
     assert table.read_text() == 'path,label\n"blue/0, again.png","red"\n"red/0.png","drop"\n'
     after = open_dataset(str(red_and_blue), SplitConfig(), columns=Columns(labels=str(table))).dataset
     assert "red/0.png" not in list(after.locations)
@@ -311,11 +323,7 @@ def test_earlier_corrections_are_saved_with_new_ones(
     table.write_text("path,label\nred/1.png,it's <b>\n")
     columns = Columns(labels=str(table))
     page = visit(commands.inspect(str(red_and_blue), cache, tmp_path / "reports", columns=columns).page)
-    page.locator("figure").first.focus()
-    page.keyboard.press("0")
-    with page.expect_download() as saved:
-        page.get_by_role("button", name="Save labels.csv").click()
-    saved.value.save_as(table)
+    leave_out_first(page, table)
     assert table.read_text() == 'path,label\n"red/1.png","it\'s <b>"\n"blue/0, again.png","drop"\n'
 
 
@@ -327,11 +335,7 @@ def test_a_picture_that_was_saved_anew_is_still_found_after_more_corrections(
     table.write_text(f"key,path,label\n{'0' * 32},red/1.png,blue\n")
     columns = Columns(labels=str(table))
     page = visit(commands.inspect(str(red_and_blue), cache, tmp_path / "reports", columns=columns).page)
-    page.locator("figure").first.focus()
-    page.keyboard.press("0")
-    with page.expect_download() as saved:
-        page.get_by_role("button", name="Save labels.csv").click()
-    saved.value.save_as(table)
+    leave_out_first(page, table)
     after = open_dataset(str(red_and_blue), SplitConfig(), columns=columns).dataset
     assert after.label_name(list(after.locations).index("red/1.png")) == "blue"
     assert "blue/0, again.png" not in list(after.locations)
@@ -804,6 +808,22 @@ class TestLabelling:
         assert two.evaluate("document.documentElement.scrollWidth") <= PHONE
         self.label(one, 3)
         two.wait_for_function("() => document.getElementById('count').textContent.startsWith('3 of 120')")
+
+    def test_what_another_window_said_is_shown_where_it_can_not_be_undone(
+        self, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        page, session = label_page(), served[1]
+        self.begin(page, session, 20)
+        page.get_by_role("button", name="One class", exact=True).click()
+        page.wait_for_selector("#grid [role=option] span:has-text('dark')")
+        key = page.locator("#grid [role=option]").first.get_attribute("data-key")
+        n = len(session.journal.answers)
+        page.keyboard.press("2")
+        page.wait_for_selector(f"#grid [data-key='{key}'] span:has-text('grey')")
+        session.answer([(str(key), "light")], {}, window="other")
+        page.keyboard.press("u")
+        page.wait_for_selector(f"#grid [data-key='{key}'] span:has-text('light')")
+        assert [answer.label for answer in session.journal.answers[n:]] == ["grey", "light"]
 
     def test_what_can_not_be_saved_is_said_and_the_picture_stays(
         self, served: tuple[str, Session], label_page: Callable[..., Page], monkeypatch: pytest.MonkeyPatch

@@ -4,7 +4,8 @@ With X the prepared features less their mean [n, d], Y the one-hot labels less t
 X'X = V diag(s) V', the weights for the penalty a are W = V diag(1 / (s + a)) V'X'Y. Where there are fewer images than
 features, X X' = U diag(s) U' is the smaller matrix, and W = X' U diag(1 / (s + a)) U'Y.
 
-A single penalty that is known needs no eigendecomposition: W solves (X'X + a) W = X'Y.
+A single penalty that is known needs no eigendecomposition: W solves (X'X + a) W = X'Y, or W = X' Z with
+(X X' + a) Z = Y.
 
 Source: Hoerl and Kennard 1970, Technometrics 12, p. 55.
 """
@@ -35,88 +36,87 @@ ROWS = 2048  # rows that are widened to float64 at a time
 
 
 @dataclass(frozen=True, slots=True)
-class _Path:
-    """The eigendecomposition, from which the weights for any penalty follow.
-
-    Attributes:
-        prepare: Of features.
-        basis: Shape [d, k].
-        eigenvalues: Shape [k], of the images' covariance times their number.
-        targets: What the basis has to do with the labels, shape [k, c].
-        mean: Of prepared features, shape [d].
-        prior: Mean label, shape [c].
-        n: Images, or their weight.
-    """
-
-    prepare: Preparation
-    basis: NDArray[np.float64]
-    eigenvalues: NDArray[np.float64]
-    targets: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    prior: NDArray[np.float64]
-    n: float
-
-    def weights(self, penalty: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Weights [d, c] and bias [c] of the scores, which sum to 1."""
-        # Directions in which the images don't differ at all carry rounding errors only.
-        floor = np.finfo(np.float64).eps * len(self.mean) * max(self.eigenvalues.max(initial=0), 1e-300)
-        shrunk = np.where(self.eigenvalues > floor, 1 / (np.maximum(self.eigenvalues, floor) + penalty * self.n), 0.0)
-        weights = self.basis @ (shrunk[:, None] * self.targets)
-        return weights, self.prior - self.mean @ weights
-
-    def scores(self, part: Part, penalties: Sequence[float]) -> Iterator[NDArray[np.float64]]:
-        """Scores [n, c] of a part for each penalty, in one product for as many as may be held."""
-        at_once = max(1, COLUMNS // len(self.prior))
-        for start in range(0, len(penalties), at_once):
-            weights, biases = zip(*map(self.weights, penalties[start : start + at_once]), strict=True)
-            joint = np.concatenate(weights, axis=1).astype(np.float32)
-            found = np.empty((len(part), joint.shape[1]), np.float32)
-            for rows in part.blocks():
-                found[rows] = self.prepare(part.load(rows)) @ joint
-            for bias, own in zip(biases, np.split(found, len(biases), axis=1), strict=True):
-                yield own + bias
-
-
-@dataclass(frozen=True, slots=True)
 class _Sums:
-    """What the images sum up to, where there are more of them than features.
+    """What the images sum up to, from which the weights for one penalty follow.
 
     Attributes:
         prepare: Of features.
-        gram: X'X, shape [d, d].
-        cross: X'Y, shape [d, c].
+        matrix: X'X, or X X' where that is smaller, shape [k, k].
+        targets: X'Y, or Y, shape [k, c].
+        lift: X', which leads from images to features, shape [d, k]; None where `matrix` is X'X.
         mean: Of prepared features, shape [d].
         prior: Mean label, shape [c].
         n: Images, or their weight.
     """
 
     prepare: Preparation
-    gram: NDArray[np.float64]
-    cross: NDArray[np.float64]
+    matrix: NDArray[np.float64]
+    targets: NDArray[np.float64]
+    lift: NDArray[np.float64] | None
     mean: NDArray[np.float64]
     prior: NDArray[np.float64]
     n: float
 
     def path(self) -> _Path:
         """The eigendecomposition."""
-        eigenvalues, vectors = np.linalg.eigh(self.gram)
-        return _Path(self.prepare, vectors, eigenvalues, vectors.T @ self.cross, self.mean, self.prior, self.n)
+        eigenvalues, vectors = np.linalg.eigh(self.matrix)
+        return _Path(self, self._lifted(vectors), eigenvalues, vectors.T @ self.targets)
 
     def weights(self, penalty: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """As `_Path.weights`, in a fraction of the time, by Cholesky's decomposition; for `LEAST_SOLVED` and more."""
+        """Weights [d, c] and bias [c] of the scores, which sum to 1; by Cholesky's decomposition where that is safe."""
         from scipy.linalg import solve
 
-        weights = solve(self.gram + penalty * self.n * np.eye(len(self.gram)), self.cross, assume_a="pos")
+        if penalty < LEAST_SOLVED:
+            return self.path().weights(penalty)
+        shifted = self.matrix + penalty * self.n * np.eye(len(self.matrix))
+        return self.with_bias(self._lifted(solve(shifted, self.targets, assume_a="pos")))
+
+    def with_bias(self, weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weights, and the bias with which the mean image has the mean label for its scores."""
         return weights, self.prior - self.mean @ weights
 
-
-def _decompose(part: Part, n_classes: int, config: HeadConfig) -> _Path:
-    found = _summed(part, n_classes, config)
-    return found.path() if isinstance(found, _Sums) else found
+    def _lifted(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
+        return columns if self.lift is None else self.lift @ columns
 
 
-def _summed(part: Part, n_classes: int, config: HeadConfig) -> _Sums | _Path:
-    """The sums; or the eigendecomposition right away, where the images are fewer than the features."""
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """The eigendecomposition, from which the weights for any penalty follow.
+
+    Attributes:
+        sums: What was decomposed.
+        basis: Shape [d, k].
+        eigenvalues: Shape [k], of the images' covariance times their number.
+        targets: What the basis has to do with the labels, shape [k, c].
+    """
+
+    sums: _Sums
+    basis: NDArray[np.float64]
+    eigenvalues: NDArray[np.float64]
+    targets: NDArray[np.float64]
+
+    def weights(self, penalty: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """As `_Sums.weights`."""
+        # Directions in which the images don't differ at all carry rounding errors only.
+        floor = np.finfo(np.float64).eps * len(self.basis) * max(self.eigenvalues.max(initial=0), 1e-300)
+        total = penalty * self.sums.n
+        shrunk = np.where(self.eigenvalues > floor, 1 / (np.maximum(self.eigenvalues, floor) + total), 0.0)
+        return self.sums.with_bias(self.basis @ (shrunk[:, None] * self.targets))
+
+    def scores(self, part: Part, penalties: Sequence[float]) -> Iterator[NDArray[np.float64]]:
+        """Scores [n, c] of a part for each penalty, in one product for as many as may be held."""
+        at_once = max(1, COLUMNS // len(self.sums.prior))
+        for start in range(0, len(penalties), at_once):
+            weights, biases = zip(*map(self.weights, penalties[start : start + at_once]), strict=True)
+            joint = np.concatenate(weights, axis=1).astype(np.float32)
+            found = np.empty((len(part), joint.shape[1]), np.float32)
+            for rows in part.blocks():
+                found[rows] = self.sums.prepare(part.load(rows)) @ joint
+            for bias, own in zip(biases, np.split(found, len(biases), axis=1), strict=True):
+                yield own + bias
+
+
+def _summed(part: Part, n_classes: int, config: HeadConfig) -> _Sums:
     prepare = Preparation.fit(part, standardize=config.standardize, l2_normalize=config.l2_normalize)
     of_class = class_weights(part.labels, n_classes, config.class_weight)
     n = float(of_class[part.labels].sum())
@@ -129,8 +129,7 @@ def _summed(part: Part, n_classes: int, config: HeadConfig) -> _Sums | _Path:
         prior = (weights * targets).sum(axis=0) / n
         root = np.sqrt(weights)
         centred = root * (features - mean)
-        eigenvalues, vectors = np.linalg.eigh(centred @ centred.T)
-        return _Path(prepare, centred.T @ vectors, eigenvalues, vectors.T @ (root * (targets - prior)), mean, prior, n)
+        return _Sums(prepare, centred @ centred.T, root * (targets - prior), centred.T, mean, prior, n)
     gram, cross = np.zeros((width, width)), np.zeros((width, n_classes))
     total, counts = np.zeros(width), np.zeros(n_classes)
     for rows in part.blocks():
@@ -148,7 +147,7 @@ def _summed(part: Part, n_classes: int, config: HeadConfig) -> _Sums | _Path:
     mean, prior = total / n, counts / n
     gram -= n * np.outer(mean, mean)
     cross -= n * np.outer(mean, prior)
-    return _Sums(prepare, gram, cross, mean, prior, n)
+    return _Sums(prepare, gram, cross, None, mean, prior, n)
 
 
 class RidgeHead(AffineHead):
@@ -168,13 +167,15 @@ class RidgeHead(AffineHead):
         """As `Head.fit`."""
         report = FitReport()
         self.n_classes = n_classes
-        images = _summed(train, n_classes, self.config)
+        sums = _summed(train, n_classes, self.config)
+        weights = sums.weights
         if len(val):
-            images = images.path() if isinstance(images, _Sums) else images
+            path = sums.path()
+            weights = path.weights
             report.chose_by_val = True
             penalties = PENALTIES if self.config.l2 is None else (self.config.l2,)
             best = (-1.0, 0.0)
-            for penalty, found in zip(penalties, images.scores(val, penalties), strict=True):
+            for penalty, found in zip(penalties, path.scores(val, penalties), strict=True):
                 sharpness, probabilities = _sharpen(found, val.labels)
                 rated = scores(probabilities, val.labels)
                 report.history.append(
@@ -187,18 +188,16 @@ class RidgeHead(AffineHead):
             report.notes.append(f"No validation images to choose the penalty with; l2 is {self.penalty:g}")
         report.notes.append(f"l2 = {self.penalty:g}")
         report.chosen["l2"] = self.penalty
-        self.trained = self.final = self._map(images)
+        self.trained = self.final = self._map(sums.prepare, *weights(self.penalty))
         return report
 
     def refit(self, both: Part) -> None:
         """As `Head.refit`."""
-        self.final = self._map(_summed(both, self.n_classes, self.config))
+        sums = _summed(both, self.n_classes, self.config)
+        self.final = self._map(sums.prepare, *sums.weights(self.penalty))
 
-    def _map(self, found: _Sums | _Path) -> AffineMap:
-        if isinstance(found, _Sums) and self.penalty < LEAST_SOLVED:
-            found = found.path()
-        weights, bias = found.weights(self.penalty)
-        return AffineMap(found.prepare, *one_column(self.sharpness * weights, self.sharpness * bias))
+    def _map(self, prepare: Preparation, weights: NDArray[np.float64], bias: NDArray[np.float64]) -> AffineMap:
+        return AffineMap(prepare, *one_column(self.sharpness * weights, self.sharpness * bias))
 
 
 def _sharpen(found: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[float, NDArray[np.float64]]:
@@ -218,7 +217,7 @@ def fit_many(
     """
     from scipy.special import softmax
 
-    path = _decompose(train, n_classes, configs[0])
+    path = _summed(train, n_classes, configs[0]).path()
     penalties = [DEFAULT_PENALTY if config.l2 is None else config.l2 for config in configs]
     for number, found in enumerate(zip(*(path.scores(val, penalties) for val in vals), strict=True)):
         yield Trial(number, [softmax(DEFAULT_SHARPNESS * one, axis=1) for one in found])
