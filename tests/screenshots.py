@@ -1,10 +1,12 @@
 """Take the pictures of the documentation: python tests/screenshots.py FOLDER.
 
 The commands of the tutorial are run as they stand there, on drawn pictures, and their pages are opened in Chromium.
+Curves are drawn from the tables of the documentation.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -14,12 +16,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+import vl_convert
 from chromium import started
 from PIL import Image
 from playwright.sync_api import Page
 
+from pipeline.pages import charts
+
 ROOT = Path(__file__).parent.parent
 TUTORIAL = ROOT / "docs" / "tutorials" / "first-classifier.md"
+FIGURES = ROOT / "docs" / "reference" / "figures.md"
 COLOURS, MARGIN = 256, 16
 LABELLED, SETTLED = 45, 3_000  # answers, and milliseconds after which the page tells the newest accuracy
 SHORTEN = """folder => {
@@ -88,6 +94,33 @@ def label(work: Path, target: Path) -> Path:
     return in_few_colours(target)
 
 
+def query_curves(target: Path) -> Path:
+    """Draw what each way to choose pictures for labelling gives, by the tables of the figures.
+
+    Args:
+        target: Where the picture goes.
+    """
+    _, section = FIGURES.read_text(encoding="utf-8").split("## Which pictures to label\n")
+    both = []
+    for data, table in re.findall(r"^(\S+), \d+ classes.*?\n\n((?:\|.*\n)+)", section, re.MULTILINE)[:2]:
+        head, _, *lines = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+        points = [
+            {"series": name, "x": int(n), "value": float(cell.split()[0])}
+            for name, *cells in lines
+            for n, cell in zip(head[1:], cells, strict=True)
+        ]
+        chart = charts.curves(points, "labels", "accuracy on held-out images, %", log=True)
+        encoding = chart["layer"][0]["encoding"]
+        encoding["x"]["scale"]["domain"] = [points[0]["x"], points[-1]["x"]]
+        encoding["color"]["legend"]["columns"] = 4
+        both.append({**chart, "width": charts.WIDTH, "title": data})
+    config = both[0]["config"] | {"background": "white"}
+    whole = {"hconcat": [{k: v for k, v in one.items() if k not in ("$schema", "config")} for one in both]}
+    drawn = vl_convert.vegalite_to_png({"$schema": charts.SCHEMA, "config": config, **whole}, charts.VERSION, scale=2)
+    Image.open(io.BytesIO(drawn)).save(target)
+    return in_few_colours(target)
+
+
 def in_few_colours(picture: Path) -> Path:
     """Make a picture small."""
     with Image.open(picture) as taken:
@@ -134,6 +167,7 @@ def main(target: Path) -> None:
         run_tutorial(Path(folder))
         take(Path(folder) / "reports", target)
         label(Path(folder), target / "label.png")
+    query_curves(target / "queries.png")
 
 
 if __name__ == "__main__":
