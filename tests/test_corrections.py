@@ -106,6 +106,32 @@ def test_splits_stay_as_they_were(red_and_blue: Path, tmp_path: Path, fake_engin
     assert len(after) == len(before) - 1
 
 
+@pytest.mark.parametrize("between", [1, 0], ids=["a new picture", "nothing"])
+def test_an_extract_without_labels_in_between_moves_none(
+    between: int, tmp_path: Path, draw: Callable[..., Path], fake_engine: FakeEngine, cache: Path
+) -> None:
+    """As tlpipe label makes one: it knows no splits, as nothing has a label there."""
+    rows = [f"{draw(tmp_path / 'all' / f'{n}.png', colour=(n, 3 * n, 90)).name},{'ab'[n % 2]}\n" for n in range(80)]
+    table = tmp_path / "labels.csv"
+
+    def extracted(n: int) -> dict[bytes, str]:
+        """Splits of the images that have a label, if so many have one."""
+        table.write_text("path,label\n" + "".join(rows[:n]))
+        columns = Columns(labels=str(table) if n else None)
+        result = commands.extract(ExtractConfig(str(tmp_path / "all"), image_size=(32, 32), columns=columns), cache)
+        dataset = load_dataset(cache, result.record.dataset)
+        labelled = dataset.labels != UNLABELLED
+        return dict(zip(dataset.keys[labelled].tolist(), dataset.splits[labelled].tolist(), strict=True))
+
+    first = extracted(40)
+    for n in range(between):
+        draw(tmp_path / "all" / f"new {n}.png", colour=(5, 5, 200))
+    extracted(0)
+    last = extracted(80)
+    assert set(first.values()) == {"train", "val", "test"}
+    assert {key: last[key] for key in first} == first
+
+
 @pytest.mark.parametrize("named", ["key", "from the table's folder", "whole path"])
 def test_pictures_are_known_by_key_and_by_path(named: str, red_and_blue: Path, tmp_path: Path) -> None:
     found = opened(red_and_blue, None).dataset

@@ -161,13 +161,13 @@ def extract(
     )
 
 
-def _opened(config: ExtractConfig, options: ExtractOptions, alike: TableRecord | None, cache: Path) -> Opened:
-    """The data, split as in the earlier extract, with what there is to know of it told."""
+def _opened(config: ExtractConfig, options: ExtractOptions, alike: Sequence[TableRecord], cache: Path) -> Opened:
+    """The data, split as in the earlier extracts, with what there is to know of it told."""
     opened = open_dataset(
         place_of(config.data) if options.on else config.data,  # machines of a cluster stand elsewhere
         config.splits,
         columns=config.columns,
-        known=lambda: splits_of(cache, alike) if alike else None,
+        known=lambda: splits_of(cache, *alike),
         memo=Memo(cache),
         rehash=options.rehash,
     )
@@ -205,7 +205,7 @@ def _part_of(opened: Opened, part: str) -> Opened:
     return replace(opened, dataset=opened.dataset.without(~inside), source=opened.source.take(rows))
 
 
-def _settled(opened: Opened, config: ExtractConfig, alike: TableRecord | None, done: Done) -> Dataset:
+def _settled(opened: Opened, config: ExtractConfig, alike: Sequence[TableRecord], done: Done) -> Dataset:
     """The dataset as features show it: near duplicates together, if wanted, and without what can't be read now."""
     dataset = opened.dataset
     if config.group_duplicates and config.pooling != "none":
@@ -236,8 +236,10 @@ def _as_before(config: ExtractConfig, of_data: Sequence[TableRecord], cache: Pat
     return earlier.config
 
 
-def _split_alike(config: ExtractConfig, of_data: Sequence[TableRecord]) -> TableRecord | None:
-    """The last extract of the same data with the same options for splits.
+def _split_alike(config: ExtractConfig, of_data: Sequence[TableRecord]) -> list[TableRecord]:
+    """Extracts of the same data with the same options for splits, the oldest first.
+
+    The last one alone doesn't know how images were split that had no label then, as tlpipe label extracts them.
 
     Raises:
         ConfigError: If near duplicates are to stay together, and there are no features to tell them by.
@@ -252,10 +254,12 @@ def _split_alike(config: ExtractConfig, of_data: Sequence[TableRecord]) -> Table
             "--group-duplicates needs pooled features, by which near duplicates are found; extract such first: "
             + config.command(pooling="avg")
         )
-    return found[-1] if found else None
+    return found
 
 
-def _without_parted_duplicates(opened: Opened, config: ExtractConfig, alike: TableRecord | None, done: Done) -> Opened:
+def _without_parted_duplicates(
+    opened: Opened, config: ExtractConfig, alike: Sequence[TableRecord], done: Done
+) -> Opened:
     """The data split again, so that no near duplicates lie in different splits that were carved."""
     from pipeline.inspection.doubts import Neighbours
     from pipeline.inspection.duplicates import same_pictures
@@ -270,7 +274,7 @@ def _without_parted_duplicates(opened: Opened, config: ExtractConfig, alike: Tab
     neighbours = Neighbours.of(done.features(keys), keys, rows)
     groups = same_pictures(neighbours, pictures)
     cache, together = done.plan.cache, [group.rows for group in groups]
-    found = split_again(opened, config.splits, lambda: splits_of(cache, alike) if alike else None, together)
+    found = split_again(opened, config.splits, lambda: splits_of(cache, *alike), together)
     if groups:
         kept = counted(len(groups), "group")
         log.info("%s of near duplicates found; none is divided between splits that tlpipe makes", kept)

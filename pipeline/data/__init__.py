@@ -64,7 +64,7 @@ __all__ = [
     "twin_rows",
 ]
 
-KnownLater = Callable[[], KnownSplits | None]
+KnownLater = Callable[[], Sequence[KnownSplits]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +103,8 @@ def open_dataset(
         data: A folder, a manifest, an `.npz` file, a folder of arrays, or a built-in name.
         config: How missing splits are carved.
         columns: Which columns of a manifest are read.
-        known: Tells how the same data were split before: their images keep the splits that were carved, and stay
-            together with those of their groups.
+        known: Tells how the same data were split before, the last time at the end: their images keep the splits that
+            were carved, and stay together with those of their last groups.
         memo: Where image keys of unchanged files are remembered.
         rehash: Read every file again, whatever the memo says.
 
@@ -143,14 +143,14 @@ def split_again(
 
 def _as_before(keys: NDArray[np.bytes_], load: KnownLater | None) -> tuple[NDArray[np.int8], list[str] | None]:
     """The split and the group that each image had; what tells them is as large as the data, and held only here."""
-    before, known = np.full(len(keys), UNKNOWN, np.int8), load() if load else None
-    if known is None:
+    before, known = np.full(len(keys), UNKNOWN, np.int8), load() if load else ()
+    for one in known:
+        for number in reversed(range(len(SPLITS))):  # of an image that lies in several, the first counts
+            before[among(keys, one.keys[one.splits == number])] = number
+    last = known[-1] if known else None
+    if last is None or last.groups is None:
         return before, None
-    for number in reversed(range(len(SPLITS))):  # of an image that lies in several, the first counts
-        before[among(keys, known.keys[known.splits == number])] = number
-    if known.groups is None:
-        return before, None
-    groups = dict(zip(known.keys.tolist(), known.groups.tolist(), strict=True))
+    groups = dict(zip(last.keys.tolist(), last.groups.tolist(), strict=True))
     return before, [str(groups.get(key, "")) for key in keys.tolist()]
 
 

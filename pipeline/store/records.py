@@ -262,11 +262,30 @@ def place_of(data: str) -> str:
     )
 
 
-def splits_of(cache: Path, record: TableRecord) -> KnownSplits | None:
-    """How the images of a record were split, for data to be split again as they were then; None if it can't be read.
+def splits_of(cache: Path, *found: TableRecord) -> list[KnownSplits]:
+    """How the images of records were split, for data to be split again as they were then.
 
-    Groups come with it only where features told them, as those of a manifest are read anew.
+    It goes back no further than to a record of which all images were split. What can't be read is left out, with a
+    warning. Groups come with it only where features told them, as those of a manifest are read anew.
+
+    Args:
+        cache: The cache folder.
+        found: The records, the oldest first, which is also the order of what is returned.
     """
+    known: list[KnownSplits] = []
+    seen: set[str] = set()
+    for record in reversed(found):
+        if record.dataset in seen:
+            continue
+        seen.add(record.dataset)
+        if one := _split_as(cache, record):
+            known.insert(0, one)
+            if (one.splits != UNKNOWN).all():
+                break
+    return known
+
+
+def _split_as(cache: Path, record: TableRecord) -> KnownSplits | None:
     try:
         with _dataset_file(cache, record.dataset) as file:
             # An image without a label was left to training, but not drawn for it.
