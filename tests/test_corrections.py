@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import FakeEngine, draw_colours
+from conftest import FakeEngine, age_pictures, draw_colours
 from PIL import Image
 
 from pipeline import commands
@@ -253,6 +253,27 @@ def test_later_commands_take_the_corrected_labels_for_those_of_the_data(
     assert what_changed() == ""
     table.write_text("path,label\nred/0.png,red\nred/1.png,drop\n")
     assert what_changed() == "of its images 1 of another label or split"
+
+
+def test_what_was_left_out_by_its_key_is_nothing_new_later(
+    red_and_blue: Path, tmp_path: Path, fake_engine: FakeEngine, cache: Path, draw: Callable[..., Path]
+) -> None:
+    keys = [file_key((red_and_blue / "red" / f"{n}.png").read_bytes()).decode() for n in range(2)]
+    age_pictures(red_and_blue)
+    said = [{"key": keys[0], "label": "blue"}, {"key": keys[1], "label": "drop"}]
+    journal = write_lines(tmp_path / "labels.jsonl", *said)
+    columns = Columns(labels=str(journal))
+    record = commands.extract(ExtractConfig(str(red_and_blue), image_size=(32, 32), columns=columns), cache).record
+    known = load_dataset(cache, record.dataset)
+
+    def what_changed() -> str:
+        return changes(str(red_and_blue), columns, known, record.carved, 2e9, Memo(cache))
+
+    assert what_changed() == ""
+    draw(red_and_blue / "red" / "new.png", colour=(200, 9, 9))
+    assert what_changed() == "of its images 1 new"
+    write_lines(journal, *said, {"key": "0" * 32, "label": "blue"})
+    assert what_changed() == "of its images 1 new", "a picture that is gone is none of the new ones"
 
 
 def test_a_head_on_corrected_labels_is_compared_with_the_one_before(

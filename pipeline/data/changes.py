@@ -49,8 +49,16 @@ def _listed(data: str, columns: Columns, known: Dataset, memo: Memo) -> Listing:
     listing = list_source(data, columns, memo=memo)
     if columns.labels is None:
         return listing
-    of = dict(zip(known.locations, known.keys.tolist(), strict=True))
-    keys = np.array([of.get(location, b"") for location in listing.locations], KEY_DTYPE)
+    key_of = dict(zip(known.locations, known.keys.tolist(), strict=True))
+    is_known = np.array([location in key_of for location in listing.locations])
+    if isinstance(listing.source, FileSource):
+        paths = {listing.source.path(row): row for row in np.flatnonzero(~is_known).tolist()}
+        stamps = {path: Stamp.of(path) for path in paths if Path(path).is_file()}
+        for path, key in memo.recall("image", stamps).items():
+            key_of[listing.locations[paths[path]]] = key.encode()
+    else:  # the rest of a file that was not written again was left out
+        listing = listing.take(np.flatnonzero(is_known))
+    keys = np.array([key_of.get(location, b"") for location in listing.locations], KEY_DTYPE)
     listing, stays = corrected(listing, keys, read_corrections(columns.labels), columns.labels)
     return listing.take(np.flatnonzero(stays))
 

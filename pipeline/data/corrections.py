@@ -182,6 +182,8 @@ class _Named:
             self._by_path = {os.path.abspath(source.path(row)): row for row in range(len(source))}  # noqa: PTH100
 
     def __call__(self, name: str) -> list[int]:
+        if not name:
+            return []
         if name in self._by_key:
             return self._by_key[name]
         row = self._by_location.get(name, self._by_location.get(posixpath.normpath(name.replace("\\", "/"))))
