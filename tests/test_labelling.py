@@ -30,8 +30,8 @@ from conftest import FakeEngine
 from PIL import Image
 
 from pipeline import commands
-from pipeline.config import Columns, ExtractConfig, LabelOptions
-from pipeline.data import UNLABELLED, ArraySource, Dataset, array_key, file_key
+from pipeline.config import Columns, ExtractConfig, LabelOptions, SplitConfig
+from pipeline.data import UNLABELLED, ArraySource, Dataset, array_key, file_key, open_dataset
 from pipeline.data.corrections import read_corrections
 from pipeline.errors import ConfigError, DataError, StoreError
 from pipeline.labelling import queries, tabs
@@ -1083,9 +1083,6 @@ class TestFiles:
         return table
 
     def test_a_manifest_is_data_and_labels(self, work: Path, labels: Path, cache: Path) -> None:
-        from pipeline.config import Columns, SplitConfig
-        from pipeline.data import open_dataset
-
         target = work / "mine.csv"
         assert export_labels(str(work / "flat"), labels, target, cache) == 3
         with target.open(newline="") as file:
@@ -1102,6 +1099,33 @@ class TestFiles:
             export_labels(str(work / "flat"), labels, work / "mine.txt", cache)
         with pytest.raises(DataError, match=r"There is no .*none.jsonl; label pictures first"):
             export_labels(str(work / "flat"), work / "none.jsonl", work / "mine.csv", cache)
+
+    def test_groups_stay_together_in_the_manifest(self, work: Path, cache: Path) -> None:
+        table = work / "grouped.csv"
+        pictures = sorted((work / "flat").glob("*.png"))
+        table.write_text(
+            "path,label,group\n" + "".join(f"flat/{one.name},{one.name[0]},{n % 4}\n" for n, one in enumerate(pictures))
+        )
+        said = work / "said.csv"
+        said.write_text(f"path,label\nflat/{pictures[0].name},b\n")
+        export_labels(str(table), said, work / "mine.csv", cache)
+        before, after = (open_dataset(str(one), SplitConfig()).dataset for one in (table, work / "mine.csv"))
+        assert before.groups is not None and after.groups is not None
+        assert dict(zip(after.keys.tolist(), after.groups.tolist(), strict=True)) == dict(
+            zip(before.keys.tolist(), before.groups.tolist(), strict=True)
+        )
+        assert len(set(after.groups.tolist())) == 4
+
+    def test_a_manifest_that_is_no_data_is_told(
+        self, work: Path, labels: Path, cache: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for folder, told in ((work, False), (work / "other", True)):
+            caplog.clear()
+            folder.mkdir(exist_ok=True)
+            export_labels(str(work / "flat"), labels, folder / "mine.csv", cache)
+            assert ("write it into a folder above all pictures" in caplog.text) == told
+            with pytest.raises(DataError, match="leaves the folder") if told else contextlib.nullcontext():
+                open_dataset(str(folder / "mine.csv"), SplitConfig())
 
     def test_neither_the_data_nor_the_labels_are_written_over(self, work: Path, labels: Path, cache: Path) -> None:
         table = work / "data.csv"
