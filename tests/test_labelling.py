@@ -39,7 +39,7 @@ from pipeline.labelling.files import copy_to_folders, export_labels
 from pipeline.labelling.journal import Answer, Journal
 from pipeline.labelling.learner import DRAWN
 from pipeline.labelling.marks import OvertakenError
-from pipeline.labelling.model import Rating, fit, growth, labels_for_a_point, rate, without_own_label
+from pipeline.labelling.model import Rating, bundles_of, fit, growth, labels_for_a_point, rate, without_own_label
 from pipeline.labelling.queries import STRATEGIES, Pool
 from pipeline.labelling.server import Desk, application
 from pipeline.labelling.session import MOST_POINTS, Session
@@ -71,7 +71,7 @@ class TestJournal:
         journal.close()
         again = Journal(tmp_path / "labels.jsonl", "/data")
         assert again.classes == ["left"]
-        assert {key: one.label for key, one in again.latest().items()} == {KEY: "", "f" * 32: "left"}
+        assert {one.key: one.label for one in again.answers} == {KEY: "", "f" * 32: "left"}
         again.close()
         assert [(one.name, one.label) for one in read_corrections(str(tmp_path / "labels.jsonl"))] == [
             ("f" * 32, "left")
@@ -224,6 +224,27 @@ class TestJournal:
         assert len(journal.answers) == 1
         journal.close()
 
+    def test_what_could_not_be_taken_back_goes_before_the_next_answer(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As on a network disk that fails, and comes back: what was cut off stays, until it can be removed."""
+        journal = begun(tmp_path / "labels.jsonl")
+        write = os.write
+
+        def fail(*_: object) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "write", lambda file, data: write(file, data[: len(data) // 2]))
+        monkeypatch.setattr(os, "ftruncate", fail)
+        with pytest.raises(StoreError):
+            journal.append([answered("f" * 32)])
+        monkeypatch.undo()
+        journal.append([answered()])
+        journal.close()
+        again = Journal(journal.path, "/data")
+        assert [one.key for one in again.answers] == [KEY]
+        again.close()
+
     def test_every_answer_goes_through_the_one_way_to_the_disk(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -305,14 +326,33 @@ class TestModel:
         drawn = np.arange(400) % 5 == 0
         labels = np.where(drawn, (truth + 1) % 3, truth)
         keys = np.array([f"{row:032x}" for row in range(400)], "S32")
-        rating = rate(features, labels, keys, drawn)
+        rating = rate(features, labels, keys, keys, drawn)
         assert rating is not None
         assert (rating.n, rating.n_labels) == (80, 400)
         assert rating.accuracy < 0.05
-        right = rate(features, truth, keys, drawn)
+        right = rate(features, truth, keys, keys, drawn)
         assert right is not None
         assert right.accuracy > 0.95
         assert right.low < right.accuracy <= right.high
+
+    def test_pictures_that_belong_together_tell_nothing_of_one_another(self) -> None:
+        """Forty groups of ten pictures, whose labels are drawn by lot: of a new group a head knows nothing."""
+        random = np.random.default_rng(0)
+        numbers, keys = np.arange(400) // 10, np.array([f"{row:032x}" for row in random.permutation(400)], "S32")
+        labels = random.permutation(40)[numbers] % 2
+        features = (random.normal(size=(40, 64))[numbers] + random.normal(size=(400, 64)) / 30).astype(np.float32)
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+        dataset = Dataset("groups", keys, labels, np.full(400, "train"), [""] * 400, ("a", "b"), numbers)
+        bundles = bundles_of(dataset)
+        assert bundles.tolist() == np.sort(keys.reshape(40, 10))[numbers, 0].tolist()
+        drawn = numbers % 5 == 0
+        rating, alone = rate(features, labels, keys, bundles, drawn), rate(features, labels, keys, keys, drawn)
+        assert rating is not None and alone is not None
+        assert rating.low < 0.5 < rating.high and alone.low > 0.9
+        assert rating.high - rating.low > 2 * (alone.high - alone.low), "eight groups tell less than eighty pictures"
+        for found, sees in ((bundles, False), (keys, True)):
+            shares = without_own_label(features, labels, keys, found, np.array([0, 1]))
+            assert ((shares.argmax(axis=1) == labels).mean() > 0.9) == sees
 
     def test_labels_for_a_point_follow_a_power_law(self) -> None:
         labels = (25, 50, 100, 150, 190, 200, 300, 400)
@@ -339,7 +379,8 @@ class TestModel:
         labels = truth.copy()
         labels[:10] = (truth[:10] + 1) % 3
         labels[150:] = UNLABELLED
-        found = without_own_label(features, labels, np.arange(200).astype("S32"), np.array([0, 1, 2]))
+        keys = np.arange(200).astype("S32")
+        found = without_own_label(features, labels, keys, keys, np.array([0, 1, 2]))
         assert np.isnan(found[150:]).all()
         assert (found[:10].argmax(axis=1) == truth[:10]).mean() >= 0.9
 
@@ -438,6 +479,100 @@ class TestSession:
             key = held.pop(0)
             session.answer([(key, NAMES[truth[session.row(key)]])], {"tab": "label"})
         assert session.show("label", 20) == []
+
+    def test_what_was_looked_for_does_not_rate(self, session: Session, truth: np.ndarray) -> None:
+        """A drawn picture that is shown beside its double with a label, and so is no picture like any other."""
+        label_some(session, truth, 40)
+        session.learner.learn(session._labels_now)  # which would wait for a fifth answer
+        session.settle()
+        before = session.state()["rating"]
+        free = np.flatnonzero(session.learner.drawn & session.marks.free)[:8]
+        said = [(session.dataset.keys[row].decode(), NAMES[truth[row]]) for row in free.tolist()]
+        assert len(said) > 4
+        session.answer(said, {"tab": "duplicates"})
+        session.settle()
+        now = session.state()["rating"]
+        assert (now["n"], now["n_labels"]) == (before["n"], before["n_labels"] + len(said))
+        session.answer(said, {"tab": "errors"})
+        session.settle()
+        assert session.state()["rating"]["n"] == before["n"], "whoever looks once more was led all the same"
+        session.undo()
+        session.undo()
+        session.answer(said, {"tab": "label"})
+        session.settle()
+        assert session.state()["rating"]["n"] == before["n"] + len(said)
+
+    def test_what_was_looked_for_is_known_after_a_restart(
+        self, session: Session, dataset: Dataset, truth: np.ndarray
+    ) -> None:
+        label_some(session, truth, 40)
+        rows = np.flatnonzero(session.learner.drawn & session.marks.free)[:6].tolist()
+        session.answer([(dataset.keys[row].decode(), NAMES[truth[row]]) for row in rows], {"tab": "like"})
+        session.settle()
+        n = session.state()["rating"]["n"]
+        session.close()
+        again = opened(dataset, session.journal.path)
+        again.settle()
+        assert again.state()["rating"]["n"] == n
+        again.close()
+
+    def test_pictures_that_belong_together_are_drawn_together(self, dataset: Dataset, tmp_path: Path) -> None:
+        numbers = np.arange(120) // 4
+        session = opened(replace(dataset, groups=numbers), tmp_path / "labels.jsonl")
+        drawn = session.learner.drawn.reshape(-1, 4)
+        assert (drawn.all(axis=1) == drawn.any(axis=1)).all() and 0 < drawn.sum() < 120
+        session.close()
+
+    def test_what_is_taken_back_is_as_the_data_have_it(
+        self, dataset: Dataset, truth: np.ndarray, tmp_path: Path
+    ) -> None:
+        key = dataset.keys[3].decode()
+        data = replace(dataset, labels=truth, class_names=NAMES)
+        other = NAMES[truth[3] - 1]
+        session = opened(data, tmp_path / "labels.jsonl")
+        session.answer([(key, other)], {})
+        session.undo()
+        assert session.marks[3].label == NAMES[truth[3]]
+        session.close()
+        with pytest.raises(DataError, match="has no labels"):
+            read_corrections(str(tmp_path / "labels.jsonl"))
+        later = opened(replace(data, labels=np.roll(truth, 1)), tmp_path / "labels.jsonl")
+        assert later.marks[3].label == NAMES[np.roll(truth, 1)[3]], "the data may say something else by now"
+        later.answer([(key, "top")], {})
+        later.answer([(key, "")], {})
+        assert later.marks[3].label == NAMES[np.roll(truth, 1)[3]]
+        later.close()
+
+    def test_what_another_window_confirmed_is_not_taken_back(self, session: Session, dataset: Dataset) -> None:
+        key = dataset.keys[3].decode()
+        session.answer([(key, "left")], {}, window="a")
+        session.answer([(key, "left")], {"tab": "class"}, saw={key: "left"}, window="b")
+        session.answer([(key, "left")], {"tab": "class"}, saw={key: "left"}, window="c")
+        for window in ("a", "b"):
+            with pytest.raises(OvertakenError):
+                session.undo(window)
+        assert session.marks[3].label == "left"
+        assert [session.row(one.key) for one in session.undo("c")] == [3]
+        assert session.marks[3].label == "left"
+
+    def test_growth_follows_corrections(self, session: Session, dataset: Dataset, truth: np.ndarray) -> None:
+        keys = [key.decode() for key in dataset.keys.tolist()]
+        wrong = [NAMES[label - (row % 2)] for row, label in enumerate(truth.tolist())]
+        for said in (wrong, [NAMES[label] for label in truth.tolist()]):
+            session.answer(list(zip(keys, said, strict=True)), {})
+            session.settle()
+            state = session.state()
+            assert state["history"][-1]["accuracy"] == state["rating"]["accuracy"]
+        assert state["rating"]["accuracy"] > 0.9
+
+    def test_the_last_pictures_count_at_once(self, session: Session, truth: np.ndarray) -> None:
+        for n in range(1, 121):
+            (shown,) = session.show("label", 1)
+            session.answer([(shown.key, NAMES[truth[session.row(shown.key)]])], {"tab": "label"})
+            if n == 118:
+                session.settle()
+        session.settle()
+        assert session.state()["rating"]["n_labels"] == 120
 
     def test_a_user_without_a_name_is_a_number(
         self, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -607,7 +742,7 @@ class TestSession:
         monkeypatch.setattr(session, "_may_show", lambda row, *known: seen.append(row) or may_show(row, *known))
         assert len(session.show("like", 3, key=dataset.keys[7].decode())) == 3
         assert len(seen) < 20
-        known = Known(None, None, NAMES, np.full(100, UNLABELLED), *np.zeros((2, 100), np.bool_), None)  # type: ignore[arg-type]
+        known = Known(None, None, None, NAMES, np.full(100, UNLABELLED), *np.zeros((2, 100), np.bool_), None)  # type: ignore[arg-type]
         assert [one.row for one in to_label(known, list(range(64)), {0, 1}, 20)][:2] == [2, 3]  # without any key
 
     def test_another_session_goes_on(self, session: Session, dataset: Dataset, truth: np.ndarray) -> None:
@@ -796,10 +931,10 @@ class TestServer:
         assert ask("/answer", {"answers": answers, "shown": shown}).status_code == 200
         assert session.journal.path.stat().st_size < 60_000
         told = session.journal.answers[0].shown
-        assert told == {"tab": "label", "probability": 1.0, "drawn": told["drawn"], "checked": False}
+        assert told == {"tab": "label", "probability": 1.0, "drawn": told["drawn"], "checked": False, "led": False}
         shown = {"tab": "nowhere", "seen": "top", "probability": 1.5}
         assert ask("/answer", {"answers": answers[:1], "shown": shown}).status_code == 200
-        assert session.journal.answers[-1].shown.keys() == {"seen", "drawn", "checked"}
+        assert session.journal.answers[-1].shown.keys() == {"seen", "drawn", "checked", "led"}
         assert ask("/answer", {"answers": answers[:1] * 2}).status_code == 409
 
     def test_what_another_window_has_said_is_told(self, ask: Ask, dataset: Dataset) -> None:

@@ -98,6 +98,7 @@ class Journal:
         with writing(self.path):
             disk.change("append", self.path)
             os.ftruncate(self._file, whole)  # a last line that was cut off would make the next one unreadable
+        self._size = whole
 
     def _replay(self, line: dict[str, Any], number: int) -> None:
         if number == 1 and "data" in line:
@@ -157,14 +158,14 @@ class Journal:
                     f"{self.path} was moved, removed or replaced, so nothing more is written to it; "
                     "put it back, end tlpipe label and start it again"
                 )
-            if not os.fstat(self._file).st_size:
+            if os.fstat(self._file).st_size > self._size:  # what failed was cut off, and could not be removed then
+                disk.change("append", self.path)
+                os.ftruncate(self._file, self._size)
+            if not self._size:
                 disk.flush(self.path.parent)  # before the first line, which would stay if this failed
                 lines = [{"data": self._data, "when": now()}, *lines]
             disk.append(self._file, self.path, "".join(map(_line, lines)).encode())
-
-    def latest(self) -> dict[str, Answer]:
-        """The answer that counts for each picture, by image key."""
-        return {answer.key: answer for answer in self.answers}
+            self._size = os.fstat(self._file).st_size
 
     def __str__(self) -> str:
         return f"{self.path}: {counted(len(self.answers), 'answer')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -30,11 +31,13 @@ class Labels:
     Attributes:
         numbers: Of the classes, or `UNLABELLED`, shape [n].
         dropped: Whether a picture is left out, shape [n].
+        led: Whether its label was first given where it had been looked for, so that it doesn't rate, shape [n].
         n_classes: Classes that there are, with labels or without.
     """
 
     numbers: NDArray[np.int64]
     dropped: NDArray[np.bool_]
+    led: NDArray[np.bool_]
     n_classes: int
 
 
@@ -44,25 +47,32 @@ class Learner:
     Args:
         features: Of length 1, shape [n, d].
         keys: Image keys, shape [n].
+        bundles: What belongs together, as `bundles_of` has it, shape [n].
         seed: Of what is drawn at random.
         keep: Is given the rating of each head.
 
     Attributes:
-        drawn: Whether a picture was drawn to rate the head, shape [n]; by its key alone, so that it is the same in
-            every session.
+        drawn: Whether a picture was drawn to rate the head, with all that belong to it, shape [n]; by their least key
+            alone, so that it is the same in every session.
         fit: The newest head; None before there is one.
         queue: Rows that are to be labelled next.
         has_chosen: Set once there is a queue.
     """
 
     def __init__(
-        self, features: NDArray[np.float32], keys: NDArray[np.bytes_], seed: int, keep: Callable[[Rating], None]
+        self,
+        features: NDArray[np.float32],
+        keys: NDArray[np.bytes_],
+        bundles: NDArray[np.bytes_],
+        seed: int,
+        keep: Callable[[Rating], None],
     ) -> None:
-        self._features, self._keys, self._keep = features, keys, keep
+        self._features, self._keys, self._bundles, self._keep = features, keys, bundles, keep
         self._random = np.random.default_rng(seed)
         self._worker = ThreadPoolExecutor(1, "fitting")
         self._task: Future[None] | None = None
-        self.drawn = np.array([int(key[-8:], 16) % DRAWN == 0 for key in keys.tolist()], np.bool_)
+        self._numbers = itertools.count(1)
+        self.drawn = np.array([int(key[-8:], 16) % DRAWN == 0 for key in bundles.tolist()], np.bool_)
         self.fit: Fit | None = None
         self.queue: list[int] = []
         self.has_chosen = threading.Event()
@@ -95,8 +105,9 @@ class Learner:
             start, known = time.perf_counter(), labels()
             fitted, rating = fit(self._features, known.numbers, self._keys), None
             if fitted is not None:
-                rating = rate(self._features, known.numbers, self._keys, self.drawn)
-                fitted = replace(fitted, rating=rating, seconds=time.perf_counter() - start)
+                rating = rate(self._features, known.numbers, self._keys, self._bundles, self.drawn & ~known.led)
+                seconds = time.perf_counter() - start
+                fitted = replace(fitted, rating=rating, seconds=seconds, number=next(self._numbers))
             self.fit = fitted
             self.queue = self._choose(known, fitted)
             self.has_chosen.set()
@@ -119,7 +130,7 @@ class Learner:
         chosen = STRATEGIES[START if start else THEN](pool, QUEUE).tolist()
         drawn = self._random.permutation(np.flatnonzero(free & self.drawn)).tolist()
         queue: list[int] = []
-        n, n_drawn, last = int(labelled.sum()), int((labelled & self.drawn).sum()), False
+        n, n_drawn, last = int(labelled.sum()), int((labelled & self.drawn & ~known.led).sum()), False
         while (chosen or drawn) and len(queue) < QUEUE:
             # After many were confirmed at once, those that rate the head come every second time, not all in a row.
             wanted = n_drawn < (n + 1) // DRAWN and not last

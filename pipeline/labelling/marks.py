@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.data import UNLABELLED, Dataset
 from pipeline.data.corrections import DROP
 from pipeline.errors import ConfigError, TlpipeError
 
 MOST_NAME = 200  # characters
+BY_DATA, NEW = -1, -2  # numbers of answers: of none, and of one that is not written yet
 
 
 class OvertakenError(TlpipeError):
@@ -34,10 +36,14 @@ class Mark(NamedTuple):
     Attributes:
         label: The class, or "drop"; "" for nothing.
         checked: Whether a person looked at a label that it had already, so that it isn't doubted again.
+        led: Whether the label was first given where the picture had been looked for, beside others with their labels.
+        answer: Number of the answer that says it; `BY_DATA` if the data do.
     """
 
     label: str
     checked: bool = False
+    led: bool = False
+    answer: int = BY_DATA
 
 
 class Change(NamedTuple):
@@ -59,23 +65,36 @@ class Marks:
         classes: Their names.
         labels: Numbers of classes, or `UNLABELLED`, shape [n].
         dropped: Whether a picture is left out, shape [n].
+        led: Whether its label was first given where it had been looked for, shape [n].
     """
 
     def __init__(self, dataset: Dataset, classes: Iterable[str]) -> None:
         self.classes = list(classes)
-        self.labels = dataset.labels.copy()
-        self.dropped = np.zeros(len(dataset), np.bool_)
-        self._checked = np.zeros(len(dataset), np.bool_)
+        self._of_data, self.labels = dataset.labels, dataset.labels.copy()
+        self.dropped, self.led, self._checked = (np.zeros(len(dataset), np.bool_) for _ in range(3))
+        self._answers = np.full(len(dataset), BY_DATA)
 
     def __getitem__(self, row: int) -> Mark:
-        number = int(self.labels[row])
-        label = DROP if self.dropped[row] else "" if number == UNLABELLED else self.classes[number]
-        return Mark(label, bool(self._checked[row]))
+        label = DROP if self.dropped[row] else self._name(int(self.labels[row]))
+        return Mark(label, bool(self._checked[row]), bool(self.led[row]), int(self._answers[row]))
 
     def __setitem__(self, row: int, mark: Mark) -> None:
         self.dropped[row] = mark.label == DROP
         self.labels[row] = UNLABELLED if mark.label in ("", DROP) else self.number(mark.label)
-        self._checked[row] = mark.checked
+        self._checked[row], self.led[row], self._answers[row] = mark.checked, mark.led, mark.answer
+
+    @property
+    def free(self) -> NDArray[np.bool_]:
+        """Which pictures have no label, and are not left out, shape [n]."""
+        found: NDArray[np.bool_] = (self.labels == UNLABELLED) & ~self.dropped
+        return found
+
+    def by_data(self, row: int) -> Mark:
+        """What the data say of a picture."""
+        return Mark(self._name(int(self._of_data[row])))
+
+    def _name(self, number: int) -> str:
+        return "" if number == UNLABELLED else self.classes[number]
 
     def number(self, name: str) -> int:
         """The number of a class.

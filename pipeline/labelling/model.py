@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import HeadConfig
-from pipeline.data import UNLABELLED
+from pipeline.data import UNLABELLED, Dataset
 from pipeline.evaluation.metrics import accuracy_interval
 from pipeline.heads import make_head
 from pipeline.store.rows import HeldFeatures, Part, nothing
@@ -54,12 +54,14 @@ class Fit:
         probabilities: Of all pictures, shape [n, c].
         rating: None where there are too few pictures to tell.
         seconds: Until it was fitted and rated.
+        number: One more with each fit of a labelling.
     """
 
     classes: NDArray[np.int64]
     probabilities: NDArray[np.floating]
     rating: Rating | None = None
     seconds: float = 0.0
+    number: int = 0
 
 
 def fit(features: NDArray[np.float32], labels: NDArray[np.int64], keys: NDArray[np.bytes_]) -> Fit | None:
@@ -78,40 +80,62 @@ def fit(features: NDArray[np.float32], labels: NDArray[np.int64], keys: NDArray[
     return Fit(classes, probabilities)
 
 
+def bundles_of(dataset: Dataset) -> NDArray[np.bytes_]:
+    """The least key of the pictures that belong together with each one, which is its own if there are no groups."""
+    if dataset.groups is None:
+        return dataset.keys
+    order = np.lexsort((dataset.keys, dataset.groups))
+    numbers, first = np.unique(dataset.groups[order], return_index=True)
+    least: NDArray[np.bytes_] = dataset.keys[order[first]][np.searchsorted(numbers, dataset.groups)]
+    return least
+
+
+def n_bundles(labels: NDArray[np.int64], bundles: NDArray[np.bytes_], classes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many bundles each class has pictures in, shape [c]."""
+    return np.array([len(np.unique(bundles[labels == one])) for one in classes.tolist()], np.int64)
+
+
 def rate(
     features: NDArray[np.float32],
     labels: NDArray[np.int64],
     keys: NDArray[np.bytes_],
+    bundles: NDArray[np.bytes_],
     drawn: NDArray[np.bool_],
 ) -> Rating | None:
     """Rate the head by the labelled pictures that were drawn at random, which a strategy never chose.
 
-    Each is called by a head that was fitted without it: in five folds, or, where there are many, at once.
+    Each is called by a head that was fitted without it and all that belong to it: in five folds, or, where there are
+    many, at once. As pictures that belong together are mostly right or wrong together, the interval counts bundles.
 
     Args:
         features: Of length 1, shape [n, d].
         labels: Numbers of classes, or `UNLABELLED`, shape [n].
         keys: Image keys, shape [n].
+        bundles: As `bundles_of` has them, shape [n].
         drawn: Whether a picture is one of them, shape [n].
     """
     known = np.flatnonzero(labels != UNLABELLED)
     rated = known[drawn[known]]
-    rated = rated[np.argsort(keys[rated])]  # in no order, so that no fold has a class of its own
-    if len(rated) < LEAST_RATED:
+    names = np.unique(bundles[rated])  # sorted by keys, that is in no order, so that no fold has a class of its own
+    if len(names) < LEAST_RATED:
         return None
     right = 0
-    for held in [rated] if len(rated) >= ENOUGH else np.array_split(rated, FOLDS):
-        rest = np.setdiff1d(known, held)
+    for part in [names] if len(names) >= ENOUGH else np.array_split(names, FOLDS):
+        held, rest = rated[np.isin(bundles[rated], part)], known[~np.isin(bundles[known], part)]
         classes = np.unique(labels[rest])
         if len(classes) > 1:
             found = _fitted(features, labels, keys, rest, classes, held)
             right += int((classes[found.argmax(axis=1)] == labels[held]).sum())
-    low, high = accuracy_interval(right, len(rated))
+    low, high = accuracy_interval(round(right / len(rated) * len(names)), len(names))
     return Rating(len(known), len(rated), right / len(rated), low, high)
 
 
 def without_own_label(
-    features: NDArray[np.float32], labels: NDArray[np.int64], keys: NDArray[np.bytes_], classes: NDArray[np.int64]
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    keys: NDArray[np.bytes_],
+    bundles: NDArray[np.bytes_],
+    classes: NDArray[np.int64],
 ) -> NDArray[np.floating]:
     """Probabilities [n, c] of labelled pictures, by heads of folds that were fitted without them; NaN of others.
 
@@ -119,15 +143,19 @@ def without_own_label(
         features: Of length 1, shape [n, d].
         labels: Numbers of classes, or `UNLABELLED`, shape [n].
         keys: Image keys, shape [n].
-        classes: All numbers that there are, each at least twice, shape [c].
+        bundles: As `bundles_of` has them, shape [n].
+        classes: All numbers that there are, each in two bundles at least, shape [c].
     """
-    from sklearn.model_selection import StratifiedKFold
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     known = np.flatnonzero(labels != UNLABELLED)
     found = np.full((len(features), len(classes)), np.nan)
-    fewest = int(np.bincount(np.searchsorted(classes, labels[known])).min())
-    splitter = StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=0)
-    for rest, held in splitter.split(known, labels[known]):
+    k = min(FOLDS, int(n_bundles(labels, bundles, classes).min()))
+    if len(np.unique(bundles[known])) < len(known):
+        rounds = StratifiedGroupKFold(k, shuffle=True, random_state=0).split(known, labels[known], bundles[known])
+    else:  # many times as fast
+        rounds = StratifiedKFold(k, shuffle=True, random_state=0).split(known, labels[known])
+    for rest, held in rounds:
         found[known[held]] = _fitted(features, labels, keys, known[rest], classes, known[held])
     return found
 

@@ -19,8 +19,8 @@ from pipeline.errors import ConfigError
 from pipeline.labelling import tabs
 from pipeline.labelling.journal import Answer, Journal
 from pipeline.labelling.learner import Labels, Learner
-from pipeline.labelling.marks import Change, Mark, Marks, OvertakenError, check_name
-from pipeline.labelling.model import Fit, Rating, growth, labels_for_a_point
+from pipeline.labelling.marks import BY_DATA, NEW, Change, Mark, Marks, OvertakenError, check_name
+from pipeline.labelling.model import Rating, bundles_of, growth, labels_for_a_point
 from pipeline.labelling.tabs import Found, Known, Picked, Shown
 from pipeline.pages.pictures import Pictures
 
@@ -68,14 +68,17 @@ class Session:
         self._who = _user()
         self._lock, self._finding = threading.RLock(), threading.Lock()
         self._done: dict[str, list[list[Change]]] = {}  # by window
-        self.learner = Learner(self.features, dataset.keys, seed, self._keep)
+        self._bundles = bundles_of(dataset)
+        self.learner = Learner(self.features, dataset.keys, self._bundles, seed, self._keep)
         self._learnt_at = 0  # so many answers
-        self._found: dict[str, tuple[Fit | None, Found]] = {}
-        for answer in journal.latest().values():
+        self._found: dict[str, tuple[int, Found]] = {}
+        for number, answer in enumerate(journal.answers):
             if answer.label not in ("", DROP, *self.classes):
                 self.classes.append(answer.label)
             if answer.key in self._row_of:
-                self.marks[self._row_of[answer.key]] = Mark(answer.label, bool(answer.shown.get("checked")))
+                row, (checked, led) = self._row_of[answer.key], map(answer.shown.get, ("checked", "led"))
+                mark = Mark(answer.label, bool(checked), bool(led), number)
+                self.marks[row] = mark if answer.label else self.marks.by_data(row)
         self.learner.learn(self._labels_now)
 
     # Answers
@@ -107,7 +110,7 @@ class Session:
         """Say which class pictures are of; all of it is on disk when this returns.
 
         Args:
-            answers: Image key and class of each, or "drop", or "" for none.
+            answers: Image key and class of each, or "drop", or "" for what the data say.
             shown: How they were shown.
             saw: The labels that they had on the page, by image key; what isn't there is not compared.
             window: Which window asks; each takes back its own answers.
@@ -126,11 +129,12 @@ class Session:
                 if label not in ("", DROP):
                     self.marks.number(label)
             before = {row: self.marks[row] for row in found}
-            self._refuse([row for row, (was, _) in before.items() if saw.get(self._key(row), was) != was])
-            changes = [Change(row, before[row], Mark(label, bool(before[row].label))) for row, label in found.items()]
-            self._make(changes, shown)
+            self._refuse([row for row, mark in before.items() if saw.get(self._key(row), mark.label) != mark.label])
+            changes = [Change(row, before[row], self._mark(row, label, shown)) for row, label in found.items()]
+            changes = self._make(changes, shown)
             self._done.setdefault(window, []).append(changes)
-        self._learn_if_due()
+            was_last = any(not change.before.label for change in changes) and not self.marks.free.any()
+        self._learn_if_due(at_once=was_last)
 
     def undo(self, window: str = "") -> list[Shown]:
         """Take the last answer of a window back, and show its pictures; none if there is nothing to take back.
@@ -143,10 +147,10 @@ class Session:
             if not self._done.get(window):
                 return []
             changes = self._done[window][-1]
-            still = [change for change in changes if self.marks[change.row].label == change.after.label]
+            still = [change for change in changes if self.marks[change.row] == change.after]
             back = [Change(row, after, before) for row, before, after in still]
             if back:
-                self._make(back, {}, undoes=True)
+                back = self._make(back, {}, undoes=True)
             self._done[window].pop()
             if not back:
                 self._refuse([change.row for change in changes])
@@ -159,32 +163,47 @@ class Session:
         if overtaken:
             raise OvertakenError({self._key(row): self.marks[row].label for row in overtaken})
 
-    def _make(self, changes: Sequence[Change], shown: Mapping[str, str | float], *, undoes: bool = False) -> None:
-        """Write changes, and let them count once they are on disk."""
-        entries = []
-        for row, _, (label, checked) in changes:
-            facts = {**shown, "drawn": bool(self.learner.drawn[row]), "checked": checked}
-            path = self.dataset.locations[row]
-            entries.append(Answer(self._key(row), path, label, who=self._who, shown=facts, undoes=undoes))
-        self.journal.append(entries)
-        for row, _, after in changes:
-            self.marks[row] = after
+    def _mark(self, row: int, label: str, shown: Mapping[str, str | float]) -> Mark:
+        """What an answer makes of a picture; its number comes with its writing."""
+        was = self.marks[row]
+        if not label:
+            return self.marks.by_data(row)
+        led = was.led if was.label else shown.get("tab", "label") != "label"
+        return Mark(label, bool(was.label), led, NEW)
 
-    def _learn_if_due(self) -> None:
+    def _make(
+        self, changes: Sequence[Change], shown: Mapping[str, str | float], *, undoes: bool = False
+    ) -> list[Change]:
+        """Write changes, and let them count once they are on disk; new ones with the numbers of their answers."""
+        entries, made = [], []
+        for number, (row, before, after) in enumerate(changes, start=len(self.journal.answers)):
+            said = after.answer != BY_DATA
+            facts = {**shown, "drawn": bool(self.learner.drawn[row]), "checked": after.checked, "led": after.led}
+            label, path = after.label if said else "", self.dataset.locations[row]
+            entries.append(Answer(self._key(row), path, label, who=self._who, shown=facts, undoes=undoes))
+            made.append(Change(row, before, after._replace(answer=number) if after.answer == NEW else after))
+        self.journal.append(entries)
+        for row, _, after in made:
+            self.marks[row] = after
+        return made
+
+    def _learn_if_due(self, *, at_once: bool = False) -> None:
         with self._lock:
-            if self.learner.fit is None or len(self.journal.answers) - self._learnt_at >= AT_ONCE:
+            if at_once or self.learner.fit is None or len(self.journal.answers) - self._learnt_at >= AT_ONCE:
                 self.learner.learn(self._labels_now)
 
     def _keep(self, rating: Rating) -> None:
         with self._lock:
             before = growth(self.journal.ratings, self._features_id)
-            if not before or before[-1].n_labels != rating.n_labels:
-                self.journal.rate(replace(rating, features=self._features_id))
+            rating = replace(rating, features=self._features_id)
+            if not before or before[-1] != rating:
+                self.journal.rate(rating)
 
     def _labels_now(self) -> Labels:
         with self._lock:
             self._learnt_at = len(self.journal.answers)
-            return Labels(self.marks.labels.copy(), self.marks.dropped.copy(), len(self.classes))
+            marks = self.marks
+            return Labels(marks.labels.copy(), marks.dropped.copy(), marks.led.copy(), len(self.classes))
 
     def settle(self) -> None:
         """Wait until the head is fitted on all answers."""
@@ -233,15 +252,16 @@ class Session:
         if tab == "label":
             self.learner.has_chosen.wait(PATIENCE)
         known, passed = self._known(), {self._row_of[one] for one in skip if one in self._row_of}
+        number = known.fit.number if known.fit else 0
         found: dict[str, Callable[[], Found]] = {
             "label": lambda: tabs.to_label(known, self.learner.queue, passed, n),
             "confirm": lambda: tabs.to_confirm(known, self.marks.number(name)),
             "class": lambda: tabs.of_class(known, self.marks.number(name)),
             "like": lambda: tabs.like(known, self._row(key)),
-            "wrong": lambda: self._once(tab, known.fit, lambda: tabs.wrong(known)),
-            "errors": lambda: self._once(tab, known.fit, lambda: tabs.errors(known)),
-            "duplicates": lambda: self._once(tab, None, lambda: tabs.duplicates(known, self.pictures)),
-            "outliers": lambda: self._once(tab, None, lambda: tabs.far_off(known)),
+            "wrong": lambda: self._once(tab, number, lambda: tabs.wrong(known)),
+            "errors": lambda: self._once(tab, number, lambda: tabs.errors(known)),
+            "duplicates": lambda: self._once(tab, 0, lambda: tabs.duplicates(known, self.pictures)),
+            "outliers": lambda: self._once(tab, 0, lambda: tabs.far_off(known)),
         }
         if tab not in found:
             raise ConfigError(f"There is no tab {tab[:40]!r}")
@@ -256,17 +276,17 @@ class Session:
         Those that rate the head get their labels where chance alone shows them, and not where someone looked for them;
         but a picture that others are like, and both of a pair, are there to be seen.
         """
-        label, checked = self.marks[row]
-        if label:
-            return tab not in ("label", "confirm") and not (tab in DOUBTS and checked)
+        mark = self.marks[row]
+        if mark.label:
+            return tab not in ("label", "confirm") and not (tab in DOUBTS and mark.checked)
         return tab in ("label", "duplicates") or row == start or not self.learner.drawn[row]
 
-    def _once(self, tab: str, fitted: Fit | None, find: Callable[[], Found]) -> Found:
-        """What takes long to find, found once for each fit; what features alone tell, once and for all."""
+    def _once(self, tab: str, fit: int, find: Callable[[], Found]) -> Found:
+        """What takes long to find, found once for each number of a fit; what features alone tell, once and for all."""
         with self._finding:  # a second window waits for what the first one finds
             before = self._found.get(tab)
-            if before is None or before[0] is not fitted:
-                before = self._found[tab] = (fitted, find())
+            if before is None or before[0] != fit:
+                before = self._found[tab] = (fit, find())
             return before[1]
 
     def row(self, key: str) -> int | None:
@@ -298,6 +318,7 @@ class Session:
             return Known(
                 self.dataset,
                 self.features,
+                self._bundles,
                 tuple(self.classes),
                 self.marks.labels.copy(),
                 self.marks.dropped.copy(),

@@ -13,7 +13,7 @@ from pipeline.data import UNLABELLED, Dataset
 from pipeline.errors import ConfigError
 from pipeline.inspection.doubts import Neighbours, label_errors, outliers
 from pipeline.inspection.duplicates import same_pictures
-from pipeline.labelling.model import Fit, without_own_label
+from pipeline.labelling.model import Fit, n_bundles, without_own_label
 from pipeline.pages.pictures import Pictures
 
 TABS = ("label", "confirm", "wrong", "errors", "duplicates", "outliers", "class", "like")
@@ -68,6 +68,7 @@ class Known:
     Attributes:
         dataset: The pictures.
         features: Of length 1, shape [n, d].
+        bundles: What belongs together, shape [n].
         classes: Their names.
         labels: Numbers of classes, or `UNLABELLED`, shape [n].
         dropped: Whether a picture is left out, shape [n].
@@ -77,6 +78,7 @@ class Known:
 
     dataset: Dataset
     features: NDArray[np.float32]
+    bundles: NDArray[np.bytes_]
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
     dropped: NDArray[np.bool_]
@@ -173,15 +175,15 @@ def far_off(known: Known) -> Found:
 def _without_own_label(known: Known) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.floating]]:
     """Classes, labelled rows, and their probabilities by heads that were fitted without them.
 
-    Classes of a single picture are left out, which can't be learnt without it.
+    Classes of a single picture, or a single bundle of them, are left out, which can't be learnt without it.
     """
-    classes, sizes = np.unique(known.labels[known.labels != UNLABELLED], return_counts=True)
-    classes = classes[sizes > 1]
+    classes = np.unique(known.labels[known.labels != UNLABELLED])
+    classes = classes[n_bundles(known.labels, known.bundles, classes) > 1]
     rows = np.flatnonzero(np.isin(known.labels, classes))
     if len(classes) < 2:
         return classes, rows[:0], np.zeros((0, 1))
     labels = np.where(np.isin(known.labels, classes), known.labels, UNLABELLED)
-    return classes, rows, without_own_label(known.features, labels, known.dataset.keys, classes)[rows]
+    return classes, rows, without_own_label(known.features, labels, known.dataset.keys, known.bundles, classes)[rows]
 
 
 def _doubted(known: Known, classes: NDArray[np.int64], row: int, shares: NDArray[np.floating]) -> Picked:
