@@ -55,6 +55,7 @@ CANT_RUN = {
     "docker build -f .ci/Containerfile -t tlpipe .": "needs Docker",
     "docker run tlpipe": "the same",
     "docker run tlpipe make test": "the same",
+    'docker run -v "$PWD:/data" -w /data tlpipe /tlpipe/.venv/bin/tlpipe extract pictures': "the same",
     "python docs/recipes/run.py docs/recipes/aliens.sh alien-predator": "takes minutes: test_a_recipe_runs",
     "python docs/recipes/run.py docs/recipes/cifar10.sh cifar10-5k.npz --backbone densenet201": "the same",
     'eval "$(_TLPIPE_COMPLETE=bash_source tlpipe)"': "is for a shell; completion is tested in tests/test_cli.py",

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Aliens and predators: a folder train/{alien,predator}, validation/{alien,predator} of web pictures.
-# The lesson had DenseNet201; its weights are taken where they are to be had: --backbone densenet201 at the end.
+# The lesson had DenseNet201. To use it: python docs/recipes/run.py docs/recipes/aliens.sh DATA --backbone densenet201
 set -eu
 
 # features, two augmented versions of each picture beside it, a fifth of validation as test

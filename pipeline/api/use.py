@@ -42,7 +42,7 @@ def evaluate(
             that in which the run was rated before.
         cache: The cache folder.
         reports: Where the run lies, and where the evaluation goes.
-        options: Columns of a manifest (a table of images).
+        **options: Columns of a manifest (a table of images).
     """
     at = folders_of(cache, reports)
     columns = Columns(**options)
@@ -76,7 +76,7 @@ def predict(
         precision: Numeric precision of the computation, as for `evaluate`.
         cache: The cache folder.
         reports: Where the run lies.
-        options: Columns that hold the paths, or the pictures themselves.
+        **options: Columns that hold the paths, or the pictures themselves.
 
     Returns:
         An answer for each image, in the same order; an image that can't be read has the reason in place of a label.
@@ -131,7 +131,7 @@ def explain(
         output: Folder for the pictures; None for `explained` in the run's folder.
         cache: The cache folder.
         reports: Where the run lies.
-        options: Columns that hold the paths, or the pictures themselves.
+        **options: Columns that hold the paths, or the pictures themselves.
 
     Returns:
         An explanation for each image that can be read, with the picture in which places are coloured.
@@ -185,7 +185,7 @@ def inspect(
         seed: Seed for the folds of a cross-validation.
         cache: The cache folder.
         reports: Where the page goes.
-        options: Columns of a manifest (a table of images).
+        **options: Columns of a manifest (a table of images).
     """
     at = folders_of(cache, reports)
     return with_folders(Inspected, commands.inspect(str(data), at.cache, at.reports, seed, Columns(**options)), at)

@@ -55,7 +55,7 @@ def verify(recompute: int, folders: Folders) -> Answer:
 
 
 @command("gc")
-@click.option("--delete", is_flag=True, default=False, help="Remove the listed files, which otherwise are only listed.")
+@click.option("--delete", is_flag=True, default=False, help="Remove these files, instead of only listing them.")
 @takes("folders", Folders)
 def gc(delete: bool, folders: Folders) -> Answer:
     """List files that no dataset and no run needs.

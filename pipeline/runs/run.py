@@ -79,7 +79,7 @@ class Run:
         dataset: Id of the dataset.
         seed: Seed for all random choices.
         seconds: How long each part took; `total` is always there.
-        name: The name that the user gave the run; None for none.
+        name: The name that the user gave the run; None if it has none.
         versions: Versions of Python and the libraries.
         notes: What a user should know, in sentences; no program reads them.
         files: Digests of the files beside run.json, against which they are checked when they are read.

@@ -12,13 +12,15 @@ SHARED = ("as_json", "quiet", "verbose", "help")
 SHARED_TEXT = """\
 Every command has `--json` (one JSON object, or a list, on standard output and nothing else there), `--quiet`,
 `--verbose` and `--help`. Exit status: 0 done; 1 an error, with what to do about it; 2 wrong usage; 130 or 143 stopped
-by Ctrl-C or SIGTERM. After that, run `extract` again to continue, or `finetune` with `--resume`."""
+by Ctrl-C or SIGTERM. After a stop, run `extract` again to continue, or `finetune` with `--resume`."""
 
 
 def page() -> str:
     """A section for each command, with a table of its arguments and options."""
-    lines = ["# Commands", "", MADE, "", SHARED_TEXT]
-    for name, command in sorted(_commands(app, "tlpipe")):
+    commands = sorted(_commands(app, "tlpipe"))
+    links = [f"[{name.removeprefix('tlpipe ')}](#{name.replace(' ', '-')})" for name, _ in commands]
+    lines = ["# Commands", "", MADE, "", SHARED_TEXT, "", " · ".join(links)]
+    for name, command in commands:
         lines += ["", f"## {name}", "", " ".join((command.help or "").split()), ""]
         rows = [_row(one) for one in command.params if one.name not in SHARED]
         if rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 
 from pipeline.cli.reference.markdown import MADE, attributes, cell
@@ -9,9 +10,11 @@ from pipeline.config.folders import FILES
 from pipeline.runs.run import TYPES, RatedRun, Run
 
 INTRODUCTION = """\
-All that tlpipe writes lies in two folders: the cache (`--cache`, `$TLPIPE_CACHE`, else `./cache`; from Python the
-user's cache folder) and the reports (`--reports`, else `./reports`). What the cache promises:
-[How the cache works](../explanation/cache.md)."""
+tlpipe writes into two folders: the cache (`--cache`, `$TLPIPE_CACHE`, else `./cache`; from Python the user's cache
+folder) and the reports (`--reports`, else `./reports`). Elsewhere it writes only files that you name, the answers of
+`tlpipe label` (`--labels`, else `./labels.jsonl`), and, if pictures or the cache are at an address,
+[local copies](../how-to/pictures-at-addresses.md#what-is-fetched). Keras keeps downloaded weights and built-in datasets
+in a folder of its own. What the cache promises: [How the cache works](../explanation/cache.md)."""
 
 RUN_JSON = """\
 A run's `run.json` is a header that every run has, and a payload that depends on the command."""
@@ -34,5 +37,6 @@ def _fields(kind: type[Run], base: type | None = None) -> list[str]:
     """The fields of a type that its base doesn't have."""
     known = {one.name for one in fields(base)} if base else set()
     text = attributes(kind)
-    rows = [f"| `{one.name}` | {cell(text[one.name])} |" for one in fields(kind) if one.name not in known]
+    said = {name: re.sub(r"\bNone\b", "null", what) for name, what in text.items()}  # as JSON has it
+    rows = [f"| `{one.name}` | {cell(said[one.name])} |" for one in fields(kind) if one.name not in known]
     return ["| field | what it is |", "| --- | --- |", *rows]
