@@ -52,23 +52,15 @@ def export_labels(data: str, labels: Path, target: Path, cache: Path, columns: C
     dataset = opened.dataset
     text = io.StringIO()
     writer = csv.writer(text)
-    groups = None if dataset.groups is None else dataset.groups.tolist()
-    writer.writerow(["path", "key", "label", "split", *(["group"] if groups else [])])
+    groups = [[]] * len(dataset) if dataset.groups is None else dataset.groups[:, None].tolist()
+    writer.writerow(["path", "key", "label", "split", *([] if dataset.groups is None else ["group"])])
     outside = False
     for row, key in enumerate(dataset.keys.tolist()):
         path = _path_from(opened, row, target.parent)
         outside = outside or path.startswith("../")
         if printable(path) != path:
             raise DataError(f"{printable(path)} has a name that no table can hold; rename the file")
-        writer.writerow(
-            [
-                path,
-                key.decode(),
-                dataset.label_name(row),
-                dataset.splits[row],
-                *(groups[row : row + 1] if groups else []),
-            ]
-        )
+        writer.writerow([path, key.decode(), dataset.label_name(row), dataset.splits[row], *groups[row]])
     if outside:
         log.warning(
             "%s names pictures outside its folder, so it can't be the DATA of tlpipe extract; "
