@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -417,6 +418,14 @@ class TestLabelling:
 
         page.route(f"**{address}", late)
 
+    @contextmanager
+    def held(self, page: Page, address: str) -> Iterator[None]:
+        """Hold back what is asked first while the block runs."""
+        asked: list[Route] = []
+        page.route(f"**{address}", lambda route: asked.append(route), times=1)
+        yield
+        asked[0].continue_()
+
     def label(self, page: Page, n: int) -> None:
         for _ in range(n):
             path = page.eval_on_selector("#large img", "image => image.alt")
@@ -623,6 +632,25 @@ class TestLabelling:
             (first, "grey", False),
             (second, "light", False),
         ]
+
+    @pytest.mark.parametrize("stays", [False, True])
+    def test_what_was_clicked_is_answered_whatever_comes_before(
+        self, stays: bool, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        """Also where that takes a picture away, or goes on to the next."""
+        page, session = label_page(), served[1]
+        self.begin(page, session, 20)
+        if stays:
+            page.get_by_role("button", name="One class", exact=True).click()
+            page.wait_for_selector("#grid [role=option] span:has-text('dark')")
+        options = page.locator("#grid [role=option]")
+        first, clicked = (options.nth(place).get_attribute("data-key") for place in (0, 2))
+        with self.held(page, "/answer"):
+            page.keyboard.press("1")
+            options.nth(2).click()
+            page.keyboard.press("2")
+        page.wait_for_function("() => document.getElementById('said').textContent === 'Picture: grey'")
+        assert [(one.key, one.label) for one in session.journal.answers[20:]] == [(first, "dark"), (clicked, "grey")]
 
     def test_after_trouble_keys_that_wait_are_let_go(
         self, served: tuple[str, Session], label_page: Callable[..., Page], monkeypatch: pytest.MonkeyPatch

@@ -54,12 +54,14 @@ function option(picture, number, before) {
   const image = before?.firstChild ?? element("img", "", { src: address(picture, 160), alt: "", width: 160, height: 160 });
   made.replaceChildren(image, picture.label ? element("span", inWords(picture.label)) : element("small", picture.predicted && `${picture.predicted}?`));
   if (picture.why) made.append(document.createElement("br"), element("small", picture.why));
-  made.onclick = () => {
-    desk.focus = number;
+  made.onclick = () => inTurn(() => { // what is answered before may take pictures away
+    const place = desk.pictures.findIndex((one) => one.key === picture.key);
+    if (place < 0) return;
+    desk.focus = place;
     if (isGrid()) toggle(picture.key);
     draw();
-    focusOn(number);
-  };
+    focusOn(place);
+  });
   return made;
 }
 function drawLarge() {
