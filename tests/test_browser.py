@@ -316,6 +316,21 @@ def test_corrections_are_chosen_by_keyboard_and_saved(
     assert after.label_name(list(after.locations).index("blue/0, again.png")) == "red"
 
 
+def test_a_key_that_is_held_is_one_correction(
+    tmp_path: Path, red_and_blue: Path, cache: Path, visit: Callable[..., Page]
+) -> None:
+    for number in range(2):
+        shutil.copy(red_and_blue / f"red/{number}.png", red_and_blue / f"blue/{number}, again.png")
+    page = visit(commands.inspect(str(red_and_blue), cache, tmp_path / "reports").page)
+    said = page.locator("#corrections output")
+    page.locator("figure").first.focus()
+    for key, n in (("0", 1), ("2", 2), ("u", 1)):
+        for _ in range(3):  # as the keyboard repeats it
+            page.keyboard.down(key)
+        page.keyboard.up(key)
+        assert said.inner_text() == f"{n} corrected"
+
+
 def test_earlier_corrections_are_saved_with_new_ones(
     tmp_path: Path, red_and_blue: Path, cache: Path, visit: Callable[..., Page]
 ) -> None:
