@@ -447,6 +447,13 @@ class TestLabelling:
             page.keyboard.press({"d": "1", "g": "2", "l": "3"}[path[0]])
             page.wait_for_function("path => document.querySelector('#large img').alt !== path", arg=path)
 
+    def can_be_seen(self, page: Page) -> None:
+        """Wait until all pictures that are selected are there, as they can't be confirmed before."""
+        page.wait_for_function(
+            "() => { const all = [...document.querySelectorAll('#grid [aria-selected=true] img')];"
+            " return all.length && all.every((one) => one.naturalWidth); }"
+        )
+
     def test_the_keyboard_is_enough(self, served: tuple[str, Session], label_page: Callable[..., Page]) -> None:
         page, session = label_page(), served[1]
         self.begin(page, session, 41)
@@ -459,7 +466,7 @@ class TestLabelling:
         page.wait_for_function("path => document.querySelector('#large img').alt === path", arg=path)
         self.counts(page, 40)
         page.keyboard.press("t")
-        page.wait_for_selector("#grid [aria-selected=true]")
+        self.can_be_seen(page)
         assert page.locator("#tabs [aria-pressed=true]").inner_text() == "Confirm"
         shown = page.locator("#grid [role=option]")
         first = shown.first.get_attribute("data-key")
@@ -513,7 +520,7 @@ class TestLabelling:
         page, session = label_page(), served[1]
         self.begin(page, session, 12)
         page.get_by_role("button", name="Confirm", exact=True).click()
-        page.wait_for_selector("#grid [aria-selected=true]")
+        self.can_be_seen(page)
         shown = page.locator("#grid [role=option]")
         first = shown.first.get_attribute("data-key")
         shown.first.click()
@@ -565,6 +572,7 @@ class TestLabelling:
         page.locator("#classes button").nth(2).click()  # by mouse, and then Enter confirms
         page.wait_for_selector("#actions button:has-text('as light')")
         page.wait_for_function("() => document.activeElement.getAttribute('role') === 'option'")
+        self.can_be_seen(page)
         n = int(re.findall("[0-9]+", page.locator("#actions button").first.inner_text())[0])
         page.keyboard.press("Enter")
         self.counts(page, 20 + n)
@@ -579,7 +587,7 @@ class TestLabelling:
         page, session = label_page(), served[1]
         self.begin(page, session, 20)
         page.keyboard.press("t")
-        page.wait_for_selector("#grid [aria-selected=true]")
+        self.can_be_seen(page)
         confirmed = [one.get_attribute("data-key") for one in page.locator("#grid [role=option]").all()]
         page.keyboard.press("Enter")
         self.counts(page, 20 + len(confirmed))
@@ -812,7 +820,8 @@ class TestLabelling:
         page.locator("#grid [role=option]").first.focus()
         page.keyboard.press("3")
         page.wait_for_function("() => document.getElementById('one').value === 'light'")
-        page.wait_for_selector("#grid [aria-selected=true]")
+        page.wait_for_selector("#actions button:has-text('as light')")
+        self.can_be_seen(page)
         assert len(session.journal.answers) == 20
         page.get_by_role("button", name=re.compile("Confirm [0-9]+ as light")).click()
         page.wait_for_function("() => !document.getElementById('count').textContent.startsWith('20 of 120')")
@@ -825,7 +834,7 @@ class TestLabelling:
         page, session = label_page(), served[1]
         self.begin(page, session, 20)
         page.get_by_role("button", name="Confirm", exact=True).click()
-        page.wait_for_selector("#grid [aria-selected=true]")
+        self.can_be_seen(page)
         monkeypatch.setattr(session.journal, "append", fails)
         page.evaluate(
             """() => {
@@ -842,6 +851,30 @@ class TestLabelling:
         page.keyboard.press("Enter")
         page.wait_for_function("() => !document.getElementById('count').textContent.startsWith('20 of 120')")
         assert {answer.label for answer in session.journal.answers[20:]} == {"dark"}
+
+    def test_nothing_is_confirmed_that_can_not_be_seen(
+        self, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        page, session = label_page(), served[1]
+        self.begin(page, session, 20)
+        late: list[Route] = []
+        page.route(re.compile("side=160"), lambda route: late.append(route))
+        page.get_by_role("button", name="Confirm", exact=True).click()
+        page.wait_for_selector("#grid [aria-selected=true]")
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => document.getElementById('trouble').textContent.includes(\"can't be seen\")")
+        assert len(session.journal.answers) == 20
+        shown = {one.get_attribute("data-key") for one in page.locator("#grid [role=option]").all()}
+        broken = late.pop()
+        (gone,) = (key for key in shown if f"/{key}?" in broken.request.url)
+        broken.fulfill(content_type="image/webp", body="no picture")
+        for one in late:
+            one.continue_()
+        page.wait_for_selector(f"[data-key='{gone}'][aria-selected=false]:has-text(\"can't be shown\")")
+        self.can_be_seen(page)
+        page.keyboard.press("Enter")
+        self.counts(page, 20 + len(shown) - 1)
+        assert {one.key for one in session.journal.answers[20:]} == shown - {gone}
 
     def test_two_windows_share_a_labelling(self, served: tuple[str, Session], label_page: Callable[..., Page]) -> None:
         one = label_page()

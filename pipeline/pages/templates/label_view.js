@@ -49,11 +49,17 @@ function option(picture, number, before) {
   made.setAttribute("aria-selected", chosen);
   made.tabIndex = number === desk.focus ? 0 : -1;
   made.classList.toggle("out", isGrid() && !chosen);
-  const text = [inWords(picture.label), picture.predicted && picture.predicted !== picture.label ? `looks like ${picture.predicted}` : "", picture.why].filter(Boolean).join("; ");
+  const why = desk.broken.has(picture.key) ? "can't be shown" : picture.why;
+  const text = [inWords(picture.label), picture.predicted && picture.predicted !== picture.label ? `looks like ${picture.predicted}` : "", why].filter(Boolean).join("; ");
   made.setAttribute("aria-label", `${picture.path}${text ? `: ${text}` : ""}`);
   const image = before?.firstChild ?? element("img", "", { src: address(picture, 160), alt: "", width: 160, height: 160 });
+  image.onerror = () => {
+    desk.broken.add(picture.key);
+    desk.selected.delete(picture.key);
+    draw();
+  };
   made.replaceChildren(image, picture.label ? element("span", inWords(picture.label)) : element("small", picture.predicted && `${picture.predicted}?`));
-  if (picture.why) made.append(document.createElement("br"), element("small", picture.why));
+  if (why) made.append(document.createElement("br"), element("small", why));
   made.onclick = () => inTurn(() => { // what is answered before may take pictures away
     const place = desk.pictures.findIndex((one) => one.key === picture.key);
     if (place < 0) return;
@@ -64,6 +70,7 @@ function option(picture, number, before) {
   });
   return made;
 }
+const canBeSeen = (key) => desk.options.get(key)?.firstChild.naturalWidth > 0;
 function drawLarge() {
   drawActions();
   const picture = isGrid() ? undefined : desk.pictures[desk.focus];
