@@ -117,7 +117,7 @@ def search(image: str, data: str | None, cache: Path, reports: Path, top: int = 
         Likeness(dataset.locations[row], dataset.label_name(row), str(dataset.splits[row]), similarity)
         for row, similarity in zip(rows, similarities, strict=True)
     ]
-    page = _draw(image, source, record, nearest, len(dataset), cache, reports)
+    page = _draw(image, source, record, nearest, dataset.keys[rows], len(dataset), cache, reports)
     data = record.config.data
     return Search(printable(image), data, record.id, len(dataset), nearest, page, time.perf_counter() - start)
 
@@ -171,6 +171,7 @@ def _draw(
     source: ImageSource,
     record: TableRecord,
     nearest: list[Likeness],
+    nearest_keys: NDArray[np.bytes_],
     n: int,
     cache: Path,
     reports: Path,
@@ -182,17 +183,19 @@ def _draw(
     except DataError as error:
         log.warning("There is no page, as the pictures can't be had: %s", error)
         return None
-    keys, row_of = opened.dataset.keys, {location: row for row, location in enumerate(opened.dataset.locations)}
-    figures = [
-        Figure(row_of[one.path], one.path, f"{one.label or NO_LABEL}, {one.split}, {one.similarity:.3f}")
-        for one in nearest
-        if one.path in row_of
+    pictures = Pictures(opened.source, opened.dataset.keys, config.pixel_limit)
+    figures = [  # by content, as another picture may lie at the same place by now
+        Figure(pictures.rows[key], one.path, f"{one.label or NO_LABEL}, {one.split}, {one.similarity:.3f}")
+        for one, key in zip(nearest, nearest_keys.tolist(), strict=True)
+        if key in pictures.rows
     ]
     text = f"The nearest of {n:,} pictures of {printable(opened.dataset.name)}, by the features {record.id}."
+    if gone := len(nearest) - len(figures):
+        text += f" {gone:,} of the nearest can't be shown any more, as the data have changed."
     key = source.keys(None, rehash=False).column
     # Pictures of one name, such as 1.jpg, are told apart by what they show, and where.
     place = digest_of(os.fsencode(config.data) + key[0])[:4]
     page = reports / f"search-{plain_name(Path(image).stem)}-{place}.html"
-    asked, pictures = (Pictures(*pair, config.pixel_limit) for pair in ((source, key), (opened.source, keys)))
+    asked = Pictures(source, key, config.pixel_limit)
     write_search(page, printable(image), asked, Section("Nearest", text, figures), pictures)
     return page
