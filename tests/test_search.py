@@ -111,3 +111,16 @@ def test_features_of_another_backbone_are_refused(
     monkeypatch.setattr("conftest.FakePretrained.digest", lambda _: "1" * 32)
     with pytest.raises(CacheMismatchError, match="is not that which gave the features"):
         commands.search(str(red_and_blue / "red/0.png"), None, cache, reports)
+
+
+def test_only_pictures_with_features_are_counted(
+    red_and_blue: Path, fake_engine: FakeEngine, draw: Callable[..., Path], tmp_path: Path, cache: Path, reports: Path
+) -> None:
+    (red_and_blue / "red" / "bad.png").write_bytes(b"no image")
+    commands.extract(ExtractConfig(str(red_and_blue), image_size=SIZE), cache)
+    image = str(draw(tmp_path / "mine.png", colour=(50, 50, 210)))
+    assert commands.search(image, None, cache, reports).n == 40
+    for shard in (cache / "features").rglob("*.h5"):
+        shard.unlink()
+    with pytest.raises(StoreError, match="has no features any more; make them again with: tlpipe extract"):
+        commands.search(image, None, cache, reports)
