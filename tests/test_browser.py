@@ -490,6 +490,7 @@ class TestLabelling:
         wrong = set(list(shown)[::4])
         others = {"dark": "grey", "grey": "light", "light": "dark"}
         session.answer([(key, others[name] if key in wrong else name) for key, name in shown.items()], {"tab": "label"})
+        session.answer([(list(shown)[1], "drop")], {"tab": "label"})
         session.settle()
         page = label_page()
         options = page.locator("#grid [role=option]")

@@ -272,7 +272,7 @@ async function start() {
   for (;;) {
     const state = await refresh();
     if (state?.ready) {
-      await open(state.labelled === state.n ? "errors" : "label");
+      await open(state.labelled + state.dropped === state.n ? "errors" : "label");
       if (!state.classes.length) at("find").focus();
       break;
     }
