@@ -582,6 +582,16 @@ class TestLabelling:
         page.keyboard.press("Enter")
         page.wait_for_function("() => document.activeElement.getAttribute('role') === 'option'")
 
+    def test_the_picture_under_the_focus_is_what_others_are_like(self, label_page: Callable[..., Page]) -> None:
+        page = label_page()
+        self.name_classes(page)
+        page.keyboard.press("ArrowRight")
+        path = page.wait_for_selector("[role=option]:nth-child(2):focus").get_attribute("data-key")
+        page.locator("#tabs button", has_text="Alike").click()
+        page.wait_for_selector(f"#grid [role=option]:first-child[data-key='{path}']")
+        assert page.locator("#tabs [aria-pressed=true]").inner_text() == "Alike"
+        assert page.locator("#trouble").inner_text() == ""
+
     def test_undo_brings_all_of_an_answer_back(
         self, served: tuple[str, Session], label_page: Callable[..., Page]
     ) -> None:

@@ -112,7 +112,7 @@ function columns() {
 function drawTabs() {
   at("tabs").replaceChildren(...TABS.map(([tab, title]) => {
     const button = element("button", title, { type: "button", "aria-pressed": tab === desk.tab });
-    button.addEventListener("click", () => inTurn(() => { open(tab); }));
+    button.addEventListener("click", () => inTurn(() => { if (tab === "like" && !desk.like) alike(); else open(tab); }));
     return button;
   }));
   at("hint").textContent = TABS.find(([tab]) => tab === desk.tab)[2];
