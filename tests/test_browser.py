@@ -896,6 +896,25 @@ class TestLabelling:
         self.label(one, 3)
         two.wait_for_function("() => document.getElementById('count').textContent.startsWith('3 of 120')")
 
+    def test_what_has_not_changed_is_not_drawn_anew(
+        self, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        """As who reads it would lose their place."""
+        session = served[1]
+        for name in ("dark", "grey", "light"):
+            session.name_class(name)
+        named = [
+            (key.decode(), path.split("-")[0])
+            for key, path in zip(session.dataset.keys.tolist(), session.dataset.locations, strict=True)
+        ]
+        session.answer(named[:60], {})
+        session.settle()
+        page = label_page()
+        accuracy = page.wait_for_selector("#accuracy span")
+        for _ in range(2):  # when the second one is asked for, the first has been drawn
+            page.wait_for_event("response", lambda response: response.url.endswith("/state"))
+        assert accuracy.evaluate("one => one.isConnected")
+
     def test_what_another_window_said_is_shown_where_it_can_not_be_undone(
         self, served: tuple[str, Session], label_page: Callable[..., Page]
     ) -> None:

@@ -15,7 +15,7 @@ const TABS = [
   ["like", "Alike", "Pictures that are like the one that was chosen with L, which comes first. Pictures drawn at random are left out until they have a label."],
 ];
 const GRID = 20, AHEAD = 8;
-const desk = { tab: "label", name: "", like: "", pictures: [], focus: 0, selected: new Set(), passed: new Set(), broken: new Set(), more: false, undoable: false, left: 0, doing: "", lost: false, drawn: "", classes: [], loading: false, serial: 0, options: new Map(), ahead: new Map() };
+const desk = { tab: "label", name: "", like: "", pictures: [], focus: 0, selected: new Set(), passed: new Set(), broken: new Set(), more: false, undoable: false, left: 0, doing: "", lost: false, told: "", drawn: "", classes: [], loading: false, serial: 0, options: new Map(), ahead: new Map() };
 
 async function ask(path, body) {
   const headers = { "X-Token": token, "X-Window": me };

@@ -137,6 +137,8 @@ function drawState(state) {
     if (!desk.pictures.length) draw();
   }
   if (desk.tab === "label" && desk.left && !desk.pictures.length && !desk.loading && desk.serial) load(true);
+  if (desk.told === JSON.stringify(state)) return; // who reads it would lose their place
+  desk.told = JSON.stringify(state);
   at("name").textContent = state.name;
   const dropped = state.dropped ? `, ${state.dropped.toLocaleString()} left out` : "";
   at("count").textContent = `${state.labelled.toLocaleString()} of ${state.n.toLocaleString()} labelled${dropped}`;
