@@ -1156,6 +1156,15 @@ class TestFiles:
             copy_to_folders(str(work / "flat"), table, work / "more", cache)
         assert not (work / "more").exists()
 
+    def test_folders_are_as_long_as_a_disk_takes(self, work: Path, cache: Path) -> None:
+        table = work / "labels.csv"
+        table.write_text(f"path,label\nred-0.png,{'猫' * 100}\nred-1.png,{'犬' * 100}\n")
+        copy_to_folders(str(work / "flat"), table, work / "classes", cache)
+        assert sorted(path.name for path in (work / "classes").iterdir()) == ["犬" * 85, "猫" * 85]
+        table.write_text(f"path,label\nred-0.png,{'猫' * 90}\nred-1.png,{'猫' * 91}\n")
+        with pytest.raises(ConfigError, match="would share the folder"):
+            copy_to_folders(str(work / "flat"), table, work / "more", cache)
+
     @pytest.mark.parametrize("link", [False, True])
     def test_one_picture_at_two_places_is_copied_once(self, work: Path, cache: Path, link: bool) -> None:
         for name in ("a", "b"):
