@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,21 @@ def test_corrections_are_chosen_by_keyboard_and_saved(
     assert after.label_name(list(after.locations).index("blue/0, again.png")) == "red"
 
 
+def test_a_key_that_is_held_is_one_correction(
+    tmp_path: Path, red_and_blue: Path, cache: Path, visit: Callable[..., Page]
+) -> None:
+    for number in range(2):
+        shutil.copy(red_and_blue / f"red/{number}.png", red_and_blue / f"blue/{number}, again.png")
+    page = visit(commands.inspect(str(red_and_blue), cache, tmp_path / "reports").page)
+    said = page.locator("#corrections output")
+    page.locator("figure").first.focus()
+    for key, n in (("0", 1), ("2", 2), ("u", 1)):
+        for _ in range(3):  # as the keyboard repeats it
+            page.keyboard.down(key)
+        page.keyboard.up(key)
+        assert said.inner_text() == f"{n} corrected"
+
+
 def test_earlier_corrections_are_saved_with_new_ones(
     tmp_path: Path, red_and_blue: Path, cache: Path, visit: Callable[..., Page]
 ) -> None:
@@ -417,11 +433,26 @@ class TestLabelling:
 
         page.route(f"**{address}", late)
 
+    @contextmanager
+    def held(self, page: Page, address: str) -> Iterator[None]:
+        """Hold back what is asked first while the block runs."""
+        asked: list[Route] = []
+        page.route(f"**{address}", lambda route: asked.append(route), times=1)
+        yield
+        asked[0].continue_()
+
     def label(self, page: Page, n: int) -> None:
         for _ in range(n):
             path = page.eval_on_selector("#large img", "image => image.alt")
             page.keyboard.press({"d": "1", "g": "2", "l": "3"}[path[0]])
             page.wait_for_function("path => document.querySelector('#large img').alt !== path", arg=path)
+
+    def can_be_seen(self, page: Page) -> None:
+        """Wait until all pictures that are selected are there, as they can't be confirmed before."""
+        page.wait_for_function(
+            "() => { const all = [...document.querySelectorAll('#grid [aria-selected=true] img')];"
+            " return all.length && all.every((one) => one.naturalWidth); }"
+        )
 
     def test_the_keyboard_is_enough(self, served: tuple[str, Session], label_page: Callable[..., Page]) -> None:
         page, session = label_page(), served[1]
@@ -435,7 +466,7 @@ class TestLabelling:
         page.wait_for_function("path => document.querySelector('#large img').alt === path", arg=path)
         self.counts(page, 40)
         page.keyboard.press("t")
-        page.wait_for_selector("#grid [aria-selected=true]")
+        self.can_be_seen(page)
         assert page.locator("#tabs [aria-pressed=true]").inner_text() == "Confirm"
         shown = page.locator("#grid [role=option]")
         first = shown.first.get_attribute("data-key")
@@ -459,6 +490,7 @@ class TestLabelling:
         wrong = set(list(shown)[::4])
         others = {"dark": "grey", "grey": "light", "light": "dark"}
         session.answer([(key, others[name] if key in wrong else name) for key, name in shown.items()], {"tab": "label"})
+        session.answer([(list(shown)[1], "drop")], {"tab": "label"})
         session.settle()
         page = label_page()
         options = page.locator("#grid [role=option]")
@@ -489,7 +521,7 @@ class TestLabelling:
         page, session = label_page(), served[1]
         self.begin(page, session, 12)
         page.get_by_role("button", name="Confirm", exact=True).click()
-        page.wait_for_selector("#grid [aria-selected=true]")
+        self.can_be_seen(page)
         shown = page.locator("#grid [role=option]")
         first = shown.first.get_attribute("data-key")
         shown.first.click()
@@ -541,6 +573,7 @@ class TestLabelling:
         page.locator("#classes button").nth(2).click()  # by mouse, and then Enter confirms
         page.wait_for_selector("#actions button:has-text('as light')")
         page.wait_for_function("() => document.activeElement.getAttribute('role') === 'option'")
+        self.can_be_seen(page)
         n = int(re.findall("[0-9]+", page.locator("#actions button").first.inner_text())[0])
         page.keyboard.press("Enter")
         self.counts(page, 20 + n)
@@ -549,13 +582,23 @@ class TestLabelling:
         page.keyboard.press("Enter")
         page.wait_for_function("() => document.activeElement.getAttribute('role') === 'option'")
 
+    def test_the_picture_under_the_focus_is_what_others_are_like(self, label_page: Callable[..., Page]) -> None:
+        page = label_page()
+        self.name_classes(page)
+        page.keyboard.press("ArrowRight")
+        path = page.wait_for_selector("[role=option]:nth-child(2):focus").get_attribute("data-key")
+        page.locator("#tabs button", has_text="Alike").click()
+        page.wait_for_selector(f"#grid [role=option]:first-child[data-key='{path}']")
+        assert page.locator("#tabs [aria-pressed=true]").inner_text() == "Alike"
+        assert page.locator("#trouble").inner_text() == ""
+
     def test_undo_brings_all_of_an_answer_back(
         self, served: tuple[str, Session], label_page: Callable[..., Page]
     ) -> None:
         page, session = label_page(), served[1]
         self.begin(page, session, 20)
         page.keyboard.press("t")
-        page.wait_for_selector("#grid [aria-selected=true]")
+        self.can_be_seen(page)
         confirmed = [one.get_attribute("data-key") for one in page.locator("#grid [role=option]").all()]
         page.keyboard.press("Enter")
         self.counts(page, 20 + len(confirmed))
@@ -623,6 +666,25 @@ class TestLabelling:
             (first, "grey", False),
             (second, "light", False),
         ]
+
+    @pytest.mark.parametrize("stays", [False, True])
+    def test_what_was_clicked_is_answered_whatever_comes_before(
+        self, stays: bool, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        """Also where that takes a picture away, or goes on to the next."""
+        page, session = label_page(), served[1]
+        self.begin(page, session, 20)
+        if stays:
+            page.get_by_role("button", name="One class", exact=True).click()
+            page.wait_for_selector("#grid [role=option] span:has-text('dark')")
+        options = page.locator("#grid [role=option]")
+        first, clicked = (options.nth(place).get_attribute("data-key") for place in (0, 2))
+        with self.held(page, "/answer"):
+            page.keyboard.press("1")
+            options.nth(2).click()
+            page.keyboard.press("2")
+        page.wait_for_function("() => document.getElementById('said').textContent === 'Picture: grey'")
+        assert [(one.key, one.label) for one in session.journal.answers[20:]] == [(first, "dark"), (clicked, "grey")]
 
     def test_after_trouble_keys_that_wait_are_let_go(
         self, served: tuple[str, Session], label_page: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
@@ -769,7 +831,8 @@ class TestLabelling:
         page.locator("#grid [role=option]").first.focus()
         page.keyboard.press("3")
         page.wait_for_function("() => document.getElementById('one').value === 'light'")
-        page.wait_for_selector("#grid [aria-selected=true]")
+        page.wait_for_selector("#actions button:has-text('as light')")
+        self.can_be_seen(page)
         assert len(session.journal.answers) == 20
         page.get_by_role("button", name=re.compile("Confirm [0-9]+ as light")).click()
         page.wait_for_function("() => !document.getElementById('count').textContent.startsWith('20 of 120')")
@@ -782,7 +845,7 @@ class TestLabelling:
         page, session = label_page(), served[1]
         self.begin(page, session, 20)
         page.get_by_role("button", name="Confirm", exact=True).click()
-        page.wait_for_selector("#grid [aria-selected=true]")
+        self.can_be_seen(page)
         monkeypatch.setattr(session.journal, "append", fails)
         page.evaluate(
             """() => {
@@ -800,6 +863,30 @@ class TestLabelling:
         page.wait_for_function("() => !document.getElementById('count').textContent.startsWith('20 of 120')")
         assert {answer.label for answer in session.journal.answers[20:]} == {"dark"}
 
+    def test_nothing_is_confirmed_that_can_not_be_seen(
+        self, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        page, session = label_page(), served[1]
+        self.begin(page, session, 20)
+        late: list[Route] = []
+        page.route(re.compile("side=160"), lambda route: late.append(route))
+        page.get_by_role("button", name="Confirm", exact=True).click()
+        page.wait_for_selector("#grid [aria-selected=true]")
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => document.getElementById('trouble').textContent.includes(\"can't be seen\")")
+        assert len(session.journal.answers) == 20
+        shown = {one.get_attribute("data-key") for one in page.locator("#grid [role=option]").all()}
+        broken = late.pop()
+        (gone,) = (key for key in shown if f"/{key}?" in broken.request.url)
+        broken.fulfill(content_type="image/webp", body="no picture")
+        for one in late:
+            one.continue_()
+        page.wait_for_selector(f"[data-key='{gone}'][aria-selected=false]:has-text(\"can't be shown\")")
+        self.can_be_seen(page)
+        page.keyboard.press("Enter")
+        self.counts(page, 20 + len(shown) - 1)
+        assert {one.key for one in session.journal.answers[20:]} == shown - {gone}
+
     def test_two_windows_share_a_labelling(self, served: tuple[str, Session], label_page: Callable[..., Page]) -> None:
         one = label_page()
         self.name_classes(one)
@@ -808,6 +895,25 @@ class TestLabelling:
         assert two.evaluate("document.documentElement.scrollWidth") <= PHONE
         self.label(one, 3)
         two.wait_for_function("() => document.getElementById('count').textContent.startsWith('3 of 120')")
+
+    def test_what_has_not_changed_is_not_drawn_anew(
+        self, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        """As who reads it would lose their place."""
+        session = served[1]
+        for name in ("dark", "grey", "light"):
+            session.name_class(name)
+        named = [
+            (key.decode(), path.split("-")[0])
+            for key, path in zip(session.dataset.keys.tolist(), session.dataset.locations, strict=True)
+        ]
+        session.answer(named[:60], {})
+        session.settle()
+        page = label_page()
+        accuracy = page.wait_for_selector("#accuracy span")
+        for _ in range(2):  # when the second one is asked for, the first has been drawn
+            page.wait_for_event("response", lambda response: response.url.endswith("/state"))
+        assert accuracy.evaluate("one => one.isConnected")
 
     def test_what_another_window_said_is_shown_where_it_can_not_be_undone(
         self, served: tuple[str, Session], label_page: Callable[..., Page]

@@ -1006,17 +1006,24 @@ def work(tmp_path: Path, red_and_blue: Path) -> Path:
     return tmp_path
 
 
-SERVED = ("--backbone", "mobilenet025", "--weights", "random", "--image-size", "32", "--no-open")
+SERVED = ("--backbone", "mobilenet025", "--weights", "random", "--image-size", "32")
 
 
 @pytest.fixture
-def serve(work: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[str], Any]]]:
+def serve(work: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], Any]]]:
     """Start `tlpipe label`, and give a client of its page."""
     started: list[tuple[subprocess.Popen[str], httpx2.Client]] = []
 
-    def start() -> tuple[subprocess.Popen[str], Any]:
+    def start(browser: str = "") -> tuple[subprocess.Popen[str], Any]:
         command = [sys.executable, "-m", "pipeline", "label", "flat", "--classes", "red,blue", *SERVED]
-        process = subprocess.Popen(command, cwd=work, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command if browser else [*command, "--no-open"],
+            cwd=work,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"BROWSER": browser},
+        )
         assert process.stderr is not None
         line = process.stderr.readline()
         found = re.search(r"(http://127.0.0.1:\d+)/\?token=(\S+)", line)
@@ -1183,6 +1190,18 @@ def test_answers_that_were_shown_as_saved_outlive_the_server(serve: Any, work: P
     assert (told["n_computed"], told["n_reused"]) == (0, 40)
 
 
+def test_sigterm_ends_the_page_like_ctrl_c(serve: Any, work: Path) -> None:
+    process, client = serve(browser="true")
+    assert len(list(work.glob(".tlpipe-label-*"))) == 1
+    assert any("Ctrl-C ends it" in line for line in process.stderr)
+    client.get("/state")  # by then it waits
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert out.splitlines()[-1].startswith("Next       tlpipe extract flat")
+    assert not list(work.glob(".tlpipe-label-*"))
+
+
 @pytest.mark.slow
 def test_answers_outlive_kills_at_any_moment(serve: Any, work: Path) -> None:
     """Twenty times in the middle of answers that follow each other as fast as the server saves them."""
@@ -1295,6 +1314,15 @@ class TestFiles:
         with pytest.raises(ConfigError, match="'Rose' and 'rose' would share the folder 'rose'"):
             copy_to_folders(str(work / "flat"), table, work / "more", cache)
         assert not (work / "more").exists()
+
+    def test_folders_are_as_long_as_a_disk_takes(self, work: Path, cache: Path) -> None:
+        table = work / "labels.csv"
+        table.write_text(f"path,label\nred-0.png,{'猫' * 100}\nred-1.png,{'犬' * 100}\n")
+        copy_to_folders(str(work / "flat"), table, work / "classes", cache)
+        assert sorted(path.name for path in (work / "classes").iterdir()) == ["犬" * 85, "猫" * 85]
+        table.write_text(f"path,label\nred-0.png,{'猫' * 90}\nred-1.png,{'猫' * 91}\n")
+        with pytest.raises(ConfigError, match="would share the folder"):
+            copy_to_folders(str(work / "flat"), table, work / "more", cache)
 
     @pytest.mark.parametrize("link", [False, True])
     def test_one_picture_at_two_places_is_copied_once(self, work: Path, cache: Path, link: bool) -> None:

@@ -60,6 +60,22 @@ def test_a_picture_from_elsewhere_is_computed_and_the_page_shows_it(
     assert "The nearest of 40 pictures of colours" in text
 
 
+def test_a_picture_that_was_replaced_is_not_shown_for_the_one_that_was_compared(
+    extracted: Any, red_and_blue: Path, draw: Callable[..., Path], tmp_path: Path, cache: Path, reports: Path
+) -> None:
+    image = shutil.copy(red_and_blue / "red/7.png", tmp_path / "mine.png")
+    near = [one.path for one in commands.search(str(image), None, cache, reports, top=3).nearest]
+    draw(red_and_blue / near[1], colour=(0, 255, 0))
+    (red_and_blue / near[2]).rename(red_and_blue / "red" / "moved.png")
+    found = commands.search(str(image), None, cache, reports, top=3)
+    assert [one.path for one in found.nearest] == near
+    assert found.page is not None
+    text = found.page.read_text(encoding="utf-8")
+    assert text.count('<img src="data:image/webp') == 3
+    assert near[1] not in text and near[2] in text
+    assert "1 of the nearest can&#39;t be shown any more" in text
+
+
 def test_without_the_pictures_there_is_an_answer_and_no_page(
     extracted: Any, red_and_blue: Path, tmp_path: Path, cache: Path, reports: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -95,3 +111,16 @@ def test_features_of_another_backbone_are_refused(
     monkeypatch.setattr("conftest.FakePretrained.digest", lambda _: "1" * 32)
     with pytest.raises(CacheMismatchError, match="is not that which gave the features"):
         commands.search(str(red_and_blue / "red/0.png"), None, cache, reports)
+
+
+def test_only_pictures_with_features_are_counted(
+    red_and_blue: Path, fake_engine: FakeEngine, draw: Callable[..., Path], tmp_path: Path, cache: Path, reports: Path
+) -> None:
+    (red_and_blue / "red" / "bad.png").write_bytes(b"no image")
+    commands.extract(ExtractConfig(str(red_and_blue), image_size=SIZE), cache)
+    image = str(draw(tmp_path / "mine.png", colour=(50, 50, 210)))
+    assert commands.search(image, None, cache, reports).n == 40
+    for shard in (cache / "features").rglob("*.h5"):
+        shard.unlink()
+    with pytest.raises(StoreError, match="has no features any more; make them again with: tlpipe extract"):
+        commands.search(image, None, cache, reports)

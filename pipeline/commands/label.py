@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import socket
 import tempfile
-import threading
+import time
 import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,12 +28,14 @@ from pipeline.util import log
 from pipeline.util.memo import Memo
 from pipeline.util.progress import watched
 from pipeline.util.remote import of_this_machine
+from pipeline.util.stopping import stopping
 
 if TYPE_CHECKING:
     from pipeline.labelling.session import Session
 
 LOOPBACK = ("127.0.0.1", "localhost")
 EVERYWHERE = "0.0.0.0"  # all addresses of this machine
+POLL = 0.1  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Labelled:
 
 
 def label(config: ExtractConfig, cache: Path, options: LabelOptions = LabelOptions()) -> Labelled:
-    """Serve a page on which the pictures of a dataset are labelled, until Ctrl-C; or make files of the labels.
+    """Serve a page on which the pictures of a dataset are labelled, until Ctrl-C or SIGTERM; or make files of labels.
 
     Features that are missing are extracted first; without any option, those of the newest extract of the data are
     taken.
@@ -138,11 +140,10 @@ def _in_browser(address: str, folder: Path) -> Iterator[None]:
 
 
 def _wait() -> None:
-    """Until Ctrl-C."""
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        return
+    """Until Ctrl-C or SIGTERM."""
+    with stopping() as wish:
+        while wish.signal is None:
+            time.sleep(POLL)
 
 
 def _extracted(config: ExtractConfig, cache: Path, labels: Path) -> TableRecord:

@@ -93,7 +93,7 @@ def search(image: str, data: str | None, cache: Path, reports: Path, top: int = 
 
     Raises:
         ConfigError: If `top` is below 1.
-        StoreError: If the data has no pooled features yet.
+        StoreError: If the data has no pooled features yet, or none any more.
         DataError: If the picture can't be read, or is not one picture.
         CacheMismatchError: If the backbone is not that of the features any more.
     """
@@ -112,14 +112,18 @@ def search(image: str, data: str | None, cache: Path, reports: Path, top: int = 
         )
     query = features_of(plan, source, locations)[0]
     dataset = load_dataset(cache, record.dataset)
-    rows, similarities = _nearest(query, dataset, FeatureStore(cache, record.spec), top)
+    rows, similarities, n = _nearest(query, dataset, FeatureStore(cache, record.spec), top)
+    if not n:
+        raise StoreError(
+            f"{record.config.data} has no features any more; make them again with: {record.config.command()}"
+        )
     nearest = [
         Likeness(dataset.locations[row], dataset.label_name(row), str(dataset.splits[row]), similarity)
         for row, similarity in zip(rows, similarities, strict=True)
     ]
-    page = _draw(image, source, record, nearest, len(dataset), cache, reports)
+    page = _draw(image, source, record, nearest, dataset.keys[rows], n, cache, reports)
     data = record.config.data
-    return Search(printable(image), data, record.id, len(dataset), nearest, page, time.perf_counter() - start)
+    return Search(printable(image), data, record.id, n, nearest, page, time.perf_counter() - start)
 
 
 def _features_of(cache: Path, data: str | None) -> TableRecord:
@@ -141,19 +145,19 @@ def _features_of(cache: Path, data: str | None) -> TableRecord:
 
 def _nearest(
     query: NDArray[np.floating], dataset: Dataset, store: FeatureStore, top: int
-) -> tuple[list[int], list[float]]:
-    """Rows of the dataset whose features have the largest cosines with a query, and these; the best first."""
+) -> tuple[list[int], list[float], int]:
+    """Rows whose features have the largest cosines with a query, the best first; these; and how many have features."""
     from sklearn.preprocessing import normalize
 
     for damage in store.open():
         log.warning("%s %s; it was set aside", damage.path, damage.cause)
     query = normalize(query[None])[0]
-    best, cosines = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    best, cosines, n = np.zeros(0, np.int64), np.zeros(0, np.float32), 0
     for rows, features in _blocks(dataset, store):
         best, cosines = np.concatenate([best, rows]), np.concatenate([cosines, normalize(features) @ query])
         order = np.lexsort((best, -cosines))[:top]
-        best, cosines = best[order], cosines[order]
-    return best.tolist(), [min(float(cosine), 1.0) for cosine in cosines]
+        best, cosines, n = best[order], cosines[order], n + len(rows)
+    return best.tolist(), [min(float(cosine), 1.0) for cosine in cosines], n
 
 
 def _blocks(dataset: Dataset, store: FeatureStore) -> Iterator[tuple[NDArray[np.int64], NDArray[np.floating]]]:
@@ -171,6 +175,7 @@ def _draw(
     source: ImageSource,
     record: TableRecord,
     nearest: list[Likeness],
+    nearest_keys: NDArray[np.bytes_],
     n: int,
     cache: Path,
     reports: Path,
@@ -182,17 +187,19 @@ def _draw(
     except DataError as error:
         log.warning("There is no page, as the pictures can't be had: %s", error)
         return None
-    keys, row_of = opened.dataset.keys, {location: row for row, location in enumerate(opened.dataset.locations)}
-    figures = [
-        Figure(row_of[one.path], one.path, f"{one.label or NO_LABEL}, {one.split}, {one.similarity:.3f}")
-        for one in nearest
-        if one.path in row_of
+    pictures = Pictures(opened.source, opened.dataset.keys, config.pixel_limit)
+    figures = [  # by content, as another picture may lie at the same place by now
+        Figure(pictures.rows[key], one.path, f"{one.label or NO_LABEL}, {one.split}, {one.similarity:.3f}")
+        for one, key in zip(nearest, nearest_keys.tolist(), strict=True)
+        if key in pictures.rows
     ]
     text = f"The nearest of {n:,} pictures of {printable(opened.dataset.name)}, by the features {record.id}."
+    if gone := len(nearest) - len(figures):
+        text += f" {gone:,} of the nearest can't be shown any more, as the data have changed."
     key = source.keys(None, rehash=False).column
     # Pictures of one name, such as 1.jpg, are told apart by what they show, and where.
     place = digest_of(os.fsencode(config.data) + key[0])[:4]
     page = reports / f"search-{plain_name(Path(image).stem)}-{place}.html"
-    asked, pictures = (Pictures(*pair, config.pixel_limit) for pair in ((source, key), (opened.source, keys)))
+    asked = Pictures(source, key, config.pixel_limit)
     write_search(page, printable(image), asked, Section("Nearest", text, figures), pictures)
     return page

@@ -25,6 +25,8 @@ from pipeline.util.files import published, published_folder
 from pipeline.util.memo import Memo
 from pipeline.util.text import counted
 
+MOST_NAME = 255  # bytes of a folder's name
+
 
 def export_labels(data: str, labels: Path, target: Path, cache: Path, columns: Columns = COMMON) -> int:
     """Write labels as a manifest, which extract takes as data; the number of its rows.
@@ -119,7 +121,7 @@ def _folders_of(names: Sequence[str]) -> dict[str, str]:
     Raises:
         ConfigError: If two classes would have the same one.
     """
-    found = {name: re.sub(r'[/\\:*?"<>|]', "_", name).strip(" .") or "_" for name in names}
+    found = {name: _folder_of(name) for name in names}
     first: dict[str, str] = {}
     for name, folder in found.items():
         other = first.setdefault(unicodedata.normalize("NFC", folder).casefold(), name)
@@ -128,6 +130,13 @@ def _folders_of(names: Sequence[str]) -> dict[str, str]:
                 f"The classes {other!r} and {name!r} would share the folder {folder!r}; rename one of them"
             )
     return found
+
+
+def _folder_of(name: str) -> str:
+    name = re.sub(r'[/\\:*?"<>|]', "_", name).strip(" .")
+    while len(os.fsencode(name)) > MOST_NAME:
+        name = name[:-1].rstrip(" .")
+    return name or "_"
 
 
 def _copy(opened: Opened, row: int, folder: Path, *, link: bool) -> Path:

@@ -15,7 +15,7 @@ const TABS = [
   ["like", "Alike", "Pictures that are like the one that was chosen with L, which comes first. Pictures drawn at random are left out until they have a label."],
 ];
 const GRID = 20, AHEAD = 8;
-const desk = { tab: "label", name: "", like: "", pictures: [], focus: 0, selected: new Set(), passed: new Set(), more: false, undoable: false, left: 0, doing: "", lost: false, drawn: "", classes: [], loading: false, serial: 0, options: new Map(), ahead: new Map() };
+const desk = { tab: "label", name: "", like: "", pictures: [], focus: 0, selected: new Set(), passed: new Set(), broken: new Set(), more: false, undoable: false, left: 0, doing: "", lost: false, told: "", drawn: "", classes: [], loading: false, serial: 0, options: new Map(), ahead: new Map() };
 
 async function ask(path, body) {
   const headers = { "X-Token": token, "X-Window": me };
@@ -58,7 +58,7 @@ async function load(fresh) {
 }
 function keepInSight() { // nothing is confirmed that can't be seen
   desk.pictures = desk.pictures.slice(0, GRID);
-  desk.selected = new Set(desk.pictures.map((one) => one.key).filter((key) => desk.selected.has(key)));
+  desk.selected = new Set(desk.pictures.map((one) => one.key).filter((key) => desk.selected.has(key) && !desk.broken.has(key)));
 }
 async function open(tab) {
   desk.tab = tab;
@@ -137,7 +137,10 @@ function give(label) {
   return answer(chosen ? [...desk.selected] : picture ? [picture.key] : [], label);
 }
 function accept() {
-  if (isGrid()) return answer([...desk.selected], desk.name);
+  if (isGrid()) {
+    if (![...desk.selected].every(canBeSeen)) throw new Error("A picture that is selected can't be seen; wait until it is there, or deselect it");
+    return answer([...desk.selected], desk.name);
+  }
   const picture = desk.pictures[desk.focus];
   if (picture?.predicted) return answer([picture.key], picture.predicted);
 }
@@ -269,7 +272,7 @@ async function start() {
   for (;;) {
     const state = await refresh();
     if (state?.ready) {
-      await open(state.labelled === state.n ? "errors" : "label");
+      await open(state.labelled + state.dropped === state.n ? "errors" : "label");
       if (!state.classes.length) at("find").focus();
       break;
     }

@@ -49,19 +49,28 @@ function option(picture, number, before) {
   made.setAttribute("aria-selected", chosen);
   made.tabIndex = number === desk.focus ? 0 : -1;
   made.classList.toggle("out", isGrid() && !chosen);
-  const text = [inWords(picture.label), picture.predicted && picture.predicted !== picture.label ? `looks like ${picture.predicted}` : "", picture.why].filter(Boolean).join("; ");
+  const why = desk.broken.has(picture.key) ? "can't be shown" : picture.why;
+  const text = [inWords(picture.label), picture.predicted && picture.predicted !== picture.label ? `looks like ${picture.predicted}` : "", why].filter(Boolean).join("; ");
   made.setAttribute("aria-label", `${picture.path}${text ? `: ${text}` : ""}`);
   const image = before?.firstChild ?? element("img", "", { src: address(picture, 160), alt: "", width: 160, height: 160 });
+  image.onerror = () => {
+    desk.broken.add(picture.key);
+    desk.selected.delete(picture.key);
+    draw();
+  };
   made.replaceChildren(image, picture.label ? element("span", inWords(picture.label)) : element("small", picture.predicted && `${picture.predicted}?`));
-  if (picture.why) made.append(document.createElement("br"), element("small", picture.why));
-  made.onclick = () => {
-    desk.focus = number;
+  if (why) made.append(document.createElement("br"), element("small", why));
+  made.onclick = () => inTurn(() => { // what is answered before may take pictures away
+    const place = desk.pictures.findIndex((one) => one.key === picture.key);
+    if (place < 0) return;
+    desk.focus = place;
     if (isGrid()) toggle(picture.key);
     draw();
-    focusOn(number);
-  };
+    focusOn(place);
+  });
   return made;
 }
+const canBeSeen = (key) => desk.options.get(key)?.firstChild.naturalWidth > 0;
 function drawLarge() {
   drawActions();
   const picture = isGrid() ? undefined : desk.pictures[desk.focus];
@@ -103,7 +112,7 @@ function columns() {
 function drawTabs() {
   at("tabs").replaceChildren(...TABS.map(([tab, title]) => {
     const button = element("button", title, { type: "button", "aria-pressed": tab === desk.tab });
-    button.addEventListener("click", () => inTurn(() => { open(tab); }));
+    button.addEventListener("click", () => inTurn(() => { if (tab === "like" && !desk.like) alike(); else open(tab); }));
     return button;
   }));
   at("hint").textContent = TABS.find(([tab]) => tab === desk.tab)[2];
@@ -128,6 +137,8 @@ function drawState(state) {
     if (!desk.pictures.length) draw();
   }
   if (desk.tab === "label" && desk.left && !desk.pictures.length && !desk.loading && desk.serial) load(true);
+  if (desk.told === JSON.stringify(state)) return; // who reads it would lose their place
+  desk.told = JSON.stringify(state);
   at("name").textContent = state.name;
   const dropped = state.dropped ? `, ${state.dropped.toLocaleString()} left out` : "";
   at("count").textContent = `${state.labelled.toLocaleString()} of ${state.n.toLocaleString()} labelled${dropped}`;

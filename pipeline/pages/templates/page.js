@@ -168,6 +168,8 @@ if (desk) {
   for (const button of buttons) button.addEventListener("click", () => give(button.dataset.class));
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "INPUT") return;
+    const isOnce = event.key in keys || event.key.toLowerCase() === "u"; // a key that is held is one answer
+    if (event.repeat && isOnce) return event.preventDefault();
     if (event.key in keys) give(keys[event.key]);
     else if (event.key.toLowerCase() === "u") undo();
     else if (["ArrowRight", "ArrowLeft"].includes(event.key) && event.target.dataset.path) {
