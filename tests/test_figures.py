@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from conftest import FakeEngine, change_run
 
 from pipeline import commands
-from pipeline.cli.render import run_text
+from pipeline.cli import render
 from pipeline.commands import TrainingOptions
 from pipeline.config import ExtractConfig, Folders, HeadConfig, SplitConfig
 from pipeline.errors import ConfigError, EngineError, RunError
@@ -73,7 +74,9 @@ class TestChance:
         assert is_chance(float(np.mean([one["val_accuracy"] for one in run.candidates])), run.n_val)
         assert is_chance(run.metrics["test"]["accuracy"], run.n_test)
         assert run.chosen_on == ["val"]
-        line = next(line for line in run_text(run, Folders()).splitlines() if " val " in f"{line} " and "%" in line)
+        line = next(
+            line for line in render.run_text(run, Folders()).splitlines() if " val " in f"{line} " and "%" in line
+        )
         assert "choose" in line
 
     def test_sweep_by_folds(self, noise: Path, cache: Path, reports: Path) -> None:
@@ -173,15 +176,15 @@ class TestWhoHasSeenWhat:
     ) -> None:
         commands.extract(ExtractConfig(str(pictures)), cache)
         run = commands.train_head(HeadConfig("logreg"), cache, reports)
-        lines = run_text(run, Folders()).splitlines()
+        lines = render.run_text(run, Folders()).splitlines()
         assert [line.split()[3] for line in lines if line.startswith("logreg   val")] == ["choose"]
         found = commands.evaluate(run.id, str(pictures), cache, reports)
-        lines = run_text(found, Folders()).splitlines()
+        lines = render.run_text(found, Folders()).splitlines()
         (train,) = [line for line in lines if line.startswith("logreg   train")]
         assert train.split()[3] == "fit"
         fixed = commands.train_head(HeadConfig("logreg", l2=0.1), cache, reports)
         assert fixed.chosen_on == []
-        assert "choose" not in run_text(fixed, Folders())
+        assert "choose" not in render.run_text(fixed, Folders())
 
     def test_a_run_without_its_cache_knows_what_it_was_trained_on(
         self, pictures: Path, tmp_path: Path, cache: Path, reports: Path, fake_engine: FakeEngine
@@ -220,6 +223,12 @@ class TestWhoHasSeenWhat:
         run = commands.train_head(HeadConfig("knn1"), cache, reports)
         assert (run.n_fitted, run.n_chosen) == ({"val": 6}, {})
         assert run.used() == {"val": "fit 6"}
+        assert run.caveat("val") == "fit 6"
+        assert re.search(r"\) fit 6 ", render.runs_text([run]))
+        commands.report([], cache, reports)
+        assert "<small>fit 6</small>" in (reports / "index.html").read_text()
+        curve = commands.learning_curve(HeadConfig("ridge"), cache, reports, per_class=[5], draws=2)
+        assert curve.notes == ["6 images of val are the same as training images"]
 
     def test_what_a_fine_tuned_backbone_has_seen_counts(
         self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine
@@ -246,6 +255,40 @@ class TestWhoHasSeenWhat:
             commands.runs.rm([tuned.id], reports)
         with pytest.raises(RunError, match=f"{tuned.id} is the backbone of"):
             commands.runs.rm([str(reports / tuned.id)], reports / "elsewhere")
+
+    def test_a_fine_tuned_network_is_known_by_any_of_its_files(
+        self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        commands.extract(ExtractConfig(str(pictures)), cache)
+        tuned = commands.train_head(HeadConfig("linear"), cache, reports)
+        folder = reports / tuned.id
+        for name in ("model.keras", "export/keras/pictures.keras", "export/onnx/model.onnx"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+            how = {"weights": str(folder / name)} if name == "model.keras" else {"backbone": str(folder / name)}
+            commands.extract(ExtractConfig(str(pictures), **how), cache)
+            run = commands.train_head(HeadConfig("knn5"), cache, reports)
+            assert run.used() == {"val": "choose"}, name
+            with pytest.raises(ConfigError, match="would rate images that the fine-tuned backbone was fitted on"):
+                commands.train_head(HeadConfig("ridge"), cache, reports, TrainingOptions(cv=3))
+            with pytest.raises(RunError, match=f"{tuned.id} is the backbone of {run.id}"):
+                commands.runs.rm([tuned.id], reports)
+            commands.runs.rm([run.id], reports)
+
+    def test_of_a_network_that_is_gone_nobody_can_tell_what_it_has_seen(
+        self, pictures: Path, tmp_path: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        commands.extract(ExtractConfig(str(pictures)), cache)
+        tuned = commands.train_head(HeadConfig("linear"), cache, reports)
+        commands.extract(ExtractConfig(str(pictures), backbone=str(reports / tuned.id)), cache)
+        (reports / tuned.id).rename(tmp_path / "elsewhere")
+        note = f"{reports / tuned.id} is gone, so it can't be told which images that network has seen"
+        run = commands.train_head(HeadConfig("ridge"), cache, reports)
+        curve = commands.learning_curve(HeadConfig("ridge"), cache, reports, per_class=[5], draws=2)
+        assert note in run.notes and note in curve.notes
+        assert note in render.curve_text(curve, Folders(cache, reports))
+        with pytest.raises(ConfigError, match="--cv 3 might rate images that the backbone was fitted on"):
+            commands.train_head(HeadConfig("ridge"), cache, reports, TrainingOptions(cv=3))
 
     def test_groups_that_leave_nothing_to_choose_by(
         self, pictures: Path, tmp_path: Path, cache: Path, reports: Path, fake_engine: FakeEngine
@@ -322,7 +365,7 @@ class TestAgainst:
         swapped = commands.evaluate(other.id, None, cache, reports, against=one.id).against
         assert swapped is not None
         assert swapped.splits["test"].difference == pytest.approx(-gain)
-        assert f"Against {other.id}, image by image" in run_text(found, Folders())
+        assert f"Against {other.id}, image by image" in render.run_text(found, Folders())
 
     def test_what_the_other_run_has_seen_is_told(
         self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine
@@ -336,7 +379,7 @@ class TestAgainst:
         assert found.against is not None
         assert found.used() == {"train": "fit"}
         assert found.against.used["train"].startswith("fit")
-        assert "other used to" in run_text(found, Folders())
+        assert "other used to" in render.run_text(found, Folders())
 
     def test_the_leaderboard_compares_with_the_first(
         self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine

@@ -102,17 +102,17 @@ def _run_line(run: Run) -> list[str]:
     named = f"{run.id} ({run.name})" if run.name else run.id
     seconds = f"{run.seconds['total']:.1f}"
     if isinstance(run, RatedRun):
-        rated = [_share(run.metrics.get(split)) for split in ("val", "test")]
+        rated = [_share(run.metrics.get(split), run.caveat(split)) for split in ("val", "test")]
         return [named, Path(run.data).name, run.features, run.head, run.options(), *rated, seconds]
     what = (run.features, run.head) if isinstance(run, CurveRun) else ("", "")
     return [named, Path(run.data).name, *what, "", "", "", seconds]
 
 
-def _share(found: Mapping[str, Any] | None) -> str:
-    """Accuracy with its interval, in per cent."""
+def _share(found: Mapping[str, Any] | None, used: str) -> str:
+    """Accuracy with its interval, in per cent, and what flatters it."""
     if not found or not found["n"]:
         return "-"
-    return f"{100 * found['accuracy']:.1f} ({interval(*found['accuracy_95'])})"
+    return f"{100 * found['accuracy']:.1f} ({interval(*found['accuracy_95'])}) {used}".strip()
 
 
 def run_text(run: RatedRun, folders: Folders) -> str:
@@ -209,6 +209,7 @@ def curve_text(run: CurveRun, folders: Folders) -> str:
     return "\n".join(
         [
             f"{run.head} on {run.features}, accuracy on {run.split}",
+            *run.notes,
             "",
             aligned(["per class", "images", "draws", "accuracy", "deviation"], rows),
             "",

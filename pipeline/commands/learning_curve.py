@@ -17,7 +17,7 @@ from pipeline.runs.describe import header
 from pipeline.runs.folder import save_run
 from pipeline.runs.run import CurveRun
 from pipeline.selection.curve import accuracy_of, draw_subset, gain_of_doubling, point, sizes_for
-from pipeline.selection.features import known_to_backbones, open_table
+from pipeline.selection.features import notes_on_rating, open_table
 from pipeline.util.progress import progress
 
 
@@ -55,7 +55,6 @@ def learning_curve(
     parts = [table.part(split, view) for view in range(options.averaged + 1)]
     if not len(parts[0]):
         raise DataError(f"{table.records[0].name} has no images to measure on; carve some (--val-fraction)")
-    known = known_to_backbones(table, table.rows(split))
     train = table.part("train").up_to_view(config.views)
     most = int(np.bincount(train.labels[train.views == 0]).max())
     sizes = sorted({min(size, most) for size in per_class or sizes_for(train)})
@@ -76,9 +75,7 @@ def learning_curve(
         points=points,
         gain_of_doubling=gain_of_doubling(points),
         name=options.name,
-        notes=[f"The fine-tuned backbone was fitted on, or chosen by, {known:,} of the {split} images"]
-        if known
-        else [],
+        notes=notes_on_rating(table, split),
     )
     save_run(cache, reports, run)
     return run

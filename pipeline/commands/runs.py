@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from pipeline.errors import ConfigError, RunError
+from pipeline.runs.describe import network_files, run_around
 from pipeline.runs.find import BEST, LATEST, all_runs, find_run
 from pipeline.runs.folder import check_reports, remove_run, rename_run
 from pipeline.runs.run import FinetuneRun, RatedRun, Run
@@ -67,7 +68,8 @@ def rm(references: list[str], reports: Path) -> list[Run]:
             continue
         if isinstance(run, RatedRun):
             for one, folder in found.values():
-                if folder.resolve() in {Path(config.backbone).resolve() for config in run.extracts}:
+                around = {run_around(path.resolve()) for config in run.extracts for path in network_files(config)}
+                if folder.resolve() in around:
                     raise RunError(
                         f"{one.id} is the backbone of {run.id}; remove both: tlpipe runs rm {one.id} {run.id}"
                     )

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backbones import is_path
+from pipeline.backbones.hub import is_preset
+from pipeline.config import ExtractConfig
 from pipeline.data import SPLITS
 from pipeline.evaluation.metrics import evaluate
 from pipeline.runs.folder import RUN, command_line, new_id, read_run
@@ -18,6 +20,8 @@ from pipeline.runs.run import RatedRun
 from pipeline.store.records import now
 from pipeline.store.table import FeatureTable
 from pipeline.util import runtime
+
+EXPORT_DEPTH = 3  # folders above an exported model: of its format, of exports, of the run
 
 
 def made_now(stage: str, head: str, seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -91,13 +95,29 @@ def of_backbones(table: FeatureTable) -> dict[str, set[bytes]]:
         Keys of the images that they were fitted on ("train"), and that something of them was chosen by ("val").
     """
     found: dict[str, set[bytes]] = {"train": set(), "val": set()}
-    for backbone in {record.config.backbone for record in table.records}:
-        folder = Path(backbone).parent if backbone.endswith(".keras") else Path(backbone)
-        if not is_path(backbone) or not (folder / RUN).is_file():
-            continue
+    paths = {path for record in table.records for path in network_files(record.config)}
+    for folder in {folder for path in paths if (folder := run_around(path))}:
         run = read_run(folder)
         keys = read_seen(folder, run.files) or {}
         if isinstance(run, RatedRun):
             for split, used in (("train", run.fitted_on), ("val", run.chosen_on)):
                 found[split].update(key for key, splits in keys.items() if splits & set(used))
     return found
+
+
+def network_files(config: ExtractConfig) -> list[Path]:
+    """The files and run folders that a network was taken from; none where it is as it was published."""
+    named = [config.backbone] if is_path(config.backbone) and not is_preset(config.backbone) else []
+    return [Path(one) for one in (*named, config.weights) if one not in ("imagenet", "random")]
+
+
+def run_around(path: Path) -> Path | None:
+    """The folder of the run that a network belongs to: the path itself, or one that holds the model or an export."""
+    around = (path, *list(path.parents)[:EXPORT_DEPTH])
+    return next((folder for folder in around if (folder / RUN).is_file()), None)
+
+
+def notes_on_backbones(table: FeatureTable) -> list[str]:
+    """What can't be told of the networks of a table any more, in sentences."""
+    gone = sorted({str(path) for record in table.records for path in network_files(record.config) if not path.exists()})
+    return [f"{path} is gone, so it can't be told which images that network has seen" for path in gone]

@@ -166,6 +166,11 @@ class RatedRun(Run):
         """
         return uses_of(self.n_fitted, self.n_chosen, {split: found["n"] for split, found in self.metrics.items()})
 
+    def caveat(self, split: str) -> str:
+        """What `used` says of a split, where that is more than that something was chosen by val, as by every run."""
+        said = self.used().get(split, "")
+        return "" if (split, said) == ("val", "choose") else said
+
     def shown(self) -> list[tuple[str, dict[str, Any]]]:
         """The metrics that are shown side by side, each with a name."""
         return [(self.head, self.metrics)]

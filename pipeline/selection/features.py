@@ -13,7 +13,7 @@ from pipeline.config import TrainingOptions
 from pipeline.data import shortened
 from pipeline.data.changes import changes
 from pipeline.errors import CacheMismatchError, ConfigError, DataError
-from pipeline.runs.describe import of_backbones
+from pipeline.runs.describe import notes_on_backbones, of_backbones
 from pipeline.selection.folds import Round, folds
 from pipeline.store.records import TableRecord, find_records, load_dataset
 from pipeline.store.table import FeatureTable, load_table
@@ -93,6 +93,17 @@ def _check_trainable(table: FeatureTable) -> None:
         log.warning("No validation images of the class %s, so it has no say in what is chosen", shortened(unseen))
 
 
+def notes_on_rating(table: FeatureTable, split: str) -> list[str]:
+    """What flatters figures on a split whatever the head is fitted on, in sentences."""
+    rows = table.rows(split)
+    notes = notes_on_backbones(table)
+    if known := known_to_backbones(table, rows):
+        notes.append(f"The fine-tuned backbone was fitted on, or chosen by, {known:,} of the {split} images")
+    if twins := int(np.isin(table.keys[rows], table.keys[table.splits == "train"]).sum()):
+        notes.append(f"{counted(twins, 'image')} of {split} are the same as training images")
+    return notes
+
+
 def known_to_backbones(table: FeatureTable, rows: NDArray[np.int64]) -> int:
     """How many rows are of images that a fine-tuned backbone was fitted on, or chosen by."""
     seen = set().union(*of_backbones(table).values())
@@ -120,6 +131,10 @@ def rounds_of(table: FeatureTable, options: TrainingOptions, seed: int) -> list[
             raise ConfigError(
                 f"--cv {options.cv} would rate images that the fine-tuned backbone was fitted on or chosen by; leave "
                 "--cv out"
+            )
+        for note in notes_on_backbones(table):
+            raise ConfigError(
+                f"--cv {options.cv} might rate images that the backbone was fitted on: {note}; leave it out"
             )
         found = [folds(pool, rows, options.cv, options.averaged, seed + offset) for offset in offsets]
         return [replace(turn, seed=offset) for offset, turns in zip(offsets, found, strict=True) for turn in turns]

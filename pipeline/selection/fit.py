@@ -16,7 +16,7 @@ from pipeline.evaluation.calibration import fit_temperature, logits_of, tempered
 from pipeline.evaluation.metrics import calibration_error
 from pipeline.heads import make_head
 from pipeline.heads.base import FitReport, Head
-from pipeline.runs.describe import ratings, seen
+from pipeline.runs.describe import notes_on_backbones, ratings, seen
 from pipeline.runs.folder import save_run
 from pipeline.runs.predictions import Predictions
 from pipeline.runs.run import HeadRun
@@ -63,6 +63,7 @@ def fit_head(config: HeadConfig, table: FeatureTable, options: TrainingOptions) 
         raise DataError("--calibrate needs validation images, and there are none; carve some with --val-fraction")
     start = time.perf_counter()
     report = head.fit(train, vals[0], len(table.class_names))
+    report.notes += notes_on_backbones(table)
     found: dict[str, tuple[Part, NDArray[np.floating]]] = {}
     refitted = bool(len(vals[0]) and head.refits and is_carved(table))
     if len(vals[0]):
