@@ -450,5 +450,12 @@ def test_pages_of_large_data_stay_small(tmp_path: Path, cache: Path, reports: Pa
     commands.extract(ExtractConfig(str(tmp_path / "noise.npz"), splits=SplitConfig(0, 0.9)), cache)
     run = commands.train_head(HeadConfig("centroid"), cache, reports)
     page = commands.report([run.id], cache, reports).pages[run.id]
-    assert len(read_predictions(reports / run.id, len(run.class_names), run.files)["test"].keys) > 3000
+    predictions = read_predictions(reports / run.id, len(run.class_names), run.files)["test"]
+    assert len(predictions.keys) > 3000
     assert 2_000_000 < page.stat().st_size < LARGEST
+    chosen, drawn = choose(predictions), Page(page)
+    figures = drawn.all("figure")
+    for name in ("wrong", "uncertain"):
+        assert sum(f"data-{name}" in tag for tag in figures) == sum(getattr(one, name) for one in chosen) > 0
+    assert 0 < len(figures) < len(chosen)
+    assert f"{len(chosen) - len(figures)} images of the gallery left out: the page would be too large." in drawn.text
