@@ -12,7 +12,7 @@ from conftest import FakeEngine
 from PIL import Image
 
 from pipeline import commands
-from pipeline.config import ExtractConfig, SplitConfig
+from pipeline.config import Columns, ExtractConfig, SplitConfig
 from pipeline.data.images import Facts, describe
 from pipeline.errors import DataError, ImageError
 from pipeline.inspection.doubts import Neighbours, outliers
@@ -137,6 +137,22 @@ class TestByFeatures:
         assert by is not None
         assert [found.dataset.locations[one.row] for one in by.label_errors] == ["red/wrong.png"]
         assert by.skipped == ["Label errors can't be found in classes of fewer than two different images: green"]
+
+    def test_groups_of_several_classes_that_no_folds_divide(
+        self, pictures: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+    ) -> None:
+        rows = [
+            f"{name}/{number}.png,{name},{patients[number % 2]}"
+            for name, patients in (("dark", "ab"), ("grey", "bc"), ("light", "ca"))
+            for number in range(10)
+        ]
+        (pictures / "list.csv").write_text("\n".join(["path,label,patient", *rows]))
+        columns = Columns(group_column="patient")
+        commands.extract(ExtractConfig(str(pictures / "list.csv"), columns=columns, splits=SplitConfig(0, 0)), cache)
+        by = commands.inspect(str(pictures / "list.csv"), cache, reports).by_features
+        assert by is not None
+        assert (by.n, by.label_errors) == (30, [])
+        assert ["images that belong together are of several classes" in note for note in by.skipped] == [True]
 
 
 class TestParts:

@@ -15,7 +15,7 @@ from conftest import FakeEngine, change_run, draw_shades, use_fake_engine
 from PIL import Image
 
 from pipeline import commands
-from pipeline.config import ExtractConfig, HeadConfig, SplitConfig
+from pipeline.config import Columns, ExtractConfig, HeadConfig, SplitConfig
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluation.metrics import calibration_error, reliability
 from pipeline.pages import charts
@@ -415,6 +415,23 @@ def test_a_page_is_drawn_anew_when_what_it_shows_has_changed(run: Run, cache: Pa
         assert page.read_bytes() == whole
 
 
+def test_each_run_shows_the_pictures_that_its_own_labels_keep(
+    tmp_path: Path, cache: Path, reports: Path, fake_engine: FakeEngine
+) -> None:
+    """The labels of the older run, which is drawn first, leave half of the pictures out."""
+    data, labels = draw_shades(tmp_path / "shades"), tmp_path / "labels.csv"
+    dropped = [f"{path.relative_to(data).as_posix()},drop" for path in data.rglob("*.png") if int(path.stem) % 2]
+    labels.write_text("\n".join(["path,label", *dropped]))
+    for columns in (Columns(labels=str(labels)), Columns()):
+        commands.extract(ExtractConfig(str(data), columns=columns), cache)
+        commands.train_head(HeadConfig("centroid"), cache, reports)
+    pages = commands.report([], cache, reports).pages.values()
+    assert ["can't be read any more" in Page(page).text for page in pages] == [False, False]
+    assert commands.report([], cache, reports).n_drawn == 0
+    labels.write_text("\n".join(["path,label", *dropped[1:]]))
+    assert commands.report([], cache, reports).n_drawn == 1
+
+
 def test_only_the_mean_of_a_learning_curve_is_joined_by_a_line() -> None:
     points = [{"n_train": n, "accuracy": n / 200, "accuracies": [0.3, n / 100]} for n in (10, 100)]
     chart = charts.learning(points, "val")
@@ -433,5 +450,12 @@ def test_pages_of_large_data_stay_small(tmp_path: Path, cache: Path, reports: Pa
     commands.extract(ExtractConfig(str(tmp_path / "noise.npz"), splits=SplitConfig(0, 0.9)), cache)
     run = commands.train_head(HeadConfig("centroid"), cache, reports)
     page = commands.report([run.id], cache, reports).pages[run.id]
-    assert len(read_predictions(reports / run.id, len(run.class_names), run.files)["test"].keys) > 3000
+    predictions = read_predictions(reports / run.id, len(run.class_names), run.files)["test"]
+    assert len(predictions.keys) > 3000
     assert 2_000_000 < page.stat().st_size < LARGEST
+    chosen, drawn = choose(predictions), Page(page)
+    figures = drawn.all("figure")
+    for name in ("wrong", "uncertain"):
+        assert sum(f"data-{name}" in tag for tag in figures) == sum(getattr(one, name) for one in chosen) > 0
+    assert 0 < len(figures) < len(chosen)
+    assert f"{len(chosen) - len(figures)} images of the gallery left out: the page would be too large." in drawn.text

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import sklearn
 from conftest import blobs, part_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.config import HeadConfig
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluation.metrics import scores
 from pipeline.heads import KINDS, make_head, predict
 from pipeline.selection.curve import draw_subset, gain_of_doubling, point, sizes_for
-from pipeline.selection.folds import Round, folds
+from pipeline.selection.folds import Round, fewest_bundles, folds
 from pipeline.selection.grid import candidates
-from pipeline.selection.trials import Candidate, mean_over_views, rate
+from pipeline.selection.trials import Candidate, mean_over_views, rate, repeat
 from pipeline.store.rows import Part, joined, nothing
 
 NAMES = ["logreg", "ridge", "centroid", "knn", "linear", "mlp", "bn-mlp"]
@@ -35,6 +37,13 @@ def round_of(train: Part, val: Part, seed: int = 0) -> Round:
     vals = [rows[val.views == view] for view in range(int(val.views.max()) + 1)]
     vals = [rows_of_view[np.argsort(val.keys[rows_of_view - len(train)])] for rows_of_view in vals]
     return Round(joined(train, val), np.arange(len(train)), vals, seed)
+
+
+def grouped(counts: list[list[int]]) -> Part:
+    """Images in groups, from the number of each class in each group."""
+    groups, labels = np.indices(np.shape(counts)).reshape(2, -1).repeat(np.ravel(counts), axis=1)
+    part = part_of(np.random.default_rng(0).normal(size=(len(labels), 3)).astype(np.float32), labels)
+    return replace(part, groups=groups)
 
 
 def few(names: list[str], **options: object) -> list[Candidate]:
@@ -186,6 +195,44 @@ class TestFolds:
         part = part_of(np.zeros((7, 2), np.float32), np.array([0, 0, 0, 0, 1, 1, 1]))
         with pytest.raises(ConfigError, match="--cv 4 needs 4 different images of each class, and one has 3"):
             folds(part, np.arange(7), 4, 0, seed=0)
+
+    @given(st.lists(st.lists(st.integers(0, 3), min_size=3, max_size=3), min_size=3, max_size=9), st.integers(0, 5))
+    @settings(max_examples=100, deadline=None)
+    def test_groups_of_several_classes_leave_every_class_to_train_on(self, counts: list[list[int]], seed: int) -> None:
+        part = grouped(counts)
+        rows = np.arange(len(part))
+        if not len(part) or (fewest := fewest_bundles(part, rows)) < 2:
+            return
+        try:
+            turns = folds(part, rows, min(3, fewest), 0, seed)
+        except ConfigError:
+            turns = []
+        for turn in (*turns, Round(part, rows, [rows], seed).inner()):
+            assert set(part.labels[turn.train_rows].tolist()) == set(part.labels.tolist())
+
+    def test_a_division_that_leaves_every_class_is_looked_for(self) -> None:
+        part = grouped([[1, 2], [1, 0], [0, 1]])
+        for seed in range(10):
+            assert {len(np.unique(turn.train(0).labels)) for turn in folds(part, np.arange(5), 2, 0, seed)} == {2}
+
+    def test_groups_that_no_folds_divide(self) -> None:
+        part = grouped([[5, 5, 0], [0, 5, 5], [5, 0, 5]])
+        with pytest.raises(ConfigError, match="--cv 2 would leave a class without training images.*; leave --cv out"):
+            folds(part, np.arange(30), 2, 0, seed=0)
+
+    @pytest.mark.parametrize(
+        "counts",
+        [
+            [[1, 7, 8], [3, 11, 0], [0, 6, 8]],
+            [[0, 29, 0], [0, 15, 0], [1, 12, 4], [0, 0, 20], [3, 28, 0]],
+            [[5, 5, 0], [0, 5, 5], [5, 0, 5]],
+        ],
+    )
+    def test_a_head_chooses_by_a_part_that_leaves_every_class(self, counts: list[list[int]]) -> None:
+        part = grouped(counts)
+        rows = np.arange(len(part))
+        found = repeat(HeadConfig("logreg"), [Round(part, rows, [rows], seed) for seed in range(3)], 3, 0)
+        assert len(found["rounds"]) == 3
 
 
 class TestCurve:

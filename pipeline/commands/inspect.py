@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.config import COMMON, Columns, ExtractConfig, SplitConfig
 from pipeline.data import BUILT_IN, UNLABELLED, Dataset, open_dataset, printable, shortened, split_again
 from pipeline.data.corrections import read_corrections
-from pipeline.errors import StoreError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.inspection.doubts import Neighbours, held_out_probabilities, label_errors, outliers
 from pipeline.inspection.duplicates import exact_duplicates, same_pictures
 from pipeline.inspection.findings import ByFeatures, Inspection, LabelError, facts_of
@@ -124,7 +124,12 @@ def _label_errors(
     groups = None if dataset.groups is None else dataset.groups[used]
     labels = np.searchsorted(names, dataset.labels[used])
     part = Part(features[np.isin(rows, used)], labels, dataset.keys[used], np.zeros(len(used), np.int64), groups)
-    probabilities = held_out_probabilities(part, len(names), seed)
+    skipped = skipped if small else []
+    try:
+        probabilities = held_out_probabilities(part, len(names), seed)
+    except ConfigError:
+        cause = "images that belong together are of several classes, and heads would lack one"
+        return [], [*skipped, f"Label errors can't be found, as {cause}"]
     best = probabilities.argmax(axis=1)
     found = [
         LabelError(
@@ -135,4 +140,4 @@ def _label_errors(
         )
         for row in label_errors(part.labels, probabilities)
     ]
-    return found, skipped if small else []
+    return found, skipped

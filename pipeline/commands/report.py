@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import ExtractConfig, FeatureSpec
+from pipeline.config import Columns, ExtractConfig, FeatureSpec
 from pipeline.data import UNLABELLED, Opened, open_labelled
 from pipeline.data.augment import Augment
 from pipeline.errors import ConfigError, DataError, RunError, StoreError
@@ -68,7 +68,7 @@ class _Shelf:
     cache: Path
     method: str
     seed: int
-    data: dict[str, tuple[Pictures, dict[bytes, str]] | str] = field(default_factory=dict)
+    data: dict[tuple[str, Columns, int], tuple[Pictures, dict[bytes, str]] | str] = field(default_factory=dict)
     stores: dict[FeatureSpec, FeatureStore] = field(default_factory=dict)
     maps: dict[tuple[str, bytes], NDArray[np.floating]] = field(default_factory=dict)
 
@@ -81,16 +81,18 @@ class _Shelf:
 
     def pictures(self, data: str, config: ExtractConfig) -> tuple[Pictures, dict[bytes, str]] | str:
         """Pictures and locations of some data; why there are none, if they can't be opened."""
-        if data not in self.data:
+        columns = config.columns_of(data)
+        name = (data, columns, config.pixel_limit)
+        if name not in self.data:
             try:
-                opened: Opened = open_labelled(data, columns=config.columns_of(data), memo=Memo(self.cache))
+                opened: Opened = open_labelled(data, columns=columns, memo=Memo(self.cache))
             except DataError as error:
-                self.data[data] = str(error)
+                self.data[name] = str(error)
             else:
                 keys = opened.dataset.keys
                 named = dict(zip(reversed(keys.tolist()), reversed(opened.dataset.locations), strict=True))
-                self.data[data] = (Pictures(opened.source, keys, config.pixel_limit), named)
-        return self.data[data]
+                self.data[name] = (Pictures(opened.source, keys, config.pixel_limit), named)
+        return self.data[name]
 
 
 def report(references: Sequence[str], cache: Path, reports: Path, *, method: str = "pca", seed: int = 0) -> Report:
@@ -164,15 +166,21 @@ def _page(run: Run, reports: Path, by_id: dict[str, Run], shelf: _Shelf) -> tupl
 def _made_of(run: RatedRun, folder: Path, by_id: dict[str, Run], shelf: _Shelf) -> str:
     """Digest of all that decides what the page of a run shows."""
     features = _features_for_map(run, by_id)
-    data = Path(run.data)
+    labels = run.extracts[0].columns_of(run.data).labels
     there = [
-        data.exists() and data.stat().st_mtime_ns,
+        _modified(Path(run.data)),
+        labels is not None and _modified(Path(labels)),
         [(shelf.cache / "tables" / f"{name}.json").exists() for name in features.split(",")],
         isinstance(run, HeadRun) and cached_shards(run.specs, shelf.cache),
         [other in by_id for other in _others(run)],
     ]
     text = json.dumps([there, shelf.method, shelf.seed, runtime.version("tlpipe"), str(shelf.cache)])
     return digest_of((folder / "run.json").read_bytes() + text.encode())
+
+
+def _modified(path: Path) -> int | None:
+    """When a file or folder was changed, in nanoseconds; None if there is none on this machine."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _others(run: RatedRun) -> list[str]:

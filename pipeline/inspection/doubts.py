@@ -62,7 +62,8 @@ def held_out_probabilities(part: Part, n_classes: int, seed: int) -> NDArray[np.
         seed: Of the folds.
 
     Raises:
-        ConfigError: If a class has fewer than two different images, or groups of them.
+        ConfigError: If a class has fewer than two different images, or groups of them, or if groups of several classes
+            can't be divided into folds.
     """
     probabilities, rows = np.zeros((len(part), n_classes)), np.arange(len(part))
     turns = folds(part, rows, max(2, min(FOLDS, fewest_bundles(part, rows))), 0, seed)

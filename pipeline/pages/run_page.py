@@ -110,11 +110,8 @@ def context(data: RunData, curves: list[charts.Spec]) -> dict[str, Any]:
     matrix = found["confusion_matrix"]
     if len(run.class_names) > FIGURE_CLASSES:
         value["missing"].append(f"{len(run.class_names):,} classes are too many for a figure of their confusions.")
-    gallery, left_out = _gallery(data, predictions)
-    if left_out:
-        value["missing"].append(
-            f"{counted(left_out, 'image')} of the gallery without a picture: they can't be read any more."
-        )
+    gallery, lacks = _gallery(data, predictions)
+    value["missing"] += lacks
     return value | {
         "per_class": found["per_class"],
         "matrix": matrix if len(run.class_names) <= MATRIX_CLASSES else None,
@@ -224,22 +221,24 @@ def _confusions(matrix: list[list[int]]) -> list[tuple[int, int, int]]:
     return sorted(cells, key=lambda cell: -cell[2])[:LISTED_CONFUSIONS]
 
 
-def _gallery(data: RunData, predictions: Predictions) -> tuple[list[dict[str, Any]], int]:
-    """Images with their pictures, as many as a page may hold, and how many have none."""
+def _gallery(data: RunData, predictions: Predictions) -> tuple[list[dict[str, Any]], list[str]]:
+    """Images with their pictures, as many as a page may hold, and what is said of the others."""
     found: list[dict[str, Any]] = []
     if data.pictures is None:
-        return found, 0
-    size, left_out = 0, 0
-    for one in choose(predictions):
+        return found, []
+    size, unreadable, too_many = 0, 0, 0
+    # What a page can't hold is of the confusions, so that neither the surest mistakes nor the least certain fall away.
+    for one in sorted(choose(predictions), key=lambda one: not (one.wrong or one.uncertain)):
+        if size > GALLERY_BYTES:
+            too_many += 1
+            continue
         key = bytes(predictions.keys[one.row])
         row = data.pictures.rows.get(key)
         picture = None if row is None else data.pictures.thumbnail(row, GALLERY_SIDE)
         if picture is None:
-            left_out += 1
+            unreadable += 1
             continue
         size += len(picture)
-        if size > GALLERY_BYTES:
-            break
         found.append(
             {
                 "shown": one,
@@ -249,7 +248,13 @@ def _gallery(data: RunData, predictions: Predictions) -> tuple[list[dict[str, An
             }
         )
     _color(data, predictions, found)
-    return found, left_out
+    found.sort(key=lambda one: -one["shown"].probability)
+    lacks = []
+    if unreadable:
+        lacks.append(f"{counted(unreadable, 'image')} of the gallery without a picture: they can't be read any more.")
+    if too_many:
+        lacks.append(f"{counted(too_many, 'image')} of the gallery left out: the page would be too large.")
+    return found, lacks
 
 
 def _color(data: RunData, predictions: Predictions, gallery: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.store.rows import Part
 
 INNER_FOLDS = 6  # one of which chooses: about the share of val by default
+TRIES = 10  # divisions into folds
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,23 @@ class Round:
         return self.pool.select(rows if views is None else rows[self.pool.views[rows] <= views])
 
     def inner(self) -> Round:
-        """A round within the training images, by which something can be chosen; without any where a class has one."""
+        """A round within the training images, by which something can be chosen.
+
+        It has no validation images where none can be spared: a class would be left without any to train on.
+        """
         images = self.train_rows[self.pool.views[self.train_rows] == 0]
         fewest = fewest_bundles(self.pool, images)
-        if fewest < 2:
-            return Round(self.pool, self.train_rows, [self.train_rows[:0]], self.seed)
-        return folds(self.pool, self.train_rows, min(INNER_FOLDS, fewest), 0, self.seed)[0]
+        if fewest > 1:
+            for turns in _divisions(self.pool, self.train_rows, min(INNER_FOLDS, fewest), 0, self.seed):
+                for turn in turns:
+                    if turn.has_classes_of(self.train_rows):
+                        return turn
+        return Round(self.pool, self.train_rows, [self.train_rows[:0]], self.seed)
+
+    def has_classes_of(self, rows: NDArray[np.int64]) -> bool:
+        """Whether the training images are of all classes that these rows are of."""
+        labels = self.pool.labels
+        return bool(np.isin(labels[rows], labels[self.train_rows]).all())
 
     def vals(self) -> list[Part]:
         """The validation images, a part for each view."""
@@ -50,6 +63,8 @@ class Round:
 def folds(pool: Part, rows: NDArray[np.int64], k: int, test_views: int, seed: int) -> list[Round]:
     """K-fold cross-validation, stratified by label; views, twins and the images of a group stay together.
 
+    Each fold leaves images of every class to train on.
+
     Args:
         pool: All rows of a table.
         rows: Those to use: all views of some images.
@@ -58,23 +73,37 @@ def folds(pool: Part, rows: NDArray[np.int64], k: int, test_views: int, seed: in
         seed: Of the folds.
 
     Raises:
-        ConfigError: If a class has fewer images, or groups, than folds.
+        ConfigError: If a class has fewer images, or groups, than folds, or if groups of several classes can't be
+            divided into them.
     """
+    fewest = fewest_bundles(pool, rows[pool.views[rows] == 0])
+    if fewest < k:
+        what = "images" if pool.groups is None else "groups of images"
+        raise ConfigError(f"--cv {k} needs {k} different {what} of each class, and one has {fewest}; take fewer folds")
+    for turns in _divisions(pool, rows, k, test_views, seed):
+        if all(turn.has_classes_of(rows) for turn in turns):
+            return turns
+    more = f"take up to {fewest} folds, or " if fewest > k else ""
+    raise ConfigError(
+        f"--cv {k} would leave a class without training images, as images that belong together are of several classes; "
+        f"{more}leave --cv out"
+    )
+
+
+def _divisions(pool: Part, rows: NDArray[np.int64], k: int, test_views: int, seed: int) -> Iterator[list[Round]]:
+    """Divisions into folds, each drawn anew; bundles of several classes may take all of a class into one fold."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     images = rows[pool.views[rows] == 0]
     keys = pool.keys[images]
-    fewest = fewest_bundles(pool, images)
-    if fewest < k:
-        what = "images" if pool.groups is None else "groups of images"
-        raise ConfigError(f"--cv {k} needs {k} different {what} of each class, and one has {fewest}; take fewer folds")
-    splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
-    found = []
-    for _, held in splitter.split(images, pool.labels[images], pool.bundles[images]):
-        inside = rows[np.isin(pool.keys[rows], keys[held])]
-        vals = [_sorted(pool, inside[pool.views[inside] == view]) for view in range(test_views + 1)]
-        found.append(Round(pool, np.setdiff1d(rows, inside), vals, seed))
-    return found
+    splitter = StratifiedGroupKFold(k, shuffle=True, random_state=np.random.RandomState(seed))
+    for _ in range(TRIES):
+        found = []
+        for _, held in splitter.split(images, pool.labels[images], pool.bundles[images]):
+            inside = rows[np.isin(pool.keys[rows], keys[held])]
+            vals = [_sorted(pool, inside[pool.views[inside] == view]) for view in range(test_views + 1)]
+            found.append(Round(pool, np.setdiff1d(rows, inside), vals, seed))
+        yield found
 
 
 def fewest_bundles(pool: Part, images: NDArray[np.int64]) -> int:
