@@ -108,11 +108,11 @@ def _run_line(run: Run) -> list[str]:
     return [named, Path(run.data).name, *what, "", "", "", seconds]
 
 
-def _share(found: Mapping[str, Any] | None, used: str) -> str:
+def _share(found: Mapping[str, Any] | None, caveat: str) -> str:
     """Accuracy with its interval, in per cent, and what flatters it."""
     if not found or not found["n"]:
         return "-"
-    return f"{100 * found['accuracy']:.1f} ({interval(*found['accuracy_95'])}) {used}".strip()
+    return f"{100 * found['accuracy']:.1f} ({interval(*found['accuracy_95'])}) {caveat}".strip()
 
 
 def run_text(run: RatedRun, folders: Folders) -> str:

@@ -130,7 +130,9 @@ class Session:
                     self.marks.number(label)
             before = {row: self.marks[row] for row in found}
             self._refuse([row for row, mark in before.items() if saw.get(self._key(row), mark.label) != mark.label])
-            changes = [Change(row, before[row], self._mark(row, label, shown)) for row, label in found.items()]
+            changes = [
+                Change(row, before[row], self._mark(row, before[row], label, shown)) for row, label in found.items()
+            ]
             changes = self._make(changes, shown)
             self._done.setdefault(window, []).append(changes)
             was_last = any(not change.before.label for change in changes) and not self.marks.free.any()
@@ -163,9 +165,8 @@ class Session:
         if overtaken:
             raise OvertakenError({self._key(row): self.marks[row].label for row in overtaken})
 
-    def _mark(self, row: int, label: str, shown: Mapping[str, str | float]) -> Mark:
+    def _mark(self, row: int, was: Mark, label: str, shown: Mapping[str, str | float]) -> Mark:
         """What an answer makes of a picture; its number comes with its writing."""
-        was = self.marks[row]
         if not label:
             return self.marks.by_data(row)
         led = was.led if was.label else shown.get("tab", "label") != "label"

@@ -132,9 +132,9 @@ def rounds_of(table: FeatureTable, options: TrainingOptions, seed: int) -> list[
                 f"--cv {options.cv} would rate images that the fine-tuned backbone was fitted on or chosen by; leave "
                 "--cv out"
             )
-        for note in notes_on_backbones(table):
+        if notes := notes_on_backbones(table):
             raise ConfigError(
-                f"--cv {options.cv} might rate images that the backbone was fitted on: {note}; leave it out"
+                f"--cv {options.cv} might rate images that the backbone was fitted on: {notes[0]}; leave it out"
             )
         found = [folds(pool, rows, options.cv, options.averaged, seed + offset) for offset in offsets]
         return [replace(turn, seed=offset) for offset, turns in zip(offsets, found, strict=True) for turn in turns]
