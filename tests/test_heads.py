@@ -32,6 +32,7 @@ from pipeline.heads.base import class_weights
 from pipeline.heads.linear import fit_many as fit_linear
 from pipeline.heads.logreg import PENALTIES
 from pipeline.heads.prepare import Preparation
+from pipeline.heads.ridge import fit_without
 from pipeline.store.rows import Part, joined, nothing
 from pipeline.training.optimizer import accuracy_of_logits, sparse_loss
 
@@ -378,6 +379,28 @@ class TestRidge:
         head, report = fitted("ridge", train, val, 4)
         assert len(report.history) == 40
         assert accuracy(head, val) == max(row["val_accuracy"] for row in report.history)
+
+    @pytest.mark.parametrize("n", [400, 11])
+    @pytest.mark.parametrize(
+        "options", [{}, {"standardize": False}, {"class_weight": "balanced"}, {"l2_normalize": True}], ids=str
+    )
+    def test_heads_without_some_images_are_those_of_the_others_alone(self, n: int, options: dict[str, object]) -> None:
+        """Of one pass, where one feature is the same in all images and one is only there in those that are held."""
+        train, test = blobs(n, 3, 0), blobs(100, 3, 2)
+        features = train.array()
+        held = [np.zeros(0, np.int64), np.arange(0, n, 5), np.arange(1, n, 5)]
+        features[:, 3] = 7.3
+        features[:, 4] = np.where(np.arange(n) % 5 == 0, 1e-3 * features[:, 4], 0)
+        train = replace(train, features=features)
+        _, config = make_head(HeadConfig("ridge", **options))  # type: ignore[arg-type]
+        found = list(fit_without(config, train, 3, held))
+        assert len(found) == len(held)
+        for head, rows in zip(found, held, strict=True):
+            rest = train.select(np.delete(np.arange(n), rows))
+            alone, _ = fitted("ridge", rest, EMPTY, 3, **options)
+            expected, probabilities = (one.predict_proba(test.array()) for one in (alone, head))
+            np.testing.assert_allclose(probabilities, expected, atol=1e-4)
+        assert np.abs(found[0].predict_proba(test.array()) - found[1].predict_proba(test.array())).max() > 1e-3
 
 
 class TestNeighbours:

@@ -39,7 +39,7 @@ from pipeline.labelling.files import copy_to_folders, export_labels
 from pipeline.labelling.journal import Answer, Journal
 from pipeline.labelling.learner import DRAWN
 from pipeline.labelling.marks import OvertakenError
-from pipeline.labelling.model import Rating, bundles_of, fit, growth, labels_for_a_point, rate, without_own_label
+from pipeline.labelling.model import Rating, bundles_of, fit, growth, labels_for_a_point, without_own_label
 from pipeline.labelling.queries import STRATEGIES, Pool
 from pipeline.labelling.server import Desk, application
 from pipeline.labelling.session import MOST_POINTS, Session
@@ -313,12 +313,20 @@ class TestQueries:
         assert set(labels[chosen]) == {0, 1, 2}
 
 
+def rated(*args: Any) -> Rating:
+    """The rating that comes with a head."""
+    found = fit(*args)
+    assert found is not None and found.rating is not None
+    return found.rating
+
+
 class TestModel:
     def test_there_is_none_of_one_class(self) -> None:
         features, _ = clusters()
         labels = np.full(120, UNLABELLED)
         labels[:9] = 2
-        assert fit(features, labels, np.arange(120).astype("S32")) is None
+        keys = np.arange(120).astype("S32")
+        assert fit(features, labels, keys, keys, np.ones(120, np.bool_)) is None
 
     def test_a_rating_is_of_pictures_drawn_at_random_by_heads_without_them(self) -> None:
         """Labels of drawn pictures that are all wrong: heads fitted on the others must miss every one."""
@@ -326,14 +334,23 @@ class TestModel:
         drawn = np.arange(400) % 5 == 0
         labels = np.where(drawn, (truth + 1) % 3, truth)
         keys = np.array([f"{row:032x}" for row in range(400)], "S32")
-        rating = rate(features, labels, keys, keys, drawn)
-        assert rating is not None
+        rating = rated(features, labels, keys, keys, drawn)
         assert (rating.n, rating.n_labels) == (80, 400)
         assert rating.accuracy < 0.05
-        right = rate(features, truth, keys, keys, drawn)
-        assert right is not None
+        right = rated(features, truth, keys, keys, drawn)
         assert right.accuracy > 0.95
         assert right.low < right.accuracy <= right.high
+
+    @pytest.mark.parametrize("others", [400, 0])
+    def test_many_rate_at_once_unless_too_few_are_left_to_learn_from(self, others: int) -> None:
+        """Of 300 drawn pictures beside 400 others each is called by one head; alone they are, by those of folds."""
+        n = 300 + others
+        features, truth = clusters(n)
+        keys = np.array([f"{row:032x}" for row in range(n)], "S32")
+        drawn = np.arange(n) < 300
+        rating = rated(features, truth, keys, keys, drawn)
+        assert (rating.n, rating.n_labels) == (300, n)
+        assert rating.accuracy > 0.95
 
     def test_pictures_that_belong_together_tell_nothing_of_one_another(self) -> None:
         """Forty groups of ten pictures, whose labels are drawn by lot: of a new group a head knows nothing."""
@@ -346,8 +363,7 @@ class TestModel:
         bundles = bundles_of(dataset)
         assert bundles.tolist() == np.sort(keys.reshape(40, 10))[numbers, 0].tolist()
         drawn = numbers % 5 == 0
-        rating, alone = rate(features, labels, keys, bundles, drawn), rate(features, labels, keys, keys, drawn)
-        assert rating is not None and alone is not None
+        rating, alone = rated(features, labels, keys, bundles, drawn), rated(features, labels, keys, keys, drawn)
         assert rating.low < 0.5 < rating.high and alone.low > 0.9
         assert rating.high - rating.low > 2 * (alone.high - alone.low), "eight groups tell less than eighty pictures"
         for found, sees in ((bundles, False), (keys, True)):
@@ -446,7 +462,8 @@ class TestSession:
         label_some(session, truth, 40)
         rating = session.state()["rating"]
         release = threading.Event()
-        found = fit(session.features, session.learner.drawn * 1, session.dataset.keys)
+        keys, drawn = session.dataset.keys, session.learner.drawn
+        found = fit(session.features, drawn * 1, keys, keys, drawn)
         monkeypatch.setattr("pipeline.labelling.learner.fit", lambda *_: release.wait(60) and found)
         for _ in range(5):
             (shown,) = session.show("label", 1)

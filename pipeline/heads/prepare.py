@@ -62,10 +62,15 @@ class Preparation:
             block = part.load(rows)
             for start in range(0, len(block), ROWS):
                 scaler.partial_fit(block[start : start + ROWS].astype(np.float64))
-        mean, deviations = scaler.mean_, np.sqrt(scaler.var_)
+        return cls.of(scaler.mean_, scaler.var_, l2_normalize=plain.l2_normalize)
+
+    @classmethod
+    def of(cls, mean: NDArray[np.float64], variance: NDArray[np.float64], *, l2_normalize: bool) -> Preparation:
+        """That which standardises features of this mean [d] and variance [d]."""
+        deviations = np.sqrt(variance)
         still = deviations <= np.maximum(LEAST_DEVIATION * np.abs(mean), LEAST_SHARE * deviations.max())
         scale = np.where(still, 1.0, deviations)
-        return cls(plain.l2_normalize, mean.astype(np.float32), scale.astype(np.float32))
+        return cls(l2_normalize, mean.astype(np.float32), scale.astype(np.float32))
 
     def __call__(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         """Prepare features [n, d]; a copy."""

@@ -7,13 +7,18 @@ features, X X' = U diag(s) U' is the smaller matrix, and W = X' U diag(1 / (s + 
 A single penalty that is known needs no eigendecomposition: W solves (X'X + a) W = X'Y, or W = X' Z with
 (X X' + a) Z = Y.
 
+X'X and X'Y are sums over images. The sums of a fold are added to those of others, so that the heads of all folds cost
+one pass over the features.
+
 Source: Hoerl and Kennard 1970, Technometrics 12, p. 55.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +30,7 @@ from pipeline.heads.affine import AffineHead, AffineMap, one_column
 from pipeline.heads.base import FitReport, class_weights
 from pipeline.heads.many import Trial
 from pipeline.heads.prepare import Preparation
-from pipeline.store.rows import Part
+from pipeline.store.rows import Part, nothing
 
 PENALTIES = tuple(float(f"{penalty:.3g}") for penalty in np.geomspace(1e-4, 10, 40))
 DEFAULT_PENALTY = 0.5  # where there are no validation images to choose with
@@ -116,6 +121,73 @@ class _Path:
                 yield own + bias
 
 
+@dataclass(frozen=True, slots=True)
+class _Moments:
+    """Sums over images with features x, one-hot labels y and weights w, to which others can be added.
+
+    Attributes:
+        n: Of w.
+        total: Of w x, shape [d].
+        products: Of w x x', shape [d, d].
+        cross: Of w x y', shape [d, c].
+        counts: Of w y, shape [c].
+    """
+
+    n: float
+    total: NDArray[np.float64]
+    products: NDArray[np.float64]
+    cross: NDArray[np.float64]
+    counts: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls,
+        part: Part,
+        n_classes: int,
+        of_class: NDArray[np.float64],
+        prepare: Preparation | None = None,
+    ) -> _Moments:
+        """Of a part, whose features are prepared as they are read; `of_class` is what an image of each class weighs."""
+        width = part.features.shape[1]
+        products, sides = np.zeros((width, width)), np.zeros((width, n_classes + 1))
+        counts = np.zeros(n_classes)
+        for rows in part.blocks():
+            block, block_labels = part.load(rows), part.labels[rows]
+            for start in range(0, len(rows), ROWS):
+                features, labels = block[start : start + ROWS], block_labels[start : start + ROWS]
+                rooted = (prepare(features) if prepare else features).astype(np.float64)
+                root = np.sqrt(of_class[labels])[:, None]
+                rooted *= root
+                products += rooted.T @ rooted  # of one array with itself NumPy computes only half
+                targets = np.eye(n_classes)[labels]
+                sides += rooted.T @ np.hstack([root * targets, root])
+                counts += of_class[labels] @ targets
+        return cls(float(counts.sum()), sides[:, -1], products, sides[:, :-1], counts)
+
+    def __add__(self, other: _Moments) -> _Moments:
+        return _Moments(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+
+    def sums(self, prepare: Preparation) -> _Sums:
+        """Of features that were prepared already."""
+        mean, prior = self.total / self.n, self.counts / self.n
+        matrix = self.products - self.n * np.outer(mean, mean)
+        cross = self.cross - self.n * np.outer(mean, prior)
+        return _Sums(prepare, matrix, cross, None, mean, prior, self.n)
+
+    def standardised(self) -> _Sums:
+        """Of features that are standardised only now, by their own mean and deviation; the weights must be equal."""
+        mean = self.total / self.n
+        variance = np.maximum(self.products.diagonal() / self.n - mean**2, 0)
+        prepare = Preparation.of(mean, variance, l2_normalize=False)
+        raw, scale = self.sums(prepare), prepare.scale.astype(np.float64)
+        return replace(
+            raw,
+            matrix=raw.matrix / np.outer(scale, scale),
+            targets=raw.targets / scale[:, None],
+            mean=(mean - prepare.mean) / scale,
+        )
+
+
 def _summed(part: Part, n_classes: int, config: HeadConfig) -> _Sums:
     prepare = Preparation.fit(part, standardize=config.standardize, l2_normalize=config.l2_normalize)
     of_class = class_weights(part.labels, n_classes, config.class_weight)
@@ -130,24 +202,7 @@ def _summed(part: Part, n_classes: int, config: HeadConfig) -> _Sums:
         root = np.sqrt(weights)
         centred = root * (features - mean)
         return _Sums(prepare, centred @ centred.T, root * (targets - prior), centred.T, mean, prior, n)
-    gram, cross = np.zeros((width, width)), np.zeros((width, n_classes))
-    total, counts = np.zeros(width), np.zeros(n_classes)
-    for rows in part.blocks():
-        block, block_labels = part.load(rows), part.labels[rows]
-        for start in range(0, len(rows), ROWS):
-            features = prepare(block[start : start + ROWS]).astype(np.float64)
-            labels = block_labels[start : start + ROWS]
-            root = np.sqrt(of_class[labels])[:, None]
-            rooted = root * features
-            gram += rooted.T @ rooted  # of one array with itself NumPy computes only half
-            total += (root * rooted).sum(axis=0)
-            targets = np.eye(n_classes)[labels]
-            cross += rooted.T @ (root * targets)
-            counts += of_class[labels] @ targets
-    mean, prior = total / n, counts / n
-    gram -= n * np.outer(mean, mean)
-    cross -= n * np.outer(mean, prior)
-    return _Sums(prepare, gram, cross, None, mean, prior, n)
+    return _Moments.of(part, n_classes, of_class, prepare).sums(prepare)
 
 
 class RidgeHead(AffineHead):
@@ -196,6 +251,10 @@ class RidgeHead(AffineHead):
         sums = _summed(both, self.n_classes, self.config)
         self.final = self._map(sums.prepare, *sums.weights(self.penalty))
 
+    def solve(self, sums: _Sums) -> None:
+        """Fit with the penalty that there is."""
+        self.trained = self.final = self._map(sums.prepare, *sums.weights(self.penalty))
+
     def _map(self, prepare: Preparation, weights: NDArray[np.float64], bias: NDArray[np.float64]) -> AffineMap:
         return AffineMap(prepare, *one_column(self.sharpness * weights, self.sharpness * bias))
 
@@ -221,3 +280,32 @@ def fit_many(
     penalties = [DEFAULT_PENALTY if config.l2 is None else config.l2 for config in configs]
     for number, found in enumerate(zip(*(path.scores(val, penalties) for val in vals), strict=True)):
         yield Trial(number, [softmax(DEFAULT_SHARPNESS * one, axis=1) for one in found])
+
+
+def fit_without(
+    config: HeadConfig, part: Part, n_classes: int, held: Sequence[NDArray[np.int64]]
+) -> Iterator[RidgeHead]:
+    """Heads with the penalty that is given, or the default, each fitted on all images of a part but some.
+
+    Args:
+        config: Its other options.
+        part: All images.
+        n_classes: Classes that there are.
+        held: Rows that each head doesn't see; no row may be held twice.
+    """
+    plain = config.standardize and not config.l2_normalize and config.class_weight != "balanced"
+    if not plain or len(part) < part.features.shape[1]:
+        for rows in held:
+            head = RidgeHead(config)
+            head.fit(part.select(np.delete(np.arange(len(part)), rows)), nothing(part), n_classes)
+            yield head
+        return
+    equal = np.ones(n_classes)
+    always = np.delete(np.arange(len(part)), np.concatenate(held))
+    moments = [_Moments.of(part.select(rows), n_classes, equal) for rows in (*held, always)]
+    for number in range(len(held)):
+        # Sums of the others, not of all less its own: features that only these images have would leave a residue.
+        others = reduce(add, moments[:number] + moments[number + 1 :])
+        head = RidgeHead(config)
+        head.solve(others.standardised())
+        yield head

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.data import UNLABELLED
 from pipeline.errors import StoreError
-from pipeline.labelling.model import Fit, Rating, fit, rate
+from pipeline.labelling.model import Fit, Rating, fit
 from pipeline.labelling.queries import STRATEGIES, Pool
 from pipeline.util import log
 
@@ -103,16 +103,14 @@ class Learner:
     def _learn(self, labels: Callable[[], Labels]) -> None:
         try:
             start, known = time.perf_counter(), labels()
-            fitted, rating = fit(self._features, known.numbers, self._keys), None
+            fitted = fit(self._features, known.numbers, self._keys, self._bundles, self.drawn & ~known.led)
             if fitted is not None:
-                rating = rate(self._features, known.numbers, self._keys, self._bundles, self.drawn & ~known.led)
-                seconds = time.perf_counter() - start
-                fitted = replace(fitted, rating=rating, seconds=seconds, number=next(self._numbers))
+                fitted = replace(fitted, seconds=time.perf_counter() - start, number=next(self._numbers))
             self.fit = fitted
             self.queue = self._choose(known, fitted)
             self.has_chosen.set()
-            if rating is not None:
-                self._keep(rating)
+            if fitted is not None and fitted.rating is not None:
+                self._keep(fitted.rating)
         except StoreError as error:
             log.warning("%s", error)
         except Exception:

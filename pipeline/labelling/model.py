@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import HeadConfig
+from pipeline.config import HEAD_DEFAULTS, HeadConfig
 from pipeline.data import UNLABELLED, Dataset
 from pipeline.evaluation.metrics import accuracy_interval
-from pipeline.heads import make_head
-from pipeline.store.rows import HeldFeatures, Part, nothing
+from pipeline.heads import Head
+from pipeline.heads.ridge import fit_without
+from pipeline.store.rows import HeldFeatures, Part
 
-HEAD = HeadConfig("ridge")  # in closed form
+HEAD = HeadConfig("ridge").resolved(HEAD_DEFAULTS["ridge"])  # in closed form
 FOLDS = 5
 ENOUGH = 200  # pictures rated at once, in place of in folds
 ROWS = 8192  # pictures that are asked about at a time
@@ -64,20 +65,46 @@ class Fit:
     number: int = 0
 
 
-def fit(features: NDArray[np.float32], labels: NDArray[np.int64], keys: NDArray[np.bytes_]) -> Fit | None:
-    """Fit a head on all labels; None while there are not two classes.
+def fit(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    keys: NDArray[np.bytes_],
+    bundles: NDArray[np.bytes_],
+    drawn: NDArray[np.bool_],
+) -> Fit | None:
+    """Fit a head on all labels, and rate it; None while there are not two classes.
+
+    It is rated by the labelled pictures that were drawn at random, which a strategy never chose. Each is called by a
+    head that was fitted without it and all that belong to it: in five folds, or, where there are many, at once. As
+    pictures that belong together are mostly right or wrong together, the interval counts bundles.
 
     Args:
         features: Of length 1, shape [n, d].
         labels: Numbers of classes, or `UNLABELLED`, shape [n].
         keys: Image keys, shape [n].
+        bundles: As `bundles_of` has them, shape [n].
+        drawn: Whether a picture was drawn at random, shape [n].
     """
     known = np.flatnonzero(labels != UNLABELLED)
     classes = np.unique(labels[known])
     if len(classes) < 2:
         return None
-    probabilities = _fitted(features, labels, keys, known, classes, np.arange(len(features)))
-    return Fit(classes, probabilities)
+    own, rates = bundles[known], drawn[known]
+    names = np.unique(own[rates])  # sorted by keys, that is in no order, so that no fold has a class of its own
+    at_once = len(names) >= ENOUGH and 2 * rates.sum() <= len(known)
+    parts = [names] if at_once else np.array_split(names, FOLDS) if len(names) >= LEAST_RATED else []
+    held = [np.flatnonzero(np.isin(own, part)) for part in parts]
+    heads = _without(features, labels, keys, known, classes, [known[:0], *held])
+    probabilities = _asked(next(heads), features, np.arange(len(features)))
+    right = 0
+    for head, places in zip(heads, held, strict=True):
+        rated = known[places[rates[places]]]
+        right += int((classes[_asked(head, features, rated).argmax(axis=1)] == labels[rated]).sum())
+    if not held:
+        return Fit(classes, probabilities)
+    accuracy = right / int(rates.sum())
+    low, high = accuracy_interval(round(accuracy * len(names)), len(names))
+    return Fit(classes, probabilities, Rating(len(known), int(rates.sum()), accuracy, low, high))
 
 
 def bundles_of(dataset: Dataset) -> NDArray[np.bytes_]:
@@ -93,41 +120,6 @@ def bundles_of(dataset: Dataset) -> NDArray[np.bytes_]:
 def n_bundles(labels: NDArray[np.int64], bundles: NDArray[np.bytes_], classes: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many bundles each class has pictures in, shape [c]."""
     return np.array([len(np.unique(bundles[labels == one])) for one in classes.tolist()], np.int64)
-
-
-def rate(
-    features: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    keys: NDArray[np.bytes_],
-    bundles: NDArray[np.bytes_],
-    drawn: NDArray[np.bool_],
-) -> Rating | None:
-    """Rate the head by the labelled pictures that were drawn at random, which a strategy never chose.
-
-    Each is called by a head that was fitted without it and all that belong to it: in five folds, or, where there are
-    many, at once. As pictures that belong together are mostly right or wrong together, the interval counts bundles.
-
-    Args:
-        features: Of length 1, shape [n, d].
-        labels: Numbers of classes, or `UNLABELLED`, shape [n].
-        keys: Image keys, shape [n].
-        bundles: As `bundles_of` has them, shape [n].
-        drawn: Whether a picture is one of them, shape [n].
-    """
-    known = np.flatnonzero(labels != UNLABELLED)
-    rated = known[drawn[known]]
-    names = np.unique(bundles[rated])  # sorted by keys, that is in no order, so that no fold has a class of its own
-    if len(names) < LEAST_RATED:
-        return None
-    right = 0
-    for part in [names] if len(names) >= ENOUGH else np.array_split(names, FOLDS):
-        held, rest = rated[np.isin(bundles[rated], part)], known[~np.isin(bundles[known], part)]
-        classes = np.unique(labels[rest])
-        if len(classes) > 1:
-            found = _fitted(features, labels, keys, rest, classes, held)
-            right += int((classes[found.argmax(axis=1)] == labels[held]).sum())
-    low, high = accuracy_interval(round(right / len(rated) * len(names)), len(names))
-    return Rating(len(known), len(rated), right / len(rated), low, high)
 
 
 def without_own_label(
@@ -155,26 +147,30 @@ def without_own_label(
         rounds = StratifiedGroupKFold(k, shuffle=True, random_state=0).split(known, labels[known], bundles[known])
     else:  # many times as fast
         rounds = StratifiedKFold(k, shuffle=True, random_state=0).split(known, labels[known])
-    for rest, held in rounds:
-        found[known[held]] = _fitted(features, labels, keys, known[rest], classes, known[held])
+    held = [places for _, places in rounds]
+    for head, places in zip(_without(features, labels, keys, known, classes, held), held, strict=True):
+        found[known[places]] = _asked(head, features, known[places])
     return found
 
 
-def _fitted(
+def _without(
     features: NDArray[np.float32],
     labels: NDArray[np.int64],
     keys: NDArray[np.bytes_],
-    train: NDArray[np.int64],
+    known: NDArray[np.int64],
     classes: NDArray[np.int64],
-    asked: NDArray[np.int64],
-) -> NDArray[np.floating]:
-    """Probabilities [asked, c] by a head that was fitted on some pictures."""
-    numbers = np.searchsorted(classes, labels[train])
-    part = Part(HeldFeatures(features, train), numbers, keys[train], np.zeros(len(train), np.int64))
-    head, _ = make_head(HEAD)
-    head.fit(part, nothing(part), len(classes))
+    held: Sequence[NDArray[np.int64]],
+) -> Iterator[Head]:
+    """Heads that were fitted on the labelled pictures but for those that are held, by their places among them."""
+    numbers = np.searchsorted(classes, labels[known])
+    part = Part(HeldFeatures(features, known), numbers, keys[known], np.zeros(len(known), np.int64))
+    return fit_without(HEAD, part, len(classes), held)
+
+
+def _asked(head: Head, features: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.floating]:
+    """Probabilities [rows, c] by a head."""
     # Heads prepare a copy of what they are asked about, and there may be much of it.
-    blocks = [head.predict_proba(features[asked[start : start + ROWS]]) for start in range(0, len(asked), ROWS)]
+    blocks = [head.predict_proba(features[rows[start : start + ROWS]]) for start in range(0, len(rows), ROWS)]
     return np.concatenate(blocks)
 
 
