@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.request import url2pathname, urlopen
 
 import httpx2
 import numpy as np
@@ -41,7 +42,7 @@ from pipeline.labelling.learner import DRAWN
 from pipeline.labelling.marks import OvertakenError
 from pipeline.labelling.model import Rating, bundles_of, fit, growth, labels_for_a_point, without_own_label
 from pipeline.labelling.queries import STRATEGIES, Pool
-from pipeline.labelling.server import Desk, application
+from pipeline.labelling.server import Desk, application, serving
 from pipeline.labelling.session import MOST_POINTS, Session
 from pipeline.labelling.tabs import Known, to_label
 from pipeline.pages.pictures import Pictures
@@ -902,6 +903,22 @@ class TestServer:
         assert session.state()["labelled"] == 0
         assert ask("/answer", body, headers={"Origin": "http://127.0.0.1:1234"}).status_code == 200
         assert session.state()["labelled"] == 1
+
+    def test_no_answer_waits_until_its_beginning_is_acknowledged(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        accept, at_once = socket.socket.accept, []
+
+        def remembering(listening: socket.socket) -> tuple[socket.socket, Any]:
+            connection, address = accept(listening)
+            at_once.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            return connection, address
+
+        monkeypatch.setattr(socket.socket, "accept", remembering)
+        with serving(application(desk, ["127.0.0.1"]), "127.0.0.1", 0) as port:
+            with urlopen(f"http://127.0.0.1:{port}/?token={desk.token}") as answer:
+                assert b"shades" in answer.read()
+        assert at_once and all(at_once)
 
     @pytest.mark.parametrize(
         "path",
