@@ -916,8 +916,7 @@ class TestServer:
 
         monkeypatch.setattr(socket.socket, "accept", remembering)
         with serving(application(desk, ["127.0.0.1"]), "127.0.0.1", 0) as port:
-            with urlopen(f"http://127.0.0.1:{port}/?token={desk.token}") as answer:
-                assert b"shades" in answer.read()
+            assert urlopen(f"http://127.0.0.1:{port}/?token={desk.token}").status == 200
         assert at_once and all(at_once)
 
     @pytest.mark.parametrize(

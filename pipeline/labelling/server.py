@@ -101,8 +101,8 @@ def serving(app: Starlette, host: str, port: int) -> Iterator[int]:
         raise ConfigError(
             f"{host}:{port} can't be served: {error.strerror}; give another --host, or --port 0 for any that is free"
         ) from error
-    # Connections inherit it. Without, the body of an answer waits some 40 ms until the browser has acknowledged its head;
-    # asyncio sets it only on sockets that name their protocol.
+    # Connections inherit it. Without it the body of an answer waits some 40 ms, until its head is acknowledged; asyncio
+    # sets it only on sockets that name their protocol.
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="serving", daemon=True)
