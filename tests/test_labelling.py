@@ -29,6 +29,7 @@ import numpy as np
 import pytest
 from conftest import FakeEngine
 from PIL import Image
+from threadpoolctl import threadpool_info
 
 from pipeline import commands
 from pipeline.config import Columns, ExtractConfig, LabelOptions, SplitConfig
@@ -471,6 +472,21 @@ class TestSession:
             session.answer([(shown.key, NAMES[0])], {"tab": "label"})
         assert session.state()["fitting"] and session.state()["rating"] == rating
         release.set()
+
+    def test_a_fit_leaves_a_processor_to_the_page(
+        self, session: Session, truth: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        threads: list[int] = []
+
+        def fitting(*args: Any) -> Any:
+            threads.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+            return fit(*args)
+
+        monkeypatch.setattr("pipeline.labelling.learner.fit", fitting)
+        monkeypatch.setattr("pipeline.labelling.learner.cpu_count", lambda: 2)
+        label_some(session, truth, 40)
+        assert session.learner.fit is not None
+        assert set(threads) == {1}
 
     def test_keys_and_growth_outlive_a_restart(self, dataset: Dataset, truth: np.ndarray, tmp_path: Path) -> None:
         before = opened(dataset, tmp_path / "labels.jsonl", classes=("top", "right", "left"))

@@ -17,6 +17,7 @@ from pipeline.errors import StoreError
 from pipeline.labelling.model import Fit, Rating, fit
 from pipeline.labelling.queries import STRATEGIES, Pool
 from pipeline.util import log
+from pipeline.util.machine import cpu_count
 
 START, THEN = "typiclust", "margin"  # strategies before and after there is a head
 START_LABELS = 10  # for each class, until which the first strategy chooses
@@ -101,9 +102,13 @@ class Learner:
         self._worker.shutdown(wait=True, cancel_futures=True)
 
     def _learn(self, labels: Callable[[], Labels]) -> None:
+        from threadpoolctl import threadpool_limits
+
         try:
             start, known = time.perf_counter(), labels()
-            fitted = fit(self._features, known.numbers, self._keys, self._bundles, self.drawn & ~known.led)
+            # One processor is left to the page and to whoever looks at it: threads that wait busily slow all of them.
+            with threadpool_limits(max(1, cpu_count() - 1), user_api="blas"):
+                fitted = fit(self._features, known.numbers, self._keys, self._bundles, self.drawn & ~known.led)
             if fitted is not None:
                 fitted = replace(fitted, seconds=time.perf_counter() - start, number=next(self._numbers))
             self.fit = fitted
