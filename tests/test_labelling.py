@@ -39,7 +39,7 @@ from pipeline.errors import ConfigError, DataError, StoreError
 from pipeline.labelling import queries, tabs
 from pipeline.labelling.files import copy_to_folders, export_labels
 from pipeline.labelling.journal import Answer, Journal
-from pipeline.labelling.learner import DRAWN
+from pipeline.labelling.learner import DRAWN, Labels, Learner
 from pipeline.labelling.marks import OvertakenError
 from pipeline.labelling.model import Rating, bundles_of, fit, growth, labels_for_a_point, without_own_label
 from pipeline.labelling.queries import STRATEGIES, Pool
@@ -313,6 +313,23 @@ class TestQueries:
         chosen = queries.badge(pool, 9)
         assert chosen[0] == 20
         assert set(labels[chosen]) == {0, 1, 2}
+
+
+def test_the_first_pictures_are_of_all_kinds_also_where_most_are_of_one() -> None:
+    """Of sixteen kinds one has most pictures; of 64 clusters nearly all of the largest are of that kind."""
+    random = np.random.default_rng(0)
+    kind = np.concatenate([np.zeros(300, np.int64), np.repeat(np.arange(1, 16), 12)])
+    features = np.eye(64)[kind] + random.normal(size=(len(kind), 64)) * 0.01
+    features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+    keys = np.array([f"{5 * row + 1:032x}" for row in range(len(kind))], "S32")
+    learner = Learner(features, keys, keys, 0, print)
+    assert not learner.drawn.any()
+    none = np.zeros(len(kind), np.bool_)
+    learner.learn(lambda: Labels(np.full(len(kind), UNLABELLED), none, none, 2))
+    learner.settle()
+    learner.close()
+    assert len(set(learner.queue)) == 64
+    assert set(kind[learner.queue[:16]]) == set(range(16))
 
 
 def rated(*args: Any) -> Rating:

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from pipeline.data import UNLABELLED
 from pipeline.errors import StoreError
 from pipeline.labelling.model import Fit, Rating, fit
-from pipeline.labelling.queries import STRATEGIES, Pool
+from pipeline.labelling.queries import STRATEGIES, Pool, Strategy
 from pipeline.util import log
 from pipeline.util.machine import cpu_count
 
 START, THEN = "typiclust", "margin"  # strategies before and after there is a head
 START_LABELS = 10  # for each class, until which the first strategy chooses
 DRAWN = 5  # of so many pictures one is drawn at random, and rates the head
+ROUND = 16  # pictures that are chosen first as if no more were asked for
 QUEUE, AHEAD = 64, 32  # pictures that are chosen at a time, and that must be left of them, as the page holds some
 
 
@@ -130,7 +131,7 @@ class Learner:
             return self.queue  # what is typical doesn't depend on the answers
         probabilities = None if fitted is None else fitted.probabilities
         pool = Pool(self._features, labelled, free & ~self.drawn, probabilities, self._random)
-        chosen = STRATEGIES[START if start else THEN](pool, QUEUE).tolist()
+        chosen = _in_rounds(STRATEGIES[START], pool) if start else STRATEGIES[THEN](pool, QUEUE).tolist()
         drawn = self._random.permutation(np.flatnonzero(free & self.drawn)).tolist()
         queue: list[int] = []
         n, n_drawn, last = int(labelled.sum()), int((labelled & self.drawn & ~known.led).sum()), False
@@ -142,3 +143,18 @@ class Learner:
             last = turn is drawn
             n, n_drawn = n + 1, n_drawn + last
         return queue
+
+
+def _in_rounds(choose: Strategy, pool: Pool) -> list[int]:
+    """A queue, each round of which doubles the pictures that are labelled or chosen.
+
+    Chosen all at once, the first would come from the largest of many clusters, which may all be of one class.
+    """
+    labelled, is_open = pool.labelled.copy(), pool.open.copy()
+    queue: list[int] = []
+    while is_open.any() and len(queue) < QUEUE:
+        n = min(max(ROUND, int(labelled.sum())), QUEUE - len(queue))
+        found = choose(replace(pool, labelled=labelled, open=is_open), n)
+        labelled[found], is_open[found] = True, False
+        queue += found.tolist()
+    return queue
