@@ -887,6 +887,38 @@ class TestLabelling:
         self.counts(page, 20 + len(shown) - 1)
         assert {one.key for one in session.journal.answers[20:]} == shown - {gone}
 
+    def test_pictures_further_on_are_those_of_the_newest_head_unless_some_are_selected(
+        self, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        page, session = label_page(), served[1]
+        keys = "[...document.querySelectorAll('#grid [role=option]')].map((one) => one.dataset.key)"
+        self.begin(page, session, 40)
+        page.evaluate("refresh()")
+        chosen = [one.key for one in session.show("label", 12, skip=page.evaluate(keys)[:8])]
+        page.wait_for_function(f"chosen => {keys}.slice(8, 20).join() === chosen.join()", arg=chosen)
+        page.keyboard.press(" ")
+        before = page.evaluate(keys)
+        for one in session.show("label", 10, skip=before):
+            session.answer([(one.key, "dark")], {})
+        session.settle()
+        page.evaluate("refresh()")
+        self.counts(page, 50)
+        assert page.evaluate(keys) == before
+        assert [one.key for one in session.show("label", 12, skip=before[:8])] != before[8:20]
+
+    def test_nothing_is_shown_before_it_is_chosen(
+        self, served: tuple[str, Session], chromium: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        served[1].settle()
+        monkeypatch.setattr("pipeline.labelling.session.PATIENCE", 0.05)
+        served[1].learner.has_chosen.clear()
+        with chromium.new_context() as context:
+            page = context.new_page()
+            page.goto(served[0])
+            page.locator("#empty", has_text="The next pictures are being chosen.").wait_for()
+            served[1].learner.has_chosen.set()
+            page.wait_for_selector("#grid [role=option]")
+
     def test_two_windows_share_a_labelling(self, served: tuple[str, Session], label_page: Callable[..., Page]) -> None:
         one = label_page()
         self.name_classes(one)

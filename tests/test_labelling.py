@@ -325,11 +325,14 @@ def test_the_first_pictures_are_of_all_kinds_also_where_most_are_of_one() -> Non
     learner = Learner(features, keys, keys, 0, print)
     assert not learner.drawn.any()
     none = np.zeros(len(kind), np.bool_)
-    learner.learn(lambda: Labels(np.full(len(kind), UNLABELLED), none, none, 2))
-    learner.settle()
+    sizes = []
+    for _ in range(3):
+        learner.learn(lambda: Labels(np.full(len(kind), UNLABELLED), none, none, 2))
+        learner.settle()
+        sizes.append(len(set(learner.queue)))
     learner.close()
-    assert len(set(learner.queue)) == 64
-    assert set(kind[learner.queue[:16]]) == set(range(16))
+    assert sizes == [20, 40, 40], "as many again, until enough are waiting"
+    assert set(kind[learner.queue[:20]]) == set(range(16))
 
 
 def rated(*args: Any) -> Rating:
@@ -637,7 +640,7 @@ class TestSession:
         assert session.journal.answers[0].who == str(os.getuid())
         session.close()
 
-    def test_before_anything_is_chosen_pictures_come_in_no_order(
+    def test_before_anything_is_chosen_nothing_is_shown(
         self, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         release = threading.Event()
@@ -645,11 +648,26 @@ class TestSession:
         monkeypatch.setattr("pipeline.labelling.session.PATIENCE", 0.01)
         session = opened(dataset, tmp_path / "labels.jsonl")
         try:
-            rows = [session.row(one.key) for one in session.show("label", 20)]
-            assert max(rows) > 60 and rows != sorted(rows)
+            assert session.show("label", 20) == []
+            release.set()
+            session.settle()
+            assert len(session.show("label", 20)) == 20
         finally:
             release.set()
             session.close()
+
+    def test_where_nothing_can_be_chosen_pictures_come_in_no_order(
+        self, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: Any) -> None:
+            raise MemoryError
+
+        monkeypatch.setitem(STRATEGIES, "typiclust", fail)
+        session = opened(dataset, tmp_path / "labels.jsonl")
+        session.settle()
+        rows = [session.row(one.key) for one in session.show("label", 20)]
+        assert max(rows) > 60 and rows != sorted(rows)
+        session.close()
 
     def test_a_fifth_is_drawn_at_random_and_no_guess_is_shown_with_it(
         self, session: Session, truth: np.ndarray, tmp_path: Path

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from pipeline.data import UNLABELLED
 from pipeline.errors import StoreError
 from pipeline.labelling.model import Fit, Rating, fit
-from pipeline.labelling.queries import STRATEGIES, Pool, Strategy
+from pipeline.labelling.queries import STRATEGIES, Pool
 from pipeline.util import log
 from pipeline.util.machine import cpu_count
 
 START, THEN = "typiclust", "margin"  # strategies before and after there is a head
 START_LABELS = 10  # for each class, until which the first strategy chooses
 DRAWN = 5  # of so many pictures one is drawn at random, and rates the head
-ROUND = 16  # pictures that are chosen first as if no more were asked for
+ROUND = 20  # pictures that are chosen first, as many as the page shows
 QUEUE, AHEAD = 64, 32  # pictures that are chosen at a time, and that must be left of them, as the page holds some
 
 
@@ -58,7 +58,7 @@ class Learner:
             alone, so that it is the same in every session.
         fit: The newest head; None before there is one.
         queue: Rows that are to be labelled next.
-        has_chosen: Set once there is a queue.
+        has_chosen: Set once there is a queue, or was to be one.
     """
 
     def __init__(
@@ -114,28 +114,35 @@ class Learner:
                 fitted = replace(fitted, seconds=time.perf_counter() - start, number=next(self._numbers))
             self.fit = fitted
             self.queue = self._choose(known, fitted)
-            self.has_chosen.set()
             if fitted is not None and fitted.rating is not None:
                 self._keep(fitted.rating)
         except StoreError as error:
             log.warning("%s", error)
         except Exception:
             log.exception("The head can't be fitted")
+        finally:
+            self.has_chosen.set()
 
     def _choose(self, known: Labels, fitted: Fit | None) -> list[int]:
-        """The next pictures to be labelled: drawn at random until these are a fifth of all labels, or by a strategy."""
+        """The next pictures to be labelled: drawn at random until these are a fifth of all labels, or by a strategy.
+
+        At first each round doubles the pictures that are labelled or chosen. What is typical doesn't depend on answers,
+        but of many pictures chosen at once the first are from the largest of many clusters, often all of one class.
+        """
         labelled = known.numbers != UNLABELLED
         free = ~labelled & ~known.dropped
         start = fitted is None or int(labelled.sum()) < START_LABELS * known.n_classes
-        if start and sum(bool(free[row]) for row in self.queue) >= AHEAD:
-            return self.queue  # what is typical doesn't depend on the answers
+        queue = [row for row in self.queue if free[row]] if start else []
+        if len(queue) >= AHEAD:
+            return queue
+        labelled[queue], free[queue] = True, False  # as good as labelled
+        n, n_drawn, last = int(labelled.sum()), int((labelled & self.drawn & ~known.led).sum()), False
+        size = min(QUEUE, len(queue) + max(ROUND, n)) if start else QUEUE
         probabilities = None if fitted is None else fitted.probabilities
         pool = Pool(self._features, labelled, free & ~self.drawn, probabilities, self._random)
-        chosen = _in_rounds(STRATEGIES[START], pool) if start else STRATEGIES[THEN](pool, QUEUE).tolist()
+        chosen = STRATEGIES[START if start else THEN](pool, size - len(queue)).tolist()
         drawn = self._random.permutation(np.flatnonzero(free & self.drawn)).tolist()
-        queue: list[int] = []
-        n, n_drawn, last = int(labelled.sum()), int((labelled & self.drawn & ~known.led).sum()), False
-        while (chosen or drawn) and len(queue) < QUEUE:
+        while (chosen or drawn) and len(queue) < size:
             # After many were confirmed at once, those that rate the head come every second time, not all in a row.
             wanted = n_drawn < (n + 1) // DRAWN and not last
             turn = drawn if drawn and (wanted or not chosen) else chosen
@@ -143,18 +150,3 @@ class Learner:
             last = turn is drawn
             n, n_drawn = n + 1, n_drawn + last
         return queue
-
-
-def _in_rounds(choose: Strategy, pool: Pool) -> list[int]:
-    """A queue, each round of which doubles the pictures that are labelled or chosen.
-
-    Chosen all at once, the first would come from the largest of many clusters, which may all be of one class.
-    """
-    labelled, is_open = pool.labelled.copy(), pool.open.copy()
-    queue: list[int] = []
-    while is_open.any() and len(queue) < QUEUE:
-        n = min(max(ROUND, int(labelled.sum())), QUEUE - len(queue))
-        found = choose(replace(pool, labelled=labelled, open=is_open), n)
-        labelled[found], is_open[found] = True, False
-        queue += found.tolist()
-    return queue

@@ -25,7 +25,7 @@ from pipeline.labelling.tabs import Found, Known, Picked, Shown
 from pipeline.pages.pictures import Pictures
 
 AT_ONCE = 5  # answers after which the head is fitted again
-PATIENCE = 1.0  # seconds that the first page waits for a choice, before it shows any pictures
+PATIENCE = 1.0  # seconds that an answer waits for the first choice, before it says that there is none yet
 MOST_CLASSES = 1000
 MOST_POINTS = 50  # ratings of which the page draws a curve
 DOUBTS = ("wrong", "errors")  # tabs on which a label that was looked at doesn't come again
@@ -233,6 +233,7 @@ class Session:
                 "rating": rating and _told(rating),
                 "history": [_told(one) for one in reversed(history[:: -(len(history) // MOST_POINTS + 1)])],
                 "gain": labels_for_a_point(history),
+                "fit": fitted.number if fitted else 0,
                 "fitting": self.learner.busy,
                 "can_undo": bool(self._done.get(window)),
             }
@@ -250,8 +251,8 @@ class Session:
         Raises:
             ConfigError: If there is no such tab, class or picture.
         """
-        if tab == "label":
-            self.learner.has_chosen.wait(PATIENCE)
+        if tab == "label" and not self.learner.has_chosen.wait(PATIENCE):
+            return []
         known, passed = self._known(), {self._row_of[one] for one in skip if one in self._row_of}
         number = known.fit.number if known.fit else 0
         found: dict[str, Callable[[], Found]] = {

@@ -93,7 +93,7 @@ class Known:
 
 
 def to_label(known: Known, queue: Sequence[int], passed: Collection[int], n: int) -> Found:
-    """What a strategy has chosen, and some that were drawn at random; then any, as long as too few are chosen.
+    """What a strategy has chosen, and some that were drawn at random; then any, if none of them is left.
 
     Args:
         known: What is known.
@@ -103,10 +103,10 @@ def to_label(known: Known, queue: Sequence[int], passed: Collection[int], n: int
     """
     free = known.free
     rows = [row for row in queue if free[row] and row not in passed]
-    if len(rows) < n:
-        rest = np.setdiff1d(np.flatnonzero(free), [*rows, *passed])
+    if not rows:
+        rest = np.setdiff1d(np.flatnonzero(free), list(passed))
         # By key, as the order of the data is often that of its classes.
-        rows += rest[np.argsort(known.dataset.keys[rest])[: n - len(rows)]].tolist()
+        rows = rest[np.argsort(known.dataset.keys[rest])[:n]].tolist()
     return [to_be_labelled(known.drawn, row) for row in rows]
 
 

@@ -15,7 +15,7 @@ const TABS = [
   ["like", "Alike", "Pictures that are like the one that was chosen with L, which comes first. Pictures drawn at random are left out until they have a label."],
 ];
 const GRID = 20, AHEAD = 8;
-const desk = { tab: "label", name: "", like: "", pictures: [], focus: 0, selected: new Set(), passed: new Set(), broken: new Set(), more: false, undoable: false, left: 0, doing: "", lost: false, told: "", drawn: "", classes: [], loading: false, serial: 0, options: new Map(), ahead: new Map() };
+const desk = { tab: "label", name: "", like: "", pictures: [], focus: 0, selected: new Set(), passed: new Set(), broken: new Set(), more: false, undoable: false, left: 0, doing: "", lost: false, told: "", drawn: "", classes: [], loading: false, serial: 0, fit: 0, options: new Map(), ahead: new Map() };
 
 async function ask(path, body) {
   const headers = { "X-Token": token, "X-Window": me };
@@ -55,6 +55,12 @@ async function load(fresh) {
     if (isGrid()) keepInSight();
   } catch (error) { trouble(error.message); } finally { desk.loading = false; }
   draw();
+  if (desk.tab === "label" && !desk.pictures.length && desk.left) setTimeout(refresh, 500); // they are being chosen
+}
+function renew() { // a newer head knows better what teaches most; what is before the eyes, or selected, stays
+  if (desk.tab !== "label" || desk.loading || desk.selected.size) return;
+  desk.pictures = desk.pictures.slice(0, desk.focus + AHEAD);
+  load(false);
 }
 function keepInSight() { // nothing is confirmed that can't be seen
   desk.pictures = desk.pictures.slice(0, GRID);

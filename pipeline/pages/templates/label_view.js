@@ -137,6 +137,7 @@ function drawState(state) {
     if (!desk.pictures.length) draw();
   }
   if (desk.tab === "label" && desk.left && !desk.pictures.length && !desk.loading && desk.serial) load(true);
+  if (desk.fit !== state.fit) { desk.fit = state.fit; renew(); }
   if (desk.told === JSON.stringify(state)) return; // who reads it would lose their place
   desk.told = JSON.stringify(state);
   at("name").textContent = state.name;
