@@ -686,6 +686,19 @@ class TestLabelling:
         page.wait_for_function("() => document.getElementById('said').textContent === 'Picture: grey'")
         assert [(one.key, one.label) for one in session.journal.answers[20:]] == [(first, "dark"), (clicked, "grey")]
 
+    def test_a_class_is_not_given_to_another_picture_if_the_one_that_was_clicked_has_gone(
+        self, served: tuple[str, Session], label_page: Callable[..., Page]
+    ) -> None:
+        page, session = label_page(), served[1]
+        self.name_classes(page)
+        with self.held(page, "/answer"):
+            page.keyboard.press("1")
+            page.locator("#grid [role=option]").nth(15).click()
+            page.keyboard.press("2")
+            page.evaluate("desk.pictures.length = 9")  # as a newer head would have it
+        page.locator("#trouble", has_text="The picture that was clicked is no longer here").wait_for()
+        assert [one.label for one in session.journal.answers] == ["dark"]
+
     def test_after_trouble_keys_that_wait_are_let_go(
         self, served: tuple[str, Session], label_page: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -385,13 +385,14 @@ class TestRidge:
         "options", [{}, {"standardize": False}, {"class_weight": "balanced"}, {"l2_normalize": True}], ids=str
     )
     def test_heads_without_some_images_are_those_of_the_others_alone(self, n: int, options: dict[str, object]) -> None:
-        """Of one pass, where one feature is the same in all images and one is only there in those that are held."""
+        """Of one pass, where one feature is the same in all images and one is large in those that are held."""
         train, test = blobs(n, 3, 0), blobs(100, 3, 2)
         features = train.array()
         held = [np.zeros(0, np.int64), np.arange(0, n, 5), np.arange(1, n, 5)]
         features[:, 3] = 7.3
-        features[:, 4] = np.where(np.arange(n) % 5 == 0, 1e-3 * features[:, 4], 0)
+        features[:, 4] = features[:, 4] * np.where(np.arange(n) % 5 == 0, 1e3, 1e-6)
         train = replace(train, features=features)
+        test.array()[:, 4] *= 1e-6
         _, config = make_head(HeadConfig("ridge", **options))  # type: ignore[arg-type]
         found = list(fit_without(config, train, 3, held))
         assert len(found) == len(held)

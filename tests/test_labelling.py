@@ -36,6 +36,7 @@ from pipeline.config import Columns, ExtractConfig, LabelOptions, SplitConfig
 from pipeline.data import UNLABELLED, ArraySource, Dataset, array_key, file_key, open_dataset
 from pipeline.data.corrections import read_corrections
 from pipeline.errors import ConfigError, DataError, StoreError
+from pipeline.heads.ridge import fit_without
 from pipeline.labelling import queries, tabs
 from pipeline.labelling.files import copy_to_folders, export_labels
 from pipeline.labelling.journal import Answer, Journal
@@ -363,15 +364,32 @@ class TestModel:
         assert right.accuracy > 0.95
         assert right.low < right.accuracy <= right.high
 
-    @pytest.mark.parametrize("others", [400, 0])
-    def test_many_rate_at_once_unless_too_few_are_left_to_learn_from(self, others: int) -> None:
-        """Of 300 drawn pictures beside 400 others each is called by one head; alone they are, by those of folds."""
+    @pytest.mark.parametrize(("others", "heads"), [(400, 1), (200, 5), (0, 5)])
+    def test_many_rate_at_once_unless_too_few_are_left_to_learn_from(
+        self, others: int, heads: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of 300 drawn pictures beside 400 others all are called by one head; beside fewer, by those of folds."""
+        held: list[list[int]] = []
+        monkeypatch.setattr(
+            "pipeline.labelling.model.fit_without",
+            lambda *known: held.append([len(rows) for rows in known[-1]]) or fit_without(*known),
+        )
         n = 300 + others
         features, truth = clusters(n)
         keys = np.array([f"{row:032x}" for row in range(n)], "S32")
         drawn = np.arange(n) < 300
         rating = rated(features, truth, keys, keys, drawn)
         assert (rating.n, rating.n_labels) == (300, n)
+        assert rating.accuracy > 0.95
+        assert held == [[0, *[300 // heads] * heads]]
+
+    def test_some_are_left_to_learn_from_where_all_belong_to_those_that_rate(self) -> None:
+        """Of 250 drawn bundles of two pictures one rates, and there are no others."""
+        features, truth = clusters(500)
+        features, truth = np.repeat(features[:250], 2, axis=0), np.repeat(truth[:250], 2)
+        keys = np.array([f"{row:032x}" for row in range(500)], "S32")
+        rating = rated(features, truth, keys, np.repeat(keys[::2], 2), np.arange(500) % 2 == 0)
+        assert rating.n == 250
         assert rating.accuracy > 0.95
 
     def test_pictures_that_belong_together_tell_nothing_of_one_another(self) -> None:
@@ -498,11 +516,16 @@ class TestSession:
     ) -> None:
         threads: list[int] = []
 
-        def fitting(*args: Any) -> Any:
-            threads.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
-            return fit(*args)
+        def counting(act: Callable[..., Any]) -> Callable[..., Any]:
+            def counted(*known: Any) -> Any:
+                threads.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+                return act(*known)
 
-        monkeypatch.setattr("pipeline.labelling.learner.fit", fitting)
+            return counted
+
+        monkeypatch.setattr("pipeline.labelling.learner.fit", counting(fit))
+        for name in ("typiclust", "margin"):
+            monkeypatch.setitem(STRATEGIES, name, counting(STRATEGIES[name]))
         monkeypatch.setattr("pipeline.labelling.learner.cpu_count", lambda: 2)
         label_some(session, truth, 40)
         assert session.learner.fit is not None

@@ -110,10 +110,10 @@ class Learner:
             # One processor is left to the page and to whoever looks at it: threads that wait busily slow all of them.
             with threadpool_limits(max(1, cpu_count() - 1), user_api="blas"):
                 fitted = fit(self._features, known.numbers, self._keys, self._bundles, self.drawn & ~known.led)
-            if fitted is not None:
-                fitted = replace(fitted, seconds=time.perf_counter() - start, number=next(self._numbers))
-            self.fit = fitted
-            self.queue = self._choose(known, fitted)
+                if fitted is not None:
+                    fitted = replace(fitted, seconds=time.perf_counter() - start, number=next(self._numbers))
+                queue = self._choose(known, fitted)
+            self.queue, self.fit = queue, fitted  # the page asks for the queue once it knows of the fit
             if fitted is not None and fitted.rating is not None:
                 self._keep(fitted.rating)
         except StoreError as error:

@@ -91,7 +91,7 @@ def fit(
         return None
     own, rates = bundles[known], drawn[known]
     names = np.unique(own[rates])  # sorted by keys, that is in no order, so that no fold has a class of its own
-    at_once = len(names) >= ENOUGH and 2 * rates.sum() <= len(known)
+    at_once = len(names) >= ENOUGH and 2 * np.isin(own, names).sum() <= len(known)  # so that enough are left
     parts = [names] if at_once else np.array_split(names, FOLDS) if len(names) >= LEAST_RATED else []
     held = [np.flatnonzero(np.isin(own, part)) for part in parts]
     heads = _without(features, labels, keys, known, classes, [known[:0], *held])

@@ -40,27 +40,28 @@ const isQueue = () => desk.tab === "label" || isGrid(); // what is answered goes
 
 // What is shown
 
-async function load(fresh) {
+async function load(fresh, kept = Infinity) { // so many of those that are held stay
   const serial = fresh ? ++desk.serial : desk.serial;
   if (fresh) Object.assign(desk, { pictures: [], focus: 0, selected: new Set() });
   desk.loading = true;
-  const asked = { tab: desk.tab, n: GRID, name: desk.name, key: desk.like, skip: [...desk.pictures.map((one) => one.key), ...desk.passed] };
+  const skip = desk.pictures.slice(0, kept).map((one) => one.key);
   try {
-    const { pictures } = await ask("show", asked);
+    const { pictures } = await ask("show", { tab: desk.tab, n: GRID, name: desk.name, key: desk.like, skip: [...skip, ...desk.passed] });
     if (serial !== desk.serial) return;
+    if (!desk.selected.size) desk.pictures = desk.pictures.slice(0, Math.max(kept, desk.focus + 1));
     const known = new Set(desk.pictures.map((one) => one.key));
     desk.pictures.push(...pictures.filter((one) => !known.has(one.key)));
     desk.more = !isQueue() && pictures.length === GRID;
     if (fresh && isGrid()) for (const one of pictures) desk.selected.add(one.key);
     if (isGrid()) keepInSight();
-  } catch (error) { trouble(error.message); } finally { desk.loading = false; }
+  } catch (error) { trouble(error.message); } finally { if (serial === desk.serial) desk.loading = false; }
   draw();
   if (desk.tab === "label" && !desk.pictures.length && desk.left) setTimeout(refresh, 500); // they are being chosen
 }
 function renew() { // a newer head knows better what teaches most; what is before the eyes, or selected, stays
-  if (desk.tab !== "label" || desk.loading || desk.selected.size) return;
-  desk.pictures = desk.pictures.slice(0, desk.focus + AHEAD);
-  load(false);
+  const can = desk.tab === "label" && desk.pictures.length && !desk.loading && !desk.selected.size;
+  if (can) load(false, desk.focus + AHEAD);
+  return can;
 }
 function keepInSight() { // nothing is confirmed that can't be seen
   desk.pictures = desk.pictures.slice(0, GRID);

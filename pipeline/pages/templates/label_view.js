@@ -62,7 +62,7 @@ function option(picture, number, before) {
   if (why) made.append(document.createElement("br"), element("small", why));
   made.onclick = () => inTurn(() => { // what is answered before may take pictures away
     const place = desk.pictures.findIndex((one) => one.key === picture.key);
-    if (place < 0) return;
+    if (place < 0) throw new Error("The picture that was clicked is no longer here");
     desk.focus = place;
     if (isGrid()) toggle(picture.key);
     draw();
@@ -137,7 +137,7 @@ function drawState(state) {
     if (!desk.pictures.length) draw();
   }
   if (desk.tab === "label" && desk.left && !desk.pictures.length && !desk.loading && desk.serial) load(true);
-  if (desk.fit !== state.fit) { desk.fit = state.fit; renew(); }
+  if (desk.fit !== state.fit && renew()) desk.fit = state.fit;
   if (desk.told === JSON.stringify(state)) return; // who reads it would lose their place
   desk.told = JSON.stringify(state);
   at("name").textContent = state.name;
