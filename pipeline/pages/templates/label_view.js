@@ -32,7 +32,7 @@ function draw() {
   drawLarge();
   at("more").hidden = !desk.more;
   at("empty").hidden = shown.length > 0;
-  const next = desk.left ? "The next pictures are being chosen." : "All pictures have a label.";
+  const next = desk.left ? "The next pictures are being chosen." : "All pictures have a label, or are left out.";
   at("empty").textContent = desk.tab === "label" ? next : "There is nothing here.";
   if (document.activeElement === document.body || at("grid").contains(document.activeElement)) focusOn(desk.focus);
 }
